@@ -1,0 +1,70 @@
+"""What the segmenter tells the generator after a round (``feedback.json``)."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from exchange import files
+from exchange.errors import UserError
+from exchange.layout import RunLayout
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """The state of the segmenter at the end of a round; round -1 is that of the initial weights.
+
+    ``categories`` are sorted category ids; the per-class lists are in that order. APs are in percent;
+    None means that there is no validation instance (AP) or no earlier weights (drift).
+    """
+
+    round: int
+    iteration: int
+    checkpoint: str
+    checkpoint_sha256: str
+    dataset: str
+    categories: list[int]
+    box_ap: list[float | None]
+    mask_ap: list[float | None]
+    drift: list[float | None]
+    mean_box_ap: float
+    mean_mask_ap: float
+    ap_r: float | None
+    ap_c: float | None
+    ap_f: float | None
+    time: str
+
+
+def write_feedback(layout: RunLayout, feedback: Feedback) -> None:
+    """Writes the history file of the round, then ``feedback.json``."""
+    content = {"format": FORMAT_VERSION, **dataclasses.asdict(feedback)}
+    files.write_json(layout.feedback_history(feedback.round), content)
+    files.write_json(layout.feedback_file, content)
+
+
+def read_feedback(path: str) -> Feedback:
+    """Reads a feedback file; raises UserError if it is of another format, incomplete or inconsistent."""
+    content = files.read_json(path)
+    version = content.get("format") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has feedback format {version!r}, this version reads {FORMAT_VERSION}: "
+            "write it again with the training stage of the same release"
+        )
+    names = [field.name for field in dataclasses.fields(Feedback)]
+    missing = [name for name in names if name not in content]
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}: write it again with the training stage")
+    feedback = Feedback(**{name: content[name] for name in names})
+    for name in ("box_ap", "mask_ap", "drift"):
+        _check_per_class(path, name, getattr(feedback, name), len(feedback.categories))
+    return feedback
+
+
+def _check_per_class(path: str, name: str, values: Any, num_classes: int) -> None:
+    if not isinstance(values, list) or len(values) != num_classes:
+        raise UserError(f"{path}: {name!r} must list one value for each of the {num_classes} categories")
+    if any(v is not None and (not isinstance(v, (int, float)) or not math.isfinite(v)) for v in values):
+        raise UserError(f"{path}: {name!r} holds something that is neither a finite number nor null")

@@ -1,0 +1,126 @@
+"""Files that appear whole or not at all, on any fsspec file system (a plain path is a local one)."""
+
+import hashlib
+import json
+import os
+import posixpath
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from exchange.errors import UserError
+
+
+def join(root: str, *parts: str) -> str:
+    """Joins a path below ``root``; raises UserError for a part that would lead out of it."""
+    below = posixpath.normpath(posixpath.join(*parts))
+    if below.startswith(("/", "..")) or "\\" in below or "\0" in below:
+        raise UserError(f"the path {'/'.join(parts)!r} leads out of {root}: use a relative path without '..'")
+    return f"{root.rstrip('/')}/{below}"
+
+
+def exists(path: str) -> bool:
+    """Whether ``path`` names a file or a folder."""
+    filesystem, local = fsspec.core.url_to_fs(path)
+    return bool(filesystem.exists(local))
+
+
+def make_dirs(path: str) -> None:
+    """Makes the folder ``path`` and those above it; a folder that is there already is fine."""
+    filesystem, local = fsspec.core.url_to_fs(path)
+    filesystem.makedirs(local, exist_ok=True)
+
+
+def list_dir(path: str) -> list[str]:
+    """Sorted names (not paths) of what lies in the folder ``path``; empty if there is no such folder."""
+    filesystem, local = fsspec.core.url_to_fs(path)
+    if not filesystem.exists(local):
+        return []
+    filesystem.invalidate_cache(local)
+    return sorted(posixpath.basename(str(name).rstrip("/")) for name in filesystem.ls(local, detail=False))
+
+
+@contextmanager
+def atomic_writer(path: str) -> Iterator[BinaryIO]:
+    """Yields a binary file whose content appears at ``path`` when the block ends well, and never otherwise.
+
+    Written beside the target, flushed to the disk, then renamed over it: a reader sees the old file or the
+    new one, and so does whoever looks after a crash.
+    """
+    filesystem, target = fsspec.core.url_to_fs(path)
+    beside = f"{target}.{uuid.uuid4().hex[:8]}.tmp"
+    filesystem.makedirs(posixpath.dirname(target), exist_ok=True)
+    local = isinstance(filesystem, LocalFileSystem)
+    try:
+        with open(beside, "wb") if local else filesystem.open(beside, "wb") as file:
+            yield file
+            file.flush()
+            if local:
+                os.fsync(file.fileno())
+        if local:
+            os.replace(beside, target)
+        else:
+            filesystem.mv(beside, target)
+    except BaseException:
+        if filesystem.exists(beside):
+            filesystem.rm(beside)
+        raise
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Writes ``data`` to ``path``, whole or not at all."""
+    with atomic_writer(path) as file:
+        file.write(data)
+
+
+def write_json(path: str, value: Any) -> None:
+    """Writes ``value`` as JSON to ``path``, whole or not at all; NaN is refused, since JSON has none."""
+    write_bytes(path, json.dumps(value, allow_nan=False, separators=(",", ":")).encode())
+
+
+def write_done(path: str) -> None:
+    """Writes an empty marker file: what it marks is complete."""
+    write_bytes(path, b"")
+
+
+def read_bytes(path: str) -> bytes:
+    """The content of ``path``; raises UserError where there is no such file."""
+    filesystem, local = fsspec.core.url_to_fs(path)
+    try:
+        return bytes(filesystem.cat_file(local))
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise UserError(f"there is no file {path}: check the path, or run the step that writes it") from error
+
+
+def read_json(path: str) -> Any:
+    """The JSON value in ``path``; raises UserError where the file is missing or is not JSON."""
+    try:
+        return json.loads(read_bytes(path))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}): write it again or restore it") from error
+
+
+def sha256(path: str) -> str:
+    """Hexadecimal SHA-256 digest of the file ``path``."""
+    digest = hashlib.sha256()
+    with fsspec.open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def wait_for(path: str, what: str, timeout_s: float, poll_s: float = 1.0) -> None:
+    """Returns when ``path`` exists; raises UserError that says what was waited for after ``timeout_s``."""
+    started, deadline = time.strftime("%Y-%m-%d %H:%M:%S"), time.monotonic() + timeout_s
+    while not exists(path):
+        if time.monotonic() >= deadline:
+            raise UserError(
+                f"waited {timeout_s:.0f} s (since {started}) for {what}, but {path} did not appear: "
+                "run the step that writes it, or allow a longer wait"
+            )
+        time.sleep(min(poll_s, max(deadline - time.monotonic(), 0.01)))
