@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detectron2_ext.roi_align import roi_align_weights
+
 
 class BitMasks:
     """Binary masks of N objects, each stored as the part of the image that contains it.
 
     ``crops``: uint8 (N, h, w), values 0 and 1; object ``n`` fills the top left corner, the rest is 0.
-    ``boxes``: int64 (N, 4), XYXY pixel edges of each crop inside the image (``x2 - x1 <= w``, ``y2 - y1 <= h``).
+    ``boxes``: int64 (N, 4), XYXY pixel edges of each crop in the image (``x2 - x1 <= w``, ``y2 - y1 <= h``).
     ``image_size``: (height, width) of the image in pixels.
     """
 
@@ -28,7 +30,7 @@ class BitMasks:
     def from_crops(
         cls, crops: Sequence[Tensor], boxes: Sequence[Sequence[int]] | Tensor, image_size: tuple[int, int]
     ) -> BitMasks:
-        """Pack N masks (h_n, w_n), non-zero inside the object, whose XYXY crop boxes have exactly these sizes."""
+        """Pack N masks (h_n, w_n), non-zero inside the object; ``boxes`` are their places in the image."""
         height = max((crop.shape[0] for crop in crops), default=0)
         width = max((crop.shape[1] for crop in crops), default=0)
         packed = torch.zeros(len(crops), height, width, dtype=torch.uint8)
@@ -38,7 +40,8 @@ class BitMasks:
 
     @classmethod
     def from_full(cls, masks: Tensor) -> BitMasks:
-        """Cut N masks (N, H, W) of the whole image, bool or number, to their tight boxes (empty: 0, 0, 0, 0)."""
+        """Cut masks (N, H, W) of the whole image, bool or number, to their tight boxes (empty: 0, 0, 0,
+        0)."""
         masks = masks != 0
         bounds = []
         for axis in (1, 2):
@@ -73,9 +76,8 @@ class BitMasks:
         """Mask targets: the part of each mask inside its box, resampled to ``size`` x ``size``.
 
         ``boxes``: float (N, 4) XYXY, one per mask. Returns float32 (N, size, size) of 0 and 1.
-        Equals RoIAlign (He et al., Mask R-CNN, section 3; half-pixel aligned, ``ceil(box / size)`` samples per bin
-        and axis) of the whole image's mask, thresholded at 0.5. RoIAlign averages products of two linear
-        interpolations, so it is one matrix product per axis, which needs the crop only.
+        Equals RoIAlign (He et al., Mask R-CNN, 2017, section 3; aligned) of the whole image's mask,
+        thresholded at 0.5, but needs the crop only.
         """
         crop_height, crop_width = self.crops.shape[1:]
         targets = torch.zeros(len(self), size, size, device=self.crops.device)
@@ -83,10 +85,9 @@ class BitMasks:
             return targets
         boxes = boxes.to(torch.float32)
         image_height, image_width = self.image_size
-        rows = _roi_align_weights(boxes[:, 1], boxes[:, 3], size, image_height, self.boxes[:, 1], crop_height)
-        columns = _roi_align_weights(
-            boxes[:, 0], boxes[:, 2], size, image_width, self.boxes[:, 0], crop_width
-        )
+        top, left = self.boxes[:, 1], self.boxes[:, 0]
+        rows = roi_align_weights(boxes[:, 1], boxes[:, 3], size, image_height, top, crop_height)
+        columns = roi_align_weights(boxes[:, 0], boxes[:, 2], size, image_width, left, crop_width)
         at_once = max(1, 2**24 // (crop_height * crop_width))
         for start in range(0, len(self), at_once):
             part = slice(start, start + at_once)
@@ -113,41 +114,16 @@ class BitMasks:
         return f"BitMasks({len(self)} objects, image_size={self.image_size})"
 
 
-def _roi_align_weights(
-    start: Tensor, end: Tensor, size: int, image_extent: int, crop_start: Tensor, crop_extent: int
-) -> Tensor:
-    """Weight of every crop pixel in every bin along one axis: float32 (N, size, crop_extent).
-
-    A sample more than one pixel outside the image counts as 0; one nearer takes the border pixel.
-    """
-    length = end - start
-    samples_per_bin = (length / size).ceil().clamp(min=0)[:, None, None]  # a box without extent has none
-    samples = torch.arange(int(samples_per_bin.max()), device=start.device)
-    bins = torch.arange(size, device=start.device)[:, None]
-    offset = bins + (samples + 0.5) / samples_per_bin.clamp(min=1)
-    position = start[:, None, None] - 0.5 + offset * (length / size)[:, None, None]  # (N, size, samples)
-    counts = (samples < samples_per_bin) & (position >= -1) & (position <= image_extent)
-    position = position.clamp(0, image_extent - 1)
-    lower = position.floor()
-    fraction = position - lower
-    share = counts / samples_per_bin.clamp(min=1)
-    weights = torch.zeros(len(start), size, crop_extent, device=start.device)
-    for pixel, weight in ((lower, share * (1 - fraction)), (lower + 1, share * fraction)):
-        inside_crop = pixel.long() - crop_start[:, None, None]
-        held = (inside_crop >= 0) & (inside_crop < crop_extent)
-        weights.scatter_add_(2, inside_crop.clamp(0, crop_extent - 1), weight * held)
-    return weights
-
-
 Field = Tensor | BitMasks
 
 
 class Instances:
     """The objects of one image: named fields, all of one length, read and set as attributes.
 
-    In training: ``gt_boxes`` float (N, 4) XYXY pixels, ``gt_classes`` int64 (N,), ``gt_masks`` (:class:`BitMasks` or
-    bool (N, H, W)), ``instance_source`` int64 (N,) (0 real, 1 pasted). From the network: ``pred_boxes``, ``scores``,
-    ``pred_classes``, ``pred_masks`` bool (N, H, W). ``image_size`` is (height, width) in pixels.
+    In training: ``gt_boxes`` float (N, 4) XYXY pixels, ``gt_classes`` int64 (N,), ``gt_masks``
+    (:class:`BitMasks` or bool (N, H, W)), ``instance_source`` int64 (N,) (0 real, 1 pasted). From the
+    network: ``pred_boxes``, ``scores``, ``pred_classes``, ``pred_masks`` bool (N, H, W). ``image_size`` is
+    (height, width) in pixels.
     """
 
     image_size: tuple[int, int]

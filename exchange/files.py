@@ -88,6 +88,15 @@ def write_done(path: str) -> None:
     write_bytes(path, b"")
 
 
+def remove(path: str) -> None:
+    """Removes the file ``path``; one that is gone already is fine."""
+    filesystem, local = fsspec.core.url_to_fs(path)
+    try:
+        filesystem.rm_file(local)
+    except FileNotFoundError:
+        pass
+
+
 def read_bytes(path: str) -> bytes:
     """The content of ``path``; raises UserError where there is no such file."""
     filesystem, local = fsspec.core.url_to_fs(path)
@@ -95,6 +104,18 @@ def read_bytes(path: str) -> bytes:
         return bytes(filesystem.cat_file(local))
     except (FileNotFoundError, IsADirectoryError) as error:
         raise UserError(f"there is no file {path}: check the path, or run the step that writes it") from error
+
+
+def read_range(path: str, offset: int, length: int) -> bytes:
+    """``length`` bytes of ``path`` from ``offset`` on; raises UserError if the file is missing or shorter."""
+    filesystem, local = fsspec.core.url_to_fs(path)
+    try:
+        data = bytes(filesystem.cat_file(local, start=offset, end=offset + length))
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise UserError(f"there is no file {path}: check the path, or run the step that writes it") from error
+    if len(data) != length:
+        raise UserError(f"{path} ends before byte {offset + length}: it is cut off, write or copy it again")
+    return data
 
 
 def read_json(path: str) -> Any:

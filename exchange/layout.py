@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from exchange import files
 
 _MANIFEST = re.compile(r"manifest_rd(\d{2,})_(\d+)of(\d+)\.json")
+_CUTOUTS = re.compile(r"cutouts_rd(\d{2,})_(\d+)of(\d+)\.json")
+_INDEX = re.compile(r"rd(\d{2,})\.arrow")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class RunLayout:
         """File name of a generated instance, the same in ``pool/raw`` and ``pool/segmented``."""
         return f"{round_:02}_{category_id:04}_{instance:04}.png"
 
+    def pool(self, path: str) -> str:
+        """``path`` below the folder of the instance pool."""
+        return files.join(self.root, "pool", path)
+
     def raw(self, name: str) -> str:
         """The generated image called ``name``."""
         return files.join(self.root, "pool/raw", name)
@@ -58,9 +64,36 @@ class RunLayout:
         found = ((name, _MANIFEST.fullmatch(name)) for name in files.list_dir(folder))
         return [files.join(folder, name) for name, match in found if match and int(match[1]) == round_]
 
+    def cutouts(self, round_: int, shard: int, num_shards: int) -> str:
+        """What shard ``shard`` of ``num_shards`` of stage 2 found in the images of a round."""
+        return files.join(self.root, "pool/segmented", f"cutouts_rd{round_:02}_{shard}of{num_shards}.json")
+
+    def all_cutouts(self, round_: int) -> list[str]:
+        """The stage 2 records of a round that exist, in the order of their names."""
+        folder = files.join(self.root, "pool/segmented")
+        found = ((name, _CUTOUTS.fullmatch(name)) for name in files.list_dir(folder))
+        return [files.join(folder, name) for name, match in found if match and int(match[1]) == round_]
+
+    def cutout_image(self, name: str) -> str:
+        """The object of the generated image called ``name``, cropped and with alpha: ready to paste."""
+        return files.join(self.root, "pool/cutouts", name.removesuffix(".png") + ".webp")
+
+    def pool_index(self, round_: int) -> str:
+        """The columnar index of what a round added to the pool, see exchange/pool_index.py."""
+        return files.join(self.root, "pool/index", f"rd{round_:02}.arrow")
+
+    def pool_rounds(self) -> list[int]:
+        """The rounds that have an index."""
+        found = (_INDEX.fullmatch(name) for name in files.list_dir(self.pool("index")))
+        return sorted(int(match[1]) for match in found if match)
+
     def annotations(self, round_: int) -> str:
         """The pool of a round, cumulative, in LVIS/COCO format."""
         return files.join(self.root, "pool/annotations", f"rd{round_:02}.json")
+
+    def verdicts(self, round_: int) -> str:
+        """Which instances of a round were kept, and why the others were not."""
+        return files.join(self.root, "pool/annotations", f"rd{round_:02}.filter.json")
 
     def annotations_done(self, round_: int) -> str:
         """The marker that the pool of a round is complete."""

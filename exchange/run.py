@@ -17,7 +17,11 @@ _FREE_KEYS = {
     "DATALOADER.NUM_WORKERS",
     "DATALOADER.PREFETCH_FACTOR",
     "FEEDBACK.TIMEOUT",
+    "GENERATOR.EMBEDDING_CACHE",
+    "GENERATOR.GUIDANCE_CHUNK",
     "SEGMENTER.TRUST_REMOTE_CODE",
+    "SEGMENTER.BATCH_SIZE",
+    "SEGMENTER.WORKERS",
 }
 _PACKAGES = ("torch", "torchvision", "timm", "diffusers", "transformers", "numpy", "opencv-python-headless")
 

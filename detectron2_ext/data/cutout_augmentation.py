@@ -1,0 +1,65 @@
+"""Random changes to a cut-out after it has its final size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import cv2
+import numpy as np
+
+from detectron2_ext.data.rasterize import tighten
+
+
+class CutoutAugmentation(Protocol):
+    """Changes a cut-out."""
+
+    def __call__(self, cutout: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """RGBA uint8 (h, w, 4) from the same, which is not written to."""
+
+
+@dataclass(frozen=True)
+class RandomMirror:
+    """Exchanges left and right with a probability."""
+
+    probability: float = 0.5
+
+    def __call__(self, cutout: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return cv2.flip(cutout, 1) if rng.random() < self.probability else cutout
+
+
+@dataclass(frozen=True)
+class RandomRotation:
+    """Turns by an angle in ± ``degrees`` (X-Paste: 30); the cut-out grows to hold all of the object."""
+
+    degrees: float = 30.0
+
+    def __call__(self, cutout: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        height, width = cutout.shape[:2]
+        turn = cv2.getRotationMatrix2D(
+            ((width - 1) / 2, (height - 1) / 2), rng.uniform(-self.degrees, self.degrees), 1.0
+        )
+        cosine, sine = np.abs(turn[0, :2])
+        new_width = int(np.ceil(width * cosine + height * sine))
+        new_height = int(np.ceil(height * cosine + width * sine))
+        turn[:, 2] += (new_width - width) / 2, (new_height - height) / 2
+        turned = cv2.warpAffine(cutout, turn, (new_width, new_height), flags=cv2.INTER_LINEAR)
+        tight = tighten(np.ascontiguousarray(turned[..., 3]))
+        if tight is None:
+            return cutout
+        left, top, right, bottom = tight.box
+        return turned[top:bottom, left:right]
+
+
+@dataclass(frozen=True)
+class RandomColor:
+    """With a probability, jitters brightness, contrast, saturation (factors 1 ± strength) and hue (turns of ±
+    ``strength`` / 2), as X-Paste's ``ColorJitter(0.2, 0.2, 0.2, 0.2, p=0.5)`` over RGB."""
+
+    strength: float = 0.2
+    probability: float = 0.5
+
+    def __call__(self, cutout: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        if rng.random() >= self.probability:
+            return cutout
+        return cutout

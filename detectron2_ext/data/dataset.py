@@ -1,0 +1,280 @@
+"""The images and objects of an annotation file, in a few flat arrays that loader processes share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as coco_mask
+
+from exchange.annotations import AnnotationFile, read_annotations
+from exchange.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunLengths:
+    """A mask in COCO's run length encoding: ``size`` is (height, width), ``counts`` the compressed runs."""
+
+    size: tuple[int, int]
+    counts: bytes
+
+
+Polygon = np.ndarray  # float32 (P, 2): x, y in pixels of the image as it stands upright
+Segmentation = list[Polygon] | RunLengths
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image and its objects. ``boxes``: float32 (N, 4) XYXY; ``classes``: int64 (N,); ``crowd``: bool
+    (N,)."""
+
+    file_name: str
+    image_id: int
+    height: int
+    width: int
+    boxes: np.ndarray
+    classes: np.ndarray
+    crowd: np.ndarray
+    first_object: int
+
+
+class DetectionDataset:
+    """Images with annotated objects, after LVIS or COCO.
+
+    The annotations are held as flat arrays and not as millions of Python objects, so that the processes of a
+    loader share the memory: reading one touches no reference count that would copy its page.
+
+    An object that cannot be learnt is left out, counted and logged: a box without area, a segmentation
+        without
+    any polygon of three points or more, or run lengths of another image size. ``iscrowd`` objects are kept
+    and marked.
+
+    Args:
+        annotations: the file's content. A box is XYWH there; class indices follow the sorted category ids.
+        image_root: folder (or fsspec URL) that the images' ``file_name`` is relative to. LVIS v1 has no
+            ``file_name``; its place is the end of ``coco_url`` (``train2017/000000000009.jpg``).
+
+    Raises:
+        UserError: an annotation has no box of four numbers, or an image has no name.
+    """
+
+    def __init__(self, annotations: AnnotationFile, image_root: str) -> None:
+        self.category_ids = annotations.category_ids
+        self.category_names = [annotations.category_names[i] for i in self.category_ids.tolist()]
+        self._path = annotations.path
+        self._root = image_root.rstrip("/")
+        images = annotations.images
+        self._names = _Texts(self._file_name(image) for image in images)
+        self.image_ids = np.array([image["id"] for image in images], dtype=np.int64)
+        self.sizes = np.array([(i["height"], i["width"]) for i in images], dtype=np.int32).reshape(-1, 2)
+
+        place = {image_id: index for index, image_id in enumerate(self.image_ids.tolist())}
+        image_of = np.array([place[a["image_id"]] for a in annotations.annotations], dtype=np.int64)
+        kept: list[int] = []
+        boxes, parts = [], _Segments()
+        for index in np.argsort(image_of, kind="stable").tolist():
+            annotation = annotations.annotations[index]
+            box = self._box(annotation)
+            segmentation = _usable(
+                annotation.get("segmentation"), tuple(self.sizes[image_of[index]].tolist())
+            )
+            if box[2] <= box[0] or box[3] <= box[1] or not segmentation:
+                continue
+            kept.append(index)
+            boxes.append(box)
+            parts.append(segmentation)
+        dropped = len(image_of) - len(kept)
+        if dropped:
+            _log.warning(
+                "%s: left out %d of %d objects: their box has no area, or their segmentation is not usable",
+                annotations.path,
+                dropped,
+                len(image_of),
+            )
+        objects = [annotations.annotations[index] for index in kept]
+        self.boxes = np.array(boxes, dtype=np.float32).reshape(-1, 4)
+        self.classes = np.searchsorted(
+            self.category_ids, np.array([o["category_id"] for o in objects], dtype=np.int64)
+        )
+        self.crowd = np.array([bool(o.get("iscrowd", 0)) for o in objects], dtype=bool)
+        self._segments = parts.pack()
+        self.image_of_object = image_of[kept]
+        self._first = np.searchsorted(self.image_of_object, np.arange(len(images) + 1))
+
+    @classmethod
+    def read(cls, annotation_file: str, image_root: str) -> DetectionDataset:
+        """The data set of an annotation file; raises UserError as
+        :func:`exchange.annotations.read_annotations`."""
+        return cls(read_annotations(annotation_file), image_root)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.category_ids)
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def path(self, index: int) -> str:
+        """Path or URL of an image."""
+        return f"{self._root}/{self._names[index]}"
+
+    def record(self, index: int) -> ImageRecord:
+        """One image with its objects (views of the shared arrays)."""
+        objects = slice(int(self._first[index]), int(self._first[index + 1]))
+        height, width = self.sizes[index].tolist()
+        return ImageRecord(
+            self.path(index),
+            int(self.image_ids[index]),
+            height,
+            width,
+            self.boxes[objects],
+            self.classes[objects],
+            self.crowd[objects],
+            objects.start,
+        )
+
+    def segmentation(self, object_index: int) -> Segmentation:
+        """Polygons or run lengths of an object, by its place in ``boxes``."""
+        return self._segments[object_index]
+
+    def trainable_images(self) -> np.ndarray:
+        """Indices of the images that have an object other than a crowd: int64."""
+        return np.unique(self.image_of_object[~self.crowd])
+
+    def dicts(self) -> list[dict[str, Any]]:
+        """The data set as Detectron2's list of dictionaries (boxes XYXY_ABS, mode 0)."""
+        return [self._dict(self.record(index)) for index in range(len(self))]
+
+    def _dict(self, record: ImageRecord) -> dict[str, Any]:
+        annotations = []
+        for offset in range(len(record.boxes)):
+            segmentation = self.segmentation(record.first_object + offset)
+            annotations.append(
+                {
+                    "bbox": record.boxes[offset].tolist(),
+                    "bbox_mode": 0,
+                    "category_id": int(record.classes[offset]),
+                    "iscrowd": int(record.crowd[offset]),
+                    "segmentation": {"size": list(segmentation.size), "counts": segmentation.counts}
+                    if isinstance(segmentation, RunLengths)
+                    else [polygon.reshape(-1).tolist() for polygon in segmentation],
+                }
+            )
+        return {
+            "file_name": record.file_name,
+            "image_id": record.image_id,
+            "height": record.height,
+            "width": record.width,
+            "annotations": annotations,
+        }
+
+    def _file_name(self, image: dict[str, Any]) -> str:
+        name = image.get("file_name")
+        if name is None and "coco_url" in image:
+            name = "/".join(PurePosixPath(image["coco_url"]).parts[-2:])
+        if not isinstance(name, str):
+            raise UserError(f"{self._path}: image {image['id']} has no 'file_name': add it")
+        return name
+
+    def _box(self, annotation: dict[str, Any]) -> tuple[float, float, float, float]:
+        try:
+            x, y, width, height = (float(value) for value in annotation["bbox"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{self._path}: annotation {annotation.get('id')} has no 'bbox' of four numbers: add it"
+            ) from error
+        return x, y, x + width, y + height
+
+
+def _usable(segmentation: Any, image_size: tuple[int, int]) -> Segmentation | None:
+    """The part of a JSON segmentation that encloses pixels, or None."""
+    if isinstance(segmentation, dict):
+        counts, size = segmentation.get("counts"), segmentation.get("size")
+        if not counts or list(size or ()) != list(image_size):
+            return None
+        if isinstance(counts, list):
+            counts = coco_mask.frPyObjects({"counts": counts, "size": size}, *size)["counts"]
+        return RunLengths(image_size, counts.encode() if isinstance(counts, str) else counts)
+    polygons = [
+        np.asarray(part, dtype=np.float32).reshape(-1, 2)
+        for part in segmentation or ()
+        if len(part) >= 6 and len(part) % 2 == 0 and np.isfinite(part).all()
+    ]
+    return polygons or None
+
+
+class _Texts:
+    """A sequence of strings in one byte array."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        encoded = [text.encode() for text in texts]
+        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        self._ends = np.cumsum([0, *map(len, encoded)])
+
+    def __getitem__(self, index: int) -> str:
+        return self._bytes[self._ends[index] : self._ends[index + 1]].tobytes().decode()
+
+
+class _Segments:
+    """Collects segmentations; :meth:`pack` gives them as one byte array."""
+
+    _POLYGON, _RUNS = 0, 1
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._kinds: list[int] = []
+        self._owners: list[int] = []
+        self._sizes: list[tuple[int, int]] = []
+        self._count = 0
+
+    def append(self, segmentation: Segmentation) -> None:
+        runs = isinstance(segmentation, RunLengths)
+        for part in [segmentation.counts] if runs else [polygon.tobytes() for polygon in segmentation]:
+            self._parts.append(part)
+            self._kinds.append(self._RUNS if runs else self._POLYGON)
+            self._sizes.append(segmentation.size if runs else (0, 0))
+            self._owners.append(self._count)
+        self._count += 1
+
+    def pack(self) -> _PackedSegments:
+        return _PackedSegments(
+            data=np.frombuffer(b"".join(self._parts), dtype=np.uint8),
+            ends=np.cumsum([0, *map(len, self._parts)]),
+            is_runs=np.array(self._kinds, dtype=bool),
+            sizes=np.array(self._sizes, dtype=np.int32).reshape(-1, 2),
+            first_part=np.searchsorted(self._owners, np.arange(self._count + 1)),
+        )
+
+
+@dataclass(frozen=True)
+class _PackedSegments:
+    data: np.ndarray  # uint8: float32 coordinates of polygons, characters of run lengths
+    ends: np.ndarray  # (parts + 1,) where each part begins and ends in data
+    is_runs: np.ndarray  # bool (parts,)
+    sizes: np.ndarray  # int32 (parts, 2), of run lengths
+    first_part: np.ndarray  # (objects + 1,)
+
+    def __getitem__(self, index: int) -> Segmentation:
+        start, stop = self.first_part[index : index + 2].tolist()
+        if self.is_runs[start]:
+            height, width = self.sizes[start].tolist()
+            return RunLengths((height, width), self._part(start).tobytes())
+        return [self._part(part).view(np.float32).reshape(-1, 2) for part in range(start, stop)]
+
+    def _part(self, part: int) -> np.ndarray:
+        return self.data[self.ends[part] : self.ends[part + 1]]
+
+
+def class_frequencies(dataset: DetectionDataset, images: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Share of ``images`` that contain each class (crowds not counted): float64 (C,)."""
+    chosen = np.zeros(len(dataset), dtype=bool)
+    chosen[images] = True
+    relevant = chosen[dataset.image_of_object] & ~dataset.crowd
+    pairs = np.unique(dataset.image_of_object[relevant] * dataset.num_classes + dataset.classes[relevant])
+    return np.bincount(pairs % dataset.num_classes, minlength=dataset.num_classes) / max(len(images), 1)

@@ -1,0 +1,157 @@
+"""From a place in the training stream to what the network sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from detectron2_ext.data.dataset import DetectionDataset
+from detectron2_ext.data.decode import BadImage, read_image
+from detectron2_ext.data.geometry import ResizeCropFlip
+from detectron2_ext.data.paste import PasteInfo
+from detectron2_ext.data.rasterize import rasterize
+from detectron2_ext.data.scene import Scene, SceneObject
+from detectron2_ext.data.seeding import PASTE, REPLACEMENT, VIEW, generator
+
+_REPLACEMENTS = 20  # attempts to find an image that can be read in place of one that cannot
+
+
+class Paster(Protocol):
+    """Adds objects to a scene."""
+
+    def __call__(self, scene: Scene, k: int, rng: np.random.Generator) -> list[PasteInfo]:
+        """Change ``scene``, the ``k``-th image of the stream, in place; say what was added."""
+
+
+class TrainMapper:
+    """The training images as a map from ``(k, data set index)`` to Detectron2's dictionary of one input.
+
+    Everything random depends on the seed and on ``k`` alone. An image that cannot be read is replaced by
+    another one, a cut-out that cannot be read is not pasted; ``skipped`` says so.
+
+    Args:
+        dataset: where images and objects come from.
+        images: data set indices that may replace an image that cannot be read.
+        augmentation: draws the view.
+        pasters: add objects, one after the other.
+        seed: of the run.
+        bgr: whether the network wants the channels in the order BGR (INPUT.FORMAT).
+    """
+
+    def __init__(
+        self,
+        dataset: DetectionDataset,
+        images: np.ndarray,
+        augmentation: ResizeCropFlip,
+        pasters: Sequence[Paster],
+        seed: int,
+        bgr: bool = False,
+    ) -> None:
+        self.dataset = dataset
+        self._images, self._augmentation, self._pasters = images, augmentation, list(pasters)
+        self._seed, self._bgr = seed, bgr
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
+        """``image``: uint8 (3, h, w); ``instances``: see :class:`~detectron2_ext.structures.Instances`;
+        ``height``, ``width``, ``file_name``, ``image_id``, ``stream_index``; ``paste_info``: list of
+        :class:`PasteInfo`; ``skipped``: list of sentences about files that could not be used."""
+        k, index = item
+        skipped: list[str] = []
+        scene, index = self._readable_scene(k, index, skipped)
+        pasted = []
+        rng = generator(self._seed, PASTE, k)
+        for paster in self._pasters:
+            try:
+                pasted += paster(scene, k, rng)
+            except BadImage as error:
+                skipped.append(str(error))
+        record = self.dataset.record(index)
+        return {
+            "image": _to_tensor(scene.image, self._bgr),
+            "instances": scene.instances(),
+            "height": scene.size[0],
+            "width": scene.size[1],
+            "file_name": record.file_name,
+            "image_id": record.image_id,
+            "stream_index": k,
+            "paste_info": pasted,
+            "skipped": skipped,
+        }
+
+    def scene(self, index: int, rng: np.random.Generator) -> Scene:
+        """A random view of one image with its objects; crowds and what the view does not show are left
+        out."""
+        record = self.dataset.record(index)
+        view = self._augmentation.draw((record.height, record.width), rng)
+        image = read_image(record.file_name, (record.height, record.width), view.scale)
+        boxes = view.boxes(record.boxes)
+        visible = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]) & ~record.crowd
+        objects = []
+        for offset in np.flatnonzero(visible).tolist():
+            mask = rasterize(self.dataset.segmentation(record.first_object + offset), view)
+            if mask is not None:
+                box = tuple(boxes[offset].tolist())
+                objects.append(SceneObject(box, mask, int(record.classes[offset])))
+        return Scene(view.image(image), objects)
+
+    def _readable_scene(self, k: int, index: int, skipped: list[str]) -> tuple[Scene, int]:
+        for attempt in range(_REPLACEMENTS):
+            try:
+                return self.scene(index, generator(self._seed, VIEW, k)), index
+            except BadImage as error:
+                skipped.append(str(error))
+                index = int(generator(self._seed, REPLACEMENT, k, attempt).choice(self._images))
+        raise BadImage(f"{_REPLACEMENTS} images in a row cannot be read, the last because {skipped[-1]}")
+
+
+class TestMapper:
+    """The images of a data set as the network is tested on: upright, resized, whole.
+
+    The shorter side becomes ``min_size`` unless the longer one would then exceed ``max_size`` (Detectron2's
+    ``ResizeShortestEdge``, with Pillow's bilinear filter as there).
+    """
+
+    __test__ = False  # not a test class
+
+    def __init__(self, dataset: DetectionDataset, min_size: int, max_size: int, bgr: bool = False) -> None:
+        self.dataset = dataset
+        self._min_size, self._max_size, self._bgr = min_size, max_size, bgr
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """``image``: uint8 (3, h, w), resized; ``height`` and ``width`` of the original, ``file_name``,
+        ``image_id``. An image that cannot be read has no ``image`` but ``skipped``, as in training."""
+        record = self.dataset.record(index)
+        described = {
+            "height": record.height,
+            "width": record.width,
+            "file_name": record.file_name,
+            "image_id": record.image_id,
+        }
+        try:
+            image = read_image(record.file_name, (record.height, record.width))
+        except BadImage as error:
+            return {**described, "skipped": [str(error)]}
+        height, width = self._resized(record.height, record.width)
+        if (height, width) != image.shape[:2]:
+            image = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+        return {**described, "image": _to_tensor(image, self._bgr), "skipped": []}
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        scale = self._min_size / min(height, width)
+        if scale * max(height, width) > self._max_size:
+            scale = self._max_size / max(height, width)
+        return int(height * scale + 0.5), int(width * scale + 0.5)
+
+
+def _to_tensor(image: np.ndarray, bgr: bool) -> Tensor:
+    """uint8 (3, h, w) of an image uint8 RGB (h, w, 3), in the same memory where the order of channels
+    allows."""
+    return torch.from_numpy(np.ascontiguousarray(image[..., ::-1] if bgr else image)).permute(2, 0, 1)

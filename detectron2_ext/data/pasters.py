@@ -1,0 +1,145 @@
+"""Where pasted objects come from (INPUT.USE_COPY_METHOD): the pool, or other training images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import cv2
+import numpy as np
+
+from detectron2_ext.data.blend import Blend
+from detectron2_ext.data.cutout_augmentation import CutoutAugmentation
+from detectron2_ext.data.paste import draw_object_size, draw_position, overlay, put_on_top, resize_cutout
+from detectron2_ext.data.paste_plan import PastePlan
+from detectron2_ext.data.pool import InstancePool
+from detectron2_ext.data.rasterize import ObjectMask
+from detectron2_ext.data.scene import PASTED, Scene, SceneObject
+
+
+@dataclass(frozen=True)
+class PasteInfo:
+    """One pasted object, for logs and reports.
+
+    ``source``: path of the cut-out, or of the training image that it comes from. ``box``: XYXY pixels of the
+    object, which may reach over the border. ``visible_pixels``: how many show when it is pasted.
+    ``pool_index``: its place in the pool and ``round``: the round it was made in; -1 where there is none.
+    """
+
+    source: str
+    class_index: int
+    box: tuple[int, int, int, int]
+    visible_pixels: int
+    pool_index: int = -1
+    round: int = -1
+
+
+class Paster(Protocol):
+    """Adds objects to a scene."""
+
+    def __call__(self, scene: Scene, k: int, rng: np.random.Generator) -> list[PasteInfo]:
+        """Change ``scene``, the ``k``-th image of the stream, in place; say what was added.
+
+        ``rng`` belongs to this image. Raises BadImage where a file cannot be read; the scene then holds what
+        was added before.
+        """
+
+
+class PoolPaster:
+    """Pastes instances of a pool.
+
+    Args:
+        pool: what there is to paste.
+        plan: which instances an image gets, how large and where.
+        augmentations: change a resized cut-out, one after the other.
+        blends: one of them is drawn per instance.
+    """
+
+    def __init__(
+        self,
+        pool: InstancePool,
+        plan: PastePlan,
+        augmentations: Sequence[CutoutAugmentation],
+        blends: Sequence[Blend],
+    ) -> None:
+        self._pool, self._plan = pool, plan
+        self._augmentations, self._blends = list(augmentations), list(blends)
+
+    def __call__(self, scene: Scene, k: int, rng: np.random.Generator) -> list[PasteInfo]:
+        pasted = []
+        for index, area_root, corner in self._plan(scene, k, rng):
+            cutout = self._pool.load(index)
+            size = draw_object_size(cutout.shape[:2], area_root, scene.size, rng)
+            if size is None:
+                continue
+            cutout = resize_cutout(cutout, size)
+            for augment in self._augmentations:
+                cutout = augment(cutout, rng)
+            x, y = draw_position(scene.size, cutout.shape[:2], rng) if corner is None else corner
+            blend = self._blends[rng.integers(len(self._blends))]
+            class_index = int(self._pool.categories[index])
+            visible = overlay(scene, cutout, x, y, class_index, blend)
+            if visible:
+                box = (x, y, x + cutout.shape[1], y + cutout.shape[0])
+                name, round_ = self._pool.name(index), int(self._pool.rounds[index])
+                pasted.append(PasteInfo(name, class_index, box, visible, index, round_))
+        return pasted
+
+
+class ImagePaster:
+    """``self_copy``: objects of a second training image, at the places that they have there.
+
+    Simple Copy-Paste (Ghiasi et al., 2021), as X-Paste does it: the second image gets a view of its own, a
+    random number of its objects, from none to all, is copied, and a scene that is smaller than that view grows
+    to the right and downwards, in black.
+
+    Args:
+        draw_scene: gives a random view of a random training image and its path.
+        blends: one of them is drawn per image.
+    """
+
+    def __init__(
+        self, draw_scene: Callable[[np.random.Generator], tuple[Scene, str]], blends: Sequence[Blend]
+    ) -> None:
+        self._draw_scene, self._blends = draw_scene, list(blends)
+
+    def __call__(self, scene: Scene, k: int, rng: np.random.Generator) -> list[PasteInfo]:
+        other, path = self._draw_scene(rng)
+        count = rng.integers(len(other.objects) + 1)
+        chosen = [other.objects[i] for i in rng.permutation(len(other.objects))[:count]]
+        if not chosen:
+            return []
+        blend = self._blends[rng.integers(len(self._blends))]
+        scene.grow(other.size)
+        cover = _union(chosen)
+        x1, y1, x2, y2 = cover.box
+        cutout = np.dstack([other.image[y1:y2, x1:x2], cover.crop * np.uint8(255)])
+        blend(scene.image[y1:y2, x1:x2], cutout, cover.crop)
+        for scene_object in chosen:
+            scene_object.source = PASTED
+        put_on_top(scene, chosen, cover)
+        return [
+            PasteInfo(path, o.class_index, o.mask.box, cv2.countNonZero(o.mask.crop)) for o in chosen
+        ]
+
+
+class EitherPaster:
+    """``p:0.5``: one paster with probability ``probability``, the other one otherwise."""
+
+    def __init__(self, probability: float, first: Paster, second: Paster) -> None:
+        self._probability, self._pasters = probability, (first, second)
+
+    def __call__(self, scene: Scene, k: int, rng: np.random.Generator) -> list[PasteInfo]:
+        return self._pasters[rng.random() >= self._probability](scene, k, rng)
+
+
+def _union(objects: Sequence[SceneObject]) -> ObjectMask:
+    boxes = np.array([scene_object.mask.box for scene_object in objects])
+    left, top = boxes[:, :2].min(axis=0).tolist()
+    right, bottom = boxes[:, 2:].max(axis=0).tolist()
+    crop = np.zeros((bottom - top, right - left), np.uint8)
+    for scene_object in objects:
+        x1, y1, x2, y2 = scene_object.mask.box
+        crop[y1 - top : y2 - top, x1 - left : x2 - left] |= scene_object.mask.crop
+    return ObjectMask(crop, (left, top, right, bottom))

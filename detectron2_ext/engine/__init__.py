@@ -1,0 +1,1 @@
+"""The training of one round: loop, optimiser, average weights, checkpoints, feedback."""

@@ -1,0 +1,99 @@
+"""The checkpoints of a run: ``train/model_0008999.pth`` is the state after 9,000 iterations."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from typing import Any
+
+import fsspec
+import torch
+
+from detectron2_ext.engine.state import TrainingState
+from exchange import files
+from exchange.errors import UserError
+
+_NAME = re.compile(r"model_(\d{7,})\.pth")
+
+
+class RunCheckpoints:
+    """Reads and writes the checkpoints in a folder.
+
+    ``round_iters``: length of a round; the checkpoints at the ends of rounds stay, of the others the ``keep``
+    newest (counting the one just written).
+    """
+
+    def __init__(self, folder: str, round_iters: int, keep: int) -> None:
+        self._folder = folder
+        self._round_iters = round_iters
+        self._keep = keep
+
+    def path(self, iteration: int) -> str:
+        """Where the state after ``iteration`` iterations belongs; for 0 that is ``model_initial.pth``."""
+        return files.join(self._folder, f"model_{iteration - 1:07}.pth" if iteration else "model_initial.pth")
+
+    def save(self, state: TrainingState) -> str:
+        """Writes the state, then makes it the one to resume from; returns its path.
+
+        Raises UserError when it cannot be written; what was there before is then untouched.
+        """
+        path = self.path(state.iteration)
+        try:
+            with files.atomic_writer(path) as file:
+                torch.save(state.state_dict(), file)
+            files.write_bytes(self._marker, path.rsplit("/", 1)[1].encode())
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            raise UserError(
+                f"the checkpoint {path} could not be written ({_reason(error)}): free some space and call "
+                f"again, training resumes from {self.latest() or 'its beginning'}"
+            ) from error
+        self._prune(state.iteration)
+        return path
+
+    def latest(self) -> str | None:
+        """The checkpoint to resume from."""
+        if not files.exists(self._marker):
+            return None
+        path = files.join(self._folder, files.read_bytes(self._marker).decode().strip())
+        if not files.exists(path):
+            raise UserError(
+                f"{self._marker} names {path}, which does not exist: write the name of a checkpoint into it, "
+                "or remove it to start from MODEL.WEIGHTS"
+            )
+        return path
+
+    @property
+    def _marker(self) -> str:
+        return files.join(self._folder, "last_checkpoint")
+
+    def _prune(self, newest: int) -> None:
+        found = (_NAME.fullmatch(name) for name in files.list_dir(self._folder))
+        done = sorted(int(match[1]) + 1 for match in found if match)
+        passing = [iteration for iteration in done if iteration % self._round_iters and iteration < newest]
+        for iteration in passing[: max(len(passing) - self._keep + 1, 0)]:
+            filesystem, local = fsspec.core.url_to_fs(self.path(iteration))
+            filesystem.rm(local)
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU: tensors and plain values only.
+
+    Raises UserError where the file is missing, cut short or holds anything else.
+    """
+    if not files.exists(path):
+        raise UserError(f"there is no checkpoint {path}: check MODEL.WEIGHTS or train/last_checkpoint")
+    try:
+        with fsspec.open(path, "rb") as file:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"{path} is not a whole checkpoint ({_reason(error)}): remove it and resume from an older one by "
+            "writing that one's name into last_checkpoint"
+        ) from error
+    if not isinstance(content, dict) or "model" not in content:
+        raise UserError(f"{path} holds no 'model': it is no checkpoint of a run")
+    return content
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,90 @@
+"""Optimiser, gradient clipping and learning rate schedule."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+
+import torch
+from fvcore.common.config import CfgNode
+from fvcore.common.param_scheduler import CompositeParamScheduler, CosineParamScheduler, LinearParamScheduler
+from torch import nn
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+from torch.optim.lr_scheduler import LambdaLR
+
+from exchange.errors import UserError
+
+Clip = Callable[[list[nn.Parameter]], None]
+
+
+def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
+    """The optimiser that ``cfg.SOLVER`` describes, over the parameters that learn."""
+    solver = cfg.SOLVER
+    groups: dict[float, list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            factor = solver.BACKBONE_MULTIPLIER if name.startswith("backbone.") else 1.0
+            if any(part in name for part in solver.CUSTOM_MULTIPLIER_NAME):
+                factor *= solver.CUSTOM_MULTIPLIER
+            groups[factor].append(parameter)
+    settings = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY, "fused": True}
+    parts = [{"params": group, "lr": solver.BASE_LR * factor} for factor, group in groups.items()]
+    if solver.OPTIMIZER == "ADAMW":
+        return torch.optim.AdamW(parts, **settings)
+    if solver.OPTIMIZER == "SGD":
+        return torch.optim.SGD(parts, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, **settings)
+    raise UserError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}: choose ADAMW or SGD")
+
+
+def build_clip(cfg: CfgNode) -> Clip:
+    """The clipping of gradients, in place, that ``cfg.SOLVER.CLIP_GRADIENTS`` describes."""
+    settings = cfg.SOLVER.CLIP_GRADIENTS
+    limit, norm_type = settings.CLIP_VALUE, settings.NORM_TYPE
+
+    def each_element(parameters: list[nn.Parameter]) -> None:
+        clip_grad_value_(parameters, limit)
+
+    def each_parameter(parameters: list[nn.Parameter]) -> None:
+        for parameter in parameters:
+            clip_grad_norm_(parameter, limit, norm_type)
+
+    def all_together(parameters: list[nn.Parameter]) -> None:
+        clip_grad_norm_(parameters, limit, norm_type)
+
+    def nothing(parameters: list[nn.Parameter]) -> None:
+        return
+
+    if not settings.ENABLED:
+        return nothing
+    kinds: dict[str, Clip] = {"value": each_element, "norm": each_parameter, "full_model": all_together}
+    if settings.CLIP_TYPE not in kinds:
+        raise UserError(
+            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {settings.CLIP_TYPE!r}: choose one of {', '.join(kinds)}"
+        )
+    return kinds[settings.CLIP_TYPE]
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, cfg: CfgNode) -> LambdaLR:
+    """Warm-up, then half a cosine, over all iterations of all rounds.
+
+    At iteration ``i`` of ``n``, with ``w`` iterations of warm-up from the factor ``f`` and ``e`` the last
+    learning rate as a share of the first, the learning rate is multiplied by
+    ``c(i) = e + (1 - e) (1 + cos(π i / n)) / 2`` (Loshchilov & Hutter, SGDR, 2017, equation 5, without
+    restart), and before iteration ``w`` by the straight line from ``f`` at 0 to ``c(w)`` at ``w``.
+    """
+    solver = cfg.SOLVER
+    if solver.LR_SCHEDULER_NAME != "WarmupCosineLR":
+        raise UserError(f"SOLVER.LR_SCHEDULER_NAME is {solver.LR_SCHEDULER_NAME!r}: choose WarmupCosineLR")
+    cosine = CosineParamScheduler(1.0, solver.BASE_LR_END / solver.BASE_LR)
+    share = min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0)
+    multiplier = (
+        CompositeParamScheduler(
+            [LinearParamScheduler(solver.WARMUP_FACTOR, cosine(share)), cosine],
+            lengths=[share, 1.0 - share],
+            interval_scaling=["rescaled", "fixed"],
+        )
+        if share
+        else cosine
+    )
+    # The scheduler is stepped once after the last iteration too.
+    return LambdaLR(optimizer, lambda i: multiplier(min(i, solver.MAX_ITER - 1) / solver.MAX_ITER))

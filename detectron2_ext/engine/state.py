@@ -1,0 +1,73 @@
+"""Everything that changes while a network is trained, and so everything that a checkpoint holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from detectron2_ext.engine.ema import ModelEma
+from detectron2_ext.engine.optimizer import build_optimizer, build_schedule
+
+
+@dataclass
+class TrainingState:
+    """The training after ``iteration`` iterations.
+
+    There is no random state in it: what an iteration draws depends on the seed of the run and on its number.
+    """
+
+    model: nn.Module
+    ema: ModelEma | None
+    optimizer: torch.optim.Optimizer
+    schedule: LambdaLR
+    scaler: torch.amp.GradScaler
+    iteration: int
+    settings: str
+
+    @classmethod
+    def start(cls, model: nn.Module, cfg: CfgNode) -> TrainingState:
+        """The state before the first iteration, from a network that has its starting weights."""
+        optimizer = build_optimizer(model, cfg)
+        half = cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16"
+        return cls(
+            model=model,
+            ema=ModelEma(model, cfg.SOLVER.MODEL_EMA) if cfg.SOLVER.MODEL_EMA else None,
+            optimizer=optimizer,
+            schedule=build_schedule(optimizer, cfg),
+            scaler=torch.amp.GradScaler(next(model.parameters()).device.type, enabled=half),
+            iteration=0,
+            settings=cfg.dump(),
+        )
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that stands for this state: the average, where there is one."""
+        return self.ema.model if self.ema else self.model
+
+    def state_dict(self) -> dict[str, Any]:
+        """In the layout of Detectron2's checkpoints; ``iteration`` there is the last one done, from 0."""
+        averaged = {"model_ema": self.ema.model.state_dict()} if self.ema else {}
+        return {
+            "model": self.model.state_dict(),
+            **averaged,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "iteration": self.iteration - 1,
+            "settings": self.settings,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues where :meth:`state_dict` was taken, exactly."""
+        self.model.load_state_dict(state["model"])
+        if self.ema:
+            self.ema.model.load_state_dict(state["model_ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.iteration = state["iteration"] + 1

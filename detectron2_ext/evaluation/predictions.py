@@ -1,0 +1,119 @@
+"""What the network found, kept as plain columns: a few dozen bytes an object plus its run-length encoding."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+from faster_coco_eval.core import mask as mask_api
+
+from detectron2_ext.structures import Instances
+
+
+@dataclass
+class Predictions:
+    """N predicted objects of any number of images.
+
+    ``image_ids`` int64 (N,); ``class_indices`` int64 (N,), from 0; ``scores`` float64 (N,); ``boxes`` float64
+    (N, 4), XYWH absolute pixels; ``sizes`` int32 (N, 2), height and width of the image; ``counts`` object
+    (N,), the compressed run lengths of the mask in COCO's encoding, as bytes.
+    """
+
+    image_ids: npt.NDArray[np.int64]
+    class_indices: npt.NDArray[np.int64]
+    scores: npt.NDArray[np.float64]
+    boxes: npt.NDArray[np.float64]
+    sizes: npt.NDArray[np.int32]
+    counts: npt.NDArray[np.object_]
+
+    @classmethod
+    def from_instances(cls, image_id: int, instances: Instances, limit: int) -> Predictions:
+        """The ``limit`` best objects of one image, best first, equal scores in the network's order.
+
+        ``instances`` lie on the CPU and have ``pred_boxes`` (N, 4) XYXY, ``scores`` (N,), ``pred_classes``
+        (N,) and ``pred_masks`` bool (N, H, W).
+        """
+        best = np.argsort(-instances.scores.numpy(), kind="stable")[:limit]
+        x1, y1, x2, y2 = instances.pred_boxes.double().numpy()[best].T
+        masks = instances.pred_masks.numpy()[best].view(np.uint8)
+        # The encoder reads columns, so (H, W, N) in Fortran order.
+        encoded = mask_api.encode(np.asfortranarray(masks.transpose(1, 2, 0))) if len(best) else []
+        return cls(
+            image_ids=np.full(len(best), image_id, dtype=np.int64),
+            class_indices=instances.pred_classes.numpy()[best].astype(np.int64),
+            scores=instances.scores.double().numpy()[best],
+            boxes=np.stack([x1, y1, x2 - x1, y2 - y1], axis=1),
+            sizes=np.tile(np.array(instances.image_size, dtype=np.int32), (len(best), 1)),
+            counts=_objects(rle["counts"] for rle in encoded),
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Predictions]) -> Predictions:
+        """All objects of several predictions, in their order."""
+        if not parts:
+            ids = np.zeros(0, np.int64)
+            return cls(ids, ids, np.zeros(0), np.zeros((0, 4)), np.zeros((0, 2), np.int32), _objects([]))
+        return cls(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+
+    def select(self, index: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> Predictions:
+        """The objects that a mask or an index array selects."""
+        return Predictions(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    def to_bytes(self) -> bytes:
+        """As an uncompressed ``.npz`` without pickled objects."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "counts"}
+        lengths = np.array([len(counts) for counts in self.counts], dtype=np.int64)
+        joined = np.frombuffer(b"".join(self.counts), dtype=np.uint8)
+        buffer = io.BytesIO()
+        np.savez(buffer, **plain, count_lengths=lengths, joined_counts=joined)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Predictions:
+        """Reads what :meth:`to_bytes` wrote."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            joined = arrays["joined_counts"].tobytes()
+            ends = np.cumsum(arrays["count_lengths"])
+            starts = ends - arrays["count_lengths"]
+            plain = {f.name: arrays[f.name] for f in fields(cls) if f.name != "counts"}
+        return cls(
+            **plain, counts=_objects(joined[start:end] for start, end in zip(starts, ends, strict=True))
+        )
+
+    def to_json(self, category_ids: npt.NDArray[np.int64]) -> list[str]:
+        """One JSON object for each predicted object, as the LVIS and COCO result servers take them."""
+        records = zip(
+            self.image_ids.tolist(),
+            category_ids[self.class_indices].tolist(),
+            self.boxes.tolist(),
+            self.scores.tolist(),
+            self.sizes.tolist(),
+            self.counts,
+            strict=True,
+        )
+        return [
+            json.dumps(
+                {
+                    "image_id": image_id,
+                    "category_id": category_id,
+                    "bbox": box,
+                    "score": score,
+                    "segmentation": {"size": size, "counts": counts.decode("ascii")},
+                }
+            )
+            for image_id, category_id, box, score, size, counts in records
+        ]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+def _objects(values: Iterable[bytes]) -> npt.NDArray[np.object_]:
+    listed = list(values)
+    array = np.empty(len(listed), dtype=np.object_)
+    array[:] = listed
+    return array

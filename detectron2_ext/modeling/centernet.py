@@ -1,0 +1,153 @@
+"""The proposal generator: class-agnostic boxes from a heat map of object centres."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from torchvision.ops import nms
+
+from detectron2_ext.modeling.centernet_head import CenterNetHead
+from detectron2_ext.modeling.centernet_losses import giou_distance_loss, heat_map_focal_loss
+from detectron2_ext.modeling.centernet_targets import CenterNetTargetAssigner, Locations
+from detectron2_ext.modeling.ground_truth import GroundTruth
+from detectron2_ext.modeling.ranks import mean_over_ranks
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Of one image: ``boxes`` float32 (R, 4) XYXY pixels, best first; they may reach beyond the image.
+    ``scores``: float32 (R,), square root of the heat map."""
+
+    boxes: Tensor
+    scores: Tensor
+
+
+@dataclass(frozen=True)
+class ProposalSelection:
+    """``score_threshold`` applies to the heat map, ``pre_nms`` to each level, ``post_nms`` to the image."""
+
+    score_threshold: float
+    nms_threshold: float
+    pre_nms: int
+    post_nms: int
+
+
+@dataclass(frozen=True)
+class HeatMapLoss:
+    """Weights of the halves of the heat map loss and the arguments of :func:`heat_map_focal_loss`."""
+
+    positive_weight: float = 0.5
+    negative_weight: float = 0.5
+    alpha: float = 0.25
+    beta: float = 4.0
+    gamma: float = 2.0
+    clamp: float = 1e-4
+    ignore_above: float = 0.85
+
+
+class CenterNet(nn.Module):
+    """CenterNet as the first stage of a two-stage detector (Zhou et al., Probabilistic two-stage detection,
+    2021).
+
+    Args:
+        head: predicts heat map and distances on each level.
+        strides: of the levels, in pixels.
+        assigner: makes the targets.
+        heat_map_loss, box_weight: what the losses weigh.
+        when_training, when_testing: which boxes become proposals.
+    """
+
+    def __init__(
+        self,
+        head: CenterNetHead,
+        strides: Sequence[int],
+        assigner: CenterNetTargetAssigner,
+        heat_map_loss: HeatMapLoss,
+        box_weight: float,
+        when_training: ProposalSelection,
+        when_testing: ProposalSelection,
+    ) -> None:
+        super().__init__()
+        self.centernet_head = head
+        self.strides = list(strides)
+        self.assigner = assigner
+        self.heat_map_loss = heat_map_loss
+        self.box_weight = box_weight
+        self.when_training = when_training
+        self.when_testing = when_testing
+
+    def forward(
+        self, features: Sequence[Tensor], truth: GroundTruth | None = None
+    ) -> tuple[list[Proposals], dict[str, Tensor]]:
+        """Proposals of each image and, with ``truth``, the losses (summed over the batch, divided by the
+        number of positives averaged over the processes)."""
+        heat_logits, distances = self.centernet_head(features)
+        shapes = [(int(level.shape[2]), int(level.shape[3])) for level in features]
+        locations = Locations.of(shapes, self.strides, features[0].device)
+        heat_logits = torch.cat([level.flatten(1) for level in heat_logits], dim=1).float()  # (B, M)
+        distances = torch.cat([level.flatten(2) for level in distances], dim=2).mT.float()  # (B, M, 4)
+        losses = {} if truth is None else self._losses(locations, heat_logits, distances, truth)
+        with torch.no_grad():
+            proposals = self._proposals(locations, shapes, heat_logits.sigmoid(), distances)
+        return proposals, losses
+
+    def _losses(
+        self, locations: Locations, heat_logits: Tensor, distances: Tensor, truth: GroundTruth
+    ) -> dict[str, Tensor]:
+        targets = [
+            self.assigner(locations, boxes[:count])
+            for boxes, count in zip(truth.boxes, truth.counts, strict=True)
+        ]
+        is_center = pad_sequence([target.is_center for target in targets], batch_first=True)
+        has_box = torch.stack([target.has_box for target in targets])
+        positive, negative = heat_map_focal_loss(
+            heat_logits,
+            torch.stack([target.heat for target in targets]),
+            pad_sequence([target.center_index for target in targets], batch_first=True),
+            is_center,
+            alpha=self.heat_map_loss.alpha,
+            beta=self.heat_map_loss.beta,
+            gamma=self.heat_map_loss.gamma,
+            clamp=self.heat_map_loss.clamp,
+            ignore_above=self.heat_map_loss.ignore_above,
+        )
+        box = giou_distance_loss(distances, torch.stack([target.distances for target in targets]), has_box)
+        counts = torch.stack([is_center.sum(), has_box.sum()]).float()
+        num_centers, num_boxes = mean_over_ranks(counts).clamp(min=1)
+        return {
+            "loss_centernet_loc": self.box_weight * box / num_boxes,
+            "loss_centernet_agn_pos": self.heat_map_loss.positive_weight * positive / num_centers,
+            "loss_centernet_agn_neg": self.heat_map_loss.negative_weight * negative / num_centers,
+        }
+
+    def _proposals(
+        self, locations: Locations, shapes: Sequence[tuple[int, int]], heat: Tensor, distances: Tensor
+    ) -> list[Proposals]:
+        selection = self.when_training if self.training else self.when_testing
+        kept, start = [], 0
+        for rows, columns in shapes:
+            level_heat = heat[:, start : start + rows * columns]
+            best = level_heat.topk(min(selection.pre_nms, rows * columns), dim=1, sorted=False)
+            kept.append(best.indices + start)
+            start += rows * columns
+        index = torch.cat(kept, dim=1)  # (B, K)
+        heat = heat.gather(1, index)
+        reach = distances.gather(1, index[:, :, None].expand(-1, -1, 4))
+        reach = reach * locations.strides[locations.level[index]][:, :, None]
+        points = locations.points[index]
+        top_left = points - reach[:, :, :2]
+        bottom_right = torch.maximum(points + reach[:, :, 2:], top_left + 0.01)
+        boxes = torch.cat([top_left, bottom_right], dim=2)
+        return [
+            self._select(boxes_of_image, heat_of_image, selection)
+            for boxes_of_image, heat_of_image in zip(boxes, heat, strict=True)
+        ]
+
+    @staticmethod
+    def _select(boxes: Tensor, heat: Tensor, selection: ProposalSelection) -> Proposals:
+        candidate = heat > selection.score_threshold
+        boxes, scores = boxes[candidate], heat[candidate].sqrt()
+        keep = nms(boxes, scores, selection.nms_threshold)[: selection.post_nms]
+        return Proposals(boxes[keep], scores[keep])

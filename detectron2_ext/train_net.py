@@ -1,0 +1,112 @@
+"""Stage 3, one call per round: train with copy-paste, evaluate, write the feedback.
+
+    python -m detectron2_ext.train_net --config configs/MRCA/MRCA_R50.yaml [KEY VALUE …]
+    python -m detectron2_ext.train_net --config FILE --eval-only [MODEL.WEIGHTS model.pth]
+
+Several processes: start it with ``torchrun``, as ``launch.sh`` does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from fvcore.common.config import CfgNode
+
+from detectron2_ext.config import load_config
+from detectron2_ext.engine.checkpoints import RunCheckpoints
+from detectron2_ext.engine.distributed import Ranks, join_ranks
+from detectron2_ext.engine.round import evaluate_initial, read_training_set, run_round, start_or_resume
+from detectron2_ext.engine.validation import validate
+from detectron2_ext.evaluation.report import format_table
+from detectron2_ext.modeling import build_model, load_weights
+from exchange import files
+from exchange.config import add_config_arguments, from_repository
+from exchange.errors import UserError, run_cli
+from exchange.layout import RunLayout
+from exchange.run import open_run
+
+_log = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the stage with the arguments of a command line, by default this process's."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_config_arguments(parser)
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument(
+        "--eval-only",
+        action="store_true",
+        help="evaluate on DATASETS.TEST: MODEL.WEIGHTS if given here, else the run's last checkpoint",
+    )
+    mode.add_argument(
+        "--eval-initial", action="store_true", help="write the feedback of the starting weights and stop"
+    )
+    args = parser.parse_intermixed_args(arguments)
+    cfg = load_config(args.config, args.opts)
+    with join_ranks(cfg.MODEL.DEVICE) as ranks:
+        if not ranks.is_first:
+            logging.disable(logging.INFO)
+        if args.eval_only:
+            evaluate_only(cfg, ranks, given="MODEL.WEIGHTS" in args.opts[::2])
+            return
+        layout = _open_together(cfg, ranks)
+        _log_to_file(layout, ranks)
+        if args.eval_initial:
+            checkpoints = RunCheckpoints(
+                layout.train_dir, cfg.SOLVER.ROUND_ITERS, cfg.SOLVER.KEEP_CHECKPOINTS
+            )
+            state = start_or_resume(cfg, read_training_set(cfg)[1], checkpoints, ranks)
+            evaluate_initial(cfg, layout, checkpoints, state, ranks)
+        else:
+            run_round(cfg, layout, ranks)
+
+
+def evaluate_only(cfg: CfgNode, ranks: Ranks, given: bool) -> None:
+    """Evaluates MODEL.WEIGHTS if that was ``given`` on the command line, else the run's last checkpoint.
+
+    Raises UserError when there is nothing to evaluate.
+    """
+    layout = RunLayout(from_repository(cfg.OUTPUT_DIR))
+    last = RunCheckpoints(layout.train_dir, cfg.SOLVER.ROUND_ITERS, cfg.SOLVER.KEEP_CHECKPOINTS).latest()
+    weights = from_repository(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else None
+    checkpoint = weights if given or last is None else last
+    if checkpoint is None:
+        raise UserError(
+            f"nothing to evaluate: {layout.train_dir} has no checkpoint and MODEL.WEIGHTS is empty, set it"
+        )
+    model = build_model(cfg).to(ranks.device)
+    load_weights(model, checkpoint, use_ema=True)
+    for name in cfg.DATASETS.TEST:
+        folder = files.join(layout.train_dir, "inference")
+        evaluation = validate(cfg, model, name, folder, ranks, checkpoint=checkpoint)
+        if evaluation:
+            sys.stdout.write(f"{name}: {checkpoint}\n{format_table(evaluation)}\n")
+
+
+def _open_together(cfg: CfgNode, ranks: Ranks) -> RunLayout:
+    """The first process writes the settings of a new run, the others compare theirs."""
+    if not ranks.is_first:
+        ranks.barrier()
+    layout = open_run(cfg)
+    if ranks.is_first:
+        ranks.barrier()
+    return layout
+
+
+def _log_to_file(layout: RunLayout, ranks: Ranks) -> None:
+    """Also writes the log to ``train/log.txt``, where the run is a folder on this machine."""
+    if not ranks.is_first or "://" in layout.root:
+        return
+    files.make_dirs(layout.train_dir)
+    handler = logging.FileHandler(files.join(layout.train_dir, "log.txt"))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+
+
+if __name__ == "__main__":
+    run_cli(main)

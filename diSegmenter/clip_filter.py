@@ -1,0 +1,95 @@
+"""The CLIP filter: an instance stays if its cut-out looks like what was asked for.
+
+The threshold is ``SEGMENTER.CLIP_THRESHOLD``; it is applied in ``checks.py``, together with the other reasons
+to drop an instance.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoModel, AutoProcessor
+
+from exchange.config import model_source
+from exchange.errors import UserError
+
+_WHITE, _BLACK = 255.0, 0.0
+
+
+class ClipScorer:
+    """Scores cut-outs against the name of their category.
+
+    Args:
+        model: has ``get_text_features`` and ``get_image_features`` (CLIP, SigLIP).
+        processor: its processor, with ``tokenizer`` and ``image_processor``.
+        prompts: the text of each category id.
+    """
+
+    def __init__(
+        self, model: nn.Module, processor: Any, prompts: Mapping[int, str], device: torch.device
+    ) -> None:
+        self._model = model.to(device).eval()
+        self._processor = processor
+        self._prompts = prompts
+        self._device = device
+        self._text_features: dict[int, torch.Tensor] = {}
+        # SigLIP was trained on texts padded to full length, CLIP masks what is padded.
+        self._padding = "max_length" if model.config.model_type.startswith("siglip") else False
+
+    @torch.inference_mode()
+    def __call__(
+        self, images: Sequence[np.ndarray], alphas: Sequence[np.ndarray], category_ids: Sequence[int]
+    ) -> np.ndarray:
+        """100 x cosine of each cut-out on white and on black with its text: float32 (N, 2).
+
+        Args:
+            images: uint8 (H, W, 3 or more) each.
+            alphas: uint8 (H, W) each.
+        """
+        pairs = zip(images, alphas, strict=True)
+        pictures = [self._composite(image, alpha, b) for image, alpha in pairs for b in (_WHITE, _BLACK)]
+        inputs = self._processor.image_processor(images=pictures, return_tensors="pt").to(self._device)
+        features = self._autocast(self._model.get_image_features, **inputs)
+        image_features = features.view(len(images), 2, -1)
+        text_features = torch.stack([self._text_feature(category_id) for category_id in category_ids])
+        return (100 * (image_features * text_features[:, None]).sum(-1)).cpu().numpy()
+
+    def _text_feature(self, category_id: int) -> torch.Tensor:
+        if category_id not in self._text_features:
+            tokens = self._processor.tokenizer(
+                [self._prompts[category_id]], padding=self._padding, truncation=True, return_tensors="pt"
+            ).to(self._device)
+            self._text_features[category_id] = self._autocast(self._model.get_text_features, **tokens)[0]
+        return self._text_features[category_id]
+
+    def _autocast(self, get_features: Any, **inputs: torch.Tensor) -> torch.Tensor:
+        """Unit vectors, float32 (N, D)."""
+        with torch.autocast(self._device.type, torch.float16, enabled=self._device.type == "cuda"):
+            features = get_features(**inputs).pooler_output
+        return F.normalize(features.float(), dim=-1)
+
+    def _composite(self, image: np.ndarray, alpha: np.ndarray, background: float) -> torch.Tensor:
+        """The cut-out over a plain background: uint8 (3, H, W)."""
+        pixels = torch.tensor(image[..., :3], device=self._device).permute(2, 0, 1).float()
+        opacity = torch.tensor(alpha, device=self._device).float() / 255
+        return (opacity * pixels + (1 - opacity) * background).round().byte()
+
+
+def load_clip_scorer(
+    name: str, revision: str, prompts: Mapping[int, str], device: torch.device
+) -> ClipScorer:
+    """Loads the model ``name``, a folder or a hub name; raises UserError where that fails."""
+    source = model_source(name)
+    try:
+        model = AutoModel.from_pretrained(source, revision=revision)
+        processor = AutoProcessor.from_pretrained(source, revision=revision)
+    except (OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"the CLIP model {name} does not load ({first_line}): correct SEGMENTER.CLIP_MODEL to a "
+            "folder or a hub name that you can reach"
+        ) from error
+    return ClipScorer(model.float(), processor, prompts, device)

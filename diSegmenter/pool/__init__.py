@@ -1,0 +1,1 @@
+"""What tools/pool.py does to instance pools: import, export, merge, verify, count, prune."""

@@ -1,0 +1,115 @@
+"""Instance pools that other projects wrote: X-Paste's JSON, a folder per class, a COCO file with images."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from diSegmenter.checks import MaskCleaner
+from diSegmenter.images import UnreadableImage, read_rgba
+from exchange import files
+from exchange.annotations import read_annotations
+from exchange.errors import UserError
+
+_IMAGE_ENDINGS = (".png", ".webp")
+# X-Paste takes what is above 128 and its largest part when it loads an instance that is not cropped yet.
+_XPASTE_CLEANING = MaskCleaner(floor=128, largest_component=True)
+
+
+@dataclass(frozen=True)
+class ForeignInstance:
+    """An object of another pool: ``load`` gives uint8 RGBA (H, W, 4) and may raise UnreadableImage."""
+
+    origin: str
+    category_id: int
+    load: Callable[[], np.ndarray]
+
+
+def read_xpaste(path: str, root: str, category_ids: Sequence[int]) -> Iterator[ForeignInstance]:
+    """The pool in X-Paste's ``LVIS_instance_pools.json``: lists of paths by class index.
+
+    ``*path`` is an RGBA image that is cropped and clean, ``image|mask`` a picture and its mask, any other path
+    an RGBA image as a segmentation method left it. Relative paths are below ``root``. Raises UserError for
+    another format or a class that the data set does not have.
+    """
+    content = files.read_json(path)
+    if not isinstance(content, dict) or not all(isinstance(paths, list) for paths in content.values()):
+        raise UserError(f"{path} is not a pool of X-Paste: it must map class indices to lists of paths")
+    for key, paths in content.items():
+        if not key.isdecimal() or int(key) >= len(category_ids):
+            raise UserError(
+                f"{path} has class index {key!r}, but the data set's indices are 0 to {len(category_ids) - 1}: "
+                "give the annotations of the data set that the pool was made for"
+            )
+        for entry in paths:
+            if not isinstance(entry, str):
+                raise UserError(f"{path} lists {entry!r} for class {key}, which is not a path: correct it")
+            yield ForeignInstance(entry, category_ids[int(key)], _xpaste_loader(entry, root))
+
+
+def read_folders(root: str, category_ids: Mapping[str, int]) -> Iterator[ForeignInstance]:
+    """The pool in a folder with a folder of RGBA images for each class, called by the name of the class."""
+    names = files.list_dir(root)
+    unknown = [name for name in names if name not in category_ids]
+    if unknown or not names:
+        what = f"the folder {unknown[0]!r}, which is no category" if unknown else "no folder"
+        raise UserError(f"{root} holds {what}: it must hold one folder per class, called by the class's name")
+    for name in names:
+        for file in files.list_dir(files.join(root, name)):
+            if file.lower().endswith(_IMAGE_ENDINGS):
+                path = files.join(root, name, file)
+                yield ForeignInstance(path, category_ids[name], lambda path=path: read_rgba(path))
+
+
+def read_coco(path: str, image_root: str, category_ids: Mapping[str, int]) -> Iterator[ForeignInstance]:
+    """The objects of a COCO or LVIS file with polygons, each cut out of its picture; crowds are left out."""
+    annotations = read_annotations(path)
+    images = {image["id"]: image for image in annotations.images}
+    for annotation in annotations.annotations:
+        name = annotations.category_names[annotation["category_id"]]
+        if name not in category_ids:
+            raise UserError(
+                f"{path} has the category {name!r}, which the data set lacks: rename or remove it"
+            )
+        if annotation.get("iscrowd", 0) or not isinstance(annotation.get("segmentation"), list):
+            continue
+        image = images[annotation["image_id"]]
+        if not isinstance(image.get("file_name"), str):
+            raise UserError(f"{path}: image {image['id']} has no file_name: add it")
+        picture = files.join(image_root, image["file_name"])
+        load = _polygon_loader(picture, annotation["segmentation"])
+        yield ForeignInstance(f"{path}#{annotation.get('id')}", category_ids[name], load)
+
+
+def _xpaste_loader(entry: str, root: str) -> Callable[[], np.ndarray]:
+    def path(name: str) -> str:
+        return name if name.startswith("/") or "://" in name else f"{root.rstrip('/')}/{name}"
+
+    if entry.startswith("*"):
+        return lambda: read_rgba(path(entry[1:]))
+    picture, _, mask = entry.partition("|")
+
+    def load() -> np.ndarray:
+        image = read_rgba(path(picture))
+        alpha = read_rgba(path(mask))[..., 0] if mask else image[..., 3]
+        if alpha.shape != image.shape[:2]:
+            raise UnreadableImage(f"{entry}: image and mask differ in size")
+        return np.dstack([image[..., :3], _XPASTE_CLEANING(alpha)[0]])
+
+    return load
+
+
+def _polygon_loader(path: str, polygons: list[Any]) -> Callable[[], np.ndarray]:
+    def load() -> np.ndarray:
+        image = read_rgba(path)
+        alpha = np.zeros(image.shape[:2], np.uint8)
+        try:
+            points = [np.rint(np.asarray(p, np.float64)).astype(np.int32).reshape(-1, 1, 2) for p in polygons]
+        except ValueError as error:
+            raise UnreadableImage(f"{path}: a polygon is not a list of x, y pairs") from error
+        cv2.fillPoly(alpha, points, 255)
+        return np.dstack([image[..., :3], alpha])
+
+    return load

@@ -1,0 +1,102 @@
+"""Copies pools into one another, out to other formats, and into fewer files."""
+
+import dataclasses
+import io
+import tarfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from diSegmenter.annotate import lvis_file
+from diSegmenter.images import decode_rgba
+from diSegmenter.pool.add import finish_import, next_round
+from exchange import files
+from exchange.layout import RunLayout
+from exchange.pool_index import PoolIndex, write_index
+
+_FILES_PER_PACK = 10_000
+
+
+def merge(layout: RunLayout, other: RunLayout, categories: Sequence[dict[str, Any]]) -> int:
+    """Appends each round of ``other`` to the pool of ``layout`` as a round of its own; returns how many rows."""
+    total = 0
+    for round_ in other.pool_rounds():
+        index, target = PoolIndex(other, [round_]), next_round(layout)
+        counts: Counter[int] = Counter()
+        rows = []
+        for row in tqdm(range(len(index)), desc=f"merge round {round_}", unit=" instances"):
+            instance = index[row]
+            name = layout.instance_name(target, instance.category_id, counts[instance.category_id])
+            counts[instance.category_id] += 1
+            cutout = str(PurePosixPath("cutouts", name).with_suffix(".webp"))
+            files.write_bytes(layout.pool(cutout), index.read(row))
+            moved = {"file": name, "round": target, "cutout": cutout, "offset": 0, "length": -1}
+            rows.append(dataclasses.replace(instance, **moved))
+        write_index(layout, target, rows)
+        finish_import(layout, target, categories)
+        total += len(rows)
+    return total
+
+
+def export_folders(layout: RunLayout, names: Mapping[int, str], out: str) -> None:
+    """Writes a folder of RGBA PNG images for each class, and X-Paste's list of them beside."""
+    index = PoolIndex(layout, layout.pool_rounds())
+    paths: dict[str, list[str]] = {}
+    class_index = {category_id: place for place, category_id in enumerate(sorted(names))}
+    for row in tqdm(range(len(index)), desc="export", unit=" instances"):
+        instance = index[row]
+        path = files.join(out, names[instance.category_id].replace("/", "_"), instance.file)
+        files.write_bytes(path, _png(decode_rgba(index.read(row), index.name(row))))
+        paths.setdefault(str(class_index[instance.category_id]), []).append(f"*{path}")
+    files.write_json(files.join(out, "LVIS_instance_pools.json"), paths)
+
+
+def export_coco(layout: RunLayout, categories: Sequence[dict[str, Any]], out: str) -> None:
+    """Writes ``annotations.json`` and the cut-outs as RGBA PNG images, each on its own canvas."""
+    index = PoolIndex(layout, layout.pool_rounds())
+    for row in tqdm(range(len(index)), desc="export", unit=" instances"):
+        instance = index[row]
+        x, y, width, height = instance.bbox
+        canvas = np.zeros((instance.height, instance.width, 4), np.uint8)
+        canvas[y : y + height, x : x + width] = decode_rgba(index.read(row), index.name(row))
+        files.write_bytes(files.join(out, "images", instance.file), _png(canvas))
+    annotations = lvis_file(index, list(categories), max(layout.pool_rounds(), default=0))
+    files.write_json(files.join(out, "annotations.json"), annotations)
+
+
+def pack(layout: RunLayout, round_: int) -> int:
+    """Moves the cut-outs of a round into tar files (WebDataset's layout), read by offset; returns how many.
+
+    For file systems that take badly to a file per instance. The tar files are written first, then the index
+    that points into them, then the single files go: what a crash leaves is whole.
+    """
+    instances = list(PoolIndex(layout, [round_], dropped_too=True))
+    single = [row for row, instance in enumerate(instances) if instance.length < 0 and instance.area]
+    loose = [instances[row].cutout for row in single]
+    for number, start in enumerate(range(0, len(single), _FILES_PER_PACK)):
+        name = f"cutouts/rd{round_:02}_{number:04}.tar"
+        with files.atomic_writer(layout.pool(name)) as file:
+            tar = tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)
+            for row in single[start : start + _FILES_PER_PACK]:
+                data = files.read_bytes(layout.pool(instances[row].cutout))
+                member = tarfile.TarInfo(PurePosixPath(instances[row].cutout).name)
+                member.size = len(data)
+                place = {"cutout": name, "offset": tar.offset + tarfile.BLOCKSIZE, "length": len(data)}
+                instances[row] = dataclasses.replace(instances[row], **place)
+                tar.addfile(member, io.BytesIO(data))
+            tar.close()
+    write_index(layout, round_, instances)
+    for path in loose:
+        files.remove(layout.pool(path))
+    return len(loose)
+
+
+def _png(rgba: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(rgba).save(buffer, format="PNG")
+    return buffer.getvalue()

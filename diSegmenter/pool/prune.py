@@ -1,0 +1,65 @@
+"""Takes out of a pool what it does not need."""
+
+import dataclasses
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import Any
+
+from tqdm import tqdm
+
+from diSegmenter.annotate import lvis_file
+from exchange import files
+from exchange.layout import RunLayout
+from exchange.pool_index import PoolIndex, write_index
+
+
+def prune_originals(layout: RunLayout, round_: int) -> int:
+    """Removes the generated images and masks of a finished round; returns how many.
+
+    Training reads the cut-outs, and a finished round is not cut out again; what is lost is the picture in a
+    later contact sheet.
+    """
+    removed = 0
+    for instance in PoolIndex(layout, [round_], dropped_too=True):
+        for path in (layout.raw(instance.file), layout.segmented(instance.file)):
+            removed += files.exists(path)
+            files.remove(path)
+    return removed
+
+
+def prune_dropped(layout: RunLayout, round_: int) -> int:
+    """Removes the cut-outs of dropped instances of a round; returns how many.
+
+    To bring one of them back by another threshold, stage 2 must cut it out again.
+    """
+    instances = PoolIndex(layout, [round_], dropped_too=True)
+    paths = [layout.pool(i.cutout) for i in instances if i.reason and i.length < 0]
+    present = [path for path in paths if files.exists(path)]
+    for path in present:
+        files.remove(path)
+    return len(present)
+
+
+def prune_duplicates(layout: RunLayout, categories: Sequence[dict[str, Any]]) -> int:
+    """Drops every instance whose cut-out equals that of an earlier one, bit by bit; returns how many."""
+    seen: set[bytes] = set()
+    total = 0
+    for round_ in layout.pool_rounds():
+        index = PoolIndex(layout, [round_], dropped_too=True)
+        instances = list(index)
+        doubled = 0
+        for row, instance in enumerate(tqdm(instances, desc=f"round {round_}", unit=" instances")):
+            if instance.reason:
+                continue
+            digest = sha256(index.read(row)).digest()
+            if digest in seen:
+                instances[row] = dataclasses.replace(instance, reason="duplicate")
+                doubled += 1
+            seen.add(digest)
+        if doubled:
+            write_index(layout, round_, instances)
+        total += doubled
+        if total and files.exists(layout.annotations(round_)):
+            pool = PoolIndex(layout, [r for r in layout.pool_rounds() if r <= round_])
+            files.write_json(layout.annotations(round_), lvis_file(pool, list(categories), round_))
+    return total

@@ -1,0 +1,107 @@
+"""Finds what is wrong with a pool, and says what to do about it."""
+
+import re
+from collections.abc import Iterator, Set
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
+
+from tqdm import tqdm
+
+from diSegmenter.images import UnreadableImage, decode_rgba
+from exchange import files
+from exchange.annotations import read_annotations
+from exchange.errors import UserError
+from exchange.layout import RunLayout
+from exchange.pool_index import PoolIndex
+
+_MARKER = re.compile(r"rd(\d{2,})\.done")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with which file, and what mends it."""
+
+    file: str
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.what}; {self.remedy}"
+
+
+def verify(layout: RunLayout, category_ids: Set[int], workers: int = 4) -> Iterator[Problem]:
+    """Yields the problems of a pool, round by round, those of a round before those of its instances."""
+    marked = map(_MARKER.fullmatch, files.list_dir(layout.pool("annotations")))
+    rounds = {int(match[1]) for match in marked if match}
+    hashes: dict[bytes, str] = {}
+    for round_ in sorted(rounds | set(layout.pool_rounds())):
+        again = f"run segmentAndFilter.py --st_rd {round_} again"
+        try:
+            index = PoolIndex(layout, [round_])
+        except UserError as error:
+            yield Problem(layout.pool_index(round_), str(error), again)
+            continue
+        yield from _of_round(layout, round_, index, again)
+        with (
+            ThreadPoolExecutor(workers) as threads,
+            tqdm(total=len(index), desc=f"verify round {round_}", unit=" instances") as progress,
+        ):
+            for row, (digest, problems) in enumerate(_map(threads, index, category_ids, again)):
+                yield from problems
+                first = hashes.setdefault(digest, index.name(row)) if digest else None
+                if first is not None and first != index.name(row):
+                    remedy = "drop one with tools/pool.py prune --duplicates"
+                    yield Problem(index.name(row), f"the same picture as {first}", remedy)
+                progress.update()
+
+
+def _map(
+    threads: ThreadPoolExecutor, index: PoolIndex, category_ids: Set[int], again: str
+) -> Iterator[tuple[bytes | None, list[Problem]]]:
+    """What :func:`_of_instance` finds, in order, a stretch of rows at a time."""
+    for start in range(0, len(index), 256):
+        rows = range(start, min(start + 256, len(index)))
+        yield from threads.map(lambda row: _of_instance(index, row, category_ids, again), rows)
+
+
+def _of_round(layout: RunLayout, round_: int, index: PoolIndex, again: str) -> Iterator[Problem]:
+    if not files.exists(layout.annotations_done(round_)):
+        yield Problem(layout.pool_index(round_), "the round has no marker, so training waits for it", again)
+    path = layout.annotations(round_)
+    if not files.exists(path):
+        return
+    try:
+        listed = {image.get("file_name") for image in read_annotations(path).images}
+    except UserError as error:
+        yield Problem(path, str(error), again)
+        return
+    lacking = [instance.file for instance in index if instance.file not in listed]
+    if lacking:
+        yield Problem(path, f"lacks {len(lacking)} instances of the index, such as {lacking[0]}", again)
+
+
+def _of_instance(
+    index: PoolIndex, row: int, category_ids: Set[int], again: str
+) -> tuple[bytes | None, list[Problem]]:
+    """The hash of the cut-out's file, if there is one, and what is wrong with the instance."""
+    instance, problems = index[row], []
+    if instance.category_id not in category_ids:
+        what = f"category {instance.category_id} is none of the data set's"
+        problems.append(Problem(instance.file, what, "import the pool with the annotations of its data set"))
+    try:
+        path = index.name(row)
+        data = index.read(row)
+    except UserError as error:
+        return None, [*problems, Problem(instance.file, str(error), again)]
+    try:
+        alpha = decode_rgba(data, path)[..., 3] > 0
+    except UnreadableImage as error:
+        return None, [*problems, Problem(path, str(error), f"remove it and {again}")]
+    x, y, width, height = instance.bbox
+    fits = 0 <= x <= x + width <= instance.width and 0 <= y <= y + height <= instance.height
+    tight = alpha[0].any() and alpha[-1].any() and alpha[:, 0].any() and alpha[:, -1].any()
+    if not fits or not tight or alpha.shape != (height, width) or alpha.sum() != instance.area:
+        what = f"box {instance.bbox} and area {instance.area} are not those of the mask"
+        problems.append(Problem(path, what, f"remove it and {again}"))
+    return sha256(data).digest(), problems

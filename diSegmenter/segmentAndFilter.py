@@ -1,0 +1,144 @@
+"""Stage 2 on the command line: brings the generated images of each round into the pool.
+
+    python segmentAndFilter.py --config FILE [--gpu 0] [--div 0 --num_div 2] [--st_rd 0] [--round 10]
+    python segmentAndFilter.py --config FILE --refilter 23    another CLIP threshold, without running a model
+
+Either may end with settings that override the YAML's: KEY VALUE …
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from fvcore.common.config import CfgNode
+
+from diSegmenter.checks import Checks, MaskCleaner
+from diSegmenter.contact_sheet import write_contact_sheet
+from diSegmenter.finish_round import finish_round, is_finished
+from diSegmenter.follow import follow_round
+from exchange import files
+from exchange.annotations import AnnotationFile, read_annotations
+from exchange.catalog import dataset_paths
+from exchange.config import add_config_arguments, load_config
+from exchange.errors import UserError, run_cli
+from exchange.layout import RunLayout
+from exchange.manifest import GeneratedInstance
+from exchange.run import open_run
+
+_log = logging.getLogger("segmentAndFilter")
+
+
+def main() -> None:
+    args = parse_arguments()
+    cfg = load_config(args.config, args.opts)
+    layout = open_run(cfg)
+    dataset = read_annotations(dataset_paths(cfg.DATASETS.TRAIN[0], cfg)[0])
+    scheduled = cfg.SOLVER.MAX_ITER // cfg.SOLVER.ROUND_ITERS
+    rounds = range(args.st_rd, scheduled if args.round is None else min(args.st_rd + args.round, scheduled))
+    if args.refilter is not None:
+        refilter(cfg, layout, dataset, rounds, args.refilter)
+        return
+    checks = build_checks(cfg, cfg.SEGMENTER.CLIP_THRESHOLD)
+    unfinished = [round_ for round_ in rounds if not is_finished(layout, round_)]
+    if not unfinished:
+        _log.info("the rounds of %s are in its pool: nothing to do", layout.root)
+        return
+    segment = build_segmenter(cfg, layout, dataset, args)
+    for round_ in unfinished:
+        segment(round_, follow_round(layout, round_, cfg.FEEDBACK.TIMEOUT))
+        finish(cfg, layout, round_, checks, dataset)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_config_arguments(parser)
+    parser.add_argument("--gpu", type=int, default=0, help="number of the GPU, where there is one")
+    parser.add_argument("--div", type=int, default=-1, help="cut out this share of the images only, from 0")
+    parser.add_argument("--num_div", type=int, default=3, help="number of shares, where --div is given")
+    parser.add_argument("--st_rd", type=int, default=0, help="first round")
+    parser.add_argument("--round", type=int, help="number of rounds; all that the schedule has by default")
+    parser.add_argument(
+        "--refilter", type=float, metavar="T", help="apply CLIP threshold T to finished rounds; no model runs"
+    )
+    args = parser.parse_args()
+    if args.div == -1:
+        args.div, args.num_div = 0, 1
+    if not 0 <= args.div < args.num_div:
+        raise UserError(
+            f"--div {args.div} of --num_div {args.num_div}: shares count from 0 to {args.num_div - 1}, and "
+            "-1 stands for everything"
+        )
+    return args
+
+
+def build_checks(cfg: CfgNode, clip_threshold: float) -> Checks:
+    return Checks(
+        clip_threshold=clip_threshold,
+        area_share=tuple(cfg.SEGMENTER.AREA_SHARE),
+        max_objects=cfg.SEGMENTER.MAX_OBJECTS,
+        drop_touching_border=cfg.SEGMENTER.DROP_TOUCHING_BORDER,
+    )
+
+
+def build_segmenter(
+    cfg: CfgNode, layout: RunLayout, dataset: AnnotationFile, args: argparse.Namespace
+) -> Callable[[int, Iterable[tuple[int, list[GeneratedInstance]]]], None]:
+    """The models and what drives them; imported here, since the rest of the script does without torch."""
+    import torch
+
+    from diSegmenter.clip_filter import load_clip_scorer
+    from diSegmenter.foreground import load_matting_foreground
+    from diSegmenter.segment_round import RoundSegmenter
+
+    device = torch.device(f"cuda:{args.gpu}" if torch.cuda.is_available() else "cpu")
+    prompts = {
+        category: cfg.SEGMENTER.CLIP_PROMPT.format(name) for category, name in dataset.category_names.items()
+    }
+    return RoundSegmenter(
+        layout,
+        load_matting_foreground(
+            cfg.SEGMENTER.FOREGROUND_MODEL,
+            cfg.SEGMENTER.FOREGROUND_REVISION,
+            cfg.SEGMENTER.TRUST_REMOTE_CODE,
+            cfg.SEGMENTER.INPUT_SIZE,
+            device,
+        ),
+        MaskCleaner(cfg.SEGMENTER.ALPHA_FLOOR, cfg.SEGMENTER.LARGEST_COMPONENT),
+        load_clip_scorer(cfg.SEGMENTER.CLIP_MODEL, cfg.SEGMENTER.CLIP_REVISION, prompts, device),
+        cfg.SEGMENTER.BATCH_SIZE,
+        cfg.SEGMENTER.WORKERS,
+        args.div,
+        args.num_div,
+    )
+
+
+def finish(cfg: CfgNode, layout: RunLayout, round_: int, checks: Checks, dataset: AnnotationFile) -> None:
+    """Writes the pool of a round and its picture, once all its images are cut out."""
+    pool_rounds = [round_] if cfg.SEGMENTER.LATEST_ROUND_ONLY else range(round_ + 1)
+    annotation_file = cfg.SEGMENTER.ANNOTATION_FILES
+    if finish_round(layout, round_, checks, dataset.categories, pool_rounds, annotation_file):
+        write_contact_sheet(layout, round_, dataset.category_names)
+
+
+def refilter(
+    cfg: CfgNode, layout: RunLayout, dataset: AnnotationFile, rounds: range, threshold: float
+) -> None:
+    """Judges every finished round again by the scores on record."""
+    finished = [round_ for round_ in rounds if files.exists(layout.annotations_done(round_))]
+    if not finished:
+        raise UserError(
+            f"no round in {layout.root} is finished: run segmentAndFilter.py without --refilter first"
+        )
+    checks = build_checks(cfg, threshold)
+    for round_ in finished:
+        finish(cfg, layout, round_, checks, dataset)
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,175 @@
+"""The index of the instance pool: a columnar file for each round, memory-mapped, so that processes share it.
+
+``pool/index/rdNN.arrow`` (Arrow IPC) lists what a round made, kept or dropped; the pool of a training round
+is the kept rows of several such files. Adding a round writes its own file and touches no other.
+"""
+
+import bisect
+import io
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from exchange import files
+from exchange.errors import UserError
+from exchange.layout import RunLayout
+
+FORMAT_VERSION = b"1"
+_AGAIN = "remove it and run stage 2 again (tools/pool.py verify names everything that is damaged)"
+_ROWS_PER_BATCH = 1 << 16
+_SCHEMA = pa.schema(
+    [
+        ("file", pa.string()),
+        ("round", pa.int32()),
+        ("category_id", pa.int32()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("bbox", pa.list_(pa.int32(), 4)),
+        ("area", pa.int32()),
+        ("segmentation", pa.list_(pa.list_(pa.int32()))),
+        ("clip_white", pa.float64()),
+        ("clip_black", pa.float64()),
+        ("reason", pa.string()),
+        ("seed", pa.int64()),
+        ("model", pa.string()),
+        ("prompt", pa.string()),
+        ("cutout", pa.string()),
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+    ],
+    metadata={"format": FORMAT_VERSION},
+)
+
+
+@dataclass(frozen=True)
+class PoolInstance:
+    """One row of the index.
+
+    ``bbox`` (XYWH), ``area`` and ``segmentation`` are in pixels of the generated image of ``width`` x
+    ``height``, as in :class:`exchange.cutouts.Cutout`. The CLIP scores are None where
+    nobody measured them; ``reason`` is empty for a kept instance. ``model`` and ``prompt`` say where it comes
+    from. ``cutout`` is the path, below the pool folder, of the file that holds the RGBA cut-out, cropped to
+    ``bbox``: all of it if ``length`` is -1, else that many bytes from ``offset``.
+    """
+
+    file: str
+    round: int
+    category_id: int
+    width: int
+    height: int
+    bbox: list[int]
+    area: int
+    segmentation: list[list[int]]
+    clip_white: float | None
+    clip_black: float | None
+    reason: str
+    seed: int
+    model: str
+    prompt: str
+    cutout: str
+    offset: int = 0
+    length: int = -1
+
+    @property
+    def clip_score(self) -> float | None:
+        """The larger of the two CLIP scores."""
+        return max((s for s in (self.clip_white, self.clip_black) if s is not None), default=None)
+
+
+def write_index(layout: RunLayout, round_: int, instances: Sequence[PoolInstance]) -> None:
+    """Writes the index of one round, whole or not at all."""
+    columns = {name: [getattr(instance, name) for instance in instances] for name in _SCHEMA.names}
+    buffer = io.BytesIO()
+    with pa.ipc.new_file(buffer, _SCHEMA) as writer:
+        writer.write_table(pa.Table.from_pydict(columns, schema=_SCHEMA), max_chunksize=_ROWS_PER_BATCH)
+    files.write_bytes(layout.pool_index(round_), buffer.getvalue())
+
+
+class PoolIndex:
+    """The instances of some rounds, in the order of round and row: the kept ones, or all with ``dropped_too``.
+
+    Opening maps the files into memory and reads three small columns of them. Processes that are forked share
+    the map; a pickled index opens it again.
+
+    Attributes:
+        category_ids: int32 (N,).
+        rounds: int32 (N,), the round that each instance was made in.
+    """
+
+    def __init__(self, layout: RunLayout, rounds: Sequence[int], dropped_too: bool = False) -> None:
+        """Raises UserError where the index of a round is missing, damaged or of another format."""
+        self._layout = layout
+        self._sources = list(rounds)
+        self._batches = [batch for round_ in rounds for batch in _open(layout.pool_index(round_))]
+        self._starts = [0, *itertools.accumulate(batch.num_rows for batch in self._batches)]
+        kept = _numpy([pc.equal(batch.column("reason"), "") for batch in self._batches], np.bool_)
+        self._dropped_too = dropped_too
+        self._rows = np.arange(len(kept)) if dropped_too else np.flatnonzero(kept)
+        self.category_ids, self.rounds = (
+            _numpy([batch.column(name) for batch in self._batches], np.int32)[self._rows]
+            for name in ("category_id", "round")
+        )
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> PoolInstance:
+        """Everything on record about one kept instance."""
+        batch, row = self._locate(index)
+        return PoolInstance(**{name: batch.column(name)[row].as_py() for name in _SCHEMA.names})
+
+    def __iter__(self) -> Iterator[PoolInstance]:
+        return (self[index] for index in range(len(self)))
+
+    def name(self, index: int) -> str:
+        """Path of the file that holds the cut-out of an instance."""
+        batch, row = self._locate(index)
+        return self._layout.pool(batch.column("cutout")[row].as_py())
+
+    def read(self, index: int) -> bytes:
+        """The encoded RGBA cut-out of an instance: WebP or PNG, lossless.
+
+        Raises UserError where the file is missing, or the index names a file out of the pool.
+        """
+        batch, row = self._locate(index)
+        length = batch.column("length")[row].as_py()
+        if length < 0:
+            return files.read_bytes(self.name(index))
+        return files.read_range(self.name(index), batch.column("offset")[row].as_py(), length)
+
+    def _locate(self, index: int) -> tuple[pa.RecordBatch, int]:
+        row = int(self._rows[index])
+        place = bisect.bisect_right(self._starts, row) - 1
+        return self._batches[place], row - self._starts[place]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PoolIndex, (self._layout, self._sources, self._dropped_too)
+
+
+def _open(path: str) -> list[pa.RecordBatch]:
+    """The record batches of one index file, mapped if it is local."""
+    if not files.exists(path):
+        raise UserError(f"there is no pool index {path}: run stage 2 for that round, or tools/pool.py import")
+    try:
+        source = pa.BufferReader(files.read_bytes(path)) if "://" in path else pa.memory_map(path)
+        reader = pa.ipc.open_file(source)
+        if reader.schema.metadata != _SCHEMA.metadata or reader.schema != _SCHEMA:
+            raise UserError(f"{path} is a pool index of another version: {_AGAIN}")
+        batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        for batch in batches:
+            batch.validate(full=True)
+        return batches
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} is damaged ({error}): {_AGAIN}") from error
+
+
+def _numpy(arrays: list[pa.Array], dtype: type[np.generic]) -> npt.NDArray[Any]:
+    return np.concatenate(
+        [np.zeros(0, dtype), *(array.to_numpy(zero_copy_only=False) for array in arrays)]
+    ).astype(dtype)

@@ -1,0 +1,80 @@
+"""The parts of stage 1 from the configuration: the only place that knows its keys."""
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor
+
+from exchange.config import from_repository
+from exchange.errors import UserError
+from exchange.feedback import Feedback
+from generator.allocation import AllocationRule
+from generator.criteria import CRITERIA
+from generator.drawing import Drawer, Sampling
+from generator.guidance import Guidance
+from generator.pipelines import DTYPES, PipelineSource
+from generator.prompt_embeddings import Embedding, EmbeddingFolder, PromptEmbeddings
+from generator.prompts import PromptBook
+
+
+def build_allocation_rule(cfg: CfgNode) -> AllocationRule:
+    """How images are divided among classes; UserError if the bounds cannot be kept."""
+    node = cfg.GENERATOR
+    try:
+        return AllocationRule(
+            per_class=node.PER_CLASS,
+            balanced=node.BALANCED,
+            frequency_exponent=node.FREQUENCY_EXPONENT,
+            drift_exponent=node.DRIFT_EXPONENT,
+            ap_mode=node.AP_MODE,
+            ap_exponent=node.AP_EXPONENT,
+            minimum=node.MIN_PER_CLASS,
+            maximum=node.MAX_PER_CLASS or None,
+        )
+    except ValueError as error:
+        raise UserError(
+            f"{error}: correct PER_CLASS, MIN_PER_CLASS, MAX_PER_CLASS, AP_MODE or the exponents in GENERATOR"
+        ) from error
+
+
+def build_prompt_book(cfg: CfgNode) -> PromptBook:
+    """Templates and how names are written in them."""
+    return PromptBook(tuple(cfg.GENERATOR.TEMPLATES), cfg.GENERATOR.NAMES)
+
+
+def build_guidance(cfg: CfgNode, feedback: Feedback, device: torch.device) -> Guidance:
+    """Guidance by the segmenter whose checkpoint the feedback names; UserError if it is not that file."""
+    from detectron2_ext.modeling.feedback_network import load_feedback_network  # the one bridge to stage 3
+
+    node = cfg.GENERATOR
+    if node.CRITERION not in CRITERIA:
+        raise UserError(f"GENERATOR.CRITERION is one of {', '.join(CRITERIA)}, not {node.CRITERION!r}")
+    network = load_feedback_network(
+        cfg, feedback.checkpoint, sha256=feedback.checkpoint_sha256, use_ema=True, device=device
+    )
+    dtype = DTYPES[node.DTYPE]
+
+    def classify(images: Tensor) -> Tensor:
+        """In the generator's precision, but for what needs float32 (normalisation, the weights)."""
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            return network(images)
+
+    return Guidance(
+        classify,
+        CRITERIA[node.CRITERION],
+        scale=node.GUIDANCE_SCALE,
+        every=node.GUIDANCE_EVERY,
+        mode=node.GUIDANCE_MODE,
+        chunk=node.GUIDANCE_CHUNK,
+    )
+
+
+def build_drawer(cfg: CfgNode, device: torch.device, limit: int) -> Drawer:
+    """What draws batches, at most ``limit`` images at once; models are loaded when they are first needed."""
+    node = cfg.GENERATOR
+    source = PipelineSource(node.MODEL, node.REVISION, node.DTYPE, device)
+    store: dict[str, Embedding] | EmbeddingFolder = {}
+    if node.EMBEDDING_CACHE:
+        key = f"{node.MODEL} {node.REVISION} {node.DTYPE} {node.CFG_SCALE > 1} {node.MAX_SEQUENCE_LENGTH}"
+        store = EmbeddingFolder(from_repository(node.EMBEDDING_CACHE), key)
+    embeddings = PromptEmbeddings(source, node.CFG_SCALE > 1, node.MAX_SEQUENCE_LENGTH, store)
+    return Drawer(source, embeddings, Sampling(node.IMAGE_SIZE, node.STEPS, node.CFG_SCALE), limit)

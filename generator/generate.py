@@ -1,0 +1,171 @@
+"""Stage 1 as a script: draws the images of one or more rounds, guided by the segmenter's feedback.
+
+python generate.py --config ../configs/MRCA/MRCA_R50.yaml [--gpu 0 --div 0 --num_div 3] [KEY VALUE …]
+"""
+
+import argparse
+import dataclasses
+import functools
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from its own folder
+
+import numpy as np
+import torch
+from fvcore.common.config import CfgNode
+
+from exchange import files
+from exchange.annotations import AnnotationFile, read_annotations
+from exchange.catalog import dataset_paths
+from exchange.config import add_config_arguments, load_config
+from exchange.errors import UserError, run_cli
+from exchange.feedback import Feedback, read_feedback
+from exchange.layout import RunLayout
+from exchange.run import open_run
+from generator.allocation import AllocationRule, FloatArray, allocate
+from generator.allocation_report import as_text, save_report, table_rows
+from generator.build import (
+    build_allocation_rule,
+    build_drawer,
+    build_guidance,
+    build_prompt_book,
+)
+from generator.drawing import Drawer
+from generator.pipelines import choose_device
+from generator.plan import PlannedImage, plan_round
+from generator.production import Draw, Shard, produce
+
+_log = logging.getLogger("generator")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--gpu", type=int, help="number of the GPU (default: 0, or torchrun's local rank)")
+    parser.add_argument("--div", type=int, help="draw this shard only, from 0; -1: everything (the default)")
+    parser.add_argument("--num_div", type=int, default=3, help="number of shards, where --div is given")
+    parser.add_argument("--st_rd", type=int, default=0, help="first round to draw")
+    parser.add_argument("--round", type=int, default=10, help="number of rounds, up to the schedule's end")
+    parser.add_argument("--balanced", type=int, choices=(0, 1), help="1: as many images for every class")
+    parser.add_argument("--val_acc", type=int, choices=(0, 1), help="0: the allocation leaves AP out")
+    parser.add_argument(
+        "--bsz", type=int, help="images at once, if memory allows fewer than GENERATOR.BATCH_SIZE"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show and save the allocation, draw nothing")
+    add_config_arguments(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    cfg = load_config(args.config, args.opts)
+    shard, gpu = choose_shard(args)
+    device = torch.device("cpu") if args.dry_run else choose_device(gpu)
+    rule, book = allocation_rule(args, cfg), build_prompt_book(cfg)
+    annotations = read_annotations(dataset_paths(cfg.DATASETS.TRAIN[0], cfg)[0])
+    counts = annotations.instance_counts()
+    layout = open_run(cfg)
+    batch_size = cfg.GENERATOR.BATCH_SIZE
+    drawer = build_drawer(cfg, device, limit=min(args.bsz or batch_size, batch_size))
+
+    for round_ in rounds_to_draw(args, cfg):
+        feedback = wait_for_feedback(
+            layout, cfg, round_, annotations, 0 if args.dry_run else cfg.FEEDBACK.TIMEOUT
+        )
+        drift, ap = allocation_factors(feedback, round_, cfg.FEEDBACK.FROM_ROUND)
+        allocation = allocate(rule, annotations.category_ids, counts, drift, ap)
+        rows = table_rows(annotations.category_names, counts, drift, ap, allocation)
+        if shard.index == 0:
+            save_report(files.join(layout.pictures_dir, f"allocation_rd{round_:02}"), rows)
+        if args.dry_run:
+            sys.stdout.write(f"round {round_}: {allocation.images.sum()} images\n{as_text(rows)}")
+            continue
+        plan = plan_round(annotations.categories, allocation.images, book, cfg.SEED, round_)
+        guide = feedback if cfg.GENERATOR.GUIDANCE_SCALE > 0 else None
+        begin = functools.partial(prepare, cfg, drawer, guide, device)
+        made = produce(layout, round_, plan, shard, batch_size, cfg.GENERATOR.MODEL, guide is not None, begin)
+        _log.info("round %d, shard %s: all %d images are there", round_, shard, len(made.instances))
+
+
+def allocation_rule(args: argparse.Namespace, cfg: CfgNode) -> AllocationRule:
+    """The YAML's rule, as the reference's options change it."""
+    rule = build_allocation_rule(cfg)
+    if args.balanced is not None:
+        rule = dataclasses.replace(rule, balanced=bool(args.balanced))
+    return dataclasses.replace(rule, ap_mode="off") if args.val_acc == 0 else rule
+
+
+def choose_shard(args: argparse.Namespace) -> tuple[Shard, int]:
+    """Shard and GPU from --div and --gpu, or else from what torchrun and accelerate set."""
+    gpu = int(os.environ.get("LOCAL_RANK", "0")) if args.gpu is None else args.gpu
+    if args.div is None:
+        return Shard(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))), gpu
+    if args.div == -1:
+        return Shard(), gpu
+    if not 0 <= args.div < args.num_div:
+        raise UserError(
+            f"--div {args.div} of --num_div {args.num_div}: shards count from 0 to {args.num_div - 1}, and "
+            "-1 stands for everything"
+        )
+    return Shard(args.div, args.num_div), gpu
+
+
+def rounds_to_draw(args: argparse.Namespace, cfg: CfgNode) -> range:
+    """--round rounds from --st_rd on, as far as the schedule goes."""
+    in_schedule = cfg.SOLVER.MAX_ITER // cfg.SOLVER.ROUND_ITERS
+    if not 0 <= args.st_rd < in_schedule:
+        raise UserError(
+            f"--st_rd {args.st_rd}: the schedule has the rounds 0 to {in_schedule - 1} (SOLVER.MAX_ITER / "
+            "SOLVER.ROUND_ITERS)"
+        )
+    return range(args.st_rd, min(args.st_rd + args.round, in_schedule))
+
+
+def wait_for_feedback(
+    layout: RunLayout, cfg: CfgNode, round_: int, annotations: AnnotationFile, timeout_s: float
+) -> Feedback | None:
+    """The feedback that a round is made from, as soon as it is there; None for round 0, which has none."""
+    if round_ == 0:
+        return None
+    source = max(round_ - 1 - cfg.FEEDBACK.STALENESS, -1)
+    path = layout.feedback_history(source)
+    what = "the evaluation of the initial weights" if source < 0 else f"the feedback of round {source}"
+    files.wait_for(path, f"{what}, from which round {round_} is drawn", timeout_s)
+    feedback = read_feedback(path)
+    if feedback.categories != annotations.category_ids.tolist():
+        raise UserError(
+            f"{path} is about {len(feedback.categories)} categories of {feedback.dataset}, which are not "
+            f"those of {annotations.path}: evaluate with the same DATASETS as in this configuration"
+        )
+    return feedback
+
+
+def allocation_factors(
+    feedback: Feedback | None, round_: int, from_round: int
+) -> tuple[FloatArray | None, FloatArray | None]:
+    """Drift and mask AP per class, NaN where unknown; None before the round from which they count."""
+    if feedback is None or round_ < from_round:
+        return None, None
+    return np.array(feedback.drift, dtype=np.float64), np.array(feedback.mask_ap, dtype=np.float64)
+
+
+def prepare(
+    cfg: CfgNode,
+    drawer: Drawer,
+    feedback: Feedback | None,
+    device: torch.device,
+    images: Sequence[PlannedImage],
+) -> Draw:
+    """Loads what these images are drawn with; guided by the network of the feedback, if there is one."""
+    drawer.prepare(images)
+    guidance = None if feedback is None else build_guidance(cfg, feedback, device)
+    return functools.partial(drawer.draw, guidance=guidance)
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,195 @@
+"""Steering any diffusers pipeline with a classifier, through its scheduler alone.
+
+Every diffusers pipeline ends a denoising step with ``scheduler.step(prediction, timestep, sample)``. Within
+:func:`guided` the scheduler is of a subclass, made on the spot from the pipeline's own, whose ``step`` first
+moves ``sample`` to where the classifier is less certain and then does what its parent does. The conditioning
+that the gradient needs (prompt embeddings and the like) is caught where the pipeline calls its denoiser.
+"""
+
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from exchange.errors import UserError
+from generator.clean_estimate import check_scheduler, clean_estimate
+from generator.criteria import Criterion, entropy
+from generator.denoiser_call import DenoiserCalls
+from generator.latents import decode_latents
+
+MODES = ("exact", "decoder")
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How to steer: per image, ``x ← x + scale · ‖x‖ · g / (‖g‖ + 1e-8)`` (MRCA, uncertainty guidance).
+
+    ``g`` is the gradient, with respect to the noisy latents ``x``, of ``criterion`` for the clean image that
+    the model predicts from ``x``.
+
+    Args:
+        classifier: images (N, 3, H, W) in [0, 1] → logits (N, C+1), differentiable.
+        criterion: see :mod:`generator.criteria`; ascended.
+        scale: length of the shift in relation to that of the latents.
+        every: guide at the denoising steps 0, ``every``, 2 · ``every``, …
+        mode: "exact" differentiates through the denoiser; "decoder" takes its prediction as given, which
+            saves that pass.
+        chunk: at most so many images in one gradient pass, to save memory; 0: all at once.
+        decoder: autoencoder for the gradient pass instead of the pipeline's own, such as an
+            ``AutoencoderTiny`` for the same latents.
+    """
+
+    classifier: Callable[[Tensor], Tensor]
+    criterion: Criterion = entropy
+    scale: float = 0.03
+    every: int = 5
+    mode: str = "exact"
+    chunk: int = 0
+    decoder: nn.Module | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise UserError(f"GENERATOR.GUIDANCE_MODE is one of {', '.join(MODES)}, not {self.mode!r}")
+        if self.every < 1:
+            raise UserError(f"GENERATOR.GUIDANCE_EVERY must be at least 1, not {self.every}")
+
+    def uncertainty(self, images: Tensor, classes: Tensor) -> Tensor:
+        """The criterion (N,), in float32 or better, of images (N, 3, H, W) in [0, 1] and classes (N,)."""
+        logits = self.classifier(images)
+        return self.criterion(logits.to(torch.promote_types(logits.dtype, torch.float32)), classes)
+
+
+@dataclass
+class GuidanceTrace:
+    """What guidance saw, each (N,): the criterion at step 0, before any shift (NaN until then), and the
+    number of shifts that were left out because the gradient of that image was not finite."""
+
+    first: Tensor
+    left_out: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.left_out = torch.zeros_like(self.first, dtype=torch.int64)
+
+
+@contextmanager
+def guided(pipeline: Any, guidance: Guidance, classes: Tensor) -> Iterator[GuidanceTrace]:
+    """Within the block, one call of ``pipeline`` for N images is guided; ``classes`` (N,) is what they show.
+
+    Outside the block the pipeline is what it was, bit for bit. Raises UserError for a scheduler whose clean
+    estimate is unknown and for a pipeline that combines the outputs of its denoiser in an unknown way.
+    """
+    check_scheduler(pipeline.scheduler)
+    calls = DenoiserCalls(pipeline)
+    steering = _Steering(pipeline, guidance, classes, calls)
+    networks = (calls.denoiser, steering.decoder)
+    trainable = [p for network in networks for p in network.parameters() if p.requires_grad]
+    scheduler = pipeline.scheduler
+    hook = calls.denoiser.register_forward_pre_hook(calls, with_kwargs=True)
+    try:
+        for parameter in trainable:  # the gradient is for the latents alone
+            parameter.requires_grad_(False)
+        pipeline.scheduler = _shifting(scheduler, steering.shift)
+        yield steering.trace
+    finally:
+        pipeline.scheduler = scheduler
+        hook.remove()
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+def _shifting(scheduler: Any, shift: Callable[[Any, Tensor, Tensor, Tensor], Tensor]) -> Any:
+    """A copy of ``scheduler`` whose ``step`` starts from the shifted sample."""
+    parent = type(scheduler)
+
+    @functools.wraps(parent.step)  # pipelines read its signature to know what they may pass
+    def step(
+        self: Any, prediction: Tensor, timestep: Tensor, sample: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        shifted = shift(self, timestep, sample, prediction)
+        return parent.step(self, prediction, timestep, shifted, *args, **kwargs)
+
+    twin = copy.copy(scheduler)
+    twin.__class__ = type(
+        f"Guided{parent.__name__}", (parent,), {"step": step, "__module__": parent.__module__}
+    )
+    return twin
+
+
+class _Steering:
+    """What happens at the steps of one guided call."""
+
+    def __init__(self, pipeline: Any, guidance: Guidance, classes: Tensor, calls: DenoiserCalls) -> None:
+        self.pipeline, self.guidance, self.classes, self.calls = pipeline, guidance, classes, calls
+        self.decoder = guidance.decoder or pipeline.vae
+        self.trace = GuidanceTrace(torch.full(classes.shape, torch.nan, device=classes.device))
+        self.num_steps = 0
+
+    def shift(self, scheduler: Any, timestep: Tensor, sample: Tensor, prediction: Tensor) -> Tensor:
+        """The sample that the scheduler shall step from; ``prediction`` is for the one before the shift."""
+        index, self.num_steps = self.num_steps, self.num_steps + 1
+        if index % self.guidance.every == 0:
+            sample = self._ascend(scheduler, timestep, sample, prediction, first=index == 0)
+        self.calls.caught.clear()
+        return sample
+
+    def _ascend(
+        self, scheduler: Any, timestep: Tensor, sample: Tensor, prediction: Tensor, first: bool
+    ) -> Tensor:
+        if len(sample) != len(self.classes):
+            raise ValueError(f"{len(self.classes)} classes were given for {len(sample)} images")
+        size = self.guidance.chunk or len(sample)
+        gradients = []
+        for start in range(0, len(sample), size):
+            rows = slice(start, start + size)
+            gradient, value = self._gradient(scheduler, timestep, sample, prediction, rows, check=first)
+            gradients.append(gradient)
+            if first:
+                self.trace.first[rows] = value.to(self.trace.first.dtype)
+        gradient = torch.cat(gradients)
+        usable = gradient.flatten(1).isfinite().all(dim=1)
+        self.trace.left_out += (~usable).to(self.trace.left_out.device)
+        return ascend(sample, torch.where(_like(usable, gradient), gradient, 0), self.guidance.scale)
+
+    def _gradient(
+        self, scheduler: Any, timestep: Tensor, sample: Tensor, prediction: Tensor, rows: slice, check: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Of the images ``rows``: the gradient of the criterion for their latents, and the criterion."""
+        with torch.enable_grad():
+            latents, v = sample[rows].detach().requires_grad_(), prediction[rows]
+            if self.guidance.mode == "exact":
+                v = self.calls.repeat(scheduler, timestep, latents, rows, len(sample))
+                if check:
+                    self._check_combination(v.detach(), prediction[rows])
+            clean = clean_estimate(scheduler, timestep, latents, v)
+            images = decode_latents(self.pipeline, self.decoder, clean, self.calls.keywords)
+            value = self.guidance.uncertainty(images, self.classes[rows])
+            return torch.autograd.grad(value.sum(), latents)[0], value.detach()
+
+    def _check_combination(self, ours: Tensor, pipelines: Tensor) -> None:
+        """Both are the same network's output for the same input, so they differ by rounding at most."""
+        difference = (ours - pipelines).float().norm()
+        tolerance = 0.1 if ours.dtype in (torch.float16, torch.bfloat16) else 1e-3
+        if difference > tolerance * pipelines.float().norm():
+            raise UserError(
+                f"{type(self.pipeline).__name__} combines the outputs of its denoiser otherwise than by "
+                "classifier-free guidance (guidance_rescale, for instance): turn that off, or set "
+                "GENERATOR.GUIDANCE_MODE to decoder"
+            )
+
+
+def ascend(sample: Tensor, gradient: Tensor, scale: float) -> Tensor:
+    """``sample`` (N, …) moved along ``gradient`` by ``scale`` times its own norm, for each of the N alone."""
+    dtype = torch.promote_types(sample.dtype, torch.float32)
+    x, g = sample.to(dtype), gradient.to(dtype)
+    length = x.flatten(1).norm(dim=1) / (g.flatten(1).norm(dim=1) + 1e-8)
+    return (x + scale * _like(length, x) * g).to(sample.dtype)
+
+
+def _like(per_image: Tensor, other: Tensor) -> Tensor:
+    """(N,) as (N, 1, …, 1) with as many dimensions as ``other``."""
+    return per_image.view(-1, *[1] * (other.dim() - 1))

@@ -1,0 +1,113 @@
+"""Loading a diffusers pipeline, whole or in parts, from the hub or from a folder, onto a device."""
+
+import logging
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import diffusers
+import torch
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+from exchange.config import model_source
+from exchange.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_TEXT_PARTS = ("tokenizer", "text_encoder")
+_IMAGE_PARTS = ("transformer", "unet", "vae", "safety_checker", "image_encoder", "feature_extractor")
+_log = logging.getLogger(__name__)
+
+
+def choose_device(gpu: int) -> torch.device:
+    """CUDA device ``gpu``, or the CPU where there is none at all; UserError if only this one is missing."""
+    count = torch.cuda.device_count()
+    if count == 0:
+        _log.info("no GPU here: images are drawn on the CPU")
+        return torch.device("cpu")
+    if not 0 <= gpu < count:
+        present = ", ".join(f"{index} ({torch.cuda.get_device_name(index)})" for index in range(count))
+        raise UserError(f"there is no GPU {gpu}: --gpu takes one of {present}")
+    return torch.device("cuda", gpu)
+
+
+@dataclass(frozen=True)
+class PipelineSource:
+    """Where a text-to-image pipeline comes from and where it goes.
+
+    Args:
+        name: a folder, or a repository on the Hugging Face hub.
+        revision: branch, tag or commit of the repository.
+        dtype: one of ``DTYPES``.
+
+    Its methods raise UserError for a pipeline that cannot be loaded; for a gated repository the message
+    names the page where access is granted.
+    """
+
+    name: str
+    revision: str
+    dtype: str
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise UserError(f"GENERATOR.DTYPE is one of {', '.join(DTYPES)}, not {self.dtype!r}")
+
+    @cached_property
+    def index(self) -> dict[str, Any]:
+        """The pipeline's ``model_index.json``: its class, and library and class of its parts."""
+        try:
+            return dict(diffusers.DiffusionPipeline.load_config(model_source(self.name), **self._hub))
+        except (OSError, ValueError, RepositoryNotFoundError) as error:
+            raise UserError(_explain(self.name, error)) from error
+
+    def load(self) -> Any:
+        """The whole pipeline."""
+        return self._load(without=())
+
+    def load_encoders(self) -> Any:
+        """Only what turns a prompt into embeddings."""
+        return self._load(without=_IMAGE_PARTS)
+
+    def load_painter(self) -> Any:
+        """Only what turns embeddings into an image."""
+        return self._load(without=_TEXT_PARTS)
+
+    @property
+    def _hub(self) -> dict[str, Any]:
+        return {"revision": self.revision, "token": os.environ.get("HF_TOKEN")}
+
+    def _load(self, without: tuple[str, ...]) -> Any:
+        # diffusers wants to be told, too, which parts a pipeline was saved without (SD3's T5, say)
+        absent = {
+            part: None
+            for part, kind in self.index.items()
+            if part.startswith(without) or kind == [None, None]
+        }
+        try:
+            pipeline = diffusers.DiffusionPipeline.from_pretrained(
+                model_source(self.name), dtype=DTYPES[self.dtype], **absent, **self._hub
+            )
+        except (OSError, ValueError, RepositoryNotFoundError) as error:
+            raise UserError(_explain(self.name, error)) from error
+        vae = pipeline.vae
+        if self.dtype == "float16" and vae is not None and vae.config.get("force_upcast"):
+            raise UserError(
+                f"the VAE of {self.name} overflows in float16: set GENERATOR.DTYPE to bfloat16 or float32"
+            )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline.to(self.device)
+
+
+def _explain(name: str, error: BaseException) -> str:
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return (
+            f"{name} is only for those who accepted its licence: do so at https://huggingface.co/{name}, "
+            "then set the environment variable HF_TOKEN to an access token of that account"
+        )
+    if isinstance(error, (HFValidationError, RepositoryNotFoundError)):
+        return f"GENERATOR.MODEL {name!r} is neither a folder nor a repository on the Hugging Face hub"
+    return f"GENERATOR.MODEL {name!r} cannot be loaded ({str(error).splitlines()[0]}): check name and network"

@@ -1,0 +1,166 @@
+"""One shard of a round: draws what is missing of it and writes its manifest."""
+
+import errno
+import logging
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from exchange import files
+from exchange.errors import UserError
+from exchange.layout import RunLayout
+from exchange.manifest import GeneratedInstance, Manifest, read_manifest, write_manifest
+from generator.drawing import Drawing
+from generator.image_files import ImageWriter, read_record
+from generator.plan import PlannedImage, batches_of_shard
+
+Draw = Callable[[Sequence[PlannedImage]], list[Drawing]]
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Shard ``index`` (from 0) of ``count``."""
+
+    index: int = 0
+    count: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.index} of {self.count}"
+
+
+def produce(
+    layout: RunLayout,
+    round_: int,
+    plan: Sequence[PlannedImage],
+    shard: Shard,
+    batch_size: int,
+    model: str,
+    guided: bool,
+    begin: Callable[[Sequence[PlannedImage]], Draw],
+) -> Manifest:
+    """Makes the images of one shard that are not on disk yet; returns the manifest, which it wrote.
+
+    Args:
+        plan: all images of the round.
+        batch_size: the batches that the plan is cut into before it is divided among shards. One of which an
+            image is missing is drawn whole, so that its pixels are the same as without the interruption;
+            only what is missing is written.
+        model: name of the pipeline, for the manifest.
+        guided: whether the plan's images are guided; images that are not as planned count as missing.
+        begin: gets the images to draw and returns what draws a batch; called only if something is missing,
+            since it may load models.
+
+    Raises:
+        UserError: another process draws this shard, or the disk is full.
+    """
+    started = time.monotonic()
+    batches = list(batches_of_shard(plan, batch_size, shard.index, shard.count))
+    images = [image for batch in batches for image in batch]
+    asked = dict(Counter(image.category_id for image in images))
+    path = layout.manifest(round_, shard.index, shard.count)
+    with _alone(path):
+        earlier = read_manifest(path).seconds if files.exists(path) else 0.0
+        found = ((image, read_record(layout.raw(image.file))) for image in images)
+        records = {i.file: r for i, r in found if r is not None and _as_planned(r, i, guided)}
+
+        def write() -> Manifest:
+            made = [records[image.file] for image in images if image.file in records]
+            seconds = round(earlier + time.monotonic() - started, 3)
+            complete = len(made) == len(images)
+            manifest = Manifest(round_, shard.index, shard.count, model, complete, asked, made, seconds)
+            write_manifest(layout, manifest)
+            return manifest
+
+        manifest = write()
+        if not manifest.complete:
+            missing = [batch for batch in batches if any(image.file not in records for image in batch)]
+            count = len(images) - len(records)
+            _log.info("round %d, shard %s: %d of %d images to draw", round_, shard, count, len(images))
+            draw = begin([image for batch in missing for image in batch])
+            with tqdm(total=len(images), initial=len(records), desc=f"round {round_}", unit="image") as bar:
+                _draw_missing(layout, missing, records, guided, draw, bar)
+            manifest = write()
+    return manifest
+
+
+def _draw_missing(
+    layout: RunLayout,
+    batches: Sequence[Sequence[PlannedImage]],
+    records: dict[str, GeneratedInstance],
+    guided: bool,
+    draw: Draw,
+    bar: "tqdm[None]",
+) -> None:
+    """Draws the batches and writes those of their images that have no record; adds theirs to ``records``."""
+    left_out = []
+    writer = ImageWriter()
+    try:
+        with writer:
+            for batch in batches:
+                for image, drawing in zip(batch, draw(batch), strict=True):
+                    if drawing.shifts_left_out:
+                        left_out.append(image.file)
+                    if image.file not in records:
+                        record = _record(image, guided, drawing.criterion_before, drawing.criterion_after)
+                        writer.put(layout.raw(image.file), drawing.pixels, record)
+                        bar.update()
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        missing = bar.total - len(records) - len(writer.written)
+        raise UserError(
+            f"the disk with {layout.root} is full and {missing} images are missing: make room and start "
+            "again, only these will be drawn"
+        ) from error
+    records.update({record.file: record for record in writer.written})
+    if left_out:
+        names = ", ".join(left_out)
+        _log.warning("%d images have a step without guidance (gradient not finite): %s", len(left_out), names)
+
+
+def _record(
+    image: PlannedImage, guided: bool, before: float | None, after: float | None
+) -> GeneratedInstance:
+    return GeneratedInstance(
+        file=image.file,
+        category_id=image.category_id,
+        instance=image.instance,
+        seed=image.seed,
+        template=image.template,
+        prompt=image.prompt,
+        guided=guided,
+        criterion_before=before,
+        criterion_after=after,
+    )
+
+
+def _as_planned(record: GeneratedInstance, image: PlannedImage, guided: bool) -> bool:
+    return record == _record(image, guided, record.criterion_before, record.criterion_after)
+
+
+@contextmanager
+def _alone(manifest_path: str) -> Iterator[None]:
+    """Holds the lock of a shard; UserError if another process on this machine (or file system) has it."""
+    if "://" in manifest_path:
+        name = f"mrca-{sha256(manifest_path.encode()).hexdigest()[:16]}.lock"
+        path = os.path.join(tempfile.gettempdir(), name)
+    else:
+        path = f"{manifest_path}.lock"
+        files.make_dirs(os.path.dirname(path))
+    try:
+        with FileLock(path, timeout=0):
+            yield
+    except Timeout as error:
+        raise UserError(
+            f"another process is drawing this shard (it holds {path}): wait for it, or give this one another "
+            "--div"
+        ) from error

@@ -1,0 +1,201 @@
+import itertools
+import json
+import logging
+
+import pytest
+import torch
+
+from detectron2_ext.data.loader import build_dataset, build_pool, build_test_loader, build_train_loader
+from exchange.config import load_config
+from exchange.errors import UserError
+from exchange.feedback import Feedback
+from exchange.layout import RunLayout
+
+
+@pytest.fixture
+def configure(tmp_path, filled_lvis, write_pool):
+    """A configuration of the small data set and a pool of 11 instances, with overrides."""
+    pool = write_pool(11)
+
+    def make(*overrides):
+        settings = {
+            "DATASETS": {
+                "TRAIN": ["small"],
+                "TEST": ["small"],
+                "CUSTOM": [["small", str(filled_lvis.path), str(filled_lvis.folder)]],
+            },
+            "INPUT": {
+                "TRAIN_SIZE": 64,
+                "USE_COPY_METHOD": "syn_copy",
+                "INST_POOL": True,
+                "INST_POOL_PATH": str(pool),
+                "INST_POOL_ROOT": str(pool.parent),
+            },
+            "SOLVER": {"IMS_PER_BATCH": 4, "MAX_ITER": 30, "ROUND_ITERS": 10},
+            "DATALOADER": {"NUM_WORKERS": 0},
+        }
+        path = tmp_path / "settings.yaml"
+        path.write_text(json.dumps(settings))
+        return load_config(str(path), list(overrides))
+
+    return make
+
+
+def train_loader(cfg, **arguments):
+    dataset = build_dataset(cfg, "small")
+    pool = build_pool(cfg, RunLayout("unused"), 0, dataset)
+    return build_train_loader(cfg, **{"start_iteration": 0, "dataset": dataset, "pool": pool, **arguments})
+
+
+def content(batches) -> dict[int, tuple]:
+    """What identifies each image of the batches, by its place in the stream."""
+    return {
+        item["stream_index"]: (
+            item["image"].sum().item(),
+            item["instances"].gt_boxes.tolist(),
+            [info.pool_index for info in item["paste_info"]],
+        )
+        for batch in batches
+        for item in batch
+    }
+
+
+def test_batches_are_the_same_for_any_number_of_workers_and_ranks(configure):
+    expected = content(train_loader(configure(), num_iterations=6))
+    assert sorted(expected) == list(range(24))
+    cfg = configure("DATALOADER.NUM_WORKERS", "2")
+    assert content(train_loader(cfg, num_iterations=6)) == expected
+    ranks = [content(train_loader(cfg, num_iterations=6, rank=rank, world_size=2)) for rank in (0, 1)]
+    assert {**ranks[0], **ranks[1]} == expected and not ranks[0].keys() & ranks[1].keys()
+
+
+def test_two_ranks_of_three_workers_draw_each_instance_once_per_pass(configure):
+    cfg = configure("DATALOADER.NUM_WORKERS", "3", "INPUT.TRAIN_SIZE", "300", "INPUT.SCALE_RANGE", "[1, 2]")
+    parts = [content(train_loader(cfg, num_iterations=12, rank=rank, world_size=2)) for rank in (0, 1)]
+    items = {**parts[0], **parts[1]}
+    drawn = list(itertools.chain.from_iterable(items[k][2] for k in sorted(items)))
+    passes = [drawn[start : start + 11] for start in range(0, len(drawn) - 11, 11)]
+    assert len(passes) >= 4
+    assert all(sorted(one) == list(range(11)) for one in passes)
+
+
+def test_a_resumed_training_sees_what_an_uninterrupted_one_sees(configure):
+    whole = content(train_loader(configure()))
+    resumed = content(train_loader(configure(), start_iteration=17, num_iterations=13))
+    first_round = {k: v for k, v in whole.items() if k < 40}
+    assert content(train_loader(configure(), start_iteration=5, num_iterations=5)) == {
+        k: v for k, v in first_round.items() if k >= 20
+    }
+    assert sorted(resumed) == list(range(68, 120))
+    assert {
+        k: v[1:] for k, v in content(train_loader(configure(), start_iteration=10)).items() if k >= 68
+    } == {k: v[1:] for k, v in resumed.items()}
+
+
+def test_the_default_length_is_what_the_schedule_leaves(configure):
+    loader = train_loader(configure(), start_iteration=26)
+    assert len(loader) == 4 == len(list(loader))
+
+
+def feedback(box_ap, categories=(10, 20, 30)) -> Feedback:
+    none = [None] * len(categories)
+    return Feedback(
+        1,
+        20,
+        "m.pth",
+        "0" * 64,
+        "small",
+        list(categories),
+        box_ap,
+        none,
+        none,
+        0.0,
+        0.0,
+        None,
+        None,
+        None,
+        "",
+    )
+
+
+def test_feedback_changes_object_sizes_from_its_round_on(configure):
+    low_first = feedback([1.0, 50.0, 90.0])
+    for iteration, changes in ((19, False), (20, True)):
+        areas = []
+        for given in (None, low_first):
+            items = list(
+                train_loader(configure(), start_iteration=iteration, num_iterations=1, feedback=given)
+            )[0]
+            infos = [info for item in items for info in item["paste_info"]]
+            areas.append([(info.pool_index, info.box) for info in infos])
+        assert (areas[0] != areas[1]) == changes
+    plain = configure("INPUT.INST_POOL_ADAPTIVE_SIZE", "False")
+    assert content(train_loader(plain, start_iteration=20, feedback=low_first)) == content(
+        train_loader(plain, start_iteration=20)
+    )
+
+
+def test_feedback_about_other_categories_is_refused(configure):
+    with pytest.raises(UserError, match="not those of DATASETS.TRAIN"):
+        train_loader(configure(), start_iteration=20, feedback=feedback([1.0, 2.0], (1, 2)))
+
+
+def test_more_than_five_percent_of_bad_files_are_an_error_and_fewer_are_listed(
+    configure, filled_lvis, caplog
+):
+    (filled_lvis.folder / "0002.png").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="1 files of a data set of 12 images cannot be used"):
+        list(train_loader(configure()))
+    with pytest.raises(UserError, match="cannot be used"):
+        list(build_test_loader(configure(), build_dataset(configure(), "small")))
+    for _ in range(20):
+        filled_lvis.add_object(filled_lvis.add_image(), 0, [1, 1, 9, 9])
+    filled_lvis.write()
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        assert len(list(train_loader(configure()))) == 30
+        tested = list(build_test_loader(configure(), build_dataset(configure(), "small")))
+    assert len(tested) == 31 and {item["image_id"] for batch in tested for item in batch} == {
+        1,
+        *range(3, 33),
+    }
+    assert caplog.text.count("1 files were skipped") == 2 and "0002.png" in caplog.text
+
+
+def test_test_images_are_seen_once_in_order_by_all_ranks_together(configure):
+    cfg = configure("DATALOADER.NUM_WORKERS", "2")
+    dataset = build_dataset(cfg, "small")
+    parts = [
+        [
+            item["image_id"]
+            for batch in build_test_loader(cfg, dataset, rank=r, world_size=2)
+            for item in batch
+        ]
+        for r in (0, 1)
+    ]
+    assert parts == [[1, 3, 5, 7, 9, 11], [2, 4, 6, 8, 10, 12]]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("INPUT.CP_METHOD", "[smooth]", "choose from basic"),
+        ("INPUT.INST_POOL_SAMPLE_TYPE", "all", "choose from uniform"),
+        ("INPUT.FORMAT", "RBG", "choose from RGB, BGR"),
+        ("INPUT.RANDOM_FLIP", "sometimes", "choose from horizontal, none"),
+        ("DATALOADER.SAMPLER_TRAIN", "Other", "choose RepeatFactorTrainingSampler"),
+        ("INPUT.INST_POOL", "False", "there is no pool"),
+        ("SOLVER.IMS_PER_BATCH", "3", "does not divide among 2 processes"),
+    ],
+)
+def test_a_setting_that_does_not_exist_is_named_with_the_choices(configure, key, value, message):
+    with pytest.raises(UserError, match=message):
+        train_loader(configure(key, value), world_size=2)
+
+
+def test_nothing_is_pasted_where_no_method_is_chosen(configure):
+    cfg = configure("INPUT.USE_COPY_METHOD", "none")
+    assert build_pool(cfg, RunLayout("unused"), 0, build_dataset(cfg, "small")) is None
+    batches = list(train_loader(cfg))
+    assert all(item["paste_info"] == [] for batch in batches for item in batch)
+    assert all(isinstance(item["image"], torch.Tensor) for batch in batches for item in batch)

@@ -1,0 +1,197 @@
+from dataclasses import astuple
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from paste_oracle import paste, tight_box
+
+from detectron2_ext.data.blend import basic
+from detectron2_ext.data.paste import PoolPaster, draw_position, overlay, resize_cutout
+from detectron2_ext.data.pool import ImagesWithMasks, InstancePool
+from detectron2_ext.data.rasterize import tighten
+from detectron2_ext.data.scene import Scene, SceneObject
+
+
+def blob(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """A mask of some kind, never empty: one pixel, a rectangle, an ellipse, noise."""
+    mask = np.zeros((height, width), bool)
+    kind = rng.integers(4)
+    y1, x1 = rng.integers(height), rng.integers(width)
+    y2, x2 = rng.integers(y1 + 1, height + 1), rng.integers(x1 + 1, width + 1)
+    if kind == 1:
+        mask[y1:y2, x1:x2] = True
+    elif kind == 2:
+        rows, columns = np.ogrid[:height, :width]
+        mask |= ((rows - y1) / (y2 - y1)) ** 2 + ((columns - x1) / (x2 - x1)) ** 2 <= 1
+    elif kind == 3:
+        mask |= rng.random((height, width)) < 0.2
+    mask[y1, x1] = True
+    return mask
+
+
+def random_objects(rng: np.random.Generator, count: int, height: int, width: int):
+    objects = []
+    for _ in range(count):
+        mask = blob(rng, height, width)
+        box = tight_box(mask) + rng.uniform(-0.5, 0.5, size=4)  # annotated boxes need not be those of masks
+        objects.append((box, mask, int(rng.integers(1203)), 0))
+    return objects
+
+
+def scene_of(image: np.ndarray, objects) -> Scene:
+    return Scene(
+        image.copy(),
+        [
+            SceneObject(tuple(b), tighten(m.astype(np.uint8)), label, source)
+            for b, m, label, source in objects
+        ],
+    )
+
+
+def assert_equal_scenes(scene: Scene, image: np.ndarray, objects) -> None:
+    np.testing.assert_array_equal(scene.image, image)
+    instances = scene.instances()
+    assert instances.gt_classes.tolist() == [label for _, _, label, _ in objects]
+    assert instances.instance_source.tolist() == [source for *_, source in objects]
+    boxes = np.array([box for box, *_ in objects], np.float32).reshape(-1, 4)
+    np.testing.assert_array_equal(instances.gt_boxes.numpy(), boxes)
+    masks = np.array([mask for _, mask, *_ in objects], bool).reshape(-1, *image.shape[:2])
+    np.testing.assert_array_equal(instances.gt_masks.to_full().numpy(), masks)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 12), st.integers(0, 6))
+@settings(max_examples=2000, deadline=None)
+def test_pasting_in_windows_equals_pasting_on_whole_canvases(seed, num_objects, num_pasted):
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(1, 70, size=2)
+    image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    objects = random_objects(rng, num_objects, height, width)
+    scene = scene_of(image, objects)
+    for _ in range(num_pasted):
+        h, w = rng.integers(1, 50, size=2)
+        cutout = rng.integers(0, 256, (h, w, 4), dtype=np.uint8)
+        cutout[..., 3] *= blob(rng, h, w)
+        x, y = int(rng.integers(-w, width + 1)), int(rng.integers(-h, height + 1))
+        class_index = int(rng.integers(1203))
+        image, objects = paste(image, objects, cutout, x, y, class_index)
+        overlay(scene, cutout, x, y, class_index, basic)
+    assert_equal_scenes(scene, image, objects)
+
+
+def test_three_hundred_objects_below_three_pasted_ones():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (120, 160, 3), dtype=np.uint8)
+    objects = random_objects(rng, 300, 120, 160)
+    scene = scene_of(image, objects)
+    for n in range(3):
+        cutout = rng.integers(0, 256, (50, 60, 4), dtype=np.uint8)
+        cutout[..., 3] *= blob(rng, 50, 60)
+        image, objects = paste(image, objects, cutout, 30 * n, 20 * n, n)
+        overlay(scene, cutout, 30 * n, 20 * n, n, basic)
+    assert len(objects) < 303
+    assert_equal_scenes(scene, image, objects)
+
+
+def one_object(height: int, width: int) -> Scene:
+    mask = np.ones((height, width), bool)
+    return scene_of(np.zeros((100, 100, 3), np.uint8), [(np.array([0, 0, width, height]), pad(mask), 5, 0)])
+
+
+def pad(mask: np.ndarray) -> np.ndarray:
+    canvas = np.zeros((100, 100), bool)
+    canvas[: mask.shape[0], : mask.shape[1]] = mask
+    return canvas
+
+
+def opaque(height: int, width: int) -> np.ndarray:
+    return np.full((height, width, 4), 255, np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "covered_columns", "survives"),
+    [
+        (20, 30, 14, True),  # moved by 14, 320 pixels left
+        (20, 30, 15, False),  # moved by 15, 300 pixels left
+        (10, 30, 10, True),  # moved by 10, 200 pixels left
+        (10, 30, 11, False),  # moved by 11, 190 pixels left
+        (10, 9, 9, False),  # nothing left
+    ],
+)
+def test_a_covered_object_goes_if_its_box_moved_far_and_few_pixels_are_left(
+    height, width, covered_columns, survives
+):
+    scene = one_object(height, width)
+    overlay(scene, opaque(100, covered_columns), 0, 0, 7, basic)
+    assert [o.class_index for o in scene.objects] == ([5, 7] if survives else [7])
+    if survives:
+        assert scene.objects[0].box == (covered_columns, 0, width, height)
+
+
+def test_an_object_that_loses_no_pixel_keeps_its_annotated_box():
+    scene = one_object(20, 20)
+    scene.objects[0].box = (0.25, 0.5, 19.75, 20.0)
+    overlay(scene, opaque(10, 10), 50, 50, 7, basic)
+    assert scene.objects[0].box == (0.25, 0.5, 19.75, 20.0)
+
+
+def test_what_lies_outside_or_is_transparent_is_not_pasted():
+    scene = one_object(20, 20)
+    assert overlay(scene, opaque(10, 10), 100, 0, 7, basic) == 0
+    assert overlay(scene, opaque(10, 10) * np.array([1, 1, 1, 0], np.uint8), 0, 0, 7, basic) == 0
+    assert len(scene.objects) == 1 and not scene.image.any()
+    assert overlay(scene, opaque(10, 10), -5, -5, 7, basic) == 25
+    assert scene.objects[-1].box == (0, 0, 5, 5) and scene.objects[-1].source == 1
+
+
+def test_a_resized_cutout_has_the_asked_area_and_a_jittered_aspect():
+    cutout = opaque(200, 100)
+    rng = np.random.default_rng(0)
+    sizes = np.array([resize_cutout(cutout, 0.25, (480, 640), rng).shape[:2] for _ in range(3000)])
+    areas, ratios = sizes.prod(axis=1), sizes[:, 1] / sizes[:, 0]
+    np.testing.assert_allclose(areas, 0.25**2 * 480 * 640, rtol=0.03)
+    assert ratios.min() > 0.39 and ratios.max() < 0.61
+    np.testing.assert_allclose(np.quantile(ratios, [0.25, 0.5, 0.75]), [0.45, 0.5, 0.55], atol=0.01)
+
+
+def test_half_of_the_cutouts_are_mirrored():
+    cutout = opaque(40, 40)
+    cutout[:, :20, 0] = 0
+    rng = np.random.default_rng(0)
+    left_is_dark = [resize_cutout(cutout, 0.2, (200, 200), rng)[5, 2, 0] == 0 for _ in range(2000)]
+    assert abs(np.mean(left_is_dark) - 0.5) < 0.05
+
+
+def test_a_target_under_five_pixels_or_as_large_as_the_image_is_dropped():
+    rng = np.random.default_rng(0)
+    assert resize_cutout(opaque(50, 50), 0.03, (100, 100), rng) is None
+    assert resize_cutout(opaque(500, 10), 0.5, (100, 100), rng) is None
+    assert resize_cutout(opaque(50, 50), 0.1, (100, 100), rng) is not None
+
+
+def test_the_centre_is_anywhere_in_the_image():
+    rng = np.random.default_rng(0)
+    corners = np.array([draw_position((48, 64), (11, 20), rng) for _ in range(20000)])
+    centers = corners + [10, 5.5]
+    assert (centers.min(axis=0) >= -0.5).all() and (centers.max(axis=0) <= [64.5, 48.5]).all()
+    for axis, extent in enumerate((64, 48)):
+        np.testing.assert_allclose(
+            np.quantile(centers[:, axis] / extent, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.015
+        )
+
+
+def test_the_paster_tells_what_it_pasted_where(write_pool, filled_lvis):
+    path = write_pool(5)
+    cutouts = ImagesWithMasks.of_annotations(str(path), str(path.parent))
+    pool = InstancePool(cutouts, np.array([10, 20, 30]))
+    scene = Scene(np.zeros((100, 120, 3), np.uint8), [])
+    paster = PoolPaster(pool, lambda *_: np.array([4, 1]), lambda *_: 0.3, [basic])
+    infos = paster(scene, 0, np.random.default_rng(1))
+    assert [info.pool_index for info in infos] == [4, 1]
+    assert [info.class_index for info in infos] == [1, 1] == [o.class_index for o in scene.objects]
+    for info, pasted in zip(infos, scene.objects, strict=True):
+        index, file, _, round_, box, visible = astuple(info)
+        assert file == pool.name(index) and round_ == -1
+        assert box[0] <= pasted.box[0] and box[3] >= pasted.box[3]
+        assert (box[2] - box[0]) * (box[3] - box[1]) == pytest.approx(0.3**2 * 100 * 120, rel=0.1)
+    assert infos[-1].visible_pixels == scene.objects[-1].mask.crop.sum()

@@ -1,0 +1,244 @@
+"""The training loop: exact resumption, checkpoints, and what stops it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from detectron2_ext.engine import checkpoints as checkpoints_module
+from detectron2_ext.engine.checkpoints import RunCheckpoints, read_checkpoint
+from detectron2_ext.engine.loading import load_batches
+from detectron2_ext.engine.loop import seed_iteration, train
+from detectron2_ext.engine.metrics import Reporter
+from detectron2_ext.engine.state import TrainingState
+from detectron2_ext.engine.step import TrainingStep
+from exchange.errors import UserError
+from tests.detectron2_ext.engine.tiny import (
+    ALONE,
+    TinyLoader,
+    TinyNet,
+    assert_equal_weights,
+    tiny_config,
+    weights_of,
+)
+
+_CFG = tiny_config(
+    *("SOLVER.MAX_ITER", "20", "SOLVER.ROUND_ITERS", "10", "SOLVER.WARMUP_ITERS", "4"),
+    *("SOLVER.BASE_LR", "0.01", "SOLVER.MODEL_EMA", "0.9"),
+)
+
+
+def _state(seed: int = 0) -> TrainingState:
+    torch.manual_seed(seed)
+    return TrainingState.start(TinyNet(), _CFG)
+
+
+def _run(
+    state: TrainingState,
+    folder: Path,
+    end: int,
+    *,
+    loader: Any = None,
+    period: int = 4,
+    keep: int = 1,
+    log_period: int = 3,
+) -> RunCheckpoints:
+    checkpoints = RunCheckpoints(str(folder), 10, keep)
+    train(
+        state,
+        TrainingStep.from_config(state, ALONE, _CFG),
+        loader or TinyLoader(state.iteration, end),
+        end,
+        checkpoints=checkpoints,
+        checkpoint_period=period,
+        reporter=Reporter(str(folder / "metrics.json"), state.iteration, end, "round 0", ALONE),
+        log_period=log_period,
+        seed=5,
+        ranks=ALONE,
+    )
+    return checkpoints
+
+
+def _everything(state: TrainingState) -> dict[str, Tensor]:
+    content = state.state_dict()
+    weights = {f"model.{name}": tensor for name, tensor in content["model"].items()}
+    weights |= {f"ema.{name}": tensor for name, tensor in content["model_ema"].items()}
+    for number, slots in content["optimizer"]["state"].items():
+        weights |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in slots.items()}
+    weights["lr"] = torch.tensor(state.optimizer.param_groups[0]["lr"], dtype=torch.float64)
+    return weights
+
+
+def test_a_resumed_training_equals_the_uninterrupted_one_bit_by_bit(tmp_path: Path) -> None:
+    whole = _state()
+    _run(whole, tmp_path / "whole", 20)
+
+    first = _state()
+    checkpoints = _run(first, tmp_path / "parts", 8)
+    torch.manual_seed(123)  # whatever the other process drew in between
+    second = TrainingState.start(TinyNet(), _CFG)
+    latest = checkpoints.latest()
+    assert latest is not None and latest.endswith("model_0000007.pth")
+    second.load_state_dict(read_checkpoint(latest))
+    assert second.iteration == 8
+    _run(second, tmp_path / "parts", 20)
+
+    assert_equal_weights(_everything(whole), _everything(second))
+    lines = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.json").read_text().splitlines()]
+        for name in ("whole", "parts")
+    ]
+    for timing in ("time", "data_time", "eta_seconds", "memory_mib"):
+        for line in (*lines[0], *lines[1]):
+            assert line.pop(timing) >= 0
+    assert [line["iteration"] for line in lines[0]] == [3, 4, 6, 8, 9, 12, 15, 16, 18, 20]
+    assert lines[0] == lines[1]
+
+
+def test_the_average_and_the_noise_matter_to_that_comparison(tmp_path: Path) -> None:
+    state = _state()
+    _run(state, tmp_path, 4)
+    assert state.ema is not None
+    assert not torch.equal(state.ema.model.head.weight, state.model.head.weight)
+    draws = []
+    for seed, iteration, rank in ((1, 2, 0), (1, 2, 0), (1, 3, 0), (2, 2, 0), (1, 2, 1)):
+        seed_iteration(seed, iteration, rank)
+        draws.append(float(torch.rand(())))
+    assert draws[0] == draws[1]
+    assert len(set(draws)) == 4
+
+
+def test_checkpoints_of_ends_of_rounds_stay_and_others_go(tmp_path: Path) -> None:
+    state = _state()
+    _run(state, tmp_path, 10, period=3, keep=2)
+    checkpoints = _run(state, tmp_path, 20, period=3, keep=2)
+    names = sorted(path.name for path in tmp_path.glob("*.pth"))
+    assert names == ["model_0000009.pth", "model_0000017.pth", "model_0000019.pth"]
+    assert checkpoints.latest() == str(tmp_path / "model_0000019.pth")
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000019.pth"
+
+
+def test_a_checkpoint_has_detectron2s_layout_and_the_settings(tmp_path: Path) -> None:
+    state = _state()
+    path = _run(state, tmp_path, 4).latest()
+    assert path is not None
+    content = torch.load(path, weights_only=True)
+    assert content["iteration"] == 3
+    assert_equal_weights(content["model"], weights_of(state.model))
+    assert state.ema is not None
+    assert_equal_weights(content["model_ema"], weights_of(state.ema.model))
+    assert content["scheduler"]["last_epoch"] == 4
+    assert "MODEL_EMA: 0.9" in content["settings"]
+
+
+class _Poisoned(TinyLoader):
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        for iteration, batch in zip(self._range, super().__iter__(), strict=True):
+            if iteration == 6:
+                batch[2]["target"] = torch.tensor(float("nan"))
+            yield batch
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_loss_and_images(tmp_path: Path) -> None:
+    state = _state()
+    with pytest.raises(UserError, match=r"^loss_value became not finite in iteration 7 .*images/6_2\.png"):
+        _run(state, tmp_path, 20, loader=_Poisoned(0, 20))
+    saved = read_checkpoint(str(RunCheckpoints(str(tmp_path), 10, 1).latest()))
+    assert saved["iteration"] == 3
+    assert all(tensor.isfinite().all() for tensor in saved["model"].values())
+
+
+def test_a_disk_that_is_full_leaves_the_old_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = _state()
+    _run(state, tmp_path, 4)
+    before = (tmp_path / "model_0000003.pth").read_bytes()
+
+    def full(content: Any, file: Any) -> None:
+        file.write(b"half a check")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints_module.torch, "save", full)
+    with pytest.raises(UserError, match=r"model_0000007\.pth could not be written .*model_0000003\.pth"):
+        _run(state, tmp_path, 8)
+    assert (tmp_path / "model_0000003.pth").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "last_checkpoint",
+        "metrics.json",
+        "model_0000003.pth",
+    ]
+
+
+@pytest.mark.parametrize("size", [0, 100, 2000])
+def test_a_checkpoint_that_was_cut_short_is_named(size: int, tmp_path: Path) -> None:
+    path = _run(_state(), tmp_path, 4).latest()
+    assert path is not None
+    Path(path).write_bytes(Path(path).read_bytes()[:size])
+    with pytest.raises(UserError, match=r"model_0000003\.pth is not a whole checkpoint"):
+        read_checkpoint(path)
+
+
+def test_a_marker_without_its_checkpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / "last_checkpoint").write_text("model_0000003.pth")
+    with pytest.raises(UserError, match=r"last_checkpoint names .*model_0000003\.pth, which does not exist"):
+        RunCheckpoints(str(tmp_path), 10, 1).latest()
+
+
+class _Dying:
+    """A data set whose worker dies, or meets an error of the user's."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> int:
+        if index == 2 and self._kind == "dies":
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGKILL)
+        if index == 2:
+            raise UserError("images/2.png does not decode: replace it")
+        return index
+
+
+def test_a_killed_loader_process_is_explained() -> None:
+    loader = torch.utils.data.DataLoader(_Dying("dies"), num_workers=1)
+    with pytest.raises(UserError, match="a process that loads images died .*lower DATALOADER.NUM_WORKERS"):
+        list(load_batches(loader))
+
+
+def test_an_error_of_the_user_in_a_loader_process_keeps_its_sentence() -> None:
+    loader = torch.utils.data.DataLoader(_Dying("complains"), num_workers=1)
+    with pytest.raises(UserError, match=r"^images/2\.png does not decode: replace it$"):
+        list(load_batches(loader))
+
+
+def test_a_batch_taken_in_parts_has_the_gradient_of_the_whole() -> None:
+    whole, parts = _state(), _state()
+    for state, accumulation in ((whole, 1), (parts, 3)):
+        state.model._noise = 0.0
+        step = TrainingStep(state, ALONE, lambda parameters: None, accumulation, None)
+        losses = step(next(iter(TinyLoader(0, 1, batch_size=7))))
+        assert list(losses) == ["loss_value", "loss_cls"]
+    for name, parameter in whole.model.named_parameters():
+        other = parts.model.get_parameter(name)
+        torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_mixed_precision_computes_in_bfloat16_and_keeps_float32_weights() -> None:
+    state = _state()
+    seen: list[torch.dtype] = []
+    state.model.backbone.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    TrainingStep(state, ALONE, lambda parameters: None, 1, torch.bfloat16)(next(iter(TinyLoader(0, 1))))
+    assert seen == [torch.bfloat16]
+    assert all(parameter.dtype == torch.float32 for parameter in state.model.parameters())

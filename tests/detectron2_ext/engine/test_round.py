@@ -1,0 +1,216 @@
+"""The training stage as a whole: rounds, feedback, resumption, evaluation, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from detectron2_ext import train_net
+from exchange import files
+from exchange.config import REPOSITORY
+from exchange.errors import UserError
+from exchange.feedback import read_feedback
+from tests.detectron2_ext.engine.small_run import write_config
+from tests.detectron2_ext.engine.tiny import assert_equal_weights
+
+_LAST_CLASSIFIER = "roi_heads.box_predictor.2.cls_score.weight"
+
+
+def _call(config: Path, *arguments: str) -> None:
+    train_net.main(["--config", str(config), *arguments])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run of which both rounds are done."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = write_config(folder)
+    _call(config)
+    assert sorted(p.name for p in (folder / "run/feedback").iterdir()) == ["rd00.json"]
+    _call(config)
+    return folder
+
+
+def test_each_call_finishes_one_round_and_tells_the_generator(finished: Path) -> None:
+    run = finished / "run"
+    for round_, iteration in ((0, 3), (1, 6)):
+        feedback = read_feedback(str(run / f"feedback/rd{round_:02}.json"))
+        assert (feedback.round, feedback.iteration, feedback.dataset) == (round_, iteration, "small_val")
+        assert feedback.categories == [2, 5, 9]
+        assert feedback.checkpoint == str(run / f"train/model_{iteration - 1:07}.pth")
+        assert feedback.checkpoint_sha256 == files.sha256(feedback.checkpoint)
+        assert all(value is not None and 0 <= value <= 100 for value in feedback.box_ap + feedback.mask_ap)
+    assert (run / "feedback.json").read_bytes() == (run / "feedback/rd01.json").read_bytes()
+    assert (run / "train/last_checkpoint").read_text() == "model_0000005.pth"
+
+
+def test_drift_is_the_way_that_the_row_of_each_class_went_in_the_round(finished: Path) -> None:
+    checkpoints = {
+        name: torch.load(finished / f"run/train/{name}.pth", weights_only=True)["model_ema"]
+        for name in ("model_initial", "model_0000002", "model_0000005")
+    }
+    for round_, before, now in ((0, "model_initial", "model_0000002"), (1, "model_0000002", "model_0000005")):
+        rows = [checkpoints[name][_LAST_CLASSIFIER].double().numpy() for name in (now, before)]
+        assert rows[0].shape[0] == 4  # three classes, then the background
+        expected = [float(((rows[0][c] - rows[1][c]) ** 2).sum() ** 0.5) for c in range(3)]
+        feedback = read_feedback(str(finished / f"run/feedback/rd{round_:02}.json"))
+        assert feedback.drift == pytest.approx(expected, rel=1e-9)
+        assert len(set(feedback.drift)) == 3 and min(expected) > 0
+
+
+def test_predictions_and_metrics_are_written_for_upload_and_for_programs(finished: Path) -> None:
+    folder = finished / "run/train/inference/small_val"
+    predictions = json.loads((folder / "lvis_instances_results.json").read_text())
+    assert predictions
+    assert set(predictions[0]) == {"image_id", "category_id", "bbox", "score", "segmentation"}
+    assert predictions[0]["segmentation"]["size"] == [64, 64]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert [c["name"] for c in metrics["classes"]] == ["red", "green", "blue"]
+    assert metrics["iteration"] == 6
+    assert sorted(p.name for p in folder.iterdir()) == ["lvis_instances_results.json", "metrics.json"]
+
+
+def test_a_call_after_the_last_round_changes_nothing(
+    finished: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = {
+        path: path.stat().st_mtime_ns for path in (finished / "run").rglob("*.*") if path.suffix != ".txt"
+    }
+    caplog.set_level("INFO")
+    _call(finished / "config.yaml")
+    assert "all 6 iterations are done: nothing left to train" in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_evaluation_alone_takes_the_last_checkpoint_and_trains_nothing(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _call(finished / "config.yaml", "--eval-only")
+    title, header, *rows = capsys.readouterr().out.splitlines()
+    assert title.endswith("model_0000005.pth")
+    assert header.split() == ["AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"]
+    assert [row.split()[0] for row in rows] == ["box", "mask"]
+    assert len({len(line) for line in (header, *rows)}) == 1
+    _call(
+        finished / "config.yaml",
+        "--eval-only",
+        "MODEL.WEIGHTS",
+        str(finished / "run/train/model_initial.pth"),
+    )
+    assert "model_initial.pth" in capsys.readouterr().out
+    assert (finished / "run/train/last_checkpoint").read_text() == "model_0000005.pth"
+
+
+def test_a_run_folder_of_other_settings_is_refused(finished: Path) -> None:
+    with pytest.raises(UserError, match=r"SOLVER\.BASE_LR 0\.002, not 0\.004"):
+        _call(finished / "config.yaml", "SOLVER.BASE_LR", "0.004")
+
+
+def test_a_call_that_was_killed_while_evaluating_is_made_good(finished: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    shutil.copytree(finished / "run", tmp_path / "run")
+    settings = (tmp_path / "run/run.yaml").read_text().replace(str(finished), str(tmp_path))
+    (tmp_path / "run/run.yaml").write_text(settings)
+    expected = read_feedback(str(tmp_path / "run/feedback/rd01.json"))
+    (tmp_path / "run/feedback/rd01.json").unlink()
+    shutil.copy(tmp_path / "run/feedback/rd00.json", tmp_path / "run/feedback.json")
+    _call(config)
+    again = read_feedback(str(tmp_path / "run/feedback.json"))
+    assert (again.round, again.mask_ap, again.drift) == (1, expected.mask_ap, expected.drift)
+
+
+def test_a_killed_and_resumed_run_equals_the_uninterrupted_one_bit_by_bit(tmp_path: Path) -> None:
+    solver = {"MAX_ITER": 40, "ROUND_ITERS": 40, "CHECKPOINT_PERIOD": 3}
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        write_config(tmp_path / name, **solver)
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "detectron2_ext.train_net", "--config"]
+    killed = [*command, str(tmp_path / "killed/config.yaml"), "DATALOADER.NUM_WORKERS", "1"]
+    with subprocess.Popen(killed, env=environment, start_new_session=True) as process:
+        deadline = time.monotonic() + 240
+        while not list((tmp_path / "killed/run/train").glob("model_00*.pth")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+    first_stop = json.loads((tmp_path / "killed/run/train/metrics.json").read_text().splitlines()[-1])
+    assert first_stop["iteration"] < 40
+    _call(tmp_path / "killed/config.yaml")
+    _call(tmp_path / "whole/config.yaml")
+    states = [
+        torch.load(tmp_path / name / "run/train/model_0000039.pth", weights_only=True)
+        for name in ("whole", "killed")
+    ]
+    for part in ("model", "model_ema"):
+        assert_equal_weights(states[0][part], states[1][part])
+    for one, other in zip(*(s["optimizer"]["state"].values() for s in states), strict=True):
+        assert_equal_weights(one, other)
+
+
+def test_starting_weights_are_evaluated_before_round_0_if_a_pool_is_pasted(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    pasting = ("INPUT.USE_COPY_METHOD", "syn_copy", "INPUT.INST_POOL_FEED", "True", "FEEDBACK.TIMEOUT", "0")
+    with pytest.raises(
+        UserError, match=r"waited 0 s .* for the pool of round 0 .*pool/annotations/rd00\.done"
+    ):
+        _call(config, *pasting)
+    feedback = read_feedback(str(tmp_path / "run/feedback/initial.json"))
+    assert (feedback.round, feedback.iteration, feedback.drift) == (-1, 0, [None] * 3)
+    assert feedback.checkpoint == str(tmp_path / "run/train/model_initial.pth")
+    assert (tmp_path / "run/feedback.json").read_bytes() == (
+        tmp_path / "run/feedback/initial.json"
+    ).read_bytes()
+    assert not (tmp_path / "run/train/metrics.json").exists()
+
+
+def test_starting_weights_are_evaluated_on_request(tmp_path: Path) -> None:
+    _call(write_config(tmp_path), "--eval-initial")
+    assert read_feedback(str(tmp_path / "run/feedback.json")).round == -1
+
+
+def test_the_starting_weights_are_the_averaged_ones_of_model_weights(finished: Path, tmp_path: Path) -> None:
+    baseline = finished / "run/train/model_0000005.pth"
+    _call(write_config(tmp_path), "--eval-initial", "MODEL.WEIGHTS", str(baseline))
+    start = torch.load(tmp_path / "run/train/model_initial.pth", weights_only=True)
+    averaged = torch.load(baseline, weights_only=True)["model_ema"]
+    for part in ("model", "model_ema"):
+        assert_equal_weights(start[part], averaged)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("MODEL.ROI_HEADS.NUM_CLASSES", "4"), r"3 categories, but MODEL\.ROI_HEADS\.NUM_CLASSES is 4"),
+        (("MODEL.WEIGHTS", "/nowhere/model.pth"), r"/nowhere/model\.pth"),
+        (("DATASETS.TEST", "[small_vla]"), r"no data set 'small_vla'"),
+        (("SOLVER.AMP.DTYPE", "float8", "SOLVER.AMP.ENABLED", "True"), r"SOLVER\.AMP\.DTYPE is 'float8'"),
+    ],
+)
+def test_what_does_not_fit_is_named_before_anything_is_trained(
+    overrides: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        _call(write_config(tmp_path), *overrides)
+    assert not (tmp_path / "run/train/metrics.json").exists()
+
+
+def test_nothing_to_evaluate_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing to evaluate"):
+        _call(write_config(tmp_path), "--eval-only")
+
+
+def test_launch_reports_errors_in_one_line_with_code_2(tmp_path: Path) -> None:
+    environment = os.environ | {"MRCA_PYTHON": sys.executable}
+    command = ["bash", str(REPOSITORY / "launch.sh"), "--config", "nothing.yaml", "--num-gpus", "1"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: there is no configuration nothing.yaml")

@@ -1,0 +1,147 @@
+"""The scores are those of the benchmarks' own packages, on data made to be awkward."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from detectron2_ext.evaluation.predictions import Predictions
+from detectron2_ext.evaluation.scoring import Evaluation, GroundTruth, score_predictions
+from exchange.annotations import AnnotationFile
+from exchange.errors import UserError
+from tests.detectron2_ext.evaluation.worlds import random_world
+
+
+def _score(world: AnnotationFile, predictions: dict[int, Any], limit: int = 300) -> Evaluation:
+    parts = [Predictions.from_instances(image_id, found, limit) for image_id, found in predictions.items()]
+    return score_predictions(GroundTruth(world), Predictions.concatenate(parts))
+
+
+def _records(world: AnnotationFile, predictions: dict[int, Any], limit: int = 300) -> list[dict[str, Any]]:
+    return [
+        json.loads(record)
+        for image_id, found in predictions.items()
+        for record in Predictions.from_instances(image_id, found, limit).to_json(world.category_ids)
+    ]
+
+
+def _content(world: AnnotationFile) -> dict[str, Any]:
+    return copy.deepcopy(
+        {"images": world.images, "annotations": world.annotations, "categories": world.categories}
+    )
+
+
+def _assert_equal(ours: float | None, theirs: float) -> None:
+    assert (-1.0 if ours is None else ours / 100) == pytest.approx(theirs, abs=1e-6)
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+@pytest.mark.parametrize("seed", range(6))
+def test_lvis_scores_are_those_of_the_lvis_package(
+    seed: int, iou_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(np, "float", float, raising=False)  # lvis 0.5.3 was written for an older NumPy
+    from lvis import LVIS, LVISEval, LVISResults
+
+    world, predictions = random_world(seed, lvis=True, crowds=seed >= 4)
+    (tmp_path / "world.json").write_text(json.dumps(_content(world)))
+    truth = LVIS(str(tmp_path / "world.json"))
+    records = _records(world, predictions)
+    if iou_type == "segm":  # with a box beside the mask the package would take areas from the box
+        for record in records:
+            del record["bbox"]
+    reference = LVISEval(truth, LVISResults(truth, records), iou_type)
+    reference.run()
+
+    evaluation = _score(world, predictions)
+    summary = evaluation.box if iou_type == "bbox" else evaluation.mask
+    assert set(summary) == {"AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"}
+    for name, value in summary.items():
+        _assert_equal(value, reference.results[name])
+    per_class = evaluation.box_ap if iou_type == "bbox" else evaluation.mask_ap
+    for index, value in enumerate(per_class):
+        of_class = reference.eval["precision"][:, :, index, 0]
+        _assert_equal(value, of_class[of_class > -1].mean() if (of_class > -1).any() else -1.0)
+    assert per_class[-2:] == [None, None]
+    assert 5 < summary["AP"] < 95
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+@pytest.mark.parametrize("seed", range(4))
+def test_coco_scores_are_those_of_pycocotools(seed: int, iou_type: str) -> None:
+    world, predictions = random_world(seed, lvis=False, crowds=True)
+    truth = COCO()
+    truth.dataset = _content(world) | {"info": {}}
+    truth.createIndex()
+    records = _records(world, predictions)
+    if iou_type == "segm":
+        for record in records:
+            del record["bbox"]
+    reference = COCOeval(truth, truth.loadRes(records), iou_type)
+    reference.evaluate()
+    reference.accumulate()
+    reference.summarize()
+
+    evaluation = _score(world, predictions)
+    summary = evaluation.box if iou_type == "bbox" else evaluation.mask
+    assert list(summary) == ["AP", "AP50", "AP75", "APs", "APm", "APl"]
+    for value, theirs in zip(summary.values(), reference.stats[:6], strict=True):
+        _assert_equal(value, theirs)
+
+
+def test_only_the_best_300_objects_of_an_image_count() -> None:
+    world, predictions = random_world(0, lvis=True)
+    image_id, found = next((i, p) for i, p in predictions.items() if len(p) > 4)
+    limited = Predictions.from_instances(image_id, found, 3)
+    assert len(limited) == 3
+    kept = np.sort(found.scores.numpy())[::-1][:3]
+    assert limited.scores.tolist() == kept.tolist()
+
+
+def test_predictions_that_lvis_cannot_judge_change_nothing() -> None:
+    world, predictions = random_world(1, lvis=True)
+    truth = GroundTruth(world)
+    everything = Predictions.concatenate(
+        [Predictions.from_instances(image_id, found, 300) for image_id, found in predictions.items()]
+    )
+    judged = truth.counted(everything)
+    assert 0 < judged.sum() < len(everything)
+    assert score_predictions(truth, everything.select(judged)) == score_predictions(truth, everything)
+
+
+def test_the_order_in_which_images_were_seen_does_not_matter() -> None:
+    world, predictions = random_world(2, lvis=True)
+    backwards = dict(reversed(predictions.items()))
+    assert _score(world, predictions) == _score(world, backwards)
+
+
+def test_a_network_that_finds_nothing_scores_zero_and_classes_without_objects_have_no_score() -> None:
+    world, predictions = random_world(3, lvis=True)
+    nothing = {image_id: found[:0] for image_id, found in predictions.items()}
+    evaluation = _score(world, nothing)
+    present = {annotation["category_id"] for annotation in world.annotations}
+    expected = [0.0 if category["id"] in present else None for category in world.categories]
+    assert evaluation.mask_ap == expected
+    assert evaluation.box["AP"] == 0.0
+
+
+def test_an_annotation_without_an_area_is_named() -> None:
+    world, _ = random_world(3, lvis=True)
+    del world.annotations[1]["area"]
+    with pytest.raises(UserError, match="annotation 2 has no 'area'"):
+        GroundTruth(world)
+
+
+def test_predictions_survive_the_way_through_bytes() -> None:
+    world, predictions = random_world(4, lvis=True)
+    parts = [Predictions.from_instances(image_id, found, 300) for image_id, found in predictions.items()]
+    before = Predictions.concatenate([*parts, Predictions.concatenate([])])
+    after = Predictions.from_bytes(before.to_bytes())
+    assert after.to_json(world.category_ids) == before.to_json(world.category_ids)

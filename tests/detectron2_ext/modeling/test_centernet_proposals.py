@@ -1,0 +1,121 @@
+import math
+
+import pytest
+import torch
+from network_scenes import objects
+from torch import nn
+
+from detectron2_ext.modeling.centernet import CenterNet, HeatMapLoss, ProposalSelection
+from detectron2_ext.modeling.centernet_head import CenterNetHead
+from detectron2_ext.modeling.centernet_targets import CenterNetTargetAssigner
+from detectron2_ext.modeling.ground_truth import GroundTruth
+
+STRIDES = [8, 16]
+SHAPES = [(6, 7), (3, 4)]
+
+
+class Predictions(nn.Module):
+    """A head that predicts what it was given."""
+
+    def __init__(self, heat_logits, distances):
+        super().__init__()
+        self.outputs = heat_logits, distances
+
+    def forward(self, features):
+        return self.outputs
+
+
+def make(batch, seed=0, pre_nms=30, post_nms=20, threshold=0.3, nms=0.5):
+    random = torch.Generator().manual_seed(seed)
+    heat = [torch.randn(batch, 1, *shape, generator=random) for shape in SHAPES]
+    distances = [(torch.randn(batch, 4, *shape, generator=random) * 2).relu() for shape in SHAPES]
+    testing = ProposalSelection(threshold, nms, pre_nms, post_nms)
+    training = ProposalSelection(threshold, 0.9, pre_nms, post_nms)
+    network = CenterNet(
+        Predictions(heat, distances),
+        STRIDES,
+        CenterNetTargetAssigner([[0, 40], [30, 10000000]]),
+        HeatMapLoss(),
+        1.0,
+        training,
+        testing,
+    )
+    features = [torch.zeros(batch, 1, *shape) for shape in SHAPES]
+    return network, features, heat, distances
+
+
+def overlap(a, b):
+    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - width * height
+    return width * height / union
+
+
+def decode(heat, distances, image, pre_nms, post_nms, threshold, nms):
+    """Boxes and scores of one image, cell by cell in float64."""
+    candidates = []
+    for stride, level_heat, level_distances in zip(STRIDES, heat, distances, strict=True):
+        found = []
+        rows, columns = level_heat.shape[2:]
+        for row in range(rows):
+            for column in range(columns):
+                p = 1 / (1 + math.exp(-level_heat[image, 0, row, column].item()))
+                x, y = column * stride + stride // 2, row * stride + stride // 2
+                left, top, right, bottom = (level_distances[image, :, row, column].double() * stride).tolist()
+                x1, y1 = x - left, y - top
+                if p > threshold:
+                    found.append((math.sqrt(p), [x1, y1, max(x + right, x1 + 0.01), max(y + bottom, y1 + 0.01)]))
+        candidates += sorted(found, reverse=True)[:pre_nms]
+    kept = []
+    for score, box in sorted(candidates, reverse=True):
+        if all(overlap(box, other) <= nms for _, other in kept):
+            kept.append((score, box))
+    return kept[:post_nms]
+
+
+@pytest.mark.parametrize("limits", [(30, 20), (4, 20), (30, 3), (1000, 1000)])
+@pytest.mark.parametrize("threshold", [0.3, 0.9999])
+def test_proposals_are_the_decoded_heat_map(limits, threshold):
+    network, features, heat, distances = make(3, 0, *limits, threshold)
+    proposals, losses = network.eval()(features)
+    assert losses == {}
+    for image, found in enumerate(proposals):
+        expected = decode(heat, distances, image, *limits, threshold, 0.5)
+        boxes = torch.tensor([box for _, box in expected]).reshape(-1, 4)
+        torch.testing.assert_close(found.boxes, boxes, atol=1e-3, rtol=1e-5)
+        torch.testing.assert_close(found.scores, torch.tensor([score for score, _ in expected]))
+
+
+def test_training_has_its_own_limits():
+    network, features, heat, distances = make(1)
+    found = network.train()(features)[0][0]
+    expected = decode(heat, distances, 0, 30, 20, 0.3, 0.9)
+    assert len(found.boxes) == len(expected) != len(network.eval()(features)[0][0].boxes)
+
+
+def test_losses_are_divided_by_the_objects_of_the_whole_batch():
+    network, features, _, _ = make(2)
+    few = GroundTruth.from_instances([objects([[4, 4, 30, 30]], [0], (48, 56))] * 2, torch.device("cpu"))
+    none = GroundTruth.from_instances([objects([], [], (48, 56))] * 2, torch.device("cpu"))
+    _, losses = network(features, few)
+    _, without = network(features, none)
+    assert set(losses) == {"loss_centernet_loc", "loss_centernet_agn_pos", "loss_centernet_agn_neg"}
+    assert without["loss_centernet_loc"] == without["loss_centernet_agn_pos"] == 0
+    single, single_features, heat, distances = make(1)
+    totals = {name: 0.0 for name in losses}
+    for image in range(2):
+        single.centernet_head.outputs = [[level[image : image + 1] for level in part] for part in
+                                         network.centernet_head.outputs]
+        truth = GroundTruth.from_instances([objects([[4, 4, 30, 30]], [0], (48, 56))], torch.device("cpu"))
+        for name, loss in single(single_features, truth)[1].items():
+            totals[name] += loss.item() / 2
+    assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(totals, rel=1e-5)
+
+
+def test_an_untrained_head_expects_objects_with_the_prior_probability():
+    torch.manual_seed(0)
+    heat, distances = CenterNetHead(64, 2, prior_prob=0.01)([torch.randn(2, 64, 5, 5), torch.randn(2, 64, 3, 3)])
+    assert [tuple(level.shape) for level in heat] == [(2, 1, 5, 5), (2, 1, 3, 3)]
+    assert heat[0].sigmoid().mean().item() == pytest.approx(0.01, rel=0.1)
+    assert distances[1].shape == (2, 4, 3, 3)
+    assert distances[0].mean().item() == pytest.approx(8.0, rel=0.1)

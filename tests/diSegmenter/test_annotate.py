@@ -1,0 +1,21 @@
+import cv2
+import numpy as np
+
+from diSegmenter.annotate import outline
+
+
+def test_box_area_and_polygons_are_those_of_alpha_above_zero():
+    alpha = np.zeros((30, 40), np.uint8)
+    alpha[5:15, 8:20] = 1
+    alpha[20:28, 30:39] = 255
+    alpha[22:24, 33:35] = 0  # a hole stays inside the outer contour
+    alpha[0, 0] = 9  # too small for a polygon, but in box and area
+    found = outline(alpha)
+    assert found["bbox"] == [0, 0, 39, 28]
+    assert found["area"] == int((alpha > 0).sum())
+    drawn = np.zeros_like(alpha)
+    for polygon in found["segmentation"]:
+        cv2.fillPoly(drawn, [np.array(polygon).reshape(-1, 1, 2)], 1)
+    filled = (alpha > 0).astype(np.uint8)
+    filled[22:24, 33:35], filled[0, 0] = 1, 0
+    np.testing.assert_array_equal(drawn, filled)

@@ -1,0 +1,119 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from diSegmenter import segmentAndFilter
+from exchange import files
+from exchange.annotations import read_annotations
+from exchange.cutouts import read_round_cutouts, read_verdicts
+from exchange.errors import UserError
+from exchange.layout import RunLayout
+from tests.diSegmenter.conftest import CATEGORIES, generate
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def config(tmp_path, layout, foreground_folder, clip_folder):
+    files.write_json(
+        str(tmp_path / "train.json"), {"images": [], "annotations": [], "categories": CATEGORIES}
+    )
+    content = {
+        "OUTPUT_DIR": layout.root,
+        "DATASETS": {"TRAIN": ["discs"], "CUSTOM": [["discs", str(tmp_path / "train.json"), str(tmp_path)]]},
+        "SOLVER": {"MAX_ITER": 20, "ROUND_ITERS": 10},
+        "FEEDBACK": {"TIMEOUT": 0.0},
+        "SEGMENTER": {
+            "FOREGROUND_MODEL": foreground_folder,
+            "CLIP_MODEL": clip_folder,
+            "TRUST_REMOTE_CODE": True,
+            "INPUT_SIZE": 32,
+            "CLIP_THRESHOLD": -100.0,
+            "BATCH_SIZE": 4,
+        },
+    }
+    path = tmp_path / "discs.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+def call(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["segmentAndFilter.py", *arguments])
+    segmentAndFilter.main()
+
+
+def test_the_script_runs_from_its_own_folder_and_from_the_top(config, layout):
+    for round_ in (0, 1):
+        generate(layout, round_, 6)
+    inside, above = "segmentAndFilter.py", "diSegmenter/segmentAndFilter.py"
+    for folder, script, extra, kept in (
+        (REPOSITORY / "diSegmenter", inside, [], 12),
+        (REPOSITORY, above, ["--refilter", "101"], 0),
+    ):
+        command = [sys.executable, script, "--config", config, *extra]
+        result = subprocess.run(command, cwd=folder, text=True, capture_output=True)
+        assert result.returncode == 0, result.stderr
+        assert len(read_annotations(layout.annotations(1)).annotations) == kept
+    assert files.exists(layout.annotations_done(1))
+    assert files.list_dir(layout.pictures_dir) == ["generated_rd00.png", "generated_rd01.png"]
+
+
+def test_what_cannot_go_on_ends_with_exit_code_2_and_one_line(config, layout):
+    script = str(REPOSITORY / "diSegmenter" / "segmentAndFilter.py")
+    command = [sys.executable, script, "--config", config, "SEGMENTER.CLIP_TRESHOLD", "3"]
+    result = subprocess.run(command, text=True, capture_output=True)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("error: ")
+    assert "SEGMENTER.CLIP_THRESHOLD" in result.stderr
+
+
+def test_rounds_and_shares_are_chosen_on_the_command_line(monkeypatch, config, layout):
+    generate(layout, 0, 9)
+    call(monkeypatch, "--config", config, "--round", "1", "--div", "0", "--num_div", "2")
+    assert 0 < len(read_round_cutouts(layout, 0)[0]) < 9
+    assert not files.exists(layout.annotations_done(0))
+    call(monkeypatch, "--config", config, "--round", "1", "--div", "1", "--num_div", "2")
+    assert len(read_annotations(layout.annotations(0)).annotations) == 9
+    assert not files.exists(layout.annotations_done(1))
+    with pytest.raises(UserError, match="--div 2"):
+        call(monkeypatch, "--config", config, "--div", "2", "--num_div", "2")
+
+
+def test_a_second_call_leaves_every_file_as_it_is(monkeypatch, config, layout):
+    generate(layout, 0, 5)
+    call(monkeypatch, "--config", config, "--round", "1")
+    folder = Path(layout.root)
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*.*")}
+    call(monkeypatch, "--config", config, "--round", "1")
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*.*")} == before
+
+
+def test_another_threshold_needs_no_model(monkeypatch, config, layout):
+    for round_ in (0, 1):
+        generate(layout, round_, 6)
+    call(monkeypatch, "--config", config)
+    scores = {name: c.clip_score for r in (0, 1) for name, c in read_round_cutouts(layout, r)[0].items()}
+    threshold = sorted(scores.values())[5]
+    monkeypatch.setattr(segmentAndFilter, "build_segmenter", None)
+    call(monkeypatch, "--config", config, "--refilter", str(threshold))
+    kept = {image["file_name"] for image in read_annotations(layout.annotations(1)).images}
+    assert kept == {name for name, score in scores.items() if score >= threshold}
+    assert 0 < len(kept) < 12
+    assert read_verdicts(layout, 0).settings["clip_threshold"] == threshold
+
+
+def test_refiltering_nothing_is_an_error(monkeypatch, config):
+    with pytest.raises(UserError, match="--refilter"):
+        call(monkeypatch, "--config", config, "--refilter", "3")
+
+
+def test_a_run_on_another_file_system_ends_in_the_same_pool(monkeypatch, config, layout):
+    remote = RunLayout("memory://stage2/run")
+    for run in (layout, remote):
+        generate(run, 0, 5)
+    call(monkeypatch, "--config", config, "--round", "1")
+    call(monkeypatch, "--config", config, "--round", "1", "OUTPUT_DIR", remote.root)
+    assert files.read_bytes(layout.annotations(0)) == files.read_bytes(remote.annotations(0))

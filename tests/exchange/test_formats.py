@@ -1,0 +1,142 @@
+import dataclasses
+
+import pytest
+import yaml
+
+from exchange import files
+from exchange.annotations import frequency, read_annotations
+from exchange.config import load_config
+from exchange.errors import UserError
+from exchange.feedback import Feedback, read_feedback, write_feedback
+from exchange.layout import RunLayout
+from exchange.manifest import GeneratedInstance, Manifest, is_complete, read_round, write_manifest
+from exchange.run import open_run
+from exchange.seeds import instance_seed
+
+FEEDBACK = Feedback(
+    round=2,
+    iteration=300,
+    checkpoint="train/model_0000299.pth",
+    checkpoint_sha256="00",
+    dataset="d",
+    categories=[1, 5],
+    box_ap=[10.0, None],
+    mask_ap=[9.0, None],
+    drift=[0.5, 0.25],
+    mean_box_ap=10.0,
+    mean_mask_ap=9.0,
+    ap_r=None,
+    ap_c=9.0,
+    ap_f=None,
+    time="2026-01-01T00:00:00",
+)
+
+
+def test_feedback_round_trips_and_is_kept_in_the_history(tmp_path):
+    layout = RunLayout(str(tmp_path))
+    write_feedback(layout, FEEDBACK)
+    assert read_feedback(layout.feedback_file) == FEEDBACK
+    assert read_feedback(layout.feedback_history(2)) == FEEDBACK
+
+
+def test_the_initial_weights_have_a_history_file_of_their_own(tmp_path):
+    assert RunLayout("/r").feedback_history(-1) == "/r/feedback/initial.json"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 2}, "format 2"),
+        ({"drift": [1.0]}, "drift"),
+        ({"mask_ap": [1.0, "x"]}, "mask_ap"),
+    ],
+)
+def test_feedback_of_another_format_or_inconsistent_is_refused(tmp_path, change, message):
+    content = {"format": 1, **dataclasses.asdict(FEEDBACK), **change}
+    files.write_json(str(tmp_path / "f.json"), content)
+    with pytest.raises(UserError, match=message):
+        read_feedback(str(tmp_path / "f.json"))
+
+
+def make_manifest(shard, complete=True, file="00_0001_0000.png", num_shards=2):
+    made = GeneratedInstance(file, 1, 0, 7, "a photo of {}", "a photo of x", False)
+    return Manifest(0, shard, num_shards, "m", complete, {1: 4}, [made], 1.0)
+
+
+def test_a_round_is_complete_when_all_its_shards_are(tmp_path):
+    layout = RunLayout(str(tmp_path))
+    write_manifest(layout, make_manifest(0))
+    assert not is_complete(read_round(layout, 0))
+    write_manifest(layout, make_manifest(1, complete=False))
+    assert not is_complete(read_round(layout, 0))
+    write_manifest(layout, make_manifest(1))
+    assert is_complete(read_round(layout, 0))
+    assert read_round(layout, 0) == [make_manifest(0), make_manifest(1)]
+    assert read_round(layout, 1) == []
+
+
+def test_shards_of_different_divisions_are_not_mixed(tmp_path):
+    layout = RunLayout(str(tmp_path))
+    write_manifest(layout, make_manifest(0))
+    write_manifest(layout, make_manifest(0, num_shards=3))
+    with pytest.raises(UserError, match="2 and 3 shards"):
+        read_round(layout, 0)
+
+
+def test_a_manifest_that_names_a_file_elsewhere_is_refused(tmp_path):
+    layout = RunLayout(str(tmp_path))
+    write_manifest(layout, make_manifest(0, file="../../secret.png"))
+    with pytest.raises(UserError, match="secret"):
+        read_round(layout, 0)
+
+
+def test_annotations_are_sorted_by_category_and_counted(tmp_path):
+    content = {
+        "images": [{"id": i, "height": 4, "width": 4} for i in (1, 2)],
+        "annotations": [{"image_id": 1, "category_id": 9}, {"image_id": 1, "category_id": 9}]
+        + [{"image_id": 2, "category_id": 3}],
+        "categories": [{"id": 9, "name": "b"}, {"id": 3, "name": "a"}],
+    }
+    files.write_json(str(tmp_path / "a.json"), content)
+    annotations = read_annotations(str(tmp_path / "a.json"))
+    assert annotations.category_ids.tolist() == [3, 9]
+    assert annotations.instance_counts().tolist() == [1, 2]
+    assert annotations.image_counts().tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("images", {}, "no list 'images'"),
+        ("annotations", [{"image_id": 1, "category_id": 2}], "category_id 2"),
+        ("annotations", [{"image_id": 8, "category_id": 1}], "image_id 8"),
+        ("categories", [{"id": 1}], "name"),
+        ("images", [{"id": 1, "height": 4, "width": 4}] * 2, "twice"),
+    ],
+)
+def test_what_is_not_lvis_or_coco_is_refused_by_name(tmp_path, part, value, message):
+    content = {"images": [{"id": 1, "height": 4, "width": 4}], "annotations": []}
+    content |= {"categories": [{"id": 1, "name": "a"}], part: value}
+    files.write_json(str(tmp_path / "a.json"), content)
+    with pytest.raises(UserError, match=message):
+        read_annotations(str(tmp_path / "a.json"))
+
+
+def test_frequency_groups_are_those_of_lvis():
+    assert [frequency(count) for count in (1, 10, 11, 100, 101)] == ["r", "r", "c", "c", "f"]
+
+
+def test_instance_seeds_depend_on_each_of_their_parts():
+    seeds = {instance_seed(*key) for key in [(0, 0, 1, 0), (1, 0, 1, 0), (0, 1, 1, 0), (0, 0, 2, 0), (0, 0, 1, 1)]}
+    assert len(seeds) == 5
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert instance_seed(0, 0, 1, 0) == instance_seed(0, 0, 1, 0)
+
+
+def test_a_run_folder_is_joined_with_its_own_settings_only(tmp_path):
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump({"OUTPUT_DIR": str(tmp_path / "run")}))
+    path = str(tmp_path / "x.yaml")
+    open_run(load_config(path))
+    open_run(load_config(path, ["DATALOADER.NUM_WORKERS", "0"]))
+    with pytest.raises(UserError, match=r"SOLVER\.MAX_ITER 90000, not 5"):
+        open_run(load_config(path, ["SOLVER.MAX_ITER", "5"]))

@@ -1,0 +1,118 @@
+import dataclasses
+import multiprocessing
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exchange import files
+from exchange.errors import UserError
+from exchange.layout import RunLayout
+from exchange.pool_index import PoolIndex, PoolInstance, write_index
+
+
+def instance(round_: int, category_id: int, number: int, reason: str = "") -> PoolInstance:
+    name = RunLayout.instance_name(round_, category_id, number)
+    polygon = [number, 2, 30, 2, 30, 40 + number]
+    return PoolInstance(
+        name, round_, category_id, 64, 48, [number, 2, 31, 39], 700 + number, [polygon, [1, 2, 3, 4, 5, 6]], 24.5,
+        26.25, reason, 1 << 62, "some/model", f"a photo of {category_id}",
+        f"cutouts/{name[:-4]}.webp",
+    )  # fmt: skip
+
+
+@pytest.fixture(params=["folder", "memory"])
+def layout(request, tmp_path) -> RunLayout:
+    root = str(tmp_path) if request.param == "folder" else f"memory://{tmp_path.name}"
+    return RunLayout(root)
+
+
+ROUND_0 = [instance(0, 9, 0), instance(0, 4, 1, "CLIP score"), instance(0, 4, 2)]
+ROUND_1 = [instance(1, 7, 0, "too small"), instance(1, 7, 1)]
+
+
+def test_the_pool_is_the_kept_rows_of_its_rounds_in_order(layout):
+    write_index(layout, 0, ROUND_0)
+    write_index(layout, 1, ROUND_1)
+    index = PoolIndex(layout, [0, 1])
+    assert list(index) == [ROUND_0[0], ROUND_0[2], ROUND_1[1]]
+    np.testing.assert_array_equal(index.category_ids, [9, 4, 7])
+    np.testing.assert_array_equal(index.rounds, [0, 0, 1])
+    assert list(PoolIndex(layout, [1])) == [ROUND_1[1]]
+    assert list(PoolIndex(layout, [1], dropped_too=True)) == ROUND_1
+
+
+def test_a_round_with_nothing_kept_is_no_obstacle(layout):
+    write_index(layout, 0, [])
+    write_index(layout, 1, ROUND_1[:1])
+    assert len(PoolIndex(layout, [0, 1])) == 0
+    write_index(layout, 2, ROUND_1)
+    assert len(PoolIndex(layout, [0, 1, 2])) == 1
+
+
+def test_a_cut_out_is_a_file_or_a_piece_of_one(layout):
+    packed = dataclasses.replace(ROUND_0[2], cutout="cutouts/rd00.tar", offset=3, length=4)
+    write_index(layout, 0, [ROUND_0[0], packed])
+    files.write_bytes(layout.pool("cutouts/rd00.tar"), b"abcdefghij")
+    files.write_bytes(layout.pool(ROUND_0[0].cutout), b"whole")
+    index = PoolIndex(layout, [0])
+    assert (index.read(0), index.read(1)) == (b"whole", b"defg")
+    files.write_bytes(layout.pool("cutouts/rd00.tar"), b"abcdef")
+    with pytest.raises(UserError, match="cut off"):
+        index.read(1)
+
+
+def test_adding_a_round_leaves_the_other_files_alone(tmp_path):
+    layout = RunLayout(str(tmp_path))
+    write_index(layout, 0, ROUND_0)
+    before = Path(layout.pool_index(0)).stat()
+    write_index(layout, 1, ROUND_1)
+    assert Path(layout.pool_index(0)).stat() == before
+
+
+def test_an_index_travels_to_other_processes(layout):
+    write_index(layout, 0, ROUND_0)
+    assert list(pickle.loads(pickle.dumps(PoolIndex(layout, [0])))) == [ROUND_0[0], ROUND_0[2]]
+
+
+def test_forked_processes_read_the_parents_map(tmp_path):
+    layout = RunLayout(str(tmp_path))
+    write_index(layout, 0, ROUND_0)
+    index = PoolIndex(layout, [0])
+    queue = multiprocessing.get_context("fork").Queue()
+    process = multiprocessing.get_context("fork").Process(target=lambda: queue.put(index[1].file))
+    process.start()
+    assert queue.get(timeout=30) == ROUND_0[2].file
+    process.join()
+
+
+def test_a_missing_index_is_named(layout):
+    with pytest.raises(UserError, match=r"rd03\.arrow"):
+        PoolIndex(layout, [3])
+
+
+def test_a_path_out_of_the_pool_is_refused(layout):
+    write_index(layout, 0, [dataclasses.replace(ROUND_0[0], cutout="../../secret")])
+    with pytest.raises(UserError, match="leads out of"):
+        PoolIndex(layout, [0]).read(0)
+
+
+@given(damage=st.data())
+def test_a_damaged_index_is_refused_or_reads_as_text_and_numbers(damage, tmp_path_factory):
+    layout = RunLayout(str(tmp_path_factory.getbasetemp() / "damaged"))
+    write_index(layout, 0, ROUND_0)
+    content = bytearray(files.read_bytes(layout.pool_index(0)))
+    for _ in range(damage.draw(st.integers(0, 3))):
+        content[damage.draw(st.integers(0, len(content) - 1))] = damage.draw(st.integers(0, 255))
+    del content[damage.draw(st.integers(len(content) // 2, len(content))) :]
+    files.write_bytes(layout.pool_index(0), bytes(content))
+    try:
+        index = PoolIndex(layout, [0])
+        rows = list(index)
+    except UserError as error:
+        assert "rd00.arrow" in str(error)
+    else:
+        assert all(isinstance(row.cutout, str) and isinstance(row.area, int) for row in rows)

@@ -1,0 +1,151 @@
+"""How many images each class gets: method.md's formula, exactly and whatever the input."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from generator.allocation import AllocationRule, allocate
+
+NAN = float("nan")
+
+
+def ids(n):
+    return np.arange(1, n + 1)
+
+
+def shares(rule, counts, drift=None, ap=None):
+    as_array = [None if v is None else np.array(v, dtype=float) for v in (drift, ap)]
+    return allocate(rule, ids(len(counts)), np.array(counts), *as_array).share
+
+
+def test_share_is_the_product_of_rarity_drift_and_ap():
+    weight = np.array([1 / 2 * 3 * 10, 1 / 4 * 5 * 20, 1 / 8 * 1 * 40])
+    np.testing.assert_allclose(
+        shares(AllocationRule(), [2, 4, 8], [3, 5, 1], [10, 20, 40]), weight / weight.sum()
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "weight"),
+    [
+        (AllocationRule(frequency_exponent=0), [3 * 10, 5 * 20, 1 * 40]),
+        (AllocationRule(drift_exponent=0), [10 / 2, 20 / 4, 40 / 8]),
+        (AllocationRule(ap_mode="off"), [3 / 2, 5 / 4, 1 / 8]),
+        (AllocationRule(ap_mode="inverse"), [3 / 2 / 10, 5 / 4 / 20, 1 / 8 / 40]),
+        (AllocationRule(frequency_exponent=0.5), [30 / 2**0.5, 100 / 2, 40 / 8**0.5]),
+        (
+            AllocationRule(drift_exponent=2, ap_exponent=0.5),
+            [9 / 2 * 10**0.5, 25 / 4 * 20**0.5, 1 / 8 * 40**0.5],
+        ),
+    ],
+)
+def test_each_factor_has_its_own_switch_and_exponent(rule, weight):
+    np.testing.assert_allclose(
+        shares(rule, [2, 4, 8], [3, 5, 1], [10, 20, 40]), np.array(weight) / sum(weight)
+    )
+
+
+def test_class_without_ap_or_drift_takes_the_mean_of_the_others():
+    given_nan = shares(AllocationRule(), [2, 4, 8], [NAN, 5, 1], [10, NAN, 40])
+    np.testing.assert_allclose(given_nan, shares(AllocationRule(), [2, 4, 8], [3, 5, 1], [10, 25, 40]))
+
+
+@pytest.mark.parametrize("nothing", [[NAN] * 3, [0.0] * 3, None])
+def test_factor_that_tells_nothing_apart_is_left_out(nothing):
+    np.testing.assert_allclose(shares(AllocationRule(), [2, 4, 8], nothing, nothing), np.array([4, 2, 1]) / 7)
+
+
+def test_factors_that_together_spare_every_class_are_left_out():
+    np.testing.assert_allclose(shares(AllocationRule(), [2, 4], [0, 1], [1, 0]), [2 / 3, 1 / 3])
+
+
+def test_zero_ap_is_finite_in_inverse_mode():
+    np.testing.assert_allclose(
+        shares(AllocationRule(ap_mode="inverse"), [1, 1], ap=[0, 50]), [50 / 51, 1 / 51]
+    )
+
+
+def test_class_without_training_instances_counts_as_having_one():
+    np.testing.assert_allclose(shares(AllocationRule(), [0, 1]), [0.5, 0.5])
+
+
+def test_largest_remainder_gets_the_image_and_the_lower_id_in_a_tie():
+    rule = AllocationRule(per_class=1)
+    # shares of 3 images: 1.636, 0.818, 0.545
+    assert allocate(rule, ids(3), np.array([1, 2, 3])).images.tolist() == [2, 1, 0]
+    assert allocate(AllocationRule(per_class=2), np.array([7, 3]), np.array([1, 1])).images.tolist() == [2, 2]
+    # 8 images for four classes of 1/N = 1, 1, 1, 1/7: three remainders tie at .545
+    images = allocate(AllocationRule(per_class=2), np.array([9, 2, 5, 1]), np.array([1, 1, 1, 7])).images
+    assert images.tolist() == [2, 3, 3, 0]
+
+
+def test_balanced_mode_gives_every_class_the_same():
+    images = allocate(AllocationRule(per_class=4, balanced=True), ids(3), np.array([1, 9, 99])).images
+    assert images.tolist() == [4, 4, 4]
+
+
+def test_bounds_hold_and_what_they_cut_off_goes_to_the_others_in_proportion():
+    rule = AllocationRule(per_class=10, minimum=2, maximum=20)
+    images = allocate(rule, ids(4), np.array([1, 10, 20, 1000])).images
+    # 40 images: the first would get 34 and gets 20, the last 0 and gets 2; 18 remain in proportion 2 : 1
+    assert images.tolist() == [20, 12, 6, 2]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"ap_mode": "up"},
+        {"minimum": 5},
+        {"maximum": 3},
+        {"per_class": 0},
+        {"drift_exponent": -1.0},
+    ],
+)
+def test_impossible_rule_is_refused(wrong):
+    with pytest.raises(ValueError):
+        AllocationRule(**{"per_class": 4, **wrong})
+
+
+@st.composite
+def problems(draw):
+    n = draw(st.integers(1, 40))
+    value = st.one_of(st.just(NAN), st.just(0.0), st.floats(0, 100))
+    rule = AllocationRule(
+        per_class=draw(st.integers(3, 9)),
+        ap_mode=draw(st.sampled_from(["off", "proportional", "inverse"])),
+        minimum=draw(st.integers(0, 3)),
+        maximum=draw(st.one_of(st.none(), st.integers(9, 20))),
+    )
+    lists = [st.lists(st.integers(0, 10**6), min_size=n, max_size=n)]
+    lists += [st.lists(value, min_size=n, max_size=n)] * 2
+    counts, drift, ap = (np.array(draw(each)) for each in lists)
+    return rule, draw(st.permutations(range(1, n + 1))), counts, drift.astype(float), ap.astype(float)
+
+
+@given(problems())
+def test_sums_are_exact_and_bounds_hold_whatever_the_factors(problem):
+    rule, category_ids, counts, drift, ap = problem
+    images = allocate(rule, np.array(category_ids), counts, drift, ap).images
+    assert images.sum() == rule.per_class * len(counts)
+    assert images.min() >= rule.minimum
+    assert rule.maximum is None or images.max() <= rule.maximum
+
+
+@given(problems(), st.randoms())
+def test_order_of_the_classes_does_not_matter(problem, random):
+    rule, category_ids, counts, drift, ap = problem
+    order = list(range(len(counts)))
+    random.shuffle(order)
+    images = allocate(rule, np.array(category_ids), counts, drift, ap).images
+    shuffled = allocate(rule, np.array(category_ids)[order], counts[order], drift[order], ap[order]).images
+    assert shuffled.tolist() == images[order].tolist()
+
+
+def test_twenty_thousand_classes_with_every_bound_in_use():
+    random = np.random.default_rng(0)
+    counts = (random.pareto(0.5, 20_000) * 10).astype(int)
+    rule = AllocationRule(minimum=1, maximum=40)
+    images = allocate(rule, ids(20_000), counts, random.random(20_000), random.random(20_000) * 100).images
+    assert images.sum() == 80_000
+    assert (images.min(), images.max()) == (1, 40)

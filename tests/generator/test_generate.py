@@ -1,0 +1,235 @@
+"""The script of stage 1, from command line to files."""
+
+import hashlib
+import json
+import multiprocessing
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import child_process
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_pipelines import SIZE, make_classifier
+
+from exchange.errors import UserError
+from exchange.feedback import Feedback, write_feedback
+from exchange.layout import RunLayout
+from exchange.manifest import is_complete, read_round
+from generator import generate
+from generator.pipelines import PipelineSource
+
+SCRIPT = Path(generate.__file__)
+
+
+def run(world: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, *options: str) -> RunLayout:
+    monkeypatch.setattr(sys, "argv", ["generate.py", "--config", str(world.config), *options])
+    generate.main()
+    return RunLayout(str(world.run))
+
+
+def digests(world: SimpleNamespace) -> dict[str, str]:
+    return {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (world.run / "pool/raw").glob("*.png")
+    }
+
+
+def feedback(round_: int, **changes: object) -> Feedback:
+    values = dict(
+        round=round_,
+        iteration=10,
+        checkpoint="model.pth",
+        checkpoint_sha256="0" * 64,
+        dataset="tiny",
+        categories=[1, 2, 5, 9],
+        box_ap=[10.0, 20.0, 30.0, 40.0],
+        mask_ap=[10.0, 20.0, None, 40.0],
+        drift=[1.0, 1.0, 1.0, 1.0],
+        mean_box_ap=25.0,
+        mean_mask_ap=25.0,
+        ap_r=None,
+        ap_c=None,
+        ap_f=None,
+        time="2026-01-01T00:00:00",
+    )
+    return Feedback(**{**values, **changes})
+
+
+@pytest.fixture
+def fake_network(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
+    """Stands in for the segmenter; the calls of its loader."""
+    calls: list[dict[str, object]] = []
+
+    def load(cfg: object, path: str, **options: object) -> object:
+        calls.append({"path": path, **options})
+        return make_classifier(4)
+
+    monkeypatch.setattr("detectron2_ext.modeling.feedback_network.load_feedback_network", load)
+    return calls
+
+
+def test_round_zero_makes_every_planned_image_and_a_complete_manifest(world, monkeypatch):
+    layout = run(world, monkeypatch, "--round", "1")
+    manifests = read_round(layout, 0)
+    assert is_complete(manifests)
+    (manifest,) = manifests
+    assert sum(manifest.asked.values()) == len(manifest.instances) == 12
+    for record in manifest.instances:
+        assert Image.open(layout.raw(record.file)).size == (SIZE, SIZE)
+        assert (record.guided, record.criterion_before, record.criterion_after) == (False, None, None)
+    assert manifest.asked[1] > manifest.asked[2] > manifest.asked[5]  # the rarer, the more
+
+
+def test_any_number_of_shards_makes_the_same_files(world, monkeypatch):
+    run(world, monkeypatch, "--round", "1", "--div", "-1")
+    whole = digests(world)
+    for path in (world.run / "pool/raw").iterdir():
+        path.unlink()
+    for shard in ("0", "1", "2"):
+        layout = run(world, monkeypatch, "--round", "1", "--div", shard, "--num_div", "3")
+    assert digests(world) == whole
+    assert is_complete(read_round(layout, 0))
+
+
+def test_torchrun_environment_chooses_the_shard(world, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    layout = run(world, monkeypatch, "--round", "1")
+    (manifest,) = read_round(layout, 0)
+    assert (manifest.shard, manifest.num_shards, len(manifest.instances)) == (1, 2, 4)
+
+
+def test_only_missing_and_damaged_files_are_drawn_again_and_come_out_alike(world, monkeypatch):
+    run(world, monkeypatch, "--round", "1")
+    before = digests(world)
+    files = sorted((world.run / "pool/raw").glob("*.png"))
+    files[0].unlink()
+    files[1].write_bytes(files[1].read_bytes()[:-30])
+    untouched = files[2].stat().st_mtime_ns
+    run(world, monkeypatch, "--round", "1")
+    assert digests(world) == before
+    assert files[2].stat().st_mtime_ns == untouched
+
+
+def test_a_complete_round_needs_no_model(world, monkeypatch):
+    run(world, monkeypatch, "--round", "1")
+    monkeypatch.setattr(PipelineSource, "_load", lambda *_, **__: pytest.fail("a model was loaded"))
+    run(world, monkeypatch, "--round", "1")
+
+
+def test_runs_as_a_script_in_its_folder_and_ends_with_a_sentence_and_code_2_on_bad_input(world):
+    command = [sys.executable, SCRIPT.name, "--config", str(world.config), "--div", "7"]
+    done = subprocess.run(command, cwd=SCRIPT.parent, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: --div 7 of --num_div 3")
+
+
+def test_killed_ten_times_it_goes_on_to_the_same_pool(world, monkeypatch):
+    run(world, monkeypatch, "--round", "1", "GENERATOR.BATCH_SIZE", "2")
+    whole = digests(world)
+    raw = world.run / "pool/raw"
+    for path in raw.iterdir():
+        path.unlink()
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["generator.generate"])
+    arguments = (["--config", str(world.config), "--round", "1", "GENERATOR.BATCH_SIZE", "2"],)
+    delays = random.Random(0)
+    for kill in range(10):  # each a little after the pool has grown to another size
+        process = context.Process(target=child_process.generate, args=arguments)
+        process.start()
+        while process.is_alive() and len(list(raw.glob("*.png"))) < kill:
+            time.sleep(0.002)
+        time.sleep(delays.uniform(0, 0.05))
+        process.kill()
+        process.join()
+        assert set(digests(world).items()) <= set(whole.items())  # nothing is there in part
+    process = context.Process(target=child_process.generate, args=arguments)
+    process.start()
+    process.join()
+    assert digests(world) == whole
+    assert is_complete(read_round(RunLayout(str(world.run)), 0))
+
+
+def test_guided_round_uses_the_network_that_the_feedback_names(world, monkeypatch, fake_network):
+    layout = RunLayout(str(world.run))
+    write_feedback(layout, feedback(0))
+    run(world, monkeypatch, "--st_rd", "1", "--round", "1", "GENERATOR.GUIDANCE_SCALE", "0.1")
+    assert [(call["path"], call["sha256"]) for call in fake_network] == [("model.pth", "0" * 64)]
+    (manifest,) = read_round(layout, 1)
+    assert all(record.guided and record.criterion_before > 0 for record in manifest.instances)
+    assert all(record.criterion_after > 0 for record in manifest.instances)
+
+
+def test_staleness_chooses_the_round_whose_feedback_counts(world, monkeypatch, fake_network):
+    layout = RunLayout(str(world.run))
+    for round_ in (-1, 0, 1):
+        write_feedback(layout, feedback(round_, checkpoint=f"after{round_}.pth"))
+    run(world, monkeypatch, "--st_rd", "1", "--round", "2", "FEEDBACK.STALENESS", "1")
+    assert [call["path"] for call in fake_network] == ["after-1.pth", "after0.pth"]
+
+
+def test_allocation_of_round_two_follows_the_feedback(world, monkeypatch, capsys):
+    layout = RunLayout(str(world.run))
+    for round_ in (0, 1):
+        write_feedback(layout, feedback(round_, drift=[1, 1, 1, 8], mask_ap=[20, 5, 10, 10]))
+    run(world, monkeypatch, "--st_rd", "1", "--round", "2", "--dry-run")
+    tables = [
+        np.genfromtxt(f"{layout.pictures_dir}/allocation_rd{r:02}.csv", delimiter=",", names=True, dtype=None)
+        for r in (1, 2)
+    ]
+    first, second = ({int(row["id"]): int(row["images"]) for row in table} for table in tables)
+    # shares 1/N: 20, 10, 4, 1; with drift · AP: 20·20, 10·5, 4·10, 1·80
+    assert first == {1: 7, 2: 4, 5: 1, 9: 0}
+    assert second == {1: 8, 2: 1, 5: 1, 9: 2}
+    assert "round 2: 12 images" in capsys.readouterr().out
+
+
+def test_dry_run_needs_neither_model_nor_gpu(world, monkeypatch):
+    monkeypatch.setattr(PipelineSource, "_load", lambda *_, **__: pytest.fail("a model was loaded"))
+    layout = run(world, monkeypatch, "--round", "1", "--dry-run", "--gpu", "99")
+    assert Image.open(f"{layout.pictures_dir}/allocation_rd00.png").size[0] > 100
+    assert read_round(layout, 0) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (["--div", "3"], "--div 3"),
+        (["--st_rd", "3"], "--st_rd 3"),
+        (["GENERATOR.AP_MODE", "often"], "AP_MODE"),
+        (["GENERATOR.TEMPLATES", "[a photo]"], "TEMPLATES"),
+        (["GENERATOR.NAMES", "short"], "GENERATOR.NAMES"),
+        (["GENERATOR.MIN_PER_CLASS", "4"], "MIN_PER_CLASS"),
+        (["GENERATOR.DTYPE", "int8"], "GENERATOR.DTYPE"),
+        (["GENERATOR.MODEL", "no/such/model"], "GENERATOR.MODEL"),
+        (["--st_rd", "1"], "round 1"),  # no feedback yet
+    ],
+)
+def test_bad_input_gets_a_sentence_that_names_it(world, monkeypatch, options, part):
+    with pytest.raises(UserError, match=part):
+        run(world, monkeypatch, *options)
+    assert digests(world) == {} or options == ["--st_rd", "1"]
+
+
+def test_feedback_of_other_categories_is_refused(world, monkeypatch, fake_network):
+    changed = feedback(0, categories=[1, 2, 5, 8])
+    write_feedback(RunLayout(str(world.run)), changed)
+    with pytest.raises(UserError, match="categories"):
+        run(world, monkeypatch, "--st_rd", "1")
+
+
+def test_balanced_and_val_acc_options_change_the_allocation_as_in_the_reference(world, monkeypatch):
+    layout = run(world, monkeypatch, "--round", "1", "--balanced", "1")
+    assert read_round(layout, 0)[0].asked == {1: 3, 2: 3, 5: 3, 9: 3}
+
+
+def test_manifest_names_what_was_drawn(world, monkeypatch):
+    layout = run(world, monkeypatch, "--round", "1", "GENERATOR.NAMES", "clean")
+    content = json.loads(Path(layout.manifest(0, 0, 1)).read_text())
+    prompts = {record["prompt"] for record in content["instances"] if record["category_id"] == 2}
+    assert prompts and all("bat animal" in prompt for prompt in prompts)
+    assert content["model"] == world.settings["GENERATOR"]["MODEL"]

@@ -1,0 +1,92 @@
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from exchange.annotations import frequency
+from tools.build_lvis_digits import build
+from tools.digits import prompts, samples, scenes
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lvis_digits")
+    build(str(folder), seed=0)
+    parts = {part: json.loads((folder / f"lvis_digits_{part}.json").read_text()) for part in ("train", "val")}
+    return folder, parts
+
+
+def test_generation_training_and_validation_share_no_handwritten_digit():
+    parts = samples.split()
+    indices = [set(part.indices.tolist()) for part in parts.values()]
+    assert sum(map(len, indices)) == len(set.union(*indices)) == 1797
+    for part in parts.values():
+        assert set(part.labels.tolist()) == set(range(10))
+
+
+def test_the_tail_is_long_and_validation_is_balanced(dataset):
+    train, val = dataset[1]["train"], dataset[1]["val"]
+    groups = Counter(category["frequency"] for category in train["categories"])
+    assert len(train["categories"]) >= 20
+    assert groups["r"] >= len(train["categories"]) / 3 and min(groups["c"], groups["f"]) >= 1
+    assert min(Counter(a["category_id"] for a in val["annotations"]).values()) >= 20
+
+
+def test_counts_and_frequencies_are_those_of_the_training_annotations(dataset):
+    for part in dataset[1].values():
+        images, instances = Counter(), Counter()
+        for image_id, category in {(a["image_id"], a["category_id"]) for a in dataset[1]["train"]["annotations"]}:
+            images[category] += 1
+        for annotation in dataset[1]["train"]["annotations"]:
+            instances[annotation["category_id"]] += 1
+        for category in part["categories"]:
+            assert category["image_count"] == images[category["id"]]
+            assert category["instance_count"] == instances[category["id"]]
+            assert category["frequency"] == frequency(images[category["id"]])
+
+
+def test_negative_categories_are_absent_and_every_annotation_is_a_visible_mask(dataset):
+    folder, parts = dataset
+    for part in parts.values():
+        present = {image["id"]: set() for image in part["images"]}
+        for annotation in part["annotations"]:
+            present[annotation["image_id"]].add(annotation["category_id"])
+            run_length = annotation["segmentation"]
+            assert coco_mask.area(run_length) == annotation["area"] >= 30
+            assert coco_mask.toBbox(run_length).tolist() == annotation["bbox"]
+        for image in part["images"]:
+            assert not present[image["id"]] & set(image["neg_category_ids"])
+    name = parts["train"]["images"][0]["file_name"]
+    assert Image.open(folder / "images" / name).size == (scenes.SIZE, scenes.SIZE)
+
+
+def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(dataset, tmp_path):
+    build(str(tmp_path / "again"), seed=0)
+    build(str(tmp_path / "other"), seed=1)
+    names = ["lvis_digits_train.json", "images/train_00001.png", "images/val_00007.png"]
+    original, again, other = (
+        [(folder / name).read_bytes() for name in names]
+        for folder in (dataset[0], tmp_path / "again", tmp_path / "other")
+    )
+    assert original == again
+    assert all(a != b for a, b in zip(original, other, strict=True))
+
+
+def test_the_tokenizer_knows_every_word_of_the_prompts_and_reads_any_other():
+    tokenizer = prompts.build_tokenizer()
+    for template in prompts.TEMPLATES:
+        prompt = template.format("green seven")
+        assert len(tokenizer(prompt).input_ids) == len(prompt.split()) + 2 <= prompts.MAX_TOKENS
+    unknown = tokenizer("zebra?").input_ids
+    assert len(unknown) > 3 and tokenizer.unk_token_id not in unknown[1:-1]
+
+
+def test_a_drawn_digit_is_tight_and_as_high_as_asked():
+    rng = np.random.default_rng(0)
+    for pixels in samples.split()["train"].pixels[:50]:
+        coverage = samples.draw(pixels, 40, rng)
+        assert coverage.shape[0] == 40 and 0 <= coverage.min() and coverage.max() <= 1
+        assert coverage[0].any() and coverage[-1].any() and coverage[:, 0].any() and coverage[:, -1].any()

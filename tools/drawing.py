@@ -1,0 +1,67 @@
+"""Pictures of annotated images, and sheets of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+REAL, PASTED = (46, 134, 255), (255, 122, 0)  # blue and orange: told apart in any kind of colour vision
+_BACKGROUND, _TEXT = (24, 26, 30), (235, 235, 235)
+_GAP = 8
+_TINT = 0.2  # weight of a mask's colour
+
+
+def draw_objects(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    masks: np.ndarray,
+    labels: Sequence[str],
+    colors: Sequence[tuple[int, int, int]],
+    side: int = 400,
+) -> Image.Image:
+    """An image enlarged or shrunk to fit ``side`` pixels, with tinted and outlined masks, boxes and labels.
+
+    ``image``: uint8 RGB (H, W, 3); ``boxes``: (N, 4) XYXY; ``masks``: bool (N, H, W).
+    """
+    scale = side / max(image.shape[:2])
+    size = [max(1, round(extent * scale)) for extent in image.shape[1::-1]]
+    filter_ = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+    pixels = np.array(Image.fromarray(image).resize(size, filter_))
+    for mask, color in zip(masks, colors, strict=True):
+        enlarged = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+        inside = enlarged > 0
+        pixels[inside] = (1 - _TINT) * pixels[inside] + _TINT * np.array(color)
+        outline, _ = cv2.findContours(enlarged, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(pixels, outline, -1, color, thickness=2)
+    picture = Image.fromarray(pixels)
+    drawing = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(size=max(10, side // 32))
+    for box, label, color in zip(boxes * scale, labels, colors, strict=True):
+        drawing.rectangle(box.tolist(), outline=color)
+        x, y = box[0], max(0.0, box[1] - font.size - 3)
+        drawing.rectangle(drawing.textbbox((x + 2, y), label, font=font), fill=color)
+        drawing.text((x + 2, y), label, fill=(255, 255, 255), font=font)
+    return picture
+
+
+def contact_sheet(
+    pictures: Sequence[Image.Image], captions: Sequence[str], title: str, side: int = 400
+) -> Image.Image:
+    """Pictures in a grid of squares of ``side`` pixels, each with a caption, under a title."""
+    columns = max(1, int(np.ceil(np.sqrt(len(pictures)))))
+    rows = -(-len(pictures) // columns)
+    line = side // 20
+    cell = (side + _GAP, side + _GAP + line)
+    sheet = Image.new("RGB", (columns * cell[0] + _GAP, rows * cell[1] + _GAP + 2 * line), _BACKGROUND)
+    drawing = ImageDraw.Draw(sheet)
+    drawing.text((_GAP, line // 3), title, fill=_TEXT, font=ImageFont.load_default(size=int(line * 0.9)))
+    small = ImageFont.load_default(size=int(line * 0.7))
+    for number, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        x = _GAP + number % columns * cell[0]
+        y = _GAP + 2 * line + number // columns * cell[1]
+        sheet.paste(picture, (x + (side - picture.width) // 2, y + (side - picture.height) // 2))
+        drawing.text((x, y + side + 2), caption, fill=_TEXT, font=small)
+    return sheet

@@ -1,0 +1,177 @@
+"""Instance pools: bring foreign ones in, copy, check, count and slim them.
+
+python tools/pool.py import RUN --from xpaste|folders|coco SOURCE [--root FOLDER] --annotations TRAIN.json
+python tools/pool.py export RUN --to folders|coco OUT
+python tools/pool.py merge RUN OTHER_RUN …
+python tools/pool.py verify RUN
+python tools/pool.py stats RUN [--per-class]
+python tools/pool.py prune RUN [--originals] [--dropped] [--duplicates]
+python tools/pool.py pack RUN
+
+RUN is a run folder (or its URL); one that does not exist yet is made by import and merge. The categories are
+those of --annotations, else those of the pool's own annotation file.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+from diSegmenter.pool.add import import_round
+from diSegmenter.pool.foreign import read_coco, read_folders, read_xpaste
+from diSegmenter.pool.move import export_coco, export_folders, merge, pack
+from diSegmenter.pool.prune import prune_dropped, prune_duplicates, prune_originals
+from diSegmenter.pool.verify import verify
+from exchange import files
+from exchange.annotations import read_annotations
+from exchange.errors import UserError, run_cli
+from exchange.layout import RunLayout
+from exchange.pool_index import PoolIndex
+
+
+def main() -> None:
+    args = parse_arguments()
+    layout = RunLayout(args.run.rstrip("/"))
+    if args.command not in ("import", "merge") and not layout.pool_rounds():
+        raise UserError(
+            f"{layout.root} holds no pool: there is no {layout.pool_index(0)} or later index in it"
+        )
+    COMMANDS[args.command](layout, args)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in COMMANDS:
+        command = commands.add_parser(name)
+        command.add_argument("run", metavar="RUN")
+        command.add_argument("--annotations", metavar="FILE", help="LVIS or COCO file with the categories")
+        if name == "import":
+            command.add_argument("source", metavar="SOURCE", help="JSON file, or folder of folders")
+            command.add_argument(
+                "--from", dest="format", choices=("xpaste", "folders", "coco"), required=True
+            )
+            command.add_argument("--root", default="", help="folder that relative paths in SOURCE start from")
+        elif name == "export":
+            command.add_argument("out", metavar="OUT")
+            command.add_argument("--to", dest="format", choices=("folders", "coco"), required=True)
+        elif name == "merge":
+            command.add_argument("others", metavar="OTHER_RUN", nargs="+")
+        elif name == "stats":
+            command.add_argument("--per-class", action="store_true")
+        elif name == "prune":
+            command.add_argument("--originals", action="store_true", help="generated images and masks")
+            command.add_argument("--dropped", action="store_true", help="cut-outs of dropped instances")
+            command.add_argument(
+                "--duplicates", action="store_true", help="instances that equal an earlier one"
+            )
+    return parser.parse_args()
+
+
+def categories_of(layout: RunLayout, annotations: str | None) -> list[dict[str, Any]]:
+    """Category records of ``annotations``, else of the newest annotation file of the pool."""
+    if annotations:
+        return read_annotations(annotations).categories
+    for round_ in reversed(layout.pool_rounds()):
+        if files.exists(layout.annotations(round_)):
+            return read_annotations(layout.annotations(round_)).categories
+    raise UserError(f"{layout.root} does not say which categories there are: give --annotations FILE")
+
+
+def import_pool(layout: RunLayout, args: argparse.Namespace) -> None:
+    categories = categories_of(layout, args.annotations)
+    ids = {category["name"]: category["id"] for category in categories}
+    root = args.root or str(Path(args.source).parent)
+    if args.format == "xpaste":
+        foreign = read_xpaste(args.source, root, sorted(ids.values()))
+    elif args.format == "folders":
+        foreign = read_folders(args.source, ids)
+    else:
+        foreign = read_coco(args.source, root, ids)
+    added, left_out = import_round(layout, foreign, categories, f"{args.format}:{args.source}")
+    print(f"imported {added} instances into {layout.root}, left out {len(left_out)}")
+    for sentence in left_out:
+        print(f"  {sentence}")
+
+
+def export_pool(layout: RunLayout, args: argparse.Namespace) -> None:
+    categories = categories_of(layout, args.annotations)
+    if args.format == "coco":
+        export_coco(layout, categories, args.out)
+    else:
+        export_folders(layout, {category["id"]: category["name"] for category in categories}, args.out)
+    print(f"exported to {args.out}")
+
+
+def merge_pools(layout: RunLayout, args: argparse.Namespace) -> None:
+    for path in args.others:
+        other = RunLayout(path.rstrip("/"))
+        if other.root == layout.root or not other.pool_rounds():
+            raise UserError(f"{other.root} holds no other pool: give the run folders to copy from")
+        count = merge(layout, other, categories_of(other, args.annotations))
+        print(f"copied {count} instances of {other.root} into {layout.root}")
+
+
+def verify_pool(layout: RunLayout, args: argparse.Namespace) -> None:
+    ids = {category["id"] for category in categories_of(layout, args.annotations)}
+    count = 0
+    for count, problem in enumerate(verify(layout, ids), start=1):
+        print(problem)
+    if count:
+        raise UserError(f"{layout.root} has {count} problems: each line above says what to do")
+    print(f"{layout.root}: nothing is wrong")
+
+
+def show_stats(layout: RunLayout, args: argparse.Namespace) -> None:
+    print(f"{'round':>6} {'made':>8} {'kept':>8}  CLIP score of the kept ones (5 %, median, 95 %)")
+    for round_ in layout.pool_rounds():
+        index = PoolIndex(layout, [round_], dropped_too=True)
+        kept = [instance for instance in index if not instance.reason]
+        scores = [instance.clip_score for instance in kept if instance.clip_score is not None]
+        shown = " ".join(f"{q:.1f}" for q in np.quantile(scores, [0.05, 0.5, 0.95])) if scores else "none"
+        print(f"{round_:6} {len(index):8} {len(kept):8}  {shown}")
+    if args.per_class:
+        names = {category["id"]: category["name"] for category in categories_of(layout, args.annotations)}
+        counts = Counter(PoolIndex(layout, layout.pool_rounds()).category_ids.tolist())
+        for category_id, name in names.items():
+            print(f"{counts[category_id]:8}  {name}")
+
+
+def prune_pool(layout: RunLayout, args: argparse.Namespace) -> None:
+    if not (args.originals or args.dropped or args.duplicates):
+        raise UserError("prune takes at least one of --originals, --dropped, --duplicates")
+    if args.duplicates:
+        print(f"dropped {prune_duplicates(layout, categories_of(layout, args.annotations))} duplicates")
+    for round_ in layout.pool_rounds():
+        if not files.exists(layout.annotations_done(round_)):
+            continue
+        if args.originals:
+            print(f"round {round_}: removed {prune_originals(layout, round_)} images and masks")
+        if args.dropped:
+            print(f"round {round_}: removed {prune_dropped(layout, round_)} cut-outs")
+
+
+def pack_pool(layout: RunLayout, args: argparse.Namespace) -> None:
+    for round_ in layout.pool_rounds():
+        print(f"round {round_}: packed {pack(layout, round_)} cut-outs")
+
+
+COMMANDS = {
+    "import": import_pool,
+    "export": export_pool,
+    "merge": merge_pools,
+    "verify": verify_pool,
+    "stats": show_stats,
+    "prune": prune_pool,
+    "pack": pack_pool,
+}
+
+if __name__ == "__main__":
+    run_cli(main)

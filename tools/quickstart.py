@@ -1,0 +1,154 @@
+"""Three MRCA rounds on LVIS-Digits with the embedded models, against the same training without generated data.
+
+usage: python tools/quickstart.py [--out runs/quickstart] [--seed 0] [--config FILE] [--from-scratch] [KEY VALUE ...]
+
+Ends with a table, summary.json and pictures in the run folder. Started again, it goes on where it was stopped.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tabulate import tabulate
+
+from exchange import files
+from exchange.annotations import read_annotations
+from exchange.catalog import dataset_paths
+from exchange.config import REPOSITORY, add_config_arguments, from_repository, load_config
+from exchange.errors import UserError, run_cli
+from exchange.feedback import Feedback, read_feedback
+from exchange.layout import RunLayout
+from exchange.manifest import read_round
+from exchange.run import versions
+
+_CONFIG = "configs/digits/MRCA_digits.yaml"
+_BASELINE_CONFIG = "configs/digits/CenterNet2_digits.yaml"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", default="runs/quickstart", help="run folder")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--from-scratch", action="store_true", help="train the baseline, too (about 15 minutes)")
+    add_config_arguments(parser, _CONFIG)
+    args = parser.parse_intermixed_args()
+    started = time.monotonic()
+    out = from_repository(args.out)
+    overrides = [*args.opts, "SEED", str(args.seed)]
+
+    _make_dataset()
+    if args.from_scratch:
+        overrides += ["MODEL.WEIGHTS", _train_baseline(f"{out}/baseline", args.seed)]
+    cfg = load_config(args.config, overrides)
+    rounds = -(-cfg.SOLVER.MAX_ITER // cfg.SOLVER.ROUND_ITERS)
+    common = ["--config", args.config, *overrides]
+    print(f"Control and {rounds} rounds of {cfg.SOLVER.ROUND_ITERS} iterations, side by side ...")
+    control = _start_control(f"{out}/control", common, cfg.SOLVER.MAX_ITER)
+    try:
+        _run([sys.executable, "tools/run_rounds.py", *common, "--out", out])
+    except BaseException:
+        control.terminate()
+        raise
+    if control.wait():
+        raise UserError(f"the control run failed: see {out}/control/train/log.txt")
+    for round_ in range(rounds):
+        picture = files.join(out, "pictures", f"training_rd{round_:02}.png")
+        visualize = [sys.executable, "tools/visualize.py", "data", "--round", str(round_), "--out", picture]
+        _run([*visualize, *common, "OUTPUT_DIR", out])
+
+    summary = summarise(RunLayout(out), RunLayout(f"{out}/control"), rounds)
+    summary |= {"seconds": time.monotonic() - started, "seed": args.seed, "versions": versions()}
+    files.write_json(files.join(out, "summary.json"), summary)
+    print(f"\n{as_table(summary)}\n\nPictures: {out}/pictures   Summary: {out}/summary.json")
+
+
+def summarise(run: RunLayout, control: RunLayout, rounds: int) -> dict[str, Any]:
+    """Mask APs of the starting weights, of the control and of each round, with what each round made."""
+    return {
+        "baseline": _aps(read_feedback(run.feedback_history(-1))),
+        "control": _aps(read_feedback(control.feedback_file)),
+        "rounds": [_round(run, round_) for round_ in range(rounds)],
+    }
+
+
+def as_table(summary: dict[str, Any]) -> str:
+    """The summary for a person to read."""
+    rows = [["baseline", *summary["baseline"].values()], ["control", *summary["control"].values()]]
+    for entry in summary["rounds"]:
+        rows.append([f"round {entry['round']}", *(entry[key] for key in ("ap", "ap_r", "ap_c", "ap_f"))])
+        rows[-1] += [entry["generated"], entry["kept"], entry["pool"]]
+    headers = ["", "AP", "APr", "APc", "APf", "generated", "kept", "pool"]
+    return tabulate(rows, headers, floatfmt=".1f", missingval="")
+
+
+def _aps(feedback: Feedback) -> dict[str, float | None]:
+    return {
+        "ap": feedback.mean_mask_ap,
+        "ap_r": feedback.ap_r,
+        "ap_c": feedback.ap_c,
+        "ap_f": feedback.ap_f,
+    }
+
+
+def _round(run: RunLayout, round_: int) -> dict[str, Any]:
+    manifests = read_round(run, round_)
+    before = len(read_annotations(run.annotations(round_ - 1)).annotations) if round_ else 0
+    pool = len(read_annotations(run.annotations(round_)).annotations)
+    started, ended = (
+        os.path.getmtime(path)
+        for path in (run.feedback_history(round_ - 1), run.feedback_history(round_))
+    )
+    return (
+        {"round": round_}
+        | _aps(read_feedback(run.feedback_history(round_)))
+        | {"pool": pool, "generated": sum(len(m.instances) for m in manifests), "kept": pool - before}
+        | {"seconds": ended - started}
+    )
+
+
+def _make_dataset() -> None:
+    cfg = load_config(from_repository(_BASELINE_CONFIG))
+    try:
+        dataset_paths(cfg.DATASETS.TRAIN[0], cfg), dataset_paths(cfg.DATASETS.TEST[0], cfg)
+    except UserError:
+        folder = os.path.join(os.environ.get("DETECTRON2_DATASETS", from_repository("datasets")), "lvis_digits")
+        print(f"Building the data set LVIS-Digits in {folder} ...")
+        _run([sys.executable, "tools/build_lvis_digits.py", folder, "--seed", "0"])
+
+
+def _train_baseline(folder: str, seed: int) -> str:
+    print("Training the baseline ...")
+    _run(["bash", "launch.sh", "--config", _BASELINE_CONFIG, "OUTPUT_DIR", folder, "SEED", str(seed)])
+    return read_feedback(RunLayout(folder).feedback_file).checkpoint
+
+
+def _start_control(folder: str, common: list[str], iterations: int) -> subprocess.Popen[bytes]:
+    """The same iterations from the same weights with nothing pasted, as one round."""
+    command = ["bash", "launch.sh", *common, "OUTPUT_DIR", folder]
+    command += ["INPUT.USE_COPY_METHOD", "none", "SOLVER.ROUND_ITERS", str(iterations)]
+    files.make_dirs(folder)
+    with open(f"{folder}/output.txt", "ab") as output:
+        return subprocess.Popen(command, cwd=REPOSITORY, env=_environment(), stdout=output, stderr=output)
+
+
+def _run(command: list[str]) -> None:
+    if subprocess.run(command, cwd=REPOSITORY, env=_environment(), check=False).returncode:
+        raise UserError(f"{' '.join(command)!r} failed: mend what it says above, then start the quickstart again")
+
+
+def _environment() -> dict[str, str]:
+    """One thread for each of the two processes that train side by side: faster than two that share two cores."""
+    threads = str(max((os.cpu_count() or 2) // 2, 1))
+    return os.environ | {"MRCA_PYTHON": sys.executable, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,139 @@
+"""Drives the three stages through several rounds, each stage as a process of its own.
+
+usage: python tools/run_rounds.py --config FILE [--rounds N] [--staleness 0|1] [--out RUN] [--gpus N]
+           [--python-generator PATH] [--python-segmenter PATH] [--python-trainer PATH] [KEY VALUE ...]
+
+Two chains run side by side: one makes the pools (stages 1 and 2), the other trains (stage 3). Each waits for
+the other's files, so with staleness 1 a round is generated while the one before trains, and with staleness 0
+they take turns. A run that was stopped goes on where it was when it is started again.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from exchange import files
+from exchange.config import REPOSITORY, add_config_arguments, load_config
+from exchange.errors import UserError, run_cli
+from exchange.layout import RunLayout
+
+
+@dataclass(frozen=True)
+class Interpreters:
+    """The Python of each stage's environment."""
+
+    generator: str = sys.executable
+    segmenter: str = sys.executable
+    trainer: str = sys.executable
+
+
+class Chain(threading.Thread):
+    """Commands one after the other, a step at a time; the commands of a step run side by side."""
+
+    def __init__(self, name: str, steps: Sequence[Sequence[list[str]]], environment: dict[str, str]) -> None:
+        super().__init__(name=name, daemon=True)
+        self.failed: list[str] | None = None
+        self._steps, self._environment = steps, environment
+        self._running: list[subprocess.Popen[bytes]] = []
+        self._stopped = False
+
+    def run(self) -> None:
+        for step in self._steps:
+            if self._stopped:
+                return
+            self._running = [
+                subprocess.Popen(command, cwd=REPOSITORY, env=self._environment, start_new_session=True)
+                for command in step
+            ]
+            codes = [process.wait() for process in self._running]
+            if any(codes) and not self._stopped:
+                self.failed = step[next(index for index, code in enumerate(codes) if code)]
+                self.stop()
+
+    def stop(self) -> None:
+        """Ends what runs now, and everything that it started; nothing further is started."""
+        self._stopped = True
+        for process in self._running:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+
+
+def pool_steps(config: list[str], rounds: int, gpus: int, python: Interpreters) -> list[list[list[str]]]:
+    """Stages 1 and 2 of every round, one process a GPU."""
+    steps = []
+    for round_ in range(rounds):
+        this = ["--st_rd", str(round_), "--round", "1", *config]
+        shards = [["--gpu", str(gpu), "--div", str(gpu), "--num_div", str(gpus)] for gpu in range(gpus)]
+        steps.append([[python.generator, "generator/generate.py", *shard, *this] for shard in shards])
+        steps.append([[python.segmenter, "diSegmenter/segmentAndFilter.py", *this]])
+    return steps
+
+
+def training_steps(config: list[str], rounds: int, gpus: int) -> list[list[list[str]]]:
+    """Stage 3 of every round."""
+    return [[["bash", "launch.sh", "--num-gpus", str(gpus), *config]]] * rounds
+
+
+def run_rounds(config: list[str], rounds: int, gpus: int, python: Interpreters) -> None:
+    """Runs all stages; raises UserError naming the command that failed, after ending the others."""
+    environment = os.environ | {"MRCA_PYTHON": python.trainer}
+    chains = [
+        Chain("pools", pool_steps(config, rounds, gpus, python), environment),
+        Chain("training", training_steps(config, rounds, gpus), environment),
+    ]
+    for chain in chains:
+        chain.start()
+    try:
+        while any(chain.is_alive() for chain in chains):
+            for chain in chains:
+                chain.join(timeout=0.5)
+            if any(chain.failed for chain in chains):
+                break
+    finally:
+        for chain in chains:
+            chain.stop()
+            chain.join()
+    for chain in chains:
+        if chain.failed:
+            command = " ".join(chain.failed)
+            raise UserError(f"the stage {command!r} failed: mend what it says above, then start this again")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, help="default: all of the schedule")
+    parser.add_argument("--staleness", type=int, choices=(0, 1), help="overrides FEEDBACK.STALENESS")
+    parser.add_argument("--out", metavar="RUN", help="run folder; overrides OUTPUT_DIR")
+    parser.add_argument("--gpus", type=int, default=1)
+    for stage in ("generator", "segmenter", "trainer"):
+        parser.add_argument(f"--python-{stage}", metavar="PATH", default=sys.executable)
+    add_config_arguments(parser)
+    args = parser.parse_intermixed_args()
+    overrides = list(args.opts)
+    if args.staleness is not None:
+        overrides += ["FEEDBACK.STALENESS", str(args.staleness)]
+    if args.out:
+        overrides += ["OUTPUT_DIR", args.out]
+    cfg = load_config(args.config, overrides)
+    in_schedule = -(-cfg.SOLVER.MAX_ITER // cfg.SOLVER.ROUND_ITERS)
+    rounds = in_schedule if args.rounds is None else args.rounds
+    if not 1 <= rounds <= in_schedule:
+        raise UserError(f"--rounds {rounds}: the schedule has {in_schedule} (SOLVER.MAX_ITER / ROUND_ITERS)")
+    python = Interpreters(args.python_generator, args.python_segmenter, args.python_trainer)
+    run_rounds(["--config", args.config, *overrides], rounds, args.gpus, python)
+    pool = RunLayout(cfg.OUTPUT_DIR).annotations(rounds - 1)
+    print(f"{rounds} rounds are done: {cfg.OUTPUT_DIR} (pool: {pool}, exists: {files.exists(pool)})")
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,87 @@
+"""Trains the embedded models of ``assets/digits`` on a CPU, each within an hour or two, and measures them.
+
+usage: python tools/train_digits_models.py {clip,foreground,sd3,segmenter} [--out assets/digits] [--seed 0]
+
+``sd3`` needs the trained ``clip``, whose text encoder it uses.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from exchange import files  # noqa: E402
+from exchange.config import from_repository  # noqa: E402
+from exchange.errors import run_cli  # noqa: E402
+
+
+def train_clip(out: str, seed: int, steps: int) -> dict[str, float]:
+    from tools.digits import train_clip as recipe
+
+    model, processor = recipe.train(steps, seed)
+    model.half().save_pretrained(out)
+    processor.save_pretrained(out)
+    return recipe.measure(model.float(), processor)
+
+
+def train_foreground(out: str, seed: int, steps: int) -> dict[str, float]:
+    from tools.digits import train_foreground as recipe
+
+    model = recipe.train(out, steps, seed)
+    recipe.save(model, out)
+    return recipe.measure(model)
+
+
+def train_sd3(out: str, seed: int, steps: int) -> dict[str, float]:
+    from transformers import CLIPModel, CLIPProcessor
+
+    from tools.digits import samples
+    from tools.digits import train_sd3 as recipe
+
+    clip = files.join(str(Path(out).parent), "clip")
+    images, prompts, _ = recipe.make_pictures(samples.split()["generation"], 24_000, seed)
+    autoencoder = recipe.train_autoencoder(images, max(steps // 4, 1), seed)
+    pipeline = recipe.assemble(
+        CLIPModel.from_pretrained(clip, dtype=torch.float32), CLIPProcessor.from_pretrained(clip), autoencoder
+    )
+    recipe.train_transformer(pipeline, images, prompts, steps, seed)
+    pipeline.to(torch.float16).save_pretrained(out, safe_serialization=True)
+    return recipe.measure(pipeline.to(torch.float32), images)
+
+
+def train_segmenter(out: str, seed: int, steps: int) -> dict[str, float]:
+    from tools.digits import train_segmenter as recipe
+
+    feedback = recipe.train(files.join(out, "run"), steps, seed)
+    recipe.export(feedback, out)
+    return recipe.measured(feedback)
+
+
+_RECIPES = {
+    "clip": (train_clip, 2500),
+    "foreground": (train_foreground, 1000),
+    "sd3": (train_sd3, 5000),
+    "segmenter": (train_segmenter, 1000),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("model", choices=sorted(_RECIPES))
+    parser.add_argument("--out", default="assets/digits", help="folder of the embedded models")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, help="training steps, to try the script quickly")
+    args = parser.parse_args()
+    recipe, steps = _RECIPES[args.model]
+    folder = files.join(from_repository(args.out), args.model)
+    measured = recipe(folder, args.seed, args.steps or steps)
+    files.write_json(files.join(folder, "quality.json"), {"seed": args.seed, **measured})
+    for name, value in measured.items():
+        print(f"{name:40} {value:.4f}")
+
+
+if __name__ == "__main__":
+    run_cli(main)
