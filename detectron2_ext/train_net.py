@@ -26,7 +26,7 @@ from exchange import files
 from exchange.config import add_config_arguments, from_repository
 from exchange.errors import UserError, run_cli
 from exchange.layout import RunLayout
-from exchange.run import open_run
+from exchange.run import open_run, run_layout
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def evaluate_only(cfg: CfgNode, ranks: Ranks, given: bool) -> None:
 
     Raises UserError when there is nothing to evaluate.
     """
-    layout = RunLayout(from_repository(cfg.OUTPUT_DIR))
+    layout = run_layout(cfg)
     last = RunCheckpoints(layout.train_dir, cfg.SOLVER.ROUND_ITERS, cfg.SOLVER.KEEP_CHECKPOINTS).latest()
     weights = from_repository(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else None
     checkpoint = weights if given or last is None else last

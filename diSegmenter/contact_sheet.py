@@ -1,7 +1,7 @@
 """A picture of a round: what was generated, how it was cut out, whether it was kept and with which score."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from diSegmenter.images import UnreadableImage, read_rgba
 from exchange import files
-from exchange.cutouts import read_round_cutouts, read_verdicts
+from exchange.cutouts import Cutout, read_round_cutouts, read_verdicts
 from exchange.layout import RunLayout
 
 _TILE, _GAP, _TEXT, _COLUMNS = 112, 10, 34, 6
@@ -27,26 +27,35 @@ class Entry:
     reason: str
 
 
-def write_contact_sheet(layout: RunLayout, round_: int, names: Mapping[int, str], limit: int = 48) -> None:
-    """Writes ``pictures/generated_rdNN.png`` with up to ``limit`` instances spread evenly over the round."""
+def write_contact_sheet(layout: RunLayout, round_: int, names: Mapping[int, str]) -> None:
+    """Writes ``pictures/generated_rdNN.png``: some instances of a round whose decisions are on record."""
     cutouts, _ = read_round_cutouts(layout, round_)
     reasons = read_verdicts(layout, round_).reasons
-    spread = list(cutouts.values())[:: max(-(-len(cutouts) // limit), 1)]
+    buffer = io.BytesIO()
+    contact_sheet(layout, round_, names, list(cutouts.values()), reasons).save(buffer, format="PNG")
+    files.write_bytes(files.join(layout.pictures_dir, f"generated_rd{round_:02}.png"), buffer.getvalue())
+
+
+def contact_sheet(
+    layout: RunLayout,
+    round_: int,
+    names: Mapping[int, str],
+    cutouts: Sequence[Cutout],
+    reasons: Mapping[str, str],
+    limit: int = 48,
+) -> Image.Image:
+    """A picture of up to ``limit`` of ``cutouts``, spread evenly; those whose files are gone are left out."""
     entries = []
-    for cutout in spread:
+    for cutout in cutouts[:: max(-(-len(cutouts) // limit), 1)]:
         try:
             image = read_rgba(layout.raw(cutout.file))
             alpha = read_rgba(layout.segmented(cutout.file))[..., 0]
         except UnreadableImage:
             continue
-        entries.append(
-            Entry(image, alpha, names[cutout.category_id], cutout.clip_score, reasons[cutout.file])
-        )
+        name, reason = names[cutout.category_id], reasons.get(cutout.file, "not judged")
+        entries.append(Entry(image, alpha, name, cutout.clip_score, reason))
     kept = sum(not reason for reason in reasons.values())
-    title = f"round {round_}: {kept} of {len(reasons)} instances kept"
-    buffer = io.BytesIO()
-    draw_contact_sheet(entries, title).save(buffer, format="PNG")
-    files.write_bytes(files.join(layout.pictures_dir, f"generated_rd{round_:02}.png"), buffer.getvalue())
+    return draw_contact_sheet(entries, f"round {round_}: {kept} of {len(reasons)} instances kept")
 
 
 def draw_contact_sheet(entries: list[Entry], title: str) -> Image.Image:

@@ -74,8 +74,8 @@ def finish_round(
     lost = _lost(layout, (row for row in rows if not row.reason))
     if lost:
         raise UserError(
-            f"{len(lost)} cut-outs of round {round_} are gone, {lost[0]} for one: run segmentAndFilter.py without "
-            "--refilter, which makes them again from pool/raw"
+            f"{len(lost)} cut-outs of round {round_} are gone, {lost[0]} for one: run segmentAndFilter.py "
+            "without --refilter, which makes them again from pool/raw"
         )
     write_verdicts(layout, Verdicts(round_, dataclasses.asdict(checks), reasons, unreadable))
     write_index(layout, round_, rows)

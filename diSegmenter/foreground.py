@@ -1,14 +1,14 @@
-"""The foreground model: images in, alpha masks out."""
+"""Foreground models: images in, alpha masks out."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModelForImageSegmentation
+from transformers import AutoModelForImageSegmentation, Sam2Model
 
 from exchange.config import REPOSITORY, model_source
 from exchange.errors import UserError
@@ -54,22 +54,63 @@ class MattingForeground:
         return (square - self._mean) / self._std
 
 
-def load_matting_foreground(
-    name: str, revision: str, trust_remote_code: bool, input_size: int, device: torch.device
-) -> MattingForeground:
-    """Loads the model ``name``, a folder or a hub name (with the token in HF_TOKEN, where one is set).
+class BoxPromptedSam2(nn.Module):
+    """SAM 2 as a foreground network: what it finds in a box that covers nearly all of the image.
+
+    Of the masks that the model offers, the one that it trusts most. Takes float (N, 3, S, S) of the model's
+    own S; returns logits (N, 1, S / 4, S / 4).
+    """
+
+    def __init__(self, model: nn.Module, margin: float = 0.05) -> None:
+        super().__init__()
+        self.model = model
+        self._margin = margin
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        side = pixels.shape[-1]
+        near, far = self._margin * side, (1 - self._margin) * side
+        box = torch.tensor([near, near, far, far], device=pixels.device).expand(len(pixels), 1, 4)
+        output = self.model(pixel_values=pixels, input_boxes=box)
+        best = output.iou_scores[:, 0].argmax(-1)
+        return output.pred_masks[torch.arange(len(pixels), device=pixels.device), 0, best][:, None]
+
+
+def image_alpha(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The masks that layered generators bring along: the alpha channels of uint8 (H, W, 4) images."""
+    return [image[..., 3] for image in images]
+
+
+def load_foreground(
+    choice: str, name: str, revision: str, trust_remote_code: bool, input_size: int, device: torch.device
+) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
+    """Loads the foreground model ``name``, a folder or a hub name (with the token in HF_TOKEN, if it is set).
 
     Code that comes with the weights runs only for folders in the repository's ``assets``, or with
-    ``trust_remote_code``. Raises UserError where the model cannot be loaded.
+    ``trust_remote_code``.
+
+    Args:
+        choice: ``matting``, ``sam2`` or ``alpha``, see SEGMENTER.FOREGROUND.
+
+    Raises:
+        UserError: the choice does not exist, or the model cannot be loaded.
     """
+    if choice == "alpha":
+        return image_alpha
+    if choice not in ("matting", "sam2"):
+        raise UserError(f"SEGMENTER.FOREGROUND is {choice!r}: it takes matting, sam2 or alpha")
     source = model_source(name)
     trusted = trust_remote_code or _is_ours(source)
     if trust_remote_code and not _is_ours(source):
         _log.warning("SEGMENTER.TRUST_REMOTE_CODE is set: %s at %s may run its own code here", name, revision)
     try:
+        if choice == "sam2":
+            sam2 = Sam2Model.from_pretrained(source, revision=revision)
+            side = sam2.config.vision_config.backbone_config.image_size[0]
+            return MattingForeground(BoxPromptedSam2(sam2.float()), side, device)
         network = AutoModelForImageSegmentation.from_pretrained(
             source, revision=revision, trust_remote_code=trusted
         )
+        return MattingForeground(network.float(), input_size, device)
     except (OSError, ValueError) as error:
         if "trust_remote_code" in str(error):
             raise UserError(
@@ -77,11 +118,11 @@ def load_matting_foreground(
                 "with your rights: read that code, pin SEGMENTER.FOREGROUND_REVISION to the commit that you "
                 "read, and set SEGMENTER.TRUST_REMOTE_CODE: true"
             ) from error
+        first_line = str(error).strip().splitlines()[0]
         raise UserError(
-            f"the foreground model {name} does not load ({_first_line(error)}): correct "
+            f"the foreground model {name} does not load ({first_line}): correct "
             "SEGMENTER.FOREGROUND_MODEL to a folder or a hub name that you can reach"
         ) from error
-    return MattingForeground(network.float(), input_size, device)
 
 
 def _resized(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -91,7 +132,3 @@ def _resized(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 def _is_ours(source: str) -> bool:
     return Path(source).resolve().is_relative_to(_OURS)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

@@ -20,6 +20,8 @@ from diSegmenter.checks import Checks, MaskCleaner
 from diSegmenter.contact_sheet import write_contact_sheet
 from diSegmenter.finish_round import finish_round, is_finished
 from diSegmenter.follow import follow_round
+from diSegmenter.pool.prune import prune_originals
+from diSegmenter.report import write_report
 from exchange import files
 from exchange.annotations import AnnotationFile, read_annotations
 from exchange.catalog import dataset_paths
@@ -93,7 +95,7 @@ def build_segmenter(
     import torch
 
     from diSegmenter.clip_filter import load_clip_scorer
-    from diSegmenter.foreground import load_matting_foreground
+    from diSegmenter.foreground import load_foreground
     from diSegmenter.segment_round import RoundSegmenter
 
     device = torch.device(f"cuda:{args.gpu}" if torch.cuda.is_available() else "cpu")
@@ -102,7 +104,8 @@ def build_segmenter(
     }
     return RoundSegmenter(
         layout,
-        load_matting_foreground(
+        load_foreground(
+            cfg.SEGMENTER.FOREGROUND,
             cfg.SEGMENTER.FOREGROUND_MODEL,
             cfg.SEGMENTER.FOREGROUND_REVISION,
             cfg.SEGMENTER.TRUST_REMOTE_CODE,
@@ -119,11 +122,14 @@ def build_segmenter(
 
 
 def finish(cfg: CfgNode, layout: RunLayout, round_: int, checks: Checks, dataset: AnnotationFile) -> None:
-    """Writes the pool of a round and its picture, once all its images are cut out."""
+    """Writes the pool of a round and what shows it, once all its images are cut out."""
     pool_rounds = [round_] if cfg.SEGMENTER.LATEST_ROUND_ONLY else range(round_ + 1)
     annotation_file = cfg.SEGMENTER.ANNOTATION_FILES
     if finish_round(layout, round_, checks, dataset.categories, pool_rounds, annotation_file):
         write_contact_sheet(layout, round_, dataset.category_names)
+        write_report(layout, round_, dataset.category_names)
+        if not cfg.SEGMENTER.KEEP_RAW:
+            prune_originals(layout, round_)
 
 
 def refilter(

@@ -13,8 +13,8 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class GeneratedInstance:
-    """One generated image. The criterion values are the means over the guided steps, before and after the
-    shift of the latents; None where nothing was guided (or the image is planned but not made yet)."""
+    """One generated image. ``criterion_before`` is guidance's criterion at the first guided step, before
+    anything was shifted, ``criterion_after`` that of the finished image; None where nothing was guided."""
 
     file: str
     category_id: int

@@ -92,7 +92,7 @@ def write_index(layout: RunLayout, round_: int, instances: Sequence[PoolInstance
 
 
 class PoolIndex:
-    """The instances of some rounds, in the order of round and row: the kept ones, or all with ``dropped_too``.
+    """The instances of some rounds in the order of round and row, the kept ones or all (``dropped_too``).
 
     Opening maps the files into memory and reads three small columns of them. Processes that are forked share
     the map; a pickled index opens it again.
@@ -108,13 +108,13 @@ class PoolIndex:
         self._sources = list(rounds)
         self._batches = [batch for round_ in rounds for batch in _open(layout.pool_index(round_))]
         self._starts = [0, *itertools.accumulate(batch.num_rows for batch in self._batches)]
-        kept = _numpy([pc.equal(batch.column("reason"), "") for batch in self._batches], np.bool_)
         self._dropped_too = dropped_too
-        self._rows = np.arange(len(kept)) if dropped_too else np.flatnonzero(kept)
-        self.category_ids, self.rounds = (
-            _numpy([batch.column(name) for batch in self._batches], np.int32)[self._rows]
-            for name in ("category_id", "round")
-        )
+        chosen = [
+            start + np.flatnonzero(np.asarray(pc.equal(batch.column("reason"), "")) | dropped_too)
+            for start, batch in zip(self._starts, self._batches, strict=False)
+        ]
+        self._rows = np.concatenate(chosen) if chosen else np.zeros(0, np.int64)
+        self.category_ids, self.rounds = self.column("category_id"), self.column("round")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -126,6 +126,12 @@ class PoolIndex:
 
     def __iter__(self) -> Iterator[PoolInstance]:
         return (self[index] for index in range(len(self)))
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """One field of all instances, (N,): a number each (NaN where there is none), or a text."""
+        arrays = [batch.column(name).to_numpy(zero_copy_only=False) for batch in self._batches]
+        empty = np.zeros(0, _SCHEMA.field(name).type.to_pandas_dtype())
+        return np.concatenate(arrays)[self._rows] if arrays else empty
 
     def name(self, index: int) -> str:
         """Path of the file that holds the cut-out of an instance."""
@@ -167,9 +173,3 @@ def _open(path: str) -> list[pa.RecordBatch]:
         return batches
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} is damaged ({error}): {_AGAIN}") from error
-
-
-def _numpy(arrays: list[pa.Array], dtype: type[np.generic]) -> npt.NDArray[Any]:
-    return np.concatenate(
-        [np.zeros(0, dtype), *(array.to_numpy(zero_copy_only=False) for array in arrays)]
-    ).astype(dtype)

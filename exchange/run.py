@@ -37,12 +37,17 @@ def versions() -> dict[str, str]:
     return found
 
 
+def run_layout(cfg: CfgNode) -> RunLayout:
+    """The paths of the run folder ``cfg.OUTPUT_DIR``, whether or not it exists."""
+    return RunLayout(from_repository(cfg.OUTPUT_DIR))
+
+
 def open_run(cfg: CfgNode) -> RunLayout:
     """Opens the run folder ``cfg.OUTPUT_DIR``, made if there is none yet.
 
     Raises UserError when the folder belongs to a run with other settings.
     """
-    layout = RunLayout(from_repository(cfg.OUTPUT_DIR))
+    layout = run_layout(cfg)
     settings = {key: value for key, value in flatten(cfg) if key not in _FREE_KEYS}
     if not files.exists(layout.settings_file):
         content = {"settings": settings, "versions": versions()}

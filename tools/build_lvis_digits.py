@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from exchange import files  # noqa: E402
-from exchange.errors import run_cli  # noqa: E402
-from tools.digits import samples, scenes  # noqa: E402
+from exchange import files
+from exchange.errors import run_cli
+from tools.digits import samples, scenes
 
 
 def build(out: str, seed: int) -> None:

@@ -121,11 +121,12 @@ def merge_pools(layout: RunLayout, args: argparse.Namespace) -> None:
 
 def verify_pool(layout: RunLayout, args: argparse.Namespace) -> None:
     ids = {category["id"] for category in categories_of(layout, args.annotations)}
-    count = 0
-    for count, problem in enumerate(verify(layout, ids), start=1):
+    problems = 0
+    for problem in verify(layout, ids):
         print(problem)
-    if count:
-        raise UserError(f"{layout.root} has {count} problems: each line above says what to do")
+        problems += 1
+    if problems:
+        raise UserError(f"{layout.root} has {problems} problems: each line above says what to do")
     print(f"{layout.root}: nothing is wrong")
 
 

@@ -37,7 +37,9 @@ def main() -> None:
     )
     parser.add_argument("--out", default="runs/quickstart", help="run folder")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--from-scratch", action="store_true", help="train the baseline, too (about 15 minutes)")
+    parser.add_argument(
+        "--from-scratch", action="store_true", help="train the baseline, too (about 15 minutes)"
+    )
     add_config_arguments(parser, _CONFIG)
     args = parser.parse_intermixed_args()
     started = time.monotonic()
@@ -103,8 +105,7 @@ def _round(run: RunLayout, round_: int) -> dict[str, Any]:
     before = len(read_annotations(run.annotations(round_ - 1)).annotations) if round_ else 0
     pool = len(read_annotations(run.annotations(round_)).annotations)
     started, ended = (
-        os.path.getmtime(path)
-        for path in (run.feedback_history(round_ - 1), run.feedback_history(round_))
+        os.path.getmtime(path) for path in (run.feedback_history(round_ - 1), run.feedback_history(round_))
     )
     return (
         {"round": round_}
@@ -119,7 +120,9 @@ def _make_dataset() -> None:
     try:
         dataset_paths(cfg.DATASETS.TRAIN[0], cfg), dataset_paths(cfg.DATASETS.TEST[0], cfg)
     except UserError:
-        folder = os.path.join(os.environ.get("DETECTRON2_DATASETS", from_repository("datasets")), "lvis_digits")
+        folder = os.path.join(
+            os.environ.get("DETECTRON2_DATASETS", from_repository("datasets")), "lvis_digits"
+        )
         print(f"Building the data set LVIS-Digits in {folder} ...")
         _run([sys.executable, "tools/build_lvis_digits.py", folder, "--seed", "0"])
 
@@ -141,13 +144,18 @@ def _start_control(folder: str, common: list[str], iterations: int) -> subproces
 
 def _run(command: list[str]) -> None:
     if subprocess.run(command, cwd=REPOSITORY, env=_environment(), check=False).returncode:
-        raise UserError(f"{' '.join(command)!r} failed: mend what it says above, then start the quickstart again")
+        raise UserError(
+            f"{' '.join(command)!r} failed: mend what it says above, then start the quickstart again"
+        )
 
 
 def _environment() -> dict[str, str]:
     """One thread for each of the two processes that train side by side: faster than two that share two cores."""
     threads = str(max((os.cpu_count() or 2) // 2, 1))
-    return os.environ | {"MRCA_PYTHON": sys.executable, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
+    return os.environ | {
+        "MRCA_PYTHON": sys.executable,
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
+    }
 
 
 if __name__ == "__main__":

@@ -20,10 +20,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from exchange import files
 from exchange.config import REPOSITORY, add_config_arguments, load_config
 from exchange.errors import UserError, run_cli
-from exchange.layout import RunLayout
+from exchange.run import run_layout
 
 
 @dataclass(frozen=True)
@@ -131,8 +130,7 @@ def main() -> None:
         raise UserError(f"--rounds {rounds}: the schedule has {in_schedule} (SOLVER.MAX_ITER / ROUND_ITERS)")
     python = Interpreters(args.python_generator, args.python_segmenter, args.python_trainer)
     run_rounds(["--config", args.config, *overrides], rounds, args.gpus, python)
-    pool = RunLayout(cfg.OUTPUT_DIR).annotations(rounds - 1)
-    print(f"{rounds} rounds are done: {cfg.OUTPUT_DIR} (pool: {pool}, exists: {files.exists(pool)})")
+    print(f"{rounds} rounds are done: {run_layout(cfg).root}")
 
 
 if __name__ == "__main__":

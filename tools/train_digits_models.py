@@ -13,9 +13,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from exchange import files  # noqa: E402
-from exchange.config import from_repository  # noqa: E402
-from exchange.errors import run_cli  # noqa: E402
+from exchange import files
+from exchange.config import from_repository
+from exchange.errors import run_cli
 
 
 def train_clip(out: str, seed: int, steps: int) -> dict[str, float]:

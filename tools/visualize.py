@@ -33,6 +33,7 @@ from exchange.config import add_config_arguments, load_config
 from exchange.errors import UserError, run_cli
 from exchange.feedback import read_feedback
 from exchange.layout import RunLayout
+from exchange.run import run_layout
 from tools.drawing import PASTED, REAL, contact_sheet, draw_objects
 
 
@@ -45,7 +46,7 @@ def main() -> None:
     add_config_arguments(parser)
     args = parser.parse_intermixed_args()
     cfg = load_config(args.config, args.opts)
-    layout = RunLayout(cfg.OUTPUT_DIR)
+    layout = run_layout(cfg)
     round_ = newest_pool(layout) if args.round is None else args.round
     path = args.out or files.join(layout.pictures_dir, f"data_rd{round_:02}.png")
     write_picture(path, training_sheet(cfg, layout, round_, args.num))

@@ -7,6 +7,8 @@ from typing import Protocol
 
 import cv2
 import numpy as np
+import torch
+from torchvision.transforms.v2 import functional
 
 from detectron2_ext.data.rasterize import tighten
 
@@ -53,8 +55,8 @@ class RandomRotation:
 
 @dataclass(frozen=True)
 class RandomColor:
-    """With a probability, jitters brightness, contrast, saturation (factors 1 ± strength) and hue (turns of ±
-    ``strength`` / 2), as X-Paste's ``ColorJitter(0.2, 0.2, 0.2, 0.2, p=0.5)`` over RGB."""
+    """With a probability, jitters brightness, contrast, saturation (factors 1 ± ``strength``) and hue (±
+    ``strength`` turns): X-Paste's ``ColorJitter(0.2, 0.2, 0.2, 0.2, p=0.5)``."""
 
     strength: float = 0.2
     probability: float = 0.5
@@ -62,4 +64,10 @@ class RandomColor:
     def __call__(self, cutout: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if rng.random() >= self.probability:
             return cutout
-        return cutout
+        brightness, contrast, saturation = (1 + rng.uniform(-self.strength, self.strength, size=3)).tolist()
+        pixels = torch.from_numpy(np.ascontiguousarray(cutout[..., :3])).permute(2, 0, 1)
+        pixels = functional.adjust_brightness(pixels, brightness)
+        pixels = functional.adjust_contrast(pixels, contrast)
+        pixels = functional.adjust_saturation(pixels, saturation)
+        pixels = functional.adjust_hue(pixels, rng.uniform(-self.strength, self.strength))
+        return np.dstack([pixels.permute(1, 2, 0).numpy(), cutout[..., 3]])

@@ -105,3 +105,17 @@ class ClassDraws:
             places = shared if len(shared) else places
         chosen = rng.choice(places, size=rng.integers(*self._counts))
         return self._by_class[self._first[chosen] + rng.integers(self._count[chosen])]
+
+
+class WeightedDraws:
+    """``weighted``: each instance with a probability proportional to its weight, with replacement.
+
+    ``weights``: (N,), none negative, not all 0.
+    """
+
+    def __init__(self, weights: np.ndarray, counts: tuple[int, int]) -> None:
+        self._cumulative, self._counts = np.cumsum(weights, dtype=np.float64), counts
+
+    def __call__(self, k: int, image_classes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        thresholds = rng.uniform(0, self._cumulative[-1], size=rng.integers(*self._counts))
+        return np.searchsorted(self._cumulative, thresholds, side="right")

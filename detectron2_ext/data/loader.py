@@ -1,8 +1,7 @@
-"""The configuration's data sets, pool and loaders: the only place of this package that reads it."""
+"""From the configuration to data sets and loaders."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,22 +11,19 @@ import torch
 from fvcore.common.config import CfgNode
 from torch.utils.data import DataLoader
 
-from detectron2_ext.data.blend import BLENDS
 from detectron2_ext.data.dataset import DetectionDataset
-from detectron2_ext.data.draws import FEW, ClassDraws, Draws, RandomDraws, UniformDraws
 from detectron2_ext.data.geometry import ResizeCropFlip
-from detectron2_ext.data.mapper import Paster, TestMapper, TrainMapper
-from detectron2_ext.data.object_size import StatisticalSize, adaptive_factors, class_sizes
-from detectron2_ext.data.paste import PoolPaster
-from detectron2_ext.data.pool import ImagesWithMasks, IndexedCutouts, InstancePool
+from detectron2_ext.data.mapper import TestMapper, TrainMapper
+from detectron2_ext.data.paste_builder import build_pasters, build_pool, choose, flip_probability
+from detectron2_ext.data.pool import InstancePool
 from detectron2_ext.data.sampler import ImageStream, StreamSampler, repeat_factors
+from detectron2_ext.data.scene_reader import SceneReader
 from detectron2_ext.data.skipped import SkippedFiles
 from exchange.catalog import dataset_paths
 from exchange.errors import UserError
 from exchange.feedback import Feedback
-from exchange.layout import RunLayout
 
-_log = logging.getLogger(__name__)
+__all__ = ["BatchLoader", "build_dataset", "build_pool", "build_test_loader", "build_train_loader"]
 
 
 class BatchLoader:
@@ -58,32 +54,6 @@ class BatchLoader:
 def build_dataset(cfg: CfgNode, name: str) -> DetectionDataset:
     """The data set called ``name``; raises UserError as the catalogue and the annotation file do."""
     return DetectionDataset.read(*dataset_paths(name, cfg))
-
-
-def build_pool(
-    cfg: CfgNode, layout: RunLayout, round_: int, dataset: DetectionDataset
-) -> InstancePool | None:
-    """What a round pastes from, or None if it pastes nothing from a pool.
-
-    ``dataset``: the training set, whose category ids give the class indices. Raises UserError where the
-    pool's annotation file is missing or does not fit.
-    """
-    if cfg.INPUT.USE_COPY_METHOD == "none":
-        return None
-    crop = cfg.INPUT.INST_POOL_CROP
-    if cfg.INPUT.INST_POOL_FEED:
-        rounds = [round_] if cfg.SEGMENTER.LATEST_ROUND_ONLY else range(round_ + 1)
-        cutouts = IndexedCutouts(layout, rounds) if crop else ImagesWithMasks.of_run(layout, rounds)
-    elif cfg.INPUT.INST_POOL:
-        cutouts = ImagesWithMasks.of_annotations(cfg.INPUT.INST_POOL_PATH, cfg.INPUT.INST_POOL_ROOT)
-    else:
-        raise UserError(
-            f"INPUT.USE_COPY_METHOD is {cfg.INPUT.USE_COPY_METHOD}, but there is no pool: set "
-            "INPUT.INST_POOL_FEED or INPUT.INST_POOL to true"
-        )
-    return InstancePool(
-        cutouts, dataset.category_ids, crop=crop, mask_threshold=cfg.INPUT.INST_POOL_MASK_THRESHOLD
-    )
 
 
 def build_train_loader(
@@ -132,13 +102,9 @@ def build_train_loader(
     if not len(images):
         raise UserError(f"data set {training_set_name(cfg)} has no image with an object: nothing to train on")
     round_ = start_iteration // cfg.SOLVER.ROUND_ITERS
-    pasters: list[Paster] = []
-    if pool is not None and len(pool):
-        origin = round_ * cfg.SOLVER.ROUND_ITERS * batch_size
-        pasters.append(_build_paster(cfg, dataset, pool, feedback, round_, origin, seed))
-    mapper = TrainMapper(
-        dataset, images, _build_augmentation(cfg), pasters, seed, bgr=_choose(cfg, "FORMAT", _IS_BGR)
-    )
+    reader = SceneReader(dataset, _build_augmentation(cfg))
+    pasters = build_pasters(cfg, reader, images, pool, feedback, round_, seed)
+    mapper = TrainMapper(reader, images, pasters, seed, bgr=choose(cfg, "FORMAT", _IS_BGR))
     first, last = start_iteration * batch_size, (start_iteration + num_iterations) * batch_size
     sampler = StreamSampler(_build_stream(cfg, dataset, images, seed), first, last, rank, world_size)
     loader = _data_loader(cfg, mapper, sampler, batch_size // world_size)
@@ -150,7 +116,7 @@ def build_test_loader(
 ) -> BatchLoader:
     """Every ``world_size``-th image of ``dataset`` from image ``rank`` on, once, in order, for testing."""
     mapper = TestMapper(
-        dataset, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, bgr=_choose(cfg, "FORMAT", _IS_BGR)
+        dataset, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, bgr=choose(cfg, "FORMAT", _IS_BGR)
     )
     loader = _data_loader(cfg, mapper, range(rank, len(dataset), world_size), batch_size)
     return BatchLoader(loader, SkippedFiles(len(dataset)))
@@ -164,20 +130,11 @@ def training_set_name(cfg: CfgNode) -> str:
 
 
 _IS_BGR = {"RGB": False, "BGR": True}
-_FLIP_PROBABILITY = {"horizontal": 0.5, "none": 0.0}
-
-
-def _choose(cfg: CfgNode, key: str, known: dict[str, Any]) -> Any:
-    value = cfg.INPUT[key]
-    if value not in known:
-        raise UserError(f"INPUT.{key} is {value!r}, which does not exist: choose from {', '.join(known)}")
-    return known[value]
 
 
 def _build_augmentation(cfg: CfgNode) -> ResizeCropFlip:
-    _choose(cfg, "CUSTOM_AUG", {"EfficientDetResizeCrop": None})
-    flip_probability = _choose(cfg, "RANDOM_FLIP", _FLIP_PROBABILITY)
-    return ResizeCropFlip(cfg.INPUT.TRAIN_SIZE, tuple(cfg.INPUT.SCALE_RANGE), flip_probability)
+    choose(cfg, "CUSTOM_AUG", {"EfficientDetResizeCrop": None})
+    return ResizeCropFlip(cfg.INPUT.TRAIN_SIZE, tuple(cfg.INPUT.SCALE_RANGE), flip_probability(cfg))
 
 
 def _build_stream(cfg: CfgNode, dataset: DetectionDataset, images: np.ndarray, seed: int) -> ImageStream:
@@ -192,44 +149,6 @@ def _build_stream(cfg: CfgNode, dataset: DetectionDataset, images: np.ndarray, s
             "or TrainingSampler"
         )
     return ImageStream(images, factors, seed)
-
-
-def _build_paster(
-    cfg: CfgNode,
-    dataset: DetectionDataset,
-    pool: InstancePool,
-    feedback: Feedback | None,
-    round_: int,
-    origin: int,
-    seed: int,
-) -> PoolPaster:
-    factors = None
-    if feedback is not None and cfg.INPUT.INST_POOL_ADAPTIVE_SIZE and round_ >= cfg.FEEDBACK.FROM_ROUND:
-        if feedback.categories != dataset.category_ids.tolist():
-            raise UserError(
-                f"the feedback of round {feedback.round} is about the categories of {feedback.dataset}, not "
-                "those of DATASETS.TRAIN: use the feedback of this data set"
-            )
-        factors = adaptive_factors(feedback.box_ap)
-    size = StatisticalSize(class_sizes(dataset), factors)
-    unknown = [name for name in cfg.INPUT.CP_METHOD if name not in BLENDS]
-    if unknown or not cfg.INPUT.CP_METHOD:
-        raise UserError(f"INPUT.CP_METHOD is {cfg.INPUT.CP_METHOD}: choose from {', '.join(BLENDS)}")
-    blends = [BLENDS[name] for name in cfg.INPUT.CP_METHOD]
-    flip_probability = _choose(cfg, "RANDOM_FLIP", _FLIP_PROBABILITY)
-    return PoolPaster(pool, _build_draws(cfg, pool, origin, seed), size, blends, flip_probability)
-
-
-def _build_draws(cfg: CfgNode, pool: InstancePool, origin: int, seed: int) -> Draws:
-    many = (0, cfg.INPUT.INST_POOL_MAX_SAMPLES)
-    kinds = {
-        "uniform": lambda: UniformDraws(len(pool), seed, origin),
-        "one": lambda: RandomDraws(len(pool), FEW),
-        "random": lambda: RandomDraws(len(pool), many),
-        "cas_random": lambda: ClassDraws(pool.categories, many),
-        "cats_random": lambda: ClassDraws(pool.categories, many, among_image_classes=True),
-    }
-    return _choose(cfg, "INST_POOL_SAMPLE_TYPE", kinds)()
 
 
 def _data_loader(cfg: CfgNode, mapper: Any, order: Any, batch_size: int) -> DataLoader:

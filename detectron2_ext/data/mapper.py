@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,20 +12,12 @@ from torch import Tensor
 
 from detectron2_ext.data.dataset import DetectionDataset
 from detectron2_ext.data.decode import BadImage, read_image
-from detectron2_ext.data.geometry import ResizeCropFlip
-from detectron2_ext.data.paste import PasteInfo
-from detectron2_ext.data.rasterize import rasterize
-from detectron2_ext.data.scene import Scene, SceneObject
+from detectron2_ext.data.pasters import Paster
+from detectron2_ext.data.scene import Scene
+from detectron2_ext.data.scene_reader import SceneReader
 from detectron2_ext.data.seeding import PASTE, REPLACEMENT, VIEW, generator
 
 _REPLACEMENTS = 20  # attempts to find an image that can be read in place of one that cannot
-
-
-class Paster(Protocol):
-    """Adds objects to a scene."""
-
-    def __call__(self, scene: Scene, k: int, rng: np.random.Generator) -> list[PasteInfo]:
-        """Change ``scene``, the ``k``-th image of the stream, in place; say what was added."""
 
 
 class TrainMapper:
@@ -35,9 +27,8 @@ class TrainMapper:
     another one, a cut-out that cannot be read is not pasted; ``skipped`` says so.
 
     Args:
-        dataset: where images and objects come from.
+        reader: gives a random view of an image with its objects.
         images: data set indices that may replace an image that cannot be read.
-        augmentation: draws the view.
         pasters: add objects, one after the other.
         seed: of the run.
         bgr: whether the network wants the channels in the order BGR (INPUT.FORMAT).
@@ -45,32 +36,26 @@ class TrainMapper:
 
     def __init__(
         self,
-        dataset: DetectionDataset,
+        reader: SceneReader,
         images: np.ndarray,
-        augmentation: ResizeCropFlip,
         pasters: Sequence[Paster],
         seed: int,
         bgr: bool = False,
     ) -> None:
-        self.dataset = dataset
-        self._images, self._augmentation, self._pasters = images, augmentation, list(pasters)
+        self._reader, self._images, self._pasters = reader, images, list(pasters)
         self._seed, self._bgr = seed, bgr
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
         """``image``: uint8 (3, h, w); ``instances``: see :class:`~detectron2_ext.structures.Instances`;
         ``height``, ``width``, ``file_name``, ``image_id``, ``stream_index``; ``paste_info``: list of
-        :class:`PasteInfo`; ``skipped``: list of sentences about files that could not be used."""
+        :class:`~detectron2_ext.data.pasters.PasteInfo`; ``skipped``: a sentence about each file that could
+        not be used."""
         k, index = item
         skipped: list[str] = []
         scene, index = self._readable_scene(k, index, skipped)
-        pasted = []
         rng = generator(self._seed, PASTE, k)
-        for paster in self._pasters:
-            try:
-                pasted += paster(scene, k, rng)
-            except BadImage as error:
-                skipped.append(str(error))
-        record = self.dataset.record(index)
+        pasted = [info for paster in self._pasters for info in paster(scene, k, rng, skipped)]
+        record = self._reader.dataset.record(index)
         return {
             "image": _to_tensor(scene.image, self._bgr),
             "instances": scene.instances(),
@@ -83,26 +68,10 @@ class TrainMapper:
             "skipped": skipped,
         }
 
-    def scene(self, index: int, rng: np.random.Generator) -> Scene:
-        """A random view of one image with its objects; crowds and what the view does not show are left
-        out."""
-        record = self.dataset.record(index)
-        view = self._augmentation.draw((record.height, record.width), rng)
-        image = read_image(record.file_name, (record.height, record.width), view.scale)
-        boxes = view.boxes(record.boxes)
-        visible = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]) & ~record.crowd
-        objects = []
-        for offset in np.flatnonzero(visible).tolist():
-            mask = rasterize(self.dataset.segmentation(record.first_object + offset), view)
-            if mask is not None:
-                box = tuple(boxes[offset].tolist())
-                objects.append(SceneObject(box, mask, int(record.classes[offset])))
-        return Scene(view.image(image), objects)
-
     def _readable_scene(self, k: int, index: int, skipped: list[str]) -> tuple[Scene, int]:
         for attempt in range(_REPLACEMENTS):
             try:
-                return self.scene(index, generator(self._seed, VIEW, k)), index
+                return self._reader(index, generator(self._seed, VIEW, k)), index
             except BadImage as error:
                 skipped.append(str(error))
                 index = int(generator(self._seed, REPLACEMENT, k, attempt).choice(self._images))

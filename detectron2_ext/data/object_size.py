@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -61,23 +62,39 @@ def adaptive_factors(box_ap: Sequence[float | None]) -> np.ndarray:
     return factors
 
 
-class StatisticalSize:
-    """Sizes drawn from the class statistics: ``a = clip(k_c mu_c + s_c N(0, 1), 10 / H, 0.5)``.
+class SizeRule(Protocol):
+    """How large a pasted object becomes."""
 
-    Calling it gives ``a`` for a class index in an image of (height, width) pixels; the object's box then has
-    ``a² H W`` pixels. ``factors``: ``k_c`` of each class, float64 (C,), or None for 1.
+    def __call__(
+        self, class_index: int, image_size: tuple[int, int], rng: np.random.Generator
+    ) -> float | None:
+        """``a`` for an image of (height, width): the object's box gets ``a² H W`` pixels. None: as it is."""
+
+
+class StatisticalSize:
+    """``statistics``: drawn from the class statistics, ``a = clip(k_c mu_c + s_c N(0, 1), 10 / H, 0.5)``.
+
+    ``factors``: ``k_c`` of each class, float64 (C,), or None for 1.
     """
 
     def __init__(self, sizes: ClassSizes, factors: np.ndarray | None = None) -> None:
         self._mean = sizes.mean if factors is None else sizes.mean * factors
         self._std = sizes.std
 
-    def __call__(
-        self,
-        class_index: int,
-        image_size: tuple[int, int],
-        cutout_size: tuple[int, int],
-        rng: np.random.Generator,
-    ) -> float:
+    def __call__(self, class_index: int, image_size: tuple[int, int], rng: np.random.Generator) -> float:
         drawn = self._mean[class_index] + self._std[class_index] * rng.standard_normal()
         return min(max(drawn, SMALLEST_SIDE / image_size[0]), LARGEST_SHARE)
+
+
+class UniformSize:
+    """``uniform``: ``a`` drawn evenly from a range, for every class; ``fixed`` is a range of one number."""
+
+    def __init__(self, low: float, high: float) -> None:
+        self._low, self._high = low, high
+
+    def __call__(self, class_index: int, image_size: tuple[int, int], rng: np.random.Generator) -> float:
+        return rng.uniform(self._low, self._high)
+
+
+def native_size(class_index: int, image_size: tuple[int, int], rng: np.random.Generator) -> None:
+    """``native``: the pixels that the cut-out has."""

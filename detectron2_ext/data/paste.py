@@ -18,14 +18,22 @@ FEW_PIXELS = 300  # … and this many of its pixels, or fewer, are left
 
 
 def draw_object_size(
-    cutout_size: tuple[int, int], area_root: float, image_size: tuple[int, int], rng: np.random.Generator
+    cutout_size: tuple[int, int],
+    area_root: float | None,
+    image_size: tuple[int, int],
+    rng: np.random.Generator,
 ) -> tuple[int, int] | None:
     """(height, width) of an object whose box gets ``area_root² H W`` pixels, with jittered aspect.
 
-    None where a side is under 5 pixels, or not smaller than the image's. All sizes are (height, width).
+    With ``area_root`` None it keeps the cut-out's number of pixels. None where a side is under 5 pixels, or
+    not smaller than the image's. All sizes are (height, width).
     """
     ratio = cutout_size[1] / cutout_size[0] * rng.uniform(1 - ASPECT_JITTER, 1 + ASPECT_JITTER)
-    width_exact = area_root * np.sqrt(image_size[0] * image_size[1] * ratio)
+    if area_root is None:
+        pixels = cutout_size[0] * cutout_size[1]
+    else:
+        pixels = area_root**2 * image_size[0] * image_size[1]
+    width_exact = np.sqrt(pixels * ratio)
     width, height = int(width_exact), int(width_exact / ratio)
     if SMALLEST_SIDE <= width < image_size[1] and SMALLEST_SIDE <= height < image_size[0]:
         return height, width
@@ -75,7 +83,8 @@ def overlay(scene: Scene, cutout: np.ndarray, x: int, y: int, class_index: int, 
 
 
 def put_on_top(scene: Scene, objects: Sequence[SceneObject], cover: ObjectMask) -> None:
-    """Add objects in front of those of a scene, which lose the pixels under ``cover``, the new ones' union."""
+    """Add objects in front of those of a scene, which lose the pixels under ``cover``, the new ones'
+    union."""
     remaining = (occlude(below, cover) for below in scene.objects)
     scene.objects = [below for below in remaining if below is not None] + list(objects)
 

@@ -16,8 +16,8 @@ from detectron2_ext.data.scene import Scene
 class Placement(NamedTuple):
     """One instance to paste.
 
-    ``area_root``: its box gets ``area_root² H W`` pixels, None for as many as the cut-out has; ``corner``: its
-    top left pixel (x, y), None for anywhere.
+    ``area_root``: its box gets ``area_root² H W`` pixels, None for as many as the cut-out has; ``corner``:
+    its top left pixel (x, y), None for anywhere.
     """
 
     pool_index: int
@@ -48,8 +48,8 @@ class Scattered:
 class LikeAnotherImage:
     """``reference`` (X-Paste): classes, sizes and places are those of the objects of another training image.
 
-    Its layout is scaled to 0.8 to 1 times what fits the scene, and put at a random place in it. An object whose
-    class the pool lacks is left out.
+    Its layout is scaled to 0.8 to 1 times what fits the scene, and put at a random place in it. An object
+    whose class the pool lacks is left out.
     """
 
     def __init__(self, categories: np.ndarray, dataset: DetectionDataset, images: np.ndarray) -> None:

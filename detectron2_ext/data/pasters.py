@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,11 +11,13 @@ import numpy as np
 
 from detectron2_ext.data.blend import Blend
 from detectron2_ext.data.cutout_augmentation import CutoutAugmentation
+from detectron2_ext.data.decode import BadImage
 from detectron2_ext.data.paste import draw_object_size, draw_position, overlay, put_on_top, resize_cutout
 from detectron2_ext.data.paste_plan import PastePlan
 from detectron2_ext.data.pool import InstancePool
 from detectron2_ext.data.rasterize import ObjectMask
 from detectron2_ext.data.scene import PASTED, Scene, SceneObject
+from detectron2_ext.data.scene_reader import SceneReader
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,10 @@ class PasteInfo:
 class Paster(Protocol):
     """Adds objects to a scene."""
 
-    def __call__(self, scene: Scene, k: int, rng: np.random.Generator) -> list[PasteInfo]:
+    def __call__(self, scene: Scene, k: int, rng: np.random.Generator, skipped: list[str]) -> list[PasteInfo]:
         """Change ``scene``, the ``k``-th image of the stream, in place; say what was added.
 
-        ``rng`` belongs to this image. Raises BadImage where a file cannot be read; the scene then holds what
-        was added before.
+        ``rng`` belongs to this image. A file that cannot be read is left out; ``skipped`` takes a sentence.
         """
 
 
@@ -66,10 +67,14 @@ class PoolPaster:
         self._pool, self._plan = pool, plan
         self._augmentations, self._blends = list(augmentations), list(blends)
 
-    def __call__(self, scene: Scene, k: int, rng: np.random.Generator) -> list[PasteInfo]:
+    def __call__(self, scene: Scene, k: int, rng: np.random.Generator, skipped: list[str]) -> list[PasteInfo]:
         pasted = []
         for index, area_root, corner in self._plan(scene, k, rng):
-            cutout = self._pool.load(index)
+            try:
+                cutout = self._pool.load(index)
+            except BadImage as error:
+                skipped.append(str(error))
+                continue
             size = draw_object_size(cutout.shape[:2], area_root, scene.size, rng)
             if size is None:
                 continue
@@ -91,21 +96,25 @@ class ImagePaster:
     """``self_copy``: objects of a second training image, at the places that they have there.
 
     Simple Copy-Paste (Ghiasi et al., 2021), as X-Paste does it: the second image gets a view of its own, a
-    random number of its objects, from none to all, is copied, and a scene that is smaller than that view grows
-    to the right and downwards, in black.
+    random number of its objects, from none to all, is copied, and a scene that is smaller than that view
+    grows to the right and downwards, in black.
 
     Args:
-        draw_scene: gives a random view of a random training image and its path.
+        reader: gives a random view of an image with its objects.
+        images: data set indices to choose from, all alike.
         blends: one of them is drawn per image.
     """
 
-    def __init__(
-        self, draw_scene: Callable[[np.random.Generator], tuple[Scene, str]], blends: Sequence[Blend]
-    ) -> None:
-        self._draw_scene, self._blends = draw_scene, list(blends)
+    def __init__(self, reader: SceneReader, images: np.ndarray, blends: Sequence[Blend]) -> None:
+        self._reader, self._images, self._blends = reader, images, list(blends)
 
-    def __call__(self, scene: Scene, k: int, rng: np.random.Generator) -> list[PasteInfo]:
-        other, path = self._draw_scene(rng)
+    def __call__(self, scene: Scene, k: int, rng: np.random.Generator, skipped: list[str]) -> list[PasteInfo]:
+        index = int(rng.choice(self._images))
+        try:
+            other = self._reader(index, rng)
+        except BadImage as error:
+            skipped.append(str(error))
+            return []
         count = rng.integers(len(other.objects) + 1)
         chosen = [other.objects[i] for i in rng.permutation(len(other.objects))[:count]]
         if not chosen:
@@ -119,19 +128,19 @@ class ImagePaster:
         for scene_object in chosen:
             scene_object.source = PASTED
         put_on_top(scene, chosen, cover)
-        return [
-            PasteInfo(path, o.class_index, o.mask.box, cv2.countNonZero(o.mask.crop)) for o in chosen
-        ]
+        path = self._reader.dataset.path(index)
+        return [PasteInfo(path, o.class_index, o.mask.box, cv2.countNonZero(o.mask.crop)) for o in chosen]
 
 
 class EitherPaster:
-    """``p:0.5``: one paster with probability ``probability``, the other one otherwise."""
+    """``p:0.5``: with that probability the first pasters, otherwise the second ones."""
 
-    def __init__(self, probability: float, first: Paster, second: Paster) -> None:
-        self._probability, self._pasters = probability, (first, second)
+    def __init__(self, probability: float, first: Sequence[Paster], second: Sequence[Paster]) -> None:
+        self._probability, self._choices = probability, (list(first), list(second))
 
-    def __call__(self, scene: Scene, k: int, rng: np.random.Generator) -> list[PasteInfo]:
-        return self._pasters[rng.random() >= self._probability](scene, k, rng)
+    def __call__(self, scene: Scene, k: int, rng: np.random.Generator, skipped: list[str]) -> list[PasteInfo]:
+        chosen = self._choices[rng.random() >= self._probability]
+        return [info for paster in chosen for info in paster(scene, k, rng, skipped)]
 
 
 def _union(objects: Sequence[SceneObject]) -> ObjectMask:

@@ -31,6 +31,9 @@ class Cutouts(Protocol):
     def name(self, index: int) -> str:
         """Path of an instance, to name it to a person."""
 
+    def column(self, name: str) -> np.ndarray:
+        """See :meth:`InstancePool.column`."""
+
     def read(self, index: int) -> np.ndarray:
         """RGBA uint8 (h, w, 4) of an instance with whatever surrounds it. Raises BadImage."""
 
@@ -81,6 +84,13 @@ class InstancePool:
         """Path of an instance."""
         return self._cutouts.name(index)
 
+    def column(self, name: str) -> np.ndarray:
+        """A number that the index has for each instance (``clip_white``, ``area``, …): float64 (N,).
+
+        Raises UserError where there is no such number.
+        """
+        return self._cutouts.column(name)
+
     def load(self, index: int) -> np.ndarray:
         """The cut-out of an instance: RGBA uint8 (h, w, 4), alpha 0 outside the object; to be read only.
 
@@ -122,6 +132,13 @@ class IndexedCutouts:
     def name(self, index: int) -> str:
         return self._index.name(index)
 
+    def column(self, name: str) -> np.ndarray:
+        if name not in ("clip_white", "clip_black", "area"):
+            raise UserError(
+                f"INPUT.INST_POOL_WEIGHT is {name!r}: choose class, clip_white, clip_black or area"
+            )
+        return self._index.column(name).astype(np.float64)
+
     def read(self, index: int) -> np.ndarray:
         try:
             data = self._index.read(index)
@@ -151,7 +168,7 @@ class ImagesWithMasks:
     def of_run(cls, layout: RunLayout, rounds: Sequence[int]) -> ImagesWithMasks:
         """What the index of some rounds lists, uncropped."""
         index = PoolIndex(layout, rounds)
-        names = [instance.file for instance in index]
+        names = index.column("file").tolist()
         return cls(layout.pool("raw"), layout.pool("segmented"), names, index.category_ids, index.rounds)
 
     @classmethod
@@ -175,6 +192,9 @@ class ImagesWithMasks:
 
     def name(self, index: int) -> str:
         return files.join(self._raw_folder, self._names[index])
+
+    def column(self, name: str) -> np.ndarray:
+        raise UserError(f"this pool has no index, hence no {name}: set INPUT.INST_POOL_WEIGHT class")
 
     def read(self, index: int) -> np.ndarray:
         image = read_rgba(self.name(index))

@@ -15,7 +15,10 @@ from detectron2_ext.data.geometry import View
 
 @dataclass
 class ObjectMask:
-    """A mask cut to its tight box: ``crop`` uint8 (h, w) of 0 and 1; ``box``: XYXY pixel edges in the image."""
+    """A mask cut to its tight box.
+
+    ``crop``: uint8 (h, w) of 0 and 1; ``box``: XYXY pixel edges in the image.
+    """
 
     crop: np.ndarray
     box: tuple[int, int, int, int]

@@ -35,6 +35,12 @@ class Scene:
         """(height, width)."""
         return self.image.shape[0], self.image.shape[1]
 
+    def grow(self, size: tuple[int, int]) -> None:
+        """Extend the image to the right and downwards, in black, to at least ``size`` (height, width)."""
+        below, beside = (max(0, new - old) for new, old in zip(size, self.size, strict=True))
+        if below or beside:
+            self.image = np.pad(self.image, ((0, below), (0, beside), (0, 0)))
+
     def instances(self) -> Instances:
         """The objects as ``gt_boxes``, ``gt_classes``, ``gt_masks`` and ``instance_source``."""
         objects = self.objects

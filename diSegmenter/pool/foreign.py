@@ -30,9 +30,9 @@ class ForeignInstance:
 def read_xpaste(path: str, root: str, category_ids: Sequence[int]) -> Iterator[ForeignInstance]:
     """The pool in X-Paste's ``LVIS_instance_pools.json``: lists of paths by class index.
 
-    ``*path`` is an RGBA image that is cropped and clean, ``image|mask`` a picture and its mask, any other path
-    an RGBA image as a segmentation method left it. Relative paths are below ``root``. Raises UserError for
-    another format or a class that the data set does not have.
+    ``*path`` is an RGBA image that is cropped and clean, ``image|mask`` a picture and its mask, any other
+    path an RGBA image as a segmentation method left it. Relative paths are below ``root``. Raises UserError
+    for another format or a class that the data set does not have.
     """
     content = files.read_json(path)
     if not isinstance(content, dict) or not all(isinstance(paths, list) for paths in content.values()):
@@ -40,8 +40,8 @@ def read_xpaste(path: str, root: str, category_ids: Sequence[int]) -> Iterator[F
     for key, paths in content.items():
         if not key.isdecimal() or int(key) >= len(category_ids):
             raise UserError(
-                f"{path} has class index {key!r}, but the data set's indices are 0 to {len(category_ids) - 1}: "
-                "give the annotations of the data set that the pool was made for"
+                f"{path} has class index {key!r}, but the data set's are 0 to {len(category_ids) - 1}: give "
+                "the annotations of the data set that the pool was made for"
             )
         for entry in paths:
             if not isinstance(entry, str):

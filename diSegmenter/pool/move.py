@@ -23,7 +23,7 @@ _FILES_PER_PACK = 10_000
 
 
 def merge(layout: RunLayout, other: RunLayout, categories: Sequence[dict[str, Any]]) -> int:
-    """Appends each round of ``other`` to the pool of ``layout`` as a round of its own; returns how many rows."""
+    """Appends each round of ``other`` to the pool of ``layout`` as a new round; returns how many came."""
     total = 0
     for round_ in other.pool_rounds():
         index, target = PoolIndex(other, [round_]), next_round(layout)
@@ -44,13 +44,13 @@ def merge(layout: RunLayout, other: RunLayout, categories: Sequence[dict[str, An
 
 
 def export_folders(layout: RunLayout, names: Mapping[int, str], out: str) -> None:
-    """Writes a folder of RGBA PNG images for each class, and X-Paste's list of them beside."""
+    """Writes ``images``, a folder of RGBA PNG images for each class, and X-Paste's list of them."""
     index = PoolIndex(layout, layout.pool_rounds())
     paths: dict[str, list[str]] = {}
     class_index = {category_id: place for place, category_id in enumerate(sorted(names))}
     for row in tqdm(range(len(index)), desc="export", unit=" instances"):
         instance = index[row]
-        path = files.join(out, names[instance.category_id].replace("/", "_"), instance.file)
+        path = files.join(out, "images", names[instance.category_id].replace("/", "_"), instance.file)
         files.write_bytes(path, _png(decode_rgba(index.read(row), index.name(row))))
         paths.setdefault(str(class_index[instance.category_id]), []).append(f"*{path}")
     files.write_json(files.join(out, "LVIS_instance_pools.json"), paths)

@@ -2,8 +2,16 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import (
+    Sam2Config,
+    Sam2HieraDetConfig,
+    Sam2MaskDecoderConfig,
+    Sam2Model,
+    Sam2PromptEncoderConfig,
+    Sam2VisionConfig,
+)
 
-from diSegmenter.foreground import MattingForeground, load_matting_foreground
+from diSegmenter.foreground import BoxPromptedSam2, MattingForeground, load_foreground
 from exchange.errors import UserError
 from tests.diSegmenter.conftest import disc_image
 
@@ -12,7 +20,7 @@ IMAGES = [disc_image(8), disc_image(15, size=(64, 32)), disc_image(4, size=(33, 
 
 
 def test_a_model_with_code_of_its_own_loads_and_finds_the_object(foreground_folder):
-    foreground = load_matting_foreground(foreground_folder, "main", True, 32, CPU)
+    foreground = load_foreground("matting", foreground_folder, "main", True, 32, CPU)
     for image in IMAGES:
         (alpha,) = foreground([image])
         inside = image[..., 1] < 255
@@ -23,7 +31,7 @@ def test_a_model_with_code_of_its_own_loads_and_finds_the_object(foreground_fold
 
 
 def test_a_batch_gives_what_single_images_give(foreground_folder):
-    foreground = load_matting_foreground(foreground_folder, "main", True, 32, CPU)
+    foreground = load_foreground("matting", foreground_folder, "main", True, 32, CPU)
     for alpha, image in zip(foreground(IMAGES), IMAGES, strict=True):
         np.testing.assert_allclose(alpha.astype(int), foreground([image])[0].astype(int), atol=1)
 
@@ -46,16 +54,65 @@ def test_the_network_sees_a_square_normalised_as_for_imagenet():
 
 def test_foreign_code_does_not_run_without_the_users_word(foreground_folder):
     with pytest.raises(UserError, match="SEGMENTER.TRUST_REMOTE_CODE: true"):
-        load_matting_foreground(foreground_folder, "main", False, 32, CPU)
+        load_foreground("matting", foreground_folder, "main", False, 32, CPU)
 
 
 def test_code_in_the_repositorys_assets_needs_no_word(foreground_folder, monkeypatch):
     import diSegmenter.foreground as module
 
     monkeypatch.setattr(module, "_OURS", foreground_folder)
-    assert load_matting_foreground(foreground_folder, "main", False, 32, CPU)
+    assert load_foreground("matting", foreground_folder, "main", False, 32, CPU)
 
 
 def test_a_name_that_is_neither_a_folder_nor_on_a_hub_is_named(tmp_path):
     with pytest.raises(UserError, match="SEGMENTER.FOREGROUND_MODEL"):
-        load_matting_foreground(str(tmp_path / "nothing"), "main", False, 32, CPU)
+        load_foreground("matting", str(tmp_path / "nothing"), "main", False, 32, CPU)
+
+
+def test_the_alpha_that_an_image_brings_is_a_choice():
+    image = np.dstack([disc_image(8), np.full((40, 48), 99, np.uint8)])
+    (alpha,) = load_foreground("alpha", "", "main", False, 32, CPU)([image])
+    assert (alpha == 99).all()
+
+
+def test_a_choice_that_does_not_exist_is_named():
+    with pytest.raises(UserError, match="SEGMENTER.FOREGROUND is 'mating'"):
+        load_foreground("mating", "", "main", False, 32, CPU)
+
+
+def test_sam_2_loads_and_gives_the_mask_that_it_trusts_most(tmp_path):
+    torch.manual_seed(0)
+    backbone = Sam2HieraDetConfig(
+        hidden_size=8,
+        num_attention_heads=1,
+        image_size=[64, 64],
+        blocks_per_stage=[1, 1, 1, 1],
+        embed_dim_per_stage=[8, 16, 32, 64],
+        num_attention_heads_per_stage=[1, 1, 2, 2],
+        window_size_per_stage=[4, 2, 2, 2],
+        global_attention_blocks=[],
+    )
+    vision = Sam2VisionConfig(
+        backbone_config=backbone,
+        backbone_channel_list=[64, 32, 16, 8],
+        backbone_feature_sizes=[[16, 16], [8, 8], [4, 4]],
+        fpn_hidden_size=16,
+    )
+    prompt = Sam2PromptEncoderConfig(hidden_size=16, image_size=64, patch_size=16)
+    decoder = Sam2MaskDecoderConfig(
+        hidden_size=16, mlp_dim=16, num_hidden_layers=1, num_attention_heads=2, iou_head_hidden_dim=16
+    )
+    model = Sam2Model(
+        Sam2Config(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
+    )
+    model.save_pretrained(tmp_path)
+    alphas = load_foreground("sam2", str(tmp_path), "main", False, 512, CPU)(IMAGES)
+    assert [alpha.shape for alpha in alphas] == [image.shape[:2] for image in IMAGES]
+    pixels = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        logits = BoxPromptedSam2(model.eval())(pixels)
+        box = torch.tensor([[[3.2, 3.2, 60.8, 60.8]]]).expand(2, 1, 4)
+        output = model(pixel_values=pixels, input_boxes=box)
+    for i in range(2):
+        best = int(output.iou_scores[i, 0].argmax())
+        torch.testing.assert_close(logits[i, 0], output.pred_masks[i, 0, best])

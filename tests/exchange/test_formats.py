@@ -127,7 +127,9 @@ def test_frequency_groups_are_those_of_lvis():
 
 
 def test_instance_seeds_depend_on_each_of_their_parts():
-    seeds = {instance_seed(*key) for key in [(0, 0, 1, 0), (1, 0, 1, 0), (0, 1, 1, 0), (0, 0, 2, 0), (0, 0, 1, 1)]}
+    seeds = {
+        instance_seed(*key) for key in [(0, 0, 1, 0), (1, 0, 1, 0), (0, 1, 1, 0), (0, 0, 2, 0), (0, 0, 1, 1)]
+    }
     assert len(seeds) == 5
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert instance_seed(0, 0, 1, 0) == instance_seed(0, 0, 1, 0)

@@ -42,6 +42,8 @@ def test_the_pool_is_the_kept_rows_of_its_rounds_in_order(layout):
     np.testing.assert_array_equal(index.category_ids, [9, 4, 7])
     np.testing.assert_array_equal(index.rounds, [0, 0, 1])
     assert list(PoolIndex(layout, [1])) == [ROUND_1[1]]
+    assert index.column("file").tolist() == [row.file for row in index]
+    np.testing.assert_array_equal(index.column("clip_black"), [26.25] * 3)
     assert list(PoolIndex(layout, [1], dropped_too=True)) == ROUND_1
 
 
@@ -51,6 +53,12 @@ def test_a_round_with_nothing_kept_is_no_obstacle(layout):
     assert len(PoolIndex(layout, [0, 1])) == 0
     write_index(layout, 2, ROUND_1)
     assert len(PoolIndex(layout, [0, 1, 2])) == 1
+
+
+def test_a_score_that_nobody_measured_is_nan_in_its_column(layout):
+    write_index(layout, 0, [dataclasses.replace(ROUND_0[0], clip_white=None, clip_black=None)])
+    index = PoolIndex(layout, [0])
+    assert np.isnan(index.column("clip_white")).all() and index[0].clip_score is None
 
 
 def test_a_cut_out_is_a_file_or_a_piece_of_one(layout):

@@ -38,7 +38,7 @@ def test_the_tail_is_long_and_validation_is_balanced(dataset):
 def test_counts_and_frequencies_are_those_of_the_training_annotations(dataset):
     for part in dataset[1].values():
         images, instances = Counter(), Counter()
-        for image_id, category in {(a["image_id"], a["category_id"]) for a in dataset[1]["train"]["annotations"]}:
+        for _, category in {(a["image_id"], a["category_id"]) for a in dataset[1]["train"]["annotations"]}:
             images[category] += 1
         for annotation in dataset[1]["train"]["annotations"]:
             instances[annotation["category_id"]] += 1

@@ -65,6 +65,8 @@ def with_masks(
     for index in range(count):
         category = index % samples.NUM_CATEGORIES + 1
         digit, ink = divmod(category - 1, len(samples.INKS))
-        canvas = crop(photographs, rng) if rng.random() < share_on_photographs else plain(rng.random() < 0.5, rng)
+        canvas = (
+            crop(photographs, rng) if rng.random() < share_on_photographs else plain(rng.random() < 0.5, rng)
+        )
         coverage = place(canvas, part.pixels[rng.choice(np.flatnonzero(part.labels == digit))], ink, rng)
         yield canvas, coverage, category

@@ -24,7 +24,9 @@ def train(run: str, steps: int, seed: int) -> Feedback:
     environment = os.environ | {"MRCA_PYTHON": sys.executable}
     command = ["bash", "launch.sh", "--config", CONFIG, *overrides]
     if subprocess.run(command, cwd=REPOSITORY, env=environment, check=False).returncode:
-        raise UserError(f"training the segmenter in {run} failed: mend what it says above, then start this again")
+        raise UserError(
+            f"training the segmenter in {run} failed: mend what it says above, then start this again"
+        )
     return read_feedback(RunLayout(run).feedback_file)
 
 
@@ -38,6 +40,11 @@ def export(feedback: Feedback, folder: str) -> None:
 
 def measured(feedback: Feedback) -> dict[str, float]:
     """Mask APs on the validation set, over all, by frequency and per class."""
-    values = {"ap": feedback.mean_mask_ap, "ap_r": feedback.ap_r, "ap_c": feedback.ap_c, "ap_f": feedback.ap_f}
+    values = {
+        "ap": feedback.mean_mask_ap,
+        "ap_r": feedback.ap_r,
+        "ap_c": feedback.ap_c,
+        "ap_f": feedback.ap_f,
+    }
     per_class = zip(feedback.categories, feedback.mask_ap, strict=True)
     return values | {f"ap of {category_name(category)}": ap for category, ap in per_class}

@@ -33,8 +33,10 @@ class ForegroundUNet(PreTrainedModel):
     def __init__(self, config: ForegroundConfig) -> None:
         super().__init__(config)
         widths = config.widths
-        self.down = nn.ModuleList(_convolutions(*pair) for pair in zip([3, *widths], widths))
-        pairs = zip(widths[::-1], widths[-2::-1])
+        self.down = nn.ModuleList(
+            _convolutions(*pair) for pair in zip([3, *widths[:-1]], widths, strict=True)
+        )
+        pairs = zip(widths[:0:-1], widths[-2::-1], strict=True)
         self.up = nn.ModuleList(_convolutions(deep + shallow, shallow) for deep, shallow in pairs)
         self.head = nn.Conv2d(widths[0], 1, 1)
         self.post_init()

@@ -181,6 +181,9 @@ def test_test_images_are_seen_once_in_order_by_all_ranks_together(configure):
     [
         ("INPUT.CP_METHOD", "[smooth]", "choose from basic"),
         ("INPUT.INST_POOL_SAMPLE_TYPE", "all", "choose from uniform"),
+        ("INPUT.USE_COPY_METHOD", "p:2", "choose from none, syn_copy, self_copy, both, p:0.5"),
+        ("INPUT.USE_COPY_METHOD", "copy", "choose from none"),
+        ("INPUT.INST_POOL_SIZE", "large", "choose from statistics, uniform, native"),
         ("INPUT.FORMAT", "RBG", "choose from RGB, BGR"),
         ("INPUT.RANDOM_FLIP", "sometimes", "choose from horizontal, none"),
         ("DATALOADER.SAMPLER_TRAIN", "Other", "choose RepeatFactorTrainingSampler"),
@@ -199,3 +202,44 @@ def test_nothing_is_pasted_where_no_method_is_chosen(configure):
     batches = list(train_loader(cfg))
     assert all(item["paste_info"] == [] for batch in batches for item in batch)
     assert all(isinstance(item["image"], torch.Tensor) for batch in batches for item in batch)
+
+
+@pytest.mark.parametrize("kind", ["one", "random", "cas_random", "cats_random", "weighted", "reference"])
+def test_every_kind_of_sampling_pastes_from_the_pool(configure, kind):
+    items = [item for batch in train_loader(configure("INPUT.INST_POOL_SAMPLE_TYPE", kind)) for item in batch]
+    infos = [info for item in items for info in item["paste_info"]]
+    assert len({info.pool_index for info in infos}) == 11
+
+
+@pytest.mark.parametrize(
+    ("method", "from_pool", "from_images"),
+    [
+        ("none", False, False),
+        ("syn_copy", True, False),
+        ("self_copy", False, True),
+        ("both", True, True),
+        ("p:0.5", True, True),
+        ("p:1", False, True),
+    ],
+)
+def test_objects_come_from_where_the_method_says(configure, method, from_pool, from_images):
+    items = [item for batch in train_loader(configure("INPUT.USE_COPY_METHOD", method)) for item in batch]
+    sources = [[info.pool_index >= 0 for info in item["paste_info"]] for item in items]
+    assert any(True in image for image in sources) == from_pool
+    assert any(False in image for image in sources) == from_images
+    if method == "p:0.5":
+        assert not any(len(set(image)) == 2 for image in sources)
+    for item in items:
+        if not item["paste_info"]:
+            assert not item["instances"].instance_source.any()
+
+
+def test_sizes_rotation_and_colour_follow_the_settings(configure):
+    plain = content(train_loader(configure(), num_iterations=4))
+    for overrides in (
+        ("INPUT.INST_POOL_SIZE", "native"),
+        ("INPUT.INST_POOL_SIZE", "uniform"),
+        ("INPUT.RANDOM_ROTATE", "True"),
+        ("INPUT.COLOR_AUG", "True"),
+    ):
+        assert content(train_loader(configure(*overrides), num_iterations=4)) != plain

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from detectron2_ext.data.draws import ClassDraws, RandomDraws, UniformDraws
+from detectron2_ext.data.draws import ClassDraws, RandomDraws, UniformDraws, WeightedDraws
 
 NO_CLASSES = np.array([], dtype=np.int64)
 
@@ -64,3 +64,8 @@ def test_class_draws_among_the_images_classes_take_only_those():
     draws = ClassDraws(np.array([4, 7, 4, 9]), (0, 20), among_image_classes=True)
     assert set(sum(drawn(draws, range(200), np.array([4, 5])), [])) == {0, 2}
     assert set(sum(drawn(draws, range(200), np.array([5])), [])) == {0, 1, 2, 3}  # the pool has none of them
+
+
+def test_weighted_draws_follow_the_weights():
+    rows = np.concatenate(drawn(WeightedDraws(np.array([1.0, 0.0, 3.0, 4.0]), (1, 3)), range(8000)))
+    np.testing.assert_allclose(np.bincount(rows, minlength=4) / len(rows), [0.125, 0, 0.375, 0.5], atol=0.012)

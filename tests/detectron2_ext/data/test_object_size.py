@@ -3,7 +3,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detectron2_ext.data.object_size import ClassSizes, StatisticalSize, adaptive_factors, class_sizes
+from detectron2_ext.data.object_size import (
+    ClassSizes,
+    StatisticalSize,
+    UniformSize,
+    adaptive_factors,
+    class_sizes,
+)
 
 
 def test_class_sizes_are_mean_and_deviation_of_the_root_of_the_area_share(small_lvis):
@@ -52,8 +58,14 @@ def test_adaptive_factors_are_the_formula_and_fall_with_the_ap(box_ap):
 def test_sizes_follow_the_class_statistics_within_their_limits():
     size = StatisticalSize(ClassSizes(np.array([0.2, 0.02]), np.array([0.03, 0.001])), np.array([1.0, 40.0]))
     rng = np.random.default_rng(0)
-    drawn = np.array([size(0, (480, 640), (9, 9), rng) for _ in range(20000)])
+    drawn = np.array([size(0, (480, 640), rng) for _ in range(20000)])
     assert drawn.mean() == pytest.approx(0.2, abs=0.001) and drawn.std() == pytest.approx(0.03, abs=0.001)
-    assert {size(1, (480, 640), (9, 9), rng) for _ in range(50)} == {0.5}  # 40 x 0.02 is over the limit
+    assert {size(1, (480, 640), rng) for _ in range(50)} == {0.5}  # 40 x 0.02 is over the limit
     plain = StatisticalSize(ClassSizes(np.array([0.2, 0.02]), np.array([0.03, 0.001])))
-    assert plain(1, (100, 640), (9, 9), rng) == 0.1  # 10 pixels of the height
+    assert plain(1, (100, 640), rng) == 0.1  # 10 pixels of the height
+
+
+def test_uniform_sizes_fill_their_range():
+    rng = np.random.default_rng(0)
+    drawn = [UniformSize(0.1, 0.4)(0, (480, 640), rng) for _ in range(5000)]
+    np.testing.assert_allclose(np.quantile(drawn, [0, 0.5, 1]), [0.1, 0.25, 0.4], atol=0.01)

@@ -4,12 +4,16 @@ import torch
 from PIL import Image
 
 from detectron2_ext.data.blend import basic
+from detectron2_ext.data.cutout_augmentation import RandomMirror
 from detectron2_ext.data.decode import BadImage
 from detectron2_ext.data.draws import UniformDraws
 from detectron2_ext.data.geometry import ResizeCropFlip
 from detectron2_ext.data.mapper import TestMapper, TrainMapper
-from detectron2_ext.data.paste import PoolPaster
+from detectron2_ext.data.object_size import UniformSize
+from detectron2_ext.data.paste_plan import Scattered
+from detectron2_ext.data.pasters import PoolPaster
 from detectron2_ext.data.pool import ImagesWithMasks, InstancePool
+from detectron2_ext.data.scene_reader import SceneReader
 
 JITTER = ResizeCropFlip(64, (0.5, 1.5))
 UPRIGHT = ResizeCropFlip(64, (1.0, 1.0), flip_probability=0.0)
@@ -17,13 +21,15 @@ UPRIGHT = ResizeCropFlip(64, (1.0, 1.0), flip_probability=0.0)
 
 def mapper_of(lvis, augmentation=JITTER, pasters=(), **options) -> TrainMapper:
     dataset = lvis.read()
-    return TrainMapper(dataset, dataset.trainable_images(), augmentation, list(pasters), seed=5, **options)
+    reader = SceneReader(dataset, augmentation)
+    return TrainMapper(reader, dataset.trainable_images(), list(pasters), seed=5, **options)
 
 
 def paster_of(path) -> PoolPaster:
     cutouts = ImagesWithMasks.of_annotations(str(path), str(path.parent))
     pool = InstancePool(cutouts, np.array([10, 20, 30]))
-    return PoolPaster(pool, UniformDraws(len(pool), 5, 0), lambda *_: 0.4, [basic])
+    plan = Scattered(pool.categories, UniformDraws(len(pool), 5, 0), UniformSize(0.4, 0.4))
+    return PoolPaster(pool, plan, [RandomMirror()], [basic])
 
 
 def test_an_unchanged_view_is_the_annotated_image(small_lvis):

@@ -1,0 +1,113 @@
+import numpy as np
+import pytest
+
+from diSegmenter.images import decode_rgba
+from diSegmenter.pool.add import import_round
+from diSegmenter.pool.foreign import read_coco, read_folders, read_xpaste
+from exchange import files
+from exchange.annotations import read_annotations
+from exchange.errors import UserError
+from exchange.pool_index import PoolIndex
+from tests.diSegmenter.conftest import CATEGORIES, disc_image, png
+
+IDS = {category["name"]: category["id"] for category in CATEGORIES}
+
+
+def disc_rgba(radius, halo=0):
+    image = disc_image(radius)
+    alpha = np.where(image[..., 1] < 255, 255, halo).astype(np.uint8)
+    return np.dstack([image, alpha])
+
+
+def imported(layout, foreign):
+    count, left_out = import_round(layout, foreign, CATEGORIES, "test")
+    index = PoolIndex(layout, layout.pool_rounds())
+    assert len(index) == count == len(read_annotations(layout.annotations(0)).annotations)
+    assert files.exists(layout.annotations_done(0))
+    return index, [decode_rgba(index.read(row), "") for row in range(count)], left_out
+
+
+def test_x_pastes_three_kinds_of_paths_come_in(layout, tmp_path):
+    folder = str(tmp_path / "xpaste")
+    files.write_bytes(f"{folder}/images/0.png", png(disc_rgba(6, halo=90)))
+    files.write_bytes(f"{folder}/images/1.png", png(disc_image(9)))
+    files.write_bytes(f"{folder}/masks/1.png", png(disc_rgba(9, halo=120)[..., 3]))
+    files.write_bytes(f"{folder}/images/2.png", png(disc_rgba(4, halo=128)))
+    pool = {"0": ["*images/0.png"], "1": ["images/1.png|masks/1.png", f"{folder}/images/2.png"]}
+    files.write_json(f"{folder}/LVIS_instance_pools.json", pool)
+    foreign = read_xpaste(f"{folder}/LVIS_instance_pools.json", folder, sorted(IDS.values()))
+    index, cutouts, left_out = imported(layout, foreign)
+    assert not left_out and index.category_ids.tolist() == [3, 7, 7]
+    assert cutouts[0].shape == (40, 48, 4)  # cropped already, as its star says: taken as it is
+    for cutout, radius in zip(cutouts[1:], (9, 4), strict=True):
+        assert cutout.shape == (2 * radius + 1, 2 * radius + 1, 4)  # the halo is cut off
+        assert set(np.unique(cutout[..., 3])) == {0, 255}
+
+
+def test_a_folder_per_class_comes_in(layout, tmp_path):
+    root = str(tmp_path / "folders")
+    files.write_bytes(f"{root}/red disc/b.png", png(disc_rgba(5)))
+    files.write_bytes(f"{root}/blue_disc/a.png", png(disc_rgba(7)))
+    files.write_bytes(f"{root}/blue_disc/notes.txt", b"hello")
+    index, cutouts, _ = imported(layout, read_folders(root, IDS))
+    assert index.category_ids.tolist() == [3, 7]
+    assert [cutout.shape[0] for cutout in cutouts] == [11, 15]
+
+
+def test_the_objects_of_a_coco_file_come_in(layout, tmp_path):
+    root = str(tmp_path / "coco")
+    picture = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
+    files.write_bytes(f"{root}/a.png", png(picture))
+    square = {"id": 1, "image_id": 5, "category_id": 1, "segmentation": [[10, 4, 19, 4, 19, 13, 10, 13]]}
+    crowd = {**square, "id": 2, "iscrowd": 1}
+    content = {
+        "images": [{"id": 5, "file_name": "a.png", "width": 40, "height": 30}],
+        "annotations": [square, crowd],
+        "categories": [{"id": 1, "name": "blue_disc"}],
+    }
+    files.write_json(f"{root}/coco.json", content)
+    index, cutouts, _ = imported(layout, read_coco(f"{root}/coco.json", root, IDS))
+    assert index[0].category_id == 7 and index[0].bbox == [10, 4, 10, 10]
+    np.testing.assert_array_equal(cutouts[0][..., :3], picture[4:14, 10:20])
+    assert (cutouts[0][..., 3] == 255).all()
+
+
+def test_what_does_not_decode_or_shows_nothing_is_left_out_and_named(layout, tmp_path):
+    root = str(tmp_path / "folders")
+    files.write_bytes(f"{root}/red disc/a.png", png(disc_rgba(5)))
+    files.write_bytes(f"{root}/red disc/b.png", png(disc_rgba(5))[:50])
+    files.write_bytes(f"{root}/red disc/c.png", png(np.zeros((9, 9, 4), np.uint8)))
+    index, _, left_out = imported(layout, read_folders(root, IDS))
+    assert len(index) == 1 and len(left_out) == 2
+    assert "b.png does not decode" in left_out[0] and "c.png shows no object" in left_out[1]
+
+
+def test_a_second_import_is_a_round_of_its_own(layout, tmp_path):
+    root = str(tmp_path / "folders")
+    files.write_bytes(f"{root}/red disc/a.png", png(disc_rgba(5)))
+    for _ in range(2):
+        import_round(layout, read_folders(root, IDS), CATEGORIES, "test")
+    assert PoolIndex(layout, layout.pool_rounds()).rounds.tolist() == [0, 1]
+    assert len(read_annotations(layout.annotations(1)).annotations) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ({"7": []}, "class index '7'"),
+        ({"red": []}, "class index 'red'"),
+        ({"0": [5]}, "which is not a path"),
+        ([], "is not a pool of X-Paste"),
+    ],
+)
+def test_a_pool_of_another_form_is_named(tmp_path, content, sentence):
+    path = str(tmp_path / "pool.json")
+    files.write_json(path, content)
+    with pytest.raises(UserError, match=sentence):
+        list(read_xpaste(path, str(tmp_path), [3, 7]))
+
+
+def test_a_folder_that_is_no_class_is_named(tmp_path):
+    files.write_bytes(str(tmp_path / "folders/green disc/a.png"), b"")
+    with pytest.raises(UserError, match="'green disc'"):
+        list(read_folders(str(tmp_path / "folders"), IDS))

@@ -1,0 +1,124 @@
+"""Each stage works with what its own requirements file brings, and nothing of the other stages."""
+
+import ast
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+# What each part may import from this repository.
+MAY_IMPORT = {
+    "exchange": {"exchange"},
+    "generator": {"exchange", "generator", "detectron2_ext.modeling"},
+    "diSegmenter": {"exchange", "diSegmenter"},
+    "detectron2_ext": {"exchange", "detectron2_ext"},
+}
+PARTS = set(MAY_IMPORT) | {"tools", "tests"}
+STAGES = ("generator", "diSegmenter", "detectron2_ext")
+
+
+def imports_of(folder: str) -> dict[str, set[str]]:
+    """Modules that each file of a folder imports anywhere in it."""
+    found = {}
+    for path in (REPOSITORY / folder).rglob("*.py"):
+        modules = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                modules |= {f"{node.module}.{alias.name}" for alias in node.names}
+        found[str(path.relative_to(REPOSITORY))] = modules
+    return found
+
+
+def normal(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def listed(folder: str) -> set[str]:
+    lines = (REPOSITORY / folder / "requirements.txt").read_text().splitlines()
+    return {normal(Requirement(line).name) for line in lines if line.strip() and not line.startswith("#")}
+
+
+def brought_along(names: set[str]) -> set[str]:
+    """``names`` and all that they depend on, as installed."""
+    known: set[str] = set()
+    waiting = set(names)
+    while waiting:
+        name = waiting.pop()
+        known.add(name)
+        try:
+            requires = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
+            continue
+        needed = [Requirement(line) for line in requires]
+        waiting |= {
+            normal(r.name) for r in needed if r.marker is None or r.marker.evaluate({"extra": ""})
+        } - known
+    return known
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_no_part_imports_another_part_that_it_must_not_know(folder):
+    for path, modules in imports_of(folder).items():
+        for module in modules:
+            if module.partition(".")[0] in PARTS:
+                allowed = MAY_IMPORT[folder]
+                assert any(module == part or module.startswith(f"{part}.") for part in allowed), (
+                    path,
+                    module,
+                )
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_package_that_a_stage_imports_is_listed_in_its_requirements(stage):
+    distributions = metadata.packages_distributions()
+    folders = [stage] + (["detectron2_ext/modeling"] if stage == "generator" else [])
+    for folder in folders:
+        for path, modules in imports_of(folder).items():
+            for top in {module.partition(".")[0] for module in modules}:
+                if top in sys.stdlib_module_names or top in PARTS or top not in distributions:
+                    continue
+                assert {normal(name) for name in distributions[top]} & listed(stage), (path, top)
+
+
+def test_the_requirements_at_the_top_are_the_union_of_the_stages():
+    union = set().union(*(listed(stage) for stage in STAGES))
+    assert union <= listed("."), union - listed(".")
+
+
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+sys.path[:0] = [{repository!r}, {environment!r}]
+package = importlib.import_module({stage!r})
+for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+    importlib.import_module(module.name)
+"""
+
+
+def environment_of(stage: str, folder: Path) -> None:
+    """Links what the requirements of a stage bring along into ``folder``, as an environment of its own has it."""
+    for name in brought_along(listed(stage)):
+        try:
+            distribution = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue
+        for top in {file.parts[0] for file in distribution.files or [] if file.parts[0] != ".."}:
+            link = folder / top
+            if not link.exists():
+                link.symlink_to(distribution.locate_file(top))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_module_of_a_stage_imports_with_nothing_but_its_requirements(stage, tmp_path):
+    environment_of(stage, tmp_path)
+    assert not (tmp_path / "pytest").exists()
+    code = IMPORT_ALL.format(repository=str(REPOSITORY), environment=str(tmp_path), stage=stage)
+    # -S: without the site-packages of this interpreter
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

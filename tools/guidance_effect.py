@@ -1,0 +1,88 @@
+"""Does guidance raise the segmenter's uncertainty? Pairs of images with equal seeds, guided and not.
+
+usage: python tools/guidance_effect.py --config FILE [--feedback FILE] [--pairs 120] [--out FILE.json] [KEY VALUE ...]
+
+The feedback file (default: of the starting weights, in the run folder) names the segmenter.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from exchange import files
+from exchange.annotations import read_annotations
+from exchange.catalog import dataset_paths
+from exchange.config import add_config_arguments, load_config
+from exchange.errors import UserError, run_cli
+from exchange.feedback import read_feedback
+from exchange.run import run_layout
+from generator.build import build_drawer, build_guidance, build_pipeline, build_prompt_book
+from generator.drawing import Drawer
+from generator.pipelines import choose_device
+from generator.plan import PlannedImage, plan_round
+
+
+def draw_all(drawer: Drawer, plan: list[PlannedImage], batch_size: int) -> torch.Tensor:
+    """Images of the plan in [0, 1], (N, 3, H, W)."""
+    drawn = [
+        drawing.pixels
+        for start in range(0, len(plan), batch_size)
+        for drawing in drawer.draw(plan[start : start + batch_size])
+    ]
+    return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).float() / 255
+
+
+def compare(values: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Means, the mean difference within pairs with its standard error, and the share of pairs that rose."""
+    difference = values["guided"] - values["unguided"]
+    return {
+        "pairs": len(difference),
+        "unguided": float(values["unguided"].mean()),
+        "guided": float(values["guided"].mean()),
+        "difference": float(difference.mean()),
+        "standard_error": float(difference.std(ddof=1) / np.sqrt(len(difference))),
+        "share_of_pairs_that_rose": float((difference > 0).mean()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--feedback", metavar="FILE")
+    parser.add_argument("--pairs", type=int, default=120)
+    parser.add_argument("--out", metavar="FILE", help="write the result as JSON, too")
+    add_config_arguments(parser, "configs/digits/MRCA_digits.yaml")
+    args = parser.parse_intermixed_args()
+    if args.pairs < 2:
+        raise UserError(f"--pairs is {args.pairs}: at least two are needed to compare")
+    cfg = load_config(args.config, args.opts)
+    device = choose_device(0)
+    annotations = read_annotations(dataset_paths(cfg.DATASETS.TRAIN[0], cfg)[0])
+    num_classes = len(annotations.categories)
+    per_class = np.full(num_classes, -(-args.pairs // num_classes))
+    plan = plan_round(annotations.categories, per_class, build_prompt_book(cfg), cfg.SEED, 1)[: args.pairs]
+    feedback = read_feedback(args.feedback or run_layout(cfg).feedback_history(-1))
+    guidance = build_guidance(cfg, feedback, device)
+    pipeline = build_pipeline(cfg, device)
+    classes = torch.tensor([image.class_index for image in plan])
+    values = {}
+    for name, steering in (("unguided", None), ("guided", guidance)):
+        images = draw_all(build_drawer(cfg, pipeline, steering), plan, cfg.GENERATOR.BATCH_SIZE)
+        with torch.no_grad():
+            values[name] = guidance.uncertainty(images.to(device), classes.to(device)).cpu().numpy()
+    result = compare(values) | {"criterion": cfg.GENERATOR.CRITERION, "scale": cfg.GENERATOR.GUIDANCE_SCALE}
+    for name, value in result.items():
+        print(f"{name:26} {value:.4f}" if isinstance(value, float) else f"{name:26} {value}")
+    if args.out:
+        files.write_json(args.out, result)
+
+
+if __name__ == "__main__":
+    run_cli(main)
