@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from exchange.cutouts import Cutout
+from exchange.pool_index import PoolInstance
 
 # A part counts as an object of its own, not as a speck, from this share of the largest part on.
 _OBJECT_SHARE = 0.1
@@ -49,22 +49,22 @@ class Checks:
     max_objects: int
     drop_touching_border: bool
 
-    def reason(self, cutout: Cutout) -> str:
+    def reason(self, instance: PoolInstance) -> str:
         """Why the instance is dropped; empty if it is kept."""
-        x, y, width, height = cutout.bbox
+        x, y, width, height = instance.bbox
         smallest, largest = self.area_share
-        share = cutout.area / (cutout.width * cutout.height)
-        touches = x == 0 or y == 0 or x + width == cutout.width or y + height == cutout.height
-        if not cutout.segmentation:
+        share = instance.area / (instance.width * instance.height)
+        touches = x == 0 or y == 0 or x + width == instance.width or y + height == instance.height
+        if not instance.segmentation:
             return "no object"
         if share <= smallest:
             return "too small"
         if share >= largest:
             return "too large"
-        if self.max_objects and cutout.objects > self.max_objects:
+        if self.max_objects and instance.objects > self.max_objects:
             return "several objects"
         if self.drop_touching_border and touches:
             return "touches the border"
-        if cutout.clip_score < self.clip_threshold:
+        if instance.clip_score is not None and instance.clip_score < self.clip_threshold:
             return "CLIP score"
         return ""

@@ -16,8 +16,6 @@ from transformers import AutoModel, AutoProcessor
 from exchange.config import model_source
 from exchange.errors import UserError
 
-_WHITE, _BLACK = 255.0, 0.0
-
 
 class ClipScorer:
     """Scores cut-outs against the name of their category.
@@ -49,8 +47,11 @@ class ClipScorer:
             images: uint8 (H, W, 3 or more) each.
             alphas: uint8 (H, W) each.
         """
-        pairs = zip(images, alphas, strict=True)
-        pictures = [self._composite(image, alpha, b) for image, alpha in pairs for b in (_WHITE, _BLACK)]
+        pictures = [
+            picture
+            for image, alpha in zip(images, alphas, strict=True)
+            for picture in self._composites(image, alpha)
+        ]
         inputs = self._processor.image_processor(images=pictures, return_tensors="pt").to(self._device)
         features = self._autocast(self._model.get_image_features, **inputs)
         image_features = features.view(len(images), 2, -1)
@@ -71,11 +72,13 @@ class ClipScorer:
             features = get_features(**inputs).pooler_output
         return F.normalize(features.float(), dim=-1)
 
-    def _composite(self, image: np.ndarray, alpha: np.ndarray, background: float) -> torch.Tensor:
-        """The cut-out over a plain background: uint8 (3, H, W)."""
-        pixels = torch.tensor(image[..., :3], device=self._device).permute(2, 0, 1).float()
-        opacity = torch.tensor(alpha, device=self._device).float() / 255
-        return (opacity * pixels + (1 - opacity) * background).round().byte()
+    def _composites(self, image: np.ndarray, alpha: np.ndarray) -> torch.Tensor:
+        """The cut-out on white and on black: uint8 (2, 3, H, W)."""
+        pixels = torch.from_numpy(image[..., :3].copy()).to(self._device).permute(2, 0, 1)
+        opacity = torch.from_numpy(alpha).to(self._device).float() / 255
+        on_black = opacity * pixels
+        on_white = on_black + (1 - opacity) * 255
+        return torch.stack([on_white, on_black]).round().byte()
 
 
 def load_clip_scorer(

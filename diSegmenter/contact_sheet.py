@@ -1,6 +1,5 @@
 """A picture of a round: what was generated, how it was cut out, whether it was kept and with which score."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -8,9 +7,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from diSegmenter.images import UnreadableImage, read_rgba
-from exchange import files
-from exchange.cutouts import Cutout, read_round_cutouts, read_verdicts
 from exchange.layout import RunLayout
+from exchange.pool_index import PoolInstance
 
 _TILE, _GAP, _TEXT, _COLUMNS = 112, 10, 34, 6
 _KEPT, _DROPPED, _INK, _PAPER = (22, 130, 60), (190, 40, 40), (30, 30, 30), (255, 255, 255)
@@ -27,35 +25,24 @@ class Entry:
     reason: str
 
 
-def write_contact_sheet(layout: RunLayout, round_: int, names: Mapping[int, str]) -> None:
-    """Writes ``pictures/generated_rdNN.png``: some instances of a round whose decisions are on record."""
-    cutouts, _ = read_round_cutouts(layout, round_)
-    reasons = read_verdicts(layout, round_).reasons
-    buffer = io.BytesIO()
-    contact_sheet(layout, round_, names, list(cutouts.values()), reasons).save(buffer, format="PNG")
-    files.write_bytes(files.join(layout.pictures_dir, f"generated_rd{round_:02}.png"), buffer.getvalue())
-
-
 def contact_sheet(
     layout: RunLayout,
-    round_: int,
+    title: str,
+    instances: Sequence[PoolInstance],
     names: Mapping[int, str],
-    cutouts: Sequence[Cutout],
-    reasons: Mapping[str, str],
     limit: int = 48,
 ) -> Image.Image:
-    """A picture of up to ``limit`` of ``cutouts``, spread evenly; those whose files are gone are left out."""
+    """A picture of up to ``limit`` of ``instances``, spread evenly; those whose images are gone are left out."""
     entries = []
-    for cutout in cutouts[:: max(-(-len(cutouts) // limit), 1)]:
+    for instance in instances[:: max(-(-len(instances) // limit), 1)]:
         try:
-            image = read_rgba(layout.raw(cutout.file))
-            alpha = read_rgba(layout.segmented(cutout.file))[..., 0]
+            image = read_rgba(layout.raw(instance.file))
+            alpha = read_rgba(layout.segmented(instance.file))[..., 0]
         except UnreadableImage:
             continue
-        name, reason = names[cutout.category_id], reasons.get(cutout.file, "not judged")
-        entries.append(Entry(image, alpha, name, cutout.clip_score, reason))
-    kept = sum(not reason for reason in reasons.values())
-    return draw_contact_sheet(entries, f"round {round_}: {kept} of {len(reasons)} instances kept")
+        name, score = names[instance.category_id], instance.clip_score or 0.0
+        entries.append(Entry(image, alpha, name, score, instance.reason))
+    return draw_contact_sheet(entries, title)
 
 
 def draw_contact_sheet(entries: list[Entry], title: str) -> Image.Image:

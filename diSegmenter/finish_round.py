@@ -3,19 +3,35 @@
 import dataclasses
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from diSegmenter.annotate import lvis_file
 from diSegmenter.checks import Checks
+from diSegmenter.images import UnreadableImage, read_rgba
+from diSegmenter.segment_round import read_cut_out
 from exchange import files
-from exchange.cutouts import Cutout, Verdicts, read_round_cutouts, write_verdicts
 from exchange.errors import UserError
 from exchange.layout import RunLayout
-from exchange.manifest import GeneratedInstance, read_round
+from exchange.manifest import read_round
 from exchange.pool_index import PoolIndex, PoolInstance, write_index
 
 MAX_UNREADABLE_SHARE = 0.05
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class JudgedRound:
+    """What a round brought: its instances with their decisions, and the images that do not decode."""
+
+    round: int
+    checks: Checks
+    instances: list[PoolInstance]
+    unreadable: list[str]
+
+    @property
+    def kept(self) -> list[PoolInstance]:
+        return [instance for instance in self.instances if not instance.reason]
 
 
 def is_finished(layout: RunLayout, round_: int) -> bool:
@@ -29,63 +45,96 @@ def is_finished(layout: RunLayout, round_: int) -> bool:
         return False
 
 
-def finish_round(
+def judge_round(
+    layout: RunLayout, round_: int, cut_out: Iterable[PoolInstance], checks: Checks
+) -> JudgedRound | None:
+    """Decides about every image of a round that stage 1 has completed.
+
+    Args:
+        cut_out: the instances that the caller knows; what other processes cut out is read from disk.
+
+    Returns:
+        None if images are left that other processes of stage 2 have yet to cut out.
+
+    Raises:
+        UserError: more than 5 % of the images do not decode.
+    """
+    known = {instance.file: instance for instance in cut_out}
+    instances, unreadable, left = [], [], 0
+    names = {i.file for manifest in read_round(layout, round_) for i in manifest.instances}
+    for name in sorted(names):
+        instance = known.get(name) or read_cut_out(layout, name)
+        if instance is not None:
+            instances.append(dataclasses.replace(instance, reason=checks.reason(instance)))
+        elif _decodes(layout.raw(name)):
+            left += 1
+        else:
+            unreadable.append(name)
+    if left:
+        _log.info("round %d: %d images are left to other processes of stage 2", round_, left)
+        return None
+    _check_readable(round_, unreadable, len(instances))
+    return JudgedRound(round_, checks, instances, unreadable)
+
+
+def judge_again(layout: RunLayout, round_: int, checks: Checks) -> JudgedRound:
+    """Decides about a finished round by what its index has on record."""
+    unreadable = files.read_json(layout.verdicts(round_))["unreadable"]
+    instances = PoolIndex(layout, [round_], dropped_too=True)
+    judged = [dataclasses.replace(i, reason=checks.reason(i)) for i in instances]
+    return JudgedRound(round_, checks, judged, unreadable)
+
+
+def write_pool(
     layout: RunLayout,
-    round_: int,
-    checks: Checks,
+    judged: JudgedRound,
     categories: list[dict[str, Any]],
     pool_rounds: Sequence[int],
     annotation_file: bool = True,
-) -> bool:
-    """Judges the cut-outs of a round; writes decisions, index, annotations and marker, in this order.
+) -> None:
+    """Writes decisions, index, annotations and marker of a round, in this order.
 
     Args:
-        pool_rounds: the rounds that the pool of this round consists of: 0 … ``round_``, or ``round_`` alone.
+        pool_rounds: the rounds that the pool of this round consists of: 0 … ``round``, or ``round`` alone.
         annotation_file: whether to write ``rdNN.json``, which lists all of the pool, beside the index.
 
-    Returns:
-        False, with nothing written, if other shards of stage 2 still have images of the round to cut out.
-
     Raises:
-        UserError: more than 5 % of the images did not decode, or an earlier round is not finished.
+        UserError: an earlier round of the pool is not finished, or a kept cut-out is gone.
     """
-    found, unreadable = read_round_cutouts(layout, round_)
-    made = {
-        i.file: (i, manifest.model) for manifest in read_round(layout, round_) for i in manifest.instances
-    }
-    cutouts = {name: cutout for name, cutout in found.items() if name in made}
-    missing = made.keys() - cutouts.keys() - set(unreadable)
-    if missing:
-        _log.info(
-            "round %d: %d images are left to other processes of stage 2; the last one to end writes the pool",
-            round_,
-            len(missing),
-        )
-        return False
-    _check_readable(round_, unreadable, len(cutouts))
+    round_ = judged.round
     for earlier in pool_rounds:
         if earlier != round_ and not files.exists(layout.annotations_done(earlier)):
             raise UserError(
                 f"the pool of round {round_} builds on round {earlier}, which stage 2 has not finished: "
                 f"start with --st_rd {earlier}, or set SEGMENTER.LATEST_ROUND_ONLY True"
             )
-    reasons = {name: checks.reason(cutout) for name, cutout in cutouts.items()}
-    rows = [_row(layout, round_, cutout, reasons[name], *made[name]) for name, cutout in cutouts.items()]
-    lost = _lost(layout, (row for row in rows if not row.reason))
+    lost = _lost(layout, judged.kept)
     if lost:
         raise UserError(
             f"{len(lost)} cut-outs of round {round_} are gone, {lost[0]} for one: run segmentAndFilter.py "
             "without --refilter, which makes them again from pool/raw"
         )
-    write_verdicts(layout, Verdicts(round_, dataclasses.asdict(checks), reasons, unreadable))
-    write_index(layout, round_, rows)
+    files.write_json(layout.verdicts(round_), _verdicts(judged))
+    write_index(layout, round_, judged.instances)
     if annotation_file:
         pool = PoolIndex(layout, pool_rounds)
         files.write_json(layout.annotations(round_), lvis_file(pool, categories, round_))
     files.write_done(layout.annotations_done(round_))
-    kept = sum(not reason for reason in reasons.values())
-    _log.info("round %d: kept %d of %d instances", round_, kept, len(reasons))
-    return True
+    _log.info("round %d: kept %d of %d instances", round_, len(judged.kept), len(judged.instances))
+
+
+def _verdicts(judged: JudgedRound) -> dict[str, Any]:
+    shown = ("file", "category_id", "reason", "clip_white", "clip_black", "objects", "area")
+    return {
+        "format": 1,
+        "round": judged.round,
+        "settings": dataclasses.asdict(judged.checks),
+        "unreadable": judged.unreadable,
+        "instances": [
+            {"kept": not instance.reason, **{name: getattr(instance, name) for name in shown}}
+            for instance in judged.instances
+        ],
+    }
 
 
 def _lost(layout: RunLayout, instances: Iterable[PoolInstance]) -> list[str]:
@@ -96,26 +145,12 @@ def _lost(layout: RunLayout, instances: Iterable[PoolInstance]) -> list[str]:
     return sorted(listed - present)
 
 
-def _row(
-    layout: RunLayout, round_: int, cutout: Cutout, reason: str, made: GeneratedInstance, model: str
-) -> PoolInstance:
-    return PoolInstance(
-        file=cutout.file,
-        round=round_,
-        category_id=cutout.category_id,
-        width=cutout.width,
-        height=cutout.height,
-        bbox=cutout.bbox,
-        area=cutout.area,
-        segmentation=cutout.segmentation,
-        clip_white=cutout.clip_white,
-        clip_black=cutout.clip_black,
-        reason=reason,
-        seed=made.seed,
-        model=model,
-        prompt=made.prompt,
-        cutout=layout.cutout_image(cutout.file).removeprefix(layout.pool("") + "/"),
-    )
+def _decodes(path: str) -> bool:
+    try:
+        read_rgba(path)
+    except UnreadableImage:
+        return False
+    return True
 
 
 def _check_readable(round_: int, unreadable: list[str], num_readable: int) -> None:

@@ -8,17 +8,17 @@ from exchange.errors import UserError
 from exchange.layout import RunLayout
 from exchange.manifest import GeneratedInstance, is_complete, read_round
 
+Listing = tuple[int, list[tuple[GeneratedInstance, str]]]
+
 _log = logging.getLogger(__name__)
 
 
-def follow_round(
-    layout: RunLayout, round_: int, timeout_s: float, poll_s: float = 2.0
-) -> Iterator[tuple[int, list[GeneratedInstance]]]:
+def follow_round(layout: RunLayout, round_: int, timeout_s: float, poll_s: float = 2.0) -> Iterator[Listing]:
     """Yields the generated images of a round as the manifests of stage 1 list them, each once.
 
     Yields:
-        How many images the round will have as far as is known, and those listed since the last time: none
-        where stage 1 has made nothing new, so that the caller can finish what is under way.
+        How many images the round will have, as far as is known, and those listed since the last time, each
+        with the name of the model that made it.
 
     Raises:
         UserError: nothing new was listed for ``timeout_s`` seconds and a shard is not complete.
@@ -29,8 +29,8 @@ def follow_round(
     while True:
         manifests = read_round(layout, round_)
         complete = is_complete(manifests)
-        new = [item for manifest in manifests for item in manifest.instances if item.file not in seen]
-        seen.update(item.file for item in new)
+        new = [(i, m.model) for m in manifests for i in m.instances if i.file not in seen]
+        seen.update(instance.file for instance, _ in new)
         yield sum(sum(manifest.asked.values()) for manifest in manifests), new
         if complete:
             return

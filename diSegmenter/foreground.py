@@ -38,20 +38,21 @@ class MattingForeground:
     @torch.inference_mode()
     def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Alpha masks, uint8 (H, W), of ``images``, uint8 (H, W, 3 or more) each of its own size."""
-        inputs = torch.stack([self._prepared(image) for image in images])
+        side, groups = self._input_size, same_size(images)
+        inputs = torch.empty(len(images), 3, side, side, device=self._device)
+        for members in groups:
+            pixels = torch.from_numpy(np.stack([images[i][..., :3] for i in members])).to(self._device)
+            inputs[members] = _resized(pixels.permute(0, 3, 1, 2).float() / 255, (side, side))
+        inputs = (inputs - self._mean) / self._std
         with torch.autocast(self._device.type, torch.float16, enabled=self._device.type == "cuda"):
             outputs = self._network(inputs)
         logits = outputs if isinstance(outputs, torch.Tensor) else outputs[-1]
         opacity = logits.float().sigmoid()
-        return [
-            _resized(opacity[i : i + 1], image.shape[:2])[0, 0].mul(255).round().byte().cpu().numpy()
-            for i, image in enumerate(images)
-        ]
-
-    def _prepared(self, image: np.ndarray) -> torch.Tensor:
-        pixels = torch.tensor(image[..., :3], device=self._device).permute(2, 0, 1).float() / 255
-        square = _resized(pixels[None], (self._input_size, self._input_size))[0]
-        return (square - self._mean) / self._std
+        alphas = {}
+        for members in groups:
+            resized = _resized(opacity[members], images[members[0]].shape[:2])[:, 0]
+            alphas |= zip(members, resized.mul(255).round().byte().cpu().numpy(), strict=True)
+        return [alphas[i] for i in range(len(images))]
 
 
 class BoxPromptedSam2(nn.Module):
@@ -105,7 +106,7 @@ def load_foreground(
     try:
         if choice == "sam2":
             sam2 = Sam2Model.from_pretrained(source, revision=revision)
-            side = sam2.config.vision_config.backbone_config.image_size[0]
+            side = sam2.config.prompt_encoder_config.image_size
             return MattingForeground(BoxPromptedSam2(sam2.float()), side, device)
         network = AutoModelForImageSegmentation.from_pretrained(
             source, revision=revision, trust_remote_code=trusted
@@ -123,6 +124,14 @@ def load_foreground(
             f"the foreground model {name} does not load ({first_line}): correct "
             "SEGMENTER.FOREGROUND_MODEL to a folder or a hub name that you can reach"
         ) from error
+
+
+def same_size(images: Sequence[np.ndarray]) -> list[list[int]]:
+    """The places of ``images`` in groups of equal height and width, so that a group goes through as one batch."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for place, image in enumerate(images):
+        groups.setdefault(image.shape[:2], []).append(place)
+    return list(groups.values())
 
 
 def _resized(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

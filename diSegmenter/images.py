@@ -1,9 +1,12 @@
 """Generated images, alpha masks and cut-outs as files."""
 
 import io
+import json
+from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from exchange import files
 from exchange.errors import UserError
@@ -11,6 +14,7 @@ from exchange.errors import UserError
 MAX_SIDE = 16_383  # the most that WebP holds
 MAX_PIXELS = 64_000_000
 _PNG_END = b"IEND\xaeB`\x82"
+_RECORD = "mrca"
 
 
 class UnreadableImage(Exception):
@@ -37,11 +41,23 @@ def decode_rgba(data: bytes, path: str) -> np.ndarray:
         raise UnreadableImage(f"{path} does not decode: {error}") from error
 
 
-def write_alpha(path: str, alpha: np.ndarray) -> None:
-    """Writes a uint8 (H, W) mask as an 8-bit PNG, whole or not at all."""
+def write_alpha(path: str, alpha: np.ndarray, record: dict[str, Any]) -> None:
+    """Writes a uint8 (H, W) mask as an 8-bit PNG that carries ``record``, whole or not at all."""
+    info = PngInfo()
+    info.add_text(_RECORD, json.dumps(record, allow_nan=False), zip=True)
     buffer = io.BytesIO()
-    Image.fromarray(alpha).save(buffer, format="PNG")
+    Image.fromarray(alpha).save(buffer, format="PNG", pnginfo=info)
     files.write_bytes(path, buffer.getvalue())
+
+
+def read_record(path: str) -> Any:
+    """The record in a mask that :func:`write_alpha` wrote; None if there is no such file or it is not whole."""
+    try:
+        data = files.read_bytes(path)
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            return json.loads(image.info[_RECORD]) if data.endswith(_PNG_END) else None
+    except (UserError, OSError, SyntaxError, ValueError, KeyError):
+        return None
 
 
 def encode_cutout(image: np.ndarray, alpha: np.ndarray, bbox: list[int]) -> bytes:
@@ -58,12 +74,10 @@ def encode_cutout(image: np.ndarray, alpha: np.ndarray, bbox: list[int]) -> byte
     return buffer.getvalue()
 
 
-def is_whole(path: str) -> bool:
-    """Whether the PNG or WebP file ``path`` is there and ends where it should."""
+def is_whole_cutout(path: str) -> bool:
+    """Whether the WebP file ``path`` is there and as long as it says."""
     try:
         data = files.read_bytes(path)
     except UserError:
         return False
-    if data[:4] == b"RIFF":
-        return len(data) == 8 + int.from_bytes(data[4:8], "little")
-    return data.endswith(_PNG_END)
+    return data[:4] == b"RIFF" and len(data) == 8 + int.from_bytes(data[4:8], "little")

@@ -1,6 +1,7 @@
 """The report of a round: what was asked for, made and kept, and why not, as one self-contained HTML file."""
 
 import base64
+import dataclasses
 import html
 import io
 from collections import Counter
@@ -10,10 +11,11 @@ import numpy as np
 from PIL import Image
 
 from diSegmenter.contact_sheet import contact_sheet
+from diSegmenter.finish_round import JudgedRound
 from exchange import files
-from exchange.cutouts import Cutout, Verdicts, read_round_cutouts, read_verdicts
 from exchange.layout import RunLayout
 from exchange.manifest import read_round
+from exchange.pool_index import PoolInstance
 
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 1560px; margin: 2em auto; color: #1e1e1e }
@@ -24,32 +26,35 @@ img { max-width: 100% } .columns { columns: 3; column-gap: 3em }
 _BINS = 30
 
 
-def write_report(layout: RunLayout, round_: int, names: Mapping[int, str]) -> None:
-    """Writes ``pictures/report_rdNN.html`` for a round whose decisions are on record."""
-    cutouts, _ = read_round_cutouts(layout, round_)
-    verdicts = read_verdicts(layout, round_)
+def write_pictures(layout: RunLayout, judged: JudgedRound, names: Mapping[int, str]) -> None:
+    """Writes ``pictures/generated_rdNN.png``, a contact sheet, and ``pictures/report_rdNN.html``."""
+    title = f"round {judged.round}: {len(judged.kept)} of {len(judged.instances)} instances kept"
+    sheet = contact_sheet(layout, title, judged.instances, names)
+    files.write_bytes(files.join(layout.pictures_dir, f"generated_rd{judged.round:02}.png"), _png(sheet))
+    document = _document(layout, judged, names, title)
+    files.write_bytes(files.join(layout.pictures_dir, f"report_rd{judged.round:02}.html"), document.encode())
+
+
+def _document(layout: RunLayout, judged: JudgedRound, names: Mapping[int, str], title: str) -> str:
     asked: Counter[int] = Counter()
-    for manifest in read_round(layout, round_):
+    for manifest in read_round(layout, judged.round):
         asked.update(manifest.asked)
-    kept = [c for c in cutouts.values() if verdicts.reasons.get(c.file) == ""]
-    dropped = [c for c in cutouts.values() if verdicts.reasons.get(c.file)]
+    dropped = [instance for instance in judged.instances if instance.reason]
+    thresholds = dataclasses.asdict(judged.checks)
     page = [
-        f"<h1>Round {round_}: {len(kept)} of {len(cutouts)} instances kept</h1>",
-        f"<p>Asked for: {asked.total()}. Thresholds: {html.escape(str(verdicts.settings))}.</p>",
-        _reasons(verdicts),
-        f"<h2>CLIP scores</h2>{_histogram(kept, dropped, verdicts.settings.get('clip_threshold'))}",
-        *(
-            f"<h2>{title}</h2>{_picture(contact_sheet(layout, round_, names, some, verdicts.reasons), title)}"
-            for title, some in (("Kept", kept), ("Dropped", dropped))
-            if some
-        ),
-        _classes(names, asked, cutouts.values(), kept),
+        f"<h1>{title.capitalize()}</h1>",
+        f"<p>Asked for: {asked.total()}. Thresholds: {html.escape(str(thresholds))}.</p>",
+        _reasons(judged),
+        f"<h2>CLIP scores</h2>{_histogram(judged.kept, dropped, judged.checks.clip_threshold)}",
     ]
-    document = (
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Round {round_}</title>'
+    for heading, some in (("Kept", judged.kept), ("Dropped", dropped)):
+        if some:
+            page.append(f"<h2>{heading}</h2>{_picture(contact_sheet(layout, heading, some, names), heading)}")
+    page.append(_classes(names, asked, judged))
+    return (
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{_STYLE}</style></head><body>{''.join(page)}</body></html>"
     )
-    files.write_bytes(files.join(layout.pictures_dir, f"report_rd{round_:02}.html"), document.encode())
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -59,27 +64,28 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return f"<table>{line(header, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
 
 
-def _reasons(verdicts: Verdicts) -> str:
-    counts = Counter(reason for reason in verdicts.reasons.values() if reason)
-    if verdicts.unreadable:
-        counts["does not decode"] = len(verdicts.unreadable)
+def _reasons(judged: JudgedRound) -> str:
+    counts = Counter(instance.reason for instance in judged.instances if instance.reason)
+    if judged.unreadable:
+        counts["does not decode"] = len(judged.unreadable)
     return "<h2>Why instances were dropped</h2>" + _table(("reason", "instances"), counts.most_common())
 
 
-def _classes(
-    names: Mapping[int, str], asked: Mapping[int, int], made: Iterable[Cutout], kept: Iterable[Cutout]
-) -> str:
-    made_of, kept_of = (Counter(cutout.category_id for cutout in some) for some in (made, kept))
-    concerned = [i for i in names if asked.get(i) or made_of[i]]
-    worst_first = sorted(concerned, key=lambda i: (kept_of[i] / max(made_of[i], 1), names[i]))
-    rows = [(names[i], asked.get(i, 0), made_of[i], kept_of[i]) for i in worst_first]
+def _classes(names: Mapping[int, str], asked: Mapping[int, int], judged: JudgedRound) -> str:
+    made, kept = (Counter(i.category_id for i in some) for some in (judged.instances, judged.kept))
+    concerned = [i for i in names if asked.get(i) or made[i]]
+    worst_first = sorted(concerned, key=lambda i: (kept[i] / max(made[i], 1), names[i]))
+    rows = [(names[i], asked.get(i, 0), made[i], kept[i]) for i in worst_first]
     table = _table(("class", "asked", "made", "kept"), rows)
     return f'<h2>Classes, those that lose most first</h2><div class="columns">{table}</div>'
 
 
-def _histogram(kept: Sequence[Cutout], dropped: Sequence[Cutout], threshold: float | None) -> str:
+def _histogram(kept: Sequence[PoolInstance], dropped: Sequence[PoolInstance], threshold: float) -> str:
     """Stacked bars of the CLIP scores, with a line at the threshold, as SVG."""
-    parts = [np.array([cutout.clip_score for cutout in some]) for some in (kept, dropped)]
+    parts = [
+        np.array([i.clip_score for i in some if i.clip_score is not None], dtype=np.float64)
+        for some in (kept, dropped)
+    ]
     scores = np.concatenate(parts)
     if not len(scores):
         return "<p>Nothing was scored.</p>"
@@ -98,7 +104,7 @@ def _histogram(kept: Sequence[Cutout], dropped: Sequence[Cutout], threshold: flo
         f'<text x="{place * width:.0f}" y="{height + 18}" text-anchor="{anchor}">{value:.1f}</text>'
         for place, value, anchor in ((0, edges[0], "start"), (1, edges[-1], "end"))
     ]
-    if threshold is not None and edges[0] <= threshold <= edges[-1]:
+    if edges[0] <= threshold <= edges[-1]:
         x = (threshold - edges[0]) / (edges[-1] - edges[0]) * width
         labels.append(f'<path d="M{x:.1f} 0V{height}" stroke="#1e1e1e" stroke-dasharray="5 4"/>')
         labels.append(f'<text x="{x:.1f}" y="{height + 18}" text-anchor="middle">{threshold:g}</text>')
@@ -109,7 +115,11 @@ def _histogram(kept: Sequence[Cutout], dropped: Sequence[Cutout], threshold: flo
 
 
 def _picture(image: Image.Image, title: str) -> str:
+    data = base64.b64encode(_png(image)).decode()
+    return f'<img alt="contact sheet: {html.escape(title)}" src="data:image/png;base64,{data}">'
+
+
+def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="contact sheet: {html.escape(title)}" src="data:image/png;base64,{data}">'
+    return buffer.getvalue()

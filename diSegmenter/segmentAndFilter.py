@@ -17,18 +17,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from fvcore.common.config import CfgNode
 
 from diSegmenter.checks import Checks, MaskCleaner
-from diSegmenter.contact_sheet import write_contact_sheet
-from diSegmenter.finish_round import finish_round, is_finished
-from diSegmenter.follow import follow_round
+from diSegmenter.finish_round import JudgedRound, is_finished, judge_again, judge_round, write_pool
+from diSegmenter.follow import Listing, follow_round
 from diSegmenter.pool.prune import prune_originals
-from diSegmenter.report import write_report
+from diSegmenter.report import write_pictures
 from exchange import files
 from exchange.annotations import AnnotationFile, read_annotations
 from exchange.catalog import dataset_paths
 from exchange.config import add_config_arguments, load_config
 from exchange.errors import UserError, run_cli
 from exchange.layout import RunLayout
-from exchange.manifest import GeneratedInstance
+from exchange.pool_index import PoolInstance
 from exchange.run import open_run
 
 _log = logging.getLogger("segmentAndFilter")
@@ -51,8 +50,10 @@ def main() -> None:
         return
     segment = build_segmenter(cfg, layout, dataset, args)
     for round_ in unfinished:
-        segment(round_, follow_round(layout, round_, cfg.FEEDBACK.TIMEOUT))
-        finish(cfg, layout, round_, checks, dataset)
+        cut_out = segment(round_, follow_round(layout, round_, cfg.FEEDBACK.TIMEOUT))
+        judged = judge_round(layout, round_, cut_out, checks)
+        if judged is not None:
+            finish(cfg, layout, judged, dataset)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -90,7 +91,7 @@ def build_checks(cfg: CfgNode, clip_threshold: float) -> Checks:
 
 def build_segmenter(
     cfg: CfgNode, layout: RunLayout, dataset: AnnotationFile, args: argparse.Namespace
-) -> Callable[[int, Iterable[tuple[int, list[GeneratedInstance]]]], None]:
+) -> Callable[[int, Iterable[Listing]], list[PoolInstance]]:
     """The models and what drives them; imported here, since the rest of the script does without torch."""
     import torch
 
@@ -121,15 +122,13 @@ def build_segmenter(
     )
 
 
-def finish(cfg: CfgNode, layout: RunLayout, round_: int, checks: Checks, dataset: AnnotationFile) -> None:
-    """Writes the pool of a round and what shows it, once all its images are cut out."""
-    pool_rounds = [round_] if cfg.SEGMENTER.LATEST_ROUND_ONLY else range(round_ + 1)
-    annotation_file = cfg.SEGMENTER.ANNOTATION_FILES
-    if finish_round(layout, round_, checks, dataset.categories, pool_rounds, annotation_file):
-        write_contact_sheet(layout, round_, dataset.category_names)
-        write_report(layout, round_, dataset.category_names)
-        if not cfg.SEGMENTER.KEEP_RAW:
-            prune_originals(layout, round_)
+def finish(cfg: CfgNode, layout: RunLayout, judged: JudgedRound, dataset: AnnotationFile) -> None:
+    """Writes the pool of a round and what shows it."""
+    pool_rounds = [judged.round] if cfg.SEGMENTER.LATEST_ROUND_ONLY else range(judged.round + 1)
+    write_pool(layout, judged, dataset.categories, pool_rounds, cfg.SEGMENTER.ANNOTATION_FILES)
+    write_pictures(layout, judged, dataset.category_names)
+    if not cfg.SEGMENTER.KEEP_RAW:
+        prune_originals(layout, judged.round)
 
 
 def refilter(
@@ -141,9 +140,8 @@ def refilter(
         raise UserError(
             f"no round in {layout.root} is finished: run segmentAndFilter.py without --refilter first"
         )
-    checks = build_checks(cfg, threshold)
     for round_ in finished:
-        finish(cfg, layout, round_, checks, dataset)
+        finish(cfg, layout, judge_again(layout, round_, build_checks(cfg, threshold)), dataset)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """One round of stage 2: decode, cut out, score, write."""
 
-import time
+import dataclasses
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,21 +12,32 @@ from tqdm import tqdm
 
 from diSegmenter.annotate import outline
 from diSegmenter.checks import MaskCleaner
-from diSegmenter.images import UnreadableImage, encode_cutout, is_whole, read_rgba, write_alpha
+from diSegmenter.follow import Listing
+from diSegmenter.images import (
+    UnreadableImage,
+    encode_cutout,
+    is_whole_cutout,
+    read_record,
+    read_rgba,
+    write_alpha,
+)
 from exchange import files
-from exchange.cutouts import Cutout, read_cutouts, read_round_cutouts, write_cutouts
 from exchange.layout import RunLayout
 from exchange.manifest import GeneratedInstance
+from exchange.pool_index import PoolInstance
+from exchange.typed import from_record
 
 Foreground = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 Scorer = Callable[[Sequence[np.ndarray], Sequence[np.ndarray], Sequence[int]], np.ndarray]
+Batch = list[tuple[GeneratedInstance, str]]
 
 _BATCHES_AHEAD = 2
-_SECONDS_BETWEEN_RECORDS = 20.0
 
 
 class RoundSegmenter:
-    """Cuts out and scores the images of a round; an earlier call's work is kept.
+    """Cuts out and scores the images of a round; what an earlier call left is taken as it is.
+
+    An image is done when its mask is on disk: the file carries the instance's record and is written last.
 
     Args:
         foreground: uint8 images (H, W, 4) to uint8 alpha masks (H, W).
@@ -54,44 +65,44 @@ class RoundSegmenter:
         self._workers = workers
         self._shard, self._num_shards = shard, num_shards
 
-    def __call__(self, round_: int, listed: Iterable[tuple[int, list[GeneratedInstance]]]) -> None:
-        """Segments the images that ``listed`` yields (see ``follow_round``) as they come."""
-        record = _Record(self._layout.cutouts(round_, self._shard, self._num_shards))
-        known, _ = read_round_cutouts(self._layout, round_)
+    def __call__(self, round_: int, listed: Iterable[Listing]) -> list[PoolInstance]:
+        """Segments the images that ``listed`` yields (see ``follow_round``) as they come.
+
+        Returns the records of all of them that decode, yet without a decision.
+        """
+        done: list[PoolInstance] = []
+        writing: deque[Future[PoolInstance]] = deque()
         with (
             ThreadPoolExecutor(self._workers) as threads,
             tqdm(desc=f"round {round_}: cut out", unit=" images", dynamic_ncols=True) as progress,
         ):
-            try:
-                for total, instances in listed:
-                    progress.total = max(total // self._num_shards, progress.n)
-                    mine = [i for i in instances if self._is_mine(i.file)]
-                    todo = [i for i in mine if not self._is_done(known.get(i.file))]
-                    progress.update(len(mine) - len(todo))
-                    for batch, images in self._decoded(threads, iter(todo)):
-                        self._segment(threads, record, batch, images)
-                        record.flush_now_and_then()
-                        progress.update(len(batch))
-                    record.flush_now_and_then()
-            finally:
-                record.flush()
+            for total, generated in listed:
+                progress.total = max(total // self._num_shards, progress.n)
+                mine = [item for item in generated if self._is_mine(item[0].file)]
+                found = list(threads.map(lambda item: read_cut_out(self._layout, item[0].file), mine))
+                done += [instance for instance in found if instance is not None]
+                progress.update(sum(instance is not None for instance in found))
+                todo = (item for item, instance in zip(mine, found, strict=True) if instance is None)
+                for batch, images in self._decoded(threads, todo):
+                    writing += self._segment(threads, round_, batch, images)
+                    while len(writing) > _BATCHES_AHEAD * self._batch_size:
+                        done.append(writing.popleft().result())
+                    progress.update(len(batch))
+                done += [instance.result() for instance in writing]
+                writing.clear()
+        return done
 
     def _is_mine(self, name: str) -> bool:
         return zlib.crc32(name.encode()) % self._num_shards == self._shard
 
-    def _is_done(self, cutout: Cutout | None) -> bool:
-        if cutout is None or not is_whole(self._layout.segmented(cutout.file)):
-            return False
-        return cutout.area == 0 or is_whole(self._layout.cutout_image(cutout.file))
-
     def _decoded(
-        self, threads: ThreadPoolExecutor, instances: Iterator[GeneratedInstance]
-    ) -> Iterator[tuple[list[GeneratedInstance], list[np.ndarray | None]]]:
-        """Batches with their images, decoded ahead in threads."""
-        waiting: deque[tuple[list[GeneratedInstance], list[Future[np.ndarray | None]]]] = deque()
+        self, threads: ThreadPoolExecutor, todo: Iterator[tuple[GeneratedInstance, str]]
+    ) -> Iterator[tuple[Batch, list[np.ndarray | None]]]:
+        """Batches with their images, decoded ahead in threads; None for one that does not decode."""
+        waiting: deque[tuple[Batch, list[Future[np.ndarray | None]]]] = deque()
         while True:
-            while len(waiting) <= _BATCHES_AHEAD and (batch := list(islice(instances, self._batch_size))):
-                waiting.append((batch, [threads.submit(self._read, instance.file) for instance in batch]))
+            while len(waiting) <= _BATCHES_AHEAD and (batch := list(islice(todo, self._batch_size))):
+                waiting.append((batch, [threads.submit(self._read, item.file) for item, _ in batch]))
             if not waiting:
                 return
             batch, images = waiting.popleft()
@@ -104,75 +115,54 @@ class RoundSegmenter:
             return None
 
     def _segment(
-        self,
-        threads: ThreadPoolExecutor,
-        record: "_Record",
-        batch: list[GeneratedInstance],
-        images: list[np.ndarray | None],
-    ) -> None:
-        record.unreadable += [i.file for i, image in zip(batch, images, strict=True) if image is None]
-        readable = [(i, image) for i, image in zip(batch, images, strict=True) if image is not None]
+        self, threads: ThreadPoolExecutor, round_: int, batch: Batch, images: list[np.ndarray | None]
+    ) -> list[Future[PoolInstance]]:
+        readable = [(item, image) for item, image in zip(batch, images, strict=True) if image is not None]
         if not readable:
-            return
-        instances, pixels = (list(part) for part in zip(*readable, strict=True))
+            return []
+        items, pixels = (list(part) for part in zip(*readable, strict=True))
         alphas, objects = zip(*map(self._clean, self._foreground(pixels)), strict=True)
-        scores = self._scorer(pixels, alphas, [instance.category_id for instance in instances])
-        for found in zip(instances, pixels, alphas, objects, scores, strict=True):
-            record.add(threads.submit(self._write, *found))
+        scores = self._scorer(pixels, alphas, [generated.category_id for generated, _ in items])
+        found = zip(items, pixels, alphas, objects, scores.tolist(), strict=True)
+        return [threads.submit(self._write, round_, *each) for each in found]
 
     def _write(
         self,
-        instance: GeneratedInstance,
+        round_: int,
+        item: tuple[GeneratedInstance, str],
         image: np.ndarray,
         alpha: np.ndarray,
         objects: int,
-        scores: np.ndarray,
-    ) -> Cutout:
-        found = outline(alpha)
-        if found["area"]:
-            cutout = encode_cutout(image, alpha, found["bbox"])
-            files.write_bytes(self._layout.cutout_image(instance.file), cutout)
-        write_alpha(self._layout.segmented(instance.file), alpha)
-        height, width = alpha.shape
-        return Cutout(
-            file=instance.file,
-            category_id=instance.category_id,
-            width=width,
-            height=height,
-            **found,
+        scores: list[float],
+    ) -> PoolInstance:
+        generated, model = item
+        instance = PoolInstance(
+            file=generated.file,
+            round=round_,
+            category_id=generated.category_id,
+            width=alpha.shape[1],
+            height=alpha.shape[0],
+            **outline(alpha),
             objects=objects,
-            clip_white=round(float(scores[0]), 4),
-            clip_black=round(float(scores[1]), 4),
+            clip_white=round(scores[0], 4),
+            clip_black=round(scores[1], 4),
+            reason="",
+            seed=generated.seed,
+            model=model,
+            prompt=generated.prompt,
+            cutout=self._layout.cutout_name(generated.file),
         )
+        if instance.area:
+            files.write_bytes(self._layout.cutout(instance.file), encode_cutout(image, alpha, instance.bbox))
+        write_alpha(self._layout.segmented(instance.file), alpha, dataclasses.asdict(instance))
+        return instance
 
 
-class _Record:
-    """The record file of one shard; rewritten now and then, so that a crash costs seconds of work.
-
-    It never lists a cut-out whose mask is not on disk. Images that did not decode are tried again by every
-    call, since stage 1 may have made them again.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        earlier = read_cutouts(path)[0] if files.exists(path) else []
-        self._cutouts = {cutout.file: cutout for cutout in earlier}
-        self.unreadable: list[str] = []
-        self._writing: list[Future[Cutout]] = []
-        self._flushed = time.monotonic()
-
-    def add(self, cutout: Future[Cutout]) -> None:
-        self._writing.append(cutout)
-
-    def flush_now_and_then(self) -> None:
-        if time.monotonic() - self._flushed >= _SECONDS_BETWEEN_RECORDS:
-            self.flush()
-
-    def flush(self) -> None:
-        for future in self._writing:
-            cutout = future.result()
-            self._cutouts[cutout.file] = cutout
-        self._writing = []
-        ordered = [self._cutouts[name] for name in sorted(self._cutouts)]
-        write_cutouts(self._path, ordered, sorted(self.unreadable))
-        self._flushed = time.monotonic()
+def read_cut_out(layout: RunLayout, name: str) -> PoolInstance | None:
+    """The record of an image that was cut out; None if it was not, or mask or cut-out are not whole."""
+    try:
+        instance = from_record(PoolInstance, read_record(layout.segmented(name)))
+    except ValueError:
+        return None
+    whole = not instance.area or is_whole_cutout(layout.cutout(name))
+    return instance if whole and instance.file == name else None

@@ -1,8 +1,11 @@
 """The one kind of error that a user caused and a user can mend."""
 
+import errno
 import logging
 import sys
 from collections.abc import Callable
+
+_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 class UserError(Exception):
@@ -10,10 +13,21 @@ class UserError(Exception):
 
 
 def run_cli(main: Callable[[], None]) -> None:
-    """Runs ``main`` with logging set up; a :class:`UserError` becomes one line on stderr and exit code 2."""
+    """Runs ``main`` with logging set up.
+
+    A :class:`UserError`, a full disk and a file that may not be written become one line on stderr and exit code 2.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     try:
         main()
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _STORAGE:
+            raise
+        sys.stderr.write(
+            f"error: {error.filename}: {error.strerror}: make room there, or give yourself the right to write, and "
+            "start again; what is done stays\n"
+        )
         sys.exit(2)

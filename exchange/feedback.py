@@ -1,13 +1,12 @@
 """What the segmenter tells the generator after a round (``feedback.json``)."""
 
 import dataclasses
-import math
 from dataclasses import dataclass
-from typing import Any
 
 from exchange import files
 from exchange.errors import UserError
 from exchange.layout import RunLayout
+from exchange.typed import from_record
 
 FORMAT_VERSION = 1
 
@@ -53,18 +52,15 @@ def read_feedback(path: str) -> Feedback:
             f"{path} has feedback format {version!r}, this version reads {FORMAT_VERSION}: "
             "write it again with the training stage of the same release"
         )
-    names = [field.name for field in dataclasses.fields(Feedback)]
-    missing = [name for name in names if name not in content]
-    if missing:
-        raise UserError(f"{path} lacks {', '.join(missing)}: write it again with the training stage")
-    feedback = Feedback(**{name: content[name] for name in names})
+    try:
+        feedback = from_record(Feedback, content)
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not a feedback file ({error}): write it again with the training stage"
+        ) from error
     for name in ("box_ap", "mask_ap", "drift"):
-        _check_per_class(path, name, getattr(feedback, name), len(feedback.categories))
+        if len(getattr(feedback, name)) != len(feedback.categories):
+            raise UserError(
+                f"{path}: {name!r} must list one value for each of the {len(feedback.categories)} categories"
+            )
     return feedback
-
-
-def _check_per_class(path: str, name: str, values: Any, num_classes: int) -> None:
-    if not isinstance(values, list) or len(values) != num_classes:
-        raise UserError(f"{path}: {name!r} must list one value for each of the {num_classes} categories")
-    if any(v is not None and (not isinstance(v, (int, float)) or not math.isfinite(v)) for v in values):
-        raise UserError(f"{path}: {name!r} holds something that is neither a finite number nor null")

@@ -66,7 +66,9 @@ def atomic_writer(path: str) -> Iterator[BinaryIO]:
             os.replace(beside, target)
         else:
             filesystem.mv(beside, target)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno and not error.filename:
+            error.filename = path  # "no space left on device" comes without saying where
         if filesystem.exists(beside):
             filesystem.rm(beside)
         raise
@@ -122,7 +124,7 @@ def read_json(path: str) -> Any:
     """The JSON value in ``path``; raises UserError where the file is missing or is not JSON."""
     try:
         return json.loads(read_bytes(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}): write it again or restore it") from error
 
 

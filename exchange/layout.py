@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from exchange import files
 
 _MANIFEST = re.compile(r"manifest_rd(\d{2,})_(\d+)of(\d+)\.json")
-_CUTOUTS = re.compile(r"cutouts_rd(\d{2,})_(\d+)of(\d+)\.json")
 _INDEX = re.compile(r"rd(\d{2,})\.arrow")
 
 
@@ -64,19 +63,14 @@ class RunLayout:
         found = ((name, _MANIFEST.fullmatch(name)) for name in files.list_dir(folder))
         return [files.join(folder, name) for name, match in found if match and int(match[1]) == round_]
 
-    def cutouts(self, round_: int, shard: int, num_shards: int) -> str:
-        """What shard ``shard`` of ``num_shards`` of stage 2 found in the images of a round."""
-        return files.join(self.root, "pool/segmented", f"cutouts_rd{round_:02}_{shard}of{num_shards}.json")
+    @staticmethod
+    def cutout_name(name: str) -> str:
+        """Path, below the pool folder, of the object of the generated image ``name``, ready to paste."""
+        return f"cutouts/{name.removesuffix('.png')}.webp"
 
-    def all_cutouts(self, round_: int) -> list[str]:
-        """The stage 2 records of a round that exist, in the order of their names."""
-        folder = files.join(self.root, "pool/segmented")
-        found = ((name, _CUTOUTS.fullmatch(name)) for name in files.list_dir(folder))
-        return [files.join(folder, name) for name, match in found if match and int(match[1]) == round_]
-
-    def cutout_image(self, name: str) -> str:
-        """The object of the generated image called ``name``, cropped and with alpha: ready to paste."""
-        return files.join(self.root, "pool/cutouts", name.removesuffix(".png") + ".webp")
+    def cutout(self, name: str) -> str:
+        """The object of the generated image ``name``, cropped and with alpha."""
+        return self.pool(self.cutout_name(name))
 
     def pool_index(self, round_: int) -> str:
         """The columnar index of what a round added to the pool, see exchange/pool_index.py."""

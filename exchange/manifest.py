@@ -7,6 +7,7 @@ from typing import Any
 from exchange import files
 from exchange.errors import UserError
 from exchange.layout import RunLayout
+from exchange.typed import from_record
 
 FORMAT_VERSION = 1
 
@@ -57,17 +58,15 @@ def read_manifest(path: str) -> Manifest:
             f"{path} has manifest format {version!r}, this version reads {FORMAT_VERSION}: generate it again"
         )
     try:
-        instances = [GeneratedInstance(**item) for item in content["instances"]]
+        instances = [from_record(GeneratedInstance, item) for item in content["instances"]]
         asked = {int(category): int(count) for category, count in content["asked"].items()}
-        plain = {
-            key: content[key] for key in ("round", "shard", "num_shards", "model", "complete", "seconds")
-        }
+        manifest = from_record(Manifest, {**content, "instances": [], "asked": {}})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is not a generator manifest ({error}): generate it again") from error
     for instance in instances:
-        if not isinstance(instance.file, str) or "/" in instance.file or instance.file.startswith("."):
+        if not instance.file or set(instance.file) & set("/\\\0") or instance.file.startswith("."):
             raise UserError(f"{path} names the file {instance.file!r}: only plain file names may stand there")
-    return Manifest(asked=asked, instances=instances, **plain)
+    return dataclasses.replace(manifest, asked=asked, instances=instances)
 
 
 def read_round(layout: RunLayout, round_: int) -> list[Manifest]:

@@ -33,6 +33,7 @@ _SCHEMA = pa.schema(
         ("bbox", pa.list_(pa.int32(), 4)),
         ("area", pa.int32()),
         ("segmentation", pa.list_(pa.list_(pa.int32()))),
+        ("objects", pa.int32()),
         ("clip_white", pa.float64()),
         ("clip_black", pa.float64()),
         ("reason", pa.string()),
@@ -49,13 +50,19 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class PoolInstance:
-    """One row of the index.
+    """One row of the index: everything that a decision about the instance depends on, and the decision.
 
-    ``bbox`` (XYWH), ``area`` and ``segmentation`` are in pixels of the generated image of ``width`` x
-    ``height``, as in :class:`exchange.cutouts.Cutout`. The CLIP scores are None where
-    nobody measured them; ``reason`` is empty for a kept instance. ``model`` and ``prompt`` say where it comes
-    from. ``cutout`` is the path, below the pool folder, of the file that holds the RGBA cut-out, cropped to
-    ``bbox``: all of it if ``length`` is -1, else that many bytes from ``offset``.
+    Attributes:
+        width, height: of the generated image, in pixels.
+        bbox: XYWH, tight around alpha > 0.
+        area: number of pixels with alpha > 0.
+        segmentation: their outer contours, [x, y, x, y, …] each.
+        objects: separate objects in the mask before the largest was chosen.
+        clip_white, clip_black: 100 x cosine of cut-out and text on white and on black; None: not measured.
+        reason: why the instance was dropped; empty for a kept one.
+        seed, model, prompt: where it comes from.
+        cutout: path, below the pool folder, of the file with the RGBA cut-out, cropped to ``bbox``: all of it
+            if ``length`` is -1, else ``length`` bytes from ``offset`` on.
     """
 
     file: str
@@ -66,6 +73,7 @@ class PoolInstance:
     bbox: list[int]
     area: int
     segmentation: list[list[int]]
+    objects: int
     clip_white: float | None
     clip_black: float | None
     reason: str

@@ -2,7 +2,7 @@
 
 import torch
 from fvcore.common.config import CfgNode
-from torch import Tensor
+from torch import nn
 
 from exchange.config import from_repository
 from exchange.errors import UserError
@@ -10,8 +10,8 @@ from exchange.feedback import Feedback
 from generator.allocation import AllocationRule
 from generator.criteria import CRITERIA
 from generator.drawing import Drawer, Sampling
-from generator.guidance import Guidance
-from generator.pipelines import DTYPES, PipelineSource
+from generator.guidance import Classifier, Guidance
+from generator.pipelines import DTYPES, PipelineSource, Tuning, load_tiny_autoencoder
 from generator.prompt_embeddings import Embedding, EmbeddingFolder, PromptEmbeddings
 from generator.prompts import PromptBook
 
@@ -41,37 +41,51 @@ def build_prompt_book(cfg: CfgNode) -> PromptBook:
     return PromptBook(tuple(cfg.GENERATOR.TEMPLATES), cfg.GENERATOR.NAMES)
 
 
-def build_guidance(cfg: CfgNode, feedback: Feedback, device: torch.device) -> Guidance:
-    """Guidance by the segmenter whose checkpoint the feedback names; UserError if it is not that file."""
+def load_classifier(cfg: CfgNode, feedback: Feedback, device: torch.device) -> Classifier:
+    """The segmenter whose checkpoint the feedback names; UserError if the file is not that one."""
     from detectron2_ext.modeling.feedback_network import load_feedback_network  # the one bridge to stage 3
 
+    return load_feedback_network(
+        cfg,
+        feedback.checkpoint,
+        sha256=feedback.checkpoint_sha256,
+        use_ema=True,
+        device=device,
+        dtype=DTYPES[cfg.GENERATOR.DTYPE],
+    )
+
+
+def load_gradient_decoder(cfg: CfgNode, device: torch.device) -> nn.Module | None:
+    """The distilled decoder (AutoencoderTiny) for the gradient pass, if one is set."""
+    node = cfg.GENERATOR
+    if not node.GUIDANCE_DECODER:
+        return None
+    return load_tiny_autoencoder(node.GUIDANCE_DECODER, node.DTYPE, device)
+
+
+def build_guidance(cfg: CfgNode, classifier: Classifier, decoder: nn.Module | None = None) -> Guidance:
+    """How images are steered; UserError for a setting that there is not."""
     node = cfg.GENERATOR
     if node.CRITERION not in CRITERIA:
         raise UserError(f"GENERATOR.CRITERION is one of {', '.join(CRITERIA)}, not {node.CRITERION!r}")
-    network = load_feedback_network(
-        cfg, feedback.checkpoint, sha256=feedback.checkpoint_sha256, use_ema=True, device=device
-    )
-    dtype = DTYPES[node.DTYPE]
-
-    def classify(images: Tensor) -> Tensor:
-        """In the generator's precision, but for what needs float32 (normalisation, the weights)."""
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            return network(images)
-
+    low, high = node.GUIDANCE_SIGMAS
     return Guidance(
-        classify,
+        classifier,
         CRITERIA[node.CRITERION],
         scale=node.GUIDANCE_SCALE,
         every=node.GUIDANCE_EVERY,
+        sigmas=(low, high),
         mode=node.GUIDANCE_MODE,
         chunk=node.GUIDANCE_CHUNK,
+        decoder=decoder,
     )
 
 
 def build_drawer(cfg: CfgNode, device: torch.device, limit: int) -> Drawer:
     """What draws batches, at most ``limit`` images at once; models are loaded when they are first needed."""
     node = cfg.GENERATOR
-    source = PipelineSource(node.MODEL, node.REVISION, node.DTYPE, device)
+    tuning = Tuning(node.GUIDANCE_CHECKPOINTING, node.CHANNELS_LAST, node.COMPILE)
+    source = PipelineSource(node.MODEL, node.REVISION, node.DTYPE, device, tuning)
     store: dict[str, Embedding] | EmbeddingFolder = {}
     if node.EMBEDDING_CACHE:
         key = f"{node.MODEL} {node.REVISION} {node.DTYPE} {node.CFG_SCALE > 1} {node.MAX_SEQUENCE_LENGTH}"

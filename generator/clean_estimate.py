@@ -39,7 +39,7 @@ def clean_estimate(scheduler: Any, timestep: Tensor, sample: Tensor, prediction:
     ``(x − σ·ε) / α`` for ε-prediction (Ho et al. 2020), ``(α·x − σ·n·v) / n²`` with n² = α² + σ² for
     v-prediction (Salimans and Ho 2022; n = 1 where the scheduler preserves the variance).
     """
-    alpha, sigma = (level.to(sample.device, sample.dtype) for level in _noise_level(scheduler, timestep))
+    alpha, sigma = (level.to(sample.device, sample.dtype) for level in noise_level(scheduler, timestep))
     kind = _prediction_type(scheduler)
     if kind == "flow_prediction":
         return sample - sigma * prediction
@@ -55,8 +55,8 @@ def _prediction_type(scheduler: Any) -> str:
     return "flow_prediction" if isinstance(scheduler, _FLOW) else scheduler.config.prediction_type
 
 
-def _noise_level(scheduler: Any, timestep: Tensor) -> tuple[Tensor, Tensor]:
-    """α and σ at the step that the scheduler is about to take, each of no dimension."""
+def noise_level(scheduler: Any, timestep: Tensor) -> tuple[Tensor, Tensor]:
+    """α and σ at the step that the scheduler is about to take, each a tensor of no dimension."""
     if isinstance(scheduler, _VARIANCE_PRESERVING):
         alpha_squared = scheduler.alphas_cumprod[int(timestep)]
         return alpha_squared.sqrt(), (1 - alpha_squared).sqrt()

@@ -1,5 +1,6 @@
 """A pipeline's call of its denoiser, caught, to be made again for some of its images with a gradient."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,9 +11,9 @@ from exchange.errors import UserError
 _FOR_ALL_IMAGES = ("img_ids", "txt_ids")  # Flux: positions of patches and words, no batch dimension
 
 
-def denoiser_of(pipeline: Any) -> nn.Module:
-    """The network that predicts: the pipeline's transformer, or else its UNet."""
-    return pipeline.unet if getattr(pipeline, "transformer", None) is None else pipeline.transformer
+def denoiser_of(pipeline: Any) -> Any:
+    """The network that predicts: the pipeline's transformer or its UNet, whichever it has."""
+    return pipeline.transformer if hasattr(pipeline, "transformer") else pipeline.unet
 
 
 class DenoiserCalls:
@@ -33,7 +34,13 @@ class DenoiserCalls:
         return self._only()[1]
 
     def repeat(
-        self, scheduler: Any, timestep: Tensor, sample: Tensor, rows: slice, num_images: int
+        self,
+        scheduler: Any,
+        timestep: Tensor,
+        sample: Tensor,
+        rows: slice,
+        num_images: int,
+        conditional_only: bool = False,
     ) -> Tensor:
         """What the pipeline would predict for some of its images if their latents were ``sample``.
 
@@ -41,23 +48,29 @@ class DenoiserCalls:
 
         Args:
             sample: (n, …) latents of the images ``rows`` out of ``num_images`` in the batch.
+            conditional_only: predict the conditional half alone, and return that.
         """
         args, kwargs = self._only()
         batch = len(args[0] if args else kwargs["hidden_states"])
         copies = batch // num_images
-        stacked = torch.cat([sample] * copies)
+        halves = slice(copies - 1, None) if conditional_only else slice(None)
+
+        def take(value: Tensor) -> Tensor:
+            return value.unflatten(0, (copies, -1))[halves, rows].flatten(0, 1)
+
+        stacked = torch.cat([sample] * (1 if conditional_only else copies))
         if hasattr(scheduler, "scale_model_input"):
             stacked = scheduler.scale_model_input(stacked, timestep)
-        chosen = {
-            name: value if name in _FOR_ALL_IMAGES else _select(value, rows, batch, copies)
+        named = {
+            name: value if name in _FOR_ALL_IMAGES else _select(value, batch, take)
             for name, value in kwargs.items()
         }
-        rest = [_select(value, rows, batch, copies) for value in args[1:]]
         if args:
-            output = self.denoiser(stacked, *rest, **chosen)[0]
+            rest = (_select(value, batch, take) for value in args[1:])
+            output = self.denoiser(stacked, *rest, **named)[0]
         else:
-            output = self.denoiser(**{**chosen, "hidden_states": stacked})[0]
-        if copies == 1:
+            output = self.denoiser(**{**named, "hidden_states": stacked})[0]
+        if len(output) == len(sample):
             return output
         unconditional, conditional = output.chunk(2)
         return unconditional + self.pipeline.guidance_scale * (conditional - unconditional)
@@ -72,10 +85,10 @@ class DenoiserCalls:
         return self.caught[0]
 
 
-def _select(value: Any, rows: slice, batch: int, copies: int) -> Any:
-    """``value`` for some images, where it is (or holds) a tensor with one entry for each of a batch."""
+def _select(value: Any, batch: int, take: Callable[[Tensor], Tensor]) -> Any:
+    """``take`` applied to ``value`` where it is (or holds) a tensor with one entry for each of a batch."""
     if isinstance(value, dict):
-        return {key: _select(item, rows, batch, copies) for key, item in value.items()}
+        return {key: _select(item, batch, take) for key, item in value.items()}
     if isinstance(value, Tensor) and value.dim() > 0 and len(value) == batch:
-        return value.unflatten(0, (copies, -1))[:, rows].flatten(0, 1)
+        return take(value)
     return value

@@ -33,6 +33,8 @@ from generator.build import (
     build_drawer,
     build_guidance,
     build_prompt_book,
+    load_classifier,
+    load_gradient_decoder,
 )
 from generator.drawing import Drawer
 from generator.pipelines import choose_device
@@ -58,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--dry-run", action="store_true", help="show and save the allocation, draw nothing")
     add_config_arguments(parser)
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def main() -> None:
@@ -67,6 +69,7 @@ def main() -> None:
     shard, gpu = choose_shard(args)
     device = torch.device("cpu") if args.dry_run else choose_device(gpu)
     rule, book = allocation_rule(args, cfg), build_prompt_book(cfg)
+    build_guidance(cfg, torch.nn.Identity())  # so that a wrong setting is told before the first round
     annotations = read_annotations(dataset_paths(cfg.DATASETS.TRAIN[0], cfg)[0])
     counts = annotations.instance_counts()
     layout = open_run(cfg)
@@ -163,7 +166,10 @@ def prepare(
 ) -> Draw:
     """Loads what these images are drawn with; guided by the network of the feedback, if there is one."""
     drawer.prepare(images)
-    guidance = None if feedback is None else build_guidance(cfg, feedback, device)
+    guidance = None
+    if feedback is not None:
+        classifier = load_classifier(cfg, feedback, device)
+        guidance = build_guidance(cfg, classifier, load_gradient_decoder(cfg, device))
     return functools.partial(drawer.draw, guidance=guidance)
 
 

@@ -8,6 +8,7 @@ that the gradient needs (prompt embeddings and the like) is caught where the pip
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from exchange.errors import UserError
-from generator.clean_estimate import check_scheduler, clean_estimate
+from generator.clean_estimate import check_scheduler, clean_estimate, noise_level
 from generator.criteria import Criterion, entropy
 from generator.denoiser_call import DenoiserCalls
 from generator.latents import decode_latents
 
-MODES = ("exact", "decoder")
+Classifier = Callable[[Tensor], Tensor]
+MODES = ("exact", "conditional", "decoder")
 
 
 @dataclass(frozen=True)
@@ -37,17 +39,19 @@ class Guidance:
         criterion: see :mod:`generator.criteria`; ascended.
         scale: length of the shift in relation to that of the latents.
         every: guide at the denoising steps 0, ``every``, 2 · ``every``, …
-        mode: "exact" differentiates through the denoiser; "decoder" takes its prediction as given, which
-            saves that pass.
+        sigmas: … of these only where the noise level σ lies between the two.
+        mode: "exact" differentiates through the denoiser; "conditional" takes the gradient of its conditional
+            half for that of both, half the cost; "decoder" takes its prediction as given, none of it.
         chunk: at most so many images in one gradient pass, to save memory; 0: all at once.
         decoder: autoencoder for the gradient pass instead of the pipeline's own, such as an
             ``AutoencoderTiny`` for the same latents.
     """
 
-    classifier: Callable[[Tensor], Tensor]
+    classifier: Classifier
     criterion: Criterion = entropy
     scale: float = 0.03
     every: int = 5
+    sigmas: tuple[float, float] = (0.0, math.inf)
     mode: str = "exact"
     chunk: int = 0
     decoder: nn.Module | None = None
@@ -66,7 +70,7 @@ class Guidance:
 
 @dataclass
 class GuidanceTrace:
-    """What guidance saw, each (N,): the criterion at step 0, before any shift (NaN until then), and the
+    """What guidance saw, each (N,): the criterion before the first shift (NaN until then), and the
     number of shifts that were left out because the gradient of that image was not finite."""
 
     first: Tensor
@@ -131,17 +135,23 @@ class _Steering:
 
     def shift(self, scheduler: Any, timestep: Tensor, sample: Tensor, prediction: Tensor) -> Tensor:
         """The sample that the scheduler shall step from; ``prediction`` is for the one before the shift."""
-        index, self.num_steps = self.num_steps, self.num_steps + 1
-        if index % self.guidance.every == 0:
-            sample = self._ascend(scheduler, timestep, sample, prediction, first=index == 0)
+        if self._is_guided(scheduler, timestep):
+            sample = self._ascend(scheduler, timestep, sample, prediction)
         self.calls.caught.clear()
+        self.num_steps += 1
         return sample
 
-    def _ascend(
-        self, scheduler: Any, timestep: Tensor, sample: Tensor, prediction: Tensor, first: bool
-    ) -> Tensor:
+    def _is_guided(self, scheduler: Any, timestep: Tensor) -> bool:
+        low, high = self.guidance.sigmas
+        return (
+            self.num_steps % self.guidance.every == 0
+            and low <= noise_level(scheduler, timestep)[1].item() <= high
+        )
+
+    def _ascend(self, scheduler: Any, timestep: Tensor, sample: Tensor, prediction: Tensor) -> Tensor:
         if len(sample) != len(self.classes):
             raise ValueError(f"{len(self.classes)} classes were given for {len(sample)} images")
+        first = bool(self.trace.first.isnan().all())
         size = self.guidance.chunk or len(sample)
         gradients = []
         for start in range(0, len(sample), size):
@@ -165,6 +175,11 @@ class _Steering:
                 v = self.calls.repeat(scheduler, timestep, latents, rows, len(sample))
                 if check:
                     self._check_combination(v.detach(), prediction[rows])
+            elif self.guidance.mode == "conditional":
+                half = self.calls.repeat(
+                    scheduler, timestep, latents, rows, len(sample), conditional_only=True
+                )
+                v = v + (half - half.detach())
             clean = clean_estimate(scheduler, timestep, latents, v)
             images = decode_latents(self.pipeline, self.decoder, clean, self.calls.keywords)
             value = self.guidance.uncertainty(images, self.classes[rows])

@@ -12,6 +12,7 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, Repository
 
 from exchange.config import model_source
 from exchange.errors import UserError
+from generator.denoiser_call import denoiser_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TEXT_PARTS = ("tokenizer", "text_encoder")
@@ -32,6 +33,27 @@ def choose_device(gpu: int) -> torch.device:
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """What trades time against memory: ``checkpointing`` recomputes activations in the gradient pass of the
+    guidance, ``channels_last`` is a layout for convolutions, ``compiled`` runs torch.compile on the denoiser."""
+
+    checkpointing: bool = False
+    channels_last: bool = False
+    compiled: bool = False
+
+    def apply(self, pipeline: Any) -> None:
+        """Prepares the denoiser and the autoencoder of a pipeline, as far as it has them."""
+        denoiser = denoiser_of(pipeline)
+        for network in filter(None, (denoiser, pipeline.vae)):
+            if self.checkpointing:
+                network.enable_gradient_checkpointing()
+            if self.channels_last:
+                network.to(memory_format=torch.channels_last)
+        if self.compiled and denoiser is not None:
+            denoiser.forward = torch.compile(denoiser.forward)  # not its call, whose hooks guidance needs
+
+
+@dataclass(frozen=True)
 class PipelineSource:
     """Where a text-to-image pipeline comes from and where it goes.
 
@@ -48,6 +70,7 @@ class PipelineSource:
     revision: str
     dtype: str
     device: torch.device
+    tuning: Tuning = Tuning()
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -58,8 +81,8 @@ class PipelineSource:
         """The pipeline's ``model_index.json``: its class, and library and class of its parts."""
         try:
             return dict(diffusers.DiffusionPipeline.load_config(model_source(self.name), **self._hub))
-        except (OSError, ValueError, RepositoryNotFoundError) as error:
-            raise UserError(_explain(self.name, error)) from error
+        except (OSError, ValueError) as error:
+            raise UserError(_explain("GENERATOR.MODEL", self.name, error)) from error
 
     def load(self) -> Any:
         """The whole pipeline."""
@@ -88,18 +111,31 @@ class PipelineSource:
             pipeline = diffusers.DiffusionPipeline.from_pretrained(
                 model_source(self.name), dtype=DTYPES[self.dtype], **absent, **self._hub
             )
-        except (OSError, ValueError, RepositoryNotFoundError) as error:
-            raise UserError(_explain(self.name, error)) from error
+        except (OSError, ValueError) as error:
+            raise UserError(_explain("GENERATOR.MODEL", self.name, error)) from error
         vae = pipeline.vae
         if self.dtype == "float16" and vae is not None and vae.config.get("force_upcast"):
             raise UserError(
                 f"the VAE of {self.name} overflows in float16: set GENERATOR.DTYPE to bfloat16 or float32"
             )
         pipeline.set_progress_bar_config(disable=True)
-        return pipeline.to(self.device)
+        pipeline.to(self.device)
+        self.tuning.apply(pipeline)
+        return pipeline
 
 
-def _explain(name: str, error: BaseException) -> str:
+def load_tiny_autoencoder(name: str, dtype: str, device: torch.device) -> diffusers.AutoencoderTiny:
+    """A distilled autoencoder such as TAESD, for latents of the same pipeline; UserError if it is none."""
+    try:
+        model = diffusers.AutoencoderTiny.from_pretrained(
+            model_source(name), dtype=DTYPES[dtype], token=os.environ.get("HF_TOKEN")
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(_explain("GENERATOR.GUIDANCE_DECODER", name, error)) from error
+    return model.to(device).eval()
+
+
+def _explain(key: str, name: str, error: BaseException) -> str:
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)
@@ -108,6 +144,6 @@ def _explain(name: str, error: BaseException) -> str:
             f"{name} is only for those who accepted its licence: do so at https://huggingface.co/{name}, "
             "then set the environment variable HF_TOKEN to an access token of that account"
         )
-    if isinstance(error, (HFValidationError, RepositoryNotFoundError)):
-        return f"GENERATOR.MODEL {name!r} is neither a folder nor a repository on the Hugging Face hub"
-    return f"GENERATOR.MODEL {name!r} cannot be loaded ({str(error).splitlines()[0]}): check name and network"
+    if any(isinstance(cause, (HFValidationError, RepositoryNotFoundError)) for cause in causes):
+        return f"{key} {name!r} is neither a folder nor a repository on the Hugging Face hub"
+    return f"{key} {name!r} cannot be loaded ({str(error).splitlines()[0]}): check name and network"

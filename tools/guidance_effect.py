@@ -22,18 +22,21 @@ from exchange.config import add_config_arguments, load_config
 from exchange.errors import UserError, run_cli
 from exchange.feedback import read_feedback
 from exchange.run import run_layout
-from generator.build import build_drawer, build_guidance, build_pipeline, build_prompt_book
+from generator.build import build_drawer, build_guidance, build_prompt_book, load_classifier
 from generator.drawing import Drawer
+from generator.guidance import Guidance
 from generator.pipelines import choose_device
 from generator.plan import PlannedImage, plan_round
 
 
-def draw_all(drawer: Drawer, plan: list[PlannedImage], batch_size: int) -> torch.Tensor:
+def draw_all(
+    drawer: Drawer, guidance: Guidance | None, plan: list[PlannedImage], batch_size: int
+) -> torch.Tensor:
     """Images of the plan in [0, 1], (N, 3, H, W)."""
     drawn = [
         drawing.pixels
         for start in range(0, len(plan), batch_size)
-        for drawing in drawer.draw(plan[start : start + batch_size])
+        for drawing in drawer.draw(plan[start : start + batch_size], guidance)
     ]
     return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).float() / 255
 
@@ -69,12 +72,13 @@ def main() -> None:
     per_class = np.full(num_classes, -(-args.pairs // num_classes))
     plan = plan_round(annotations.categories, per_class, build_prompt_book(cfg), cfg.SEED, 1)[: args.pairs]
     feedback = read_feedback(args.feedback or run_layout(cfg).feedback_history(-1))
-    guidance = build_guidance(cfg, feedback, device)
-    pipeline = build_pipeline(cfg, device)
+    guidance = build_guidance(cfg, load_classifier(cfg, feedback, device))
+    drawer = build_drawer(cfg, device, limit=cfg.GENERATOR.BATCH_SIZE)
+    drawer.prepare(plan)
     classes = torch.tensor([image.class_index for image in plan])
     values = {}
     for name, steering in (("unguided", None), ("guided", guidance)):
-        images = draw_all(build_drawer(cfg, pipeline, steering), plan, cfg.GENERATOR.BATCH_SIZE)
+        images = draw_all(drawer, steering, plan, cfg.GENERATOR.BATCH_SIZE)
         with torch.no_grad():
             values[name] = guidance.uncertainty(images.to(device), classes.to(device)).cpu().numpy()
     result = compare(values) | {"criterion": cfg.GENERATOR.CRITERION, "scale": cfg.GENERATOR.GUIDANCE_SCALE}

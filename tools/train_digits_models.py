@@ -64,7 +64,7 @@ _RECIPES = {
     "clip": (train_clip, 2500),
     "foreground": (train_foreground, 1000),
     "sd3": (train_sd3, 5000),
-    "segmenter": (train_segmenter, 1000),
+    "segmenter": (train_segmenter, 800),
 }
 
 

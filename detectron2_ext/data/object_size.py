@@ -57,8 +57,8 @@ def adaptive_factors(box_ap: Sequence[float | None]) -> np.ndarray:
     mean = ap[known].mean()
     if not 0 < mean < 100:  # every class at the same end: all are at the mean
         return factors
-    limit = np.log(FACTOR_AT_ZERO)
-    factors[known] = np.exp(np.interp(ap[known], [0.0, mean, 100.0], [limit, 0.0, -limit]))
+    below, above = 1 - ap[known] / mean, (mean - ap[known]) / (100 - mean)
+    factors[known] = FACTOR_AT_ZERO ** np.where(ap[known] <= mean, below, np.maximum(above, -1))
     return factors
 
 

@@ -28,6 +28,7 @@ from detectron2_ext.data.paste_plan import LikeAnotherImage, PastePlan, Scattere
 from detectron2_ext.data.pasters import EitherPaster, ImagePaster, Paster, PoolPaster
 from detectron2_ext.data.pool import ImagesWithMasks, IndexedCutouts, InstancePool
 from detectron2_ext.data.scene_reader import SceneReader
+from exchange.config import from_repository
 from exchange.errors import UserError
 from exchange.feedback import Feedback
 from exchange.layout import RunLayout
@@ -47,6 +48,9 @@ def build_pool(
     if cfg.INPUT.INST_POOL_FEED:
         rounds = [round_] if cfg.SEGMENTER.LATEST_ROUND_ONLY else range(round_ + 1)
         cutouts = IndexedCutouts(layout, rounds) if crop else ImagesWithMasks.of_run(layout, rounds)
+    elif cfg.INPUT.INST_POOL and not cfg.INPUT.INST_POOL_PATH:
+        source = RunLayout(from_repository(cfg.INPUT.INST_POOL_ROOT))
+        cutouts = IndexedCutouts(source, source.pool_rounds())
     elif cfg.INPUT.INST_POOL:
         cutouts = ImagesWithMasks.of_annotations(cfg.INPUT.INST_POOL_PATH, cfg.INPUT.INST_POOL_ROOT)
     else:

@@ -14,6 +14,7 @@ from exchange import files
 from exchange.errors import UserError
 
 _NAME = re.compile(r"model_(\d{7,})\.pth")
+_LEFTOVER = re.compile(r"model_\w+\.pth\.\w+\.tmp")
 
 
 class RunCheckpoints:
@@ -62,6 +63,12 @@ class RunCheckpoints:
             )
         return path
 
+    def remove_leftovers(self) -> None:
+        """Removes what a process that was killed while writing has left; only for the one process that writes."""
+        for name in files.list_dir(self._folder):
+            if _LEFTOVER.fullmatch(name):
+                files.remove(files.join(self._folder, name))
+
     @property
     def _marker(self) -> str:
         return files.join(self._folder, "last_checkpoint")
@@ -71,8 +78,7 @@ class RunCheckpoints:
         done = sorted(int(match[1]) + 1 for match in found if match)
         passing = [iteration for iteration in done if iteration % self._round_iters and iteration < newest]
         for iteration in passing[: max(len(passing) - self._keep + 1, 0)]:
-            filesystem, local = fsspec.core.url_to_fs(self.path(iteration))
-            filesystem.rm(local)
+            files.remove(self.path(iteration))
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:

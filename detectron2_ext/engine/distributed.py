@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 # The others wait while the first process scores a validation set or the pool of a round is being made.
 _PATIENCE = datetime.timedelta(days=3)
@@ -31,6 +32,12 @@ class Ranks:
         """Returns when every process has come here."""
         if self.world_size > 1:
             dist.barrier()
+
+    def share(self, module: nn.Module) -> None:
+        """Gives every process the first one's parameters and buffers of ``module``."""
+        if self.world_size > 1:
+            for tensor in (*module.parameters(), *module.buffers()):
+                dist.broadcast(tensor.data, src=0)
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """The mean of ``values`` over the processes, on each of them."""

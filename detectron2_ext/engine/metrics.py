@@ -40,7 +40,8 @@ class LossWatch:
             self._require_finite()
 
     def look(self) -> dict[str, float]:
-        """Means since the last look: each loss (over all processes), ``total_loss``, ``time``, ``data_time``.
+        """Means since the last look: each loss (over all processes) and their sum ``total_loss``; seconds an
+        iteration took (``time``) and waited for its images (``data_time``); ``images_per_second`` of all processes.
 
         Raises UserError when a loss was not finite.
         """
@@ -48,9 +49,14 @@ class LossWatch:
         table = torch.stack([torch.stack(list(losses.values())) for _, losses, _ in self._seen])
         means = dict(zip(self._seen[0][1], self._ranks.mean(table.mean(dim=0)).tolist(), strict=True))
         count, now = len(self._seen), time.perf_counter()
-        seconds = {"time": (now - self._since) / count, "data_time": self._waited / count}
+        images = self._ranks.world_size * sum(len(names) for _, _, names in self._seen)
+        speed = {
+            "time": (now - self._since) / count,
+            "data_time": self._waited / count,
+            "images_per_second": images / (now - self._since),
+        }
         self._seen, self._waited, self._since = [], 0.0, now
-        return {"total_loss": sum(means.values()), **means, **seconds}
+        return {"total_loss": sum(means.values()), **means, **speed}
 
     def _require_finite(self) -> None:
         for iteration, losses, images in self._seen:

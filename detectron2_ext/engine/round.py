@@ -94,8 +94,10 @@ def start_or_resume(
         state.load_state_dict(read_checkpoint(latest))
         _log.info("resumed from %s", latest)
     ranks.barrier()
-    if latest is None and ranks.is_first:
-        checkpoints.save(state)
+    if ranks.is_first:
+        checkpoints.remove_leftovers()
+        if latest is None:
+            checkpoints.save(state)
     ranks.barrier()
     return state
 
@@ -162,6 +164,7 @@ def _evaluate(
 ) -> None:
     name = cfg.DATASETS.TEST[0]
     checkpoint = checkpoints.path(state.iteration)
+    ranks.share(state.evaluated)  # statistics of batch norm are each process's own
     evaluation = validate(
         cfg,
         state.evaluated,

@@ -82,8 +82,7 @@ def evaluate_model(
     _join_parts(part_file, result_file)
     predictions = Predictions.concatenate([Predictions.from_bytes(files.read_bytes(p)) for p in judged_file])
     for path in part_file + judged_file:
-        filesystem, local = fsspec.core.url_to_fs(path)
-        filesystem.rm(local)
+        files.remove(path)
     _log.info("scoring %d judged objects in %d images", len(predictions), len(truth.images))
     return score_predictions(truth, predictions)
 

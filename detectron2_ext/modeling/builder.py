@@ -113,7 +113,7 @@ def _check_choices(model: CfgNode) -> None:
 
 def _build_backbone(model: CfgNode) -> FeaturePyramid:
     if model.BACKBONE.NAME == "build_swintransformer_fpn_backbone":
-        bottom_up: nn.Module = SwinTransformer(model.SWIN.SIZE, recompute=model.SWIN.USE_CHECKPOINT)
+        bottom_up: nn.Module = SwinTransformer(SWIN_SIZES[model.SWIN.SIZE], model.SWIN.USE_CHECKPOINT)
     else:
         bottom_up = TimmResNet(model.TIMM.BASE_NAME, frozen_norm=model.TIMM.NORM == "FrozenBN")
     if list(model.FPN.IN_FEATURES) != list(bottom_up.channels):

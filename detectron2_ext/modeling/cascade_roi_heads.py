@@ -122,10 +122,6 @@ class CascadeRoiHeads(nn.Module):
             self._add_masks(features, detections)
         return detections
 
-    def embed(self, features: Sequence[Tensor], boxes: Tensor, image_index: Tensor) -> Tensor:
-        """Features (R, width) of boxes (R, 4) before the classifier of the last stage."""
-        return self.box_head[-1](self.box_pooler(features, boxes, image_index))
-
     def _add_masks(self, features: Sequence[Tensor], detections: Sequence[Instances]) -> None:
         counts = [len(of_image) for of_image in detections]
         boxes = torch.cat([of_image.pred_boxes for of_image in detections])

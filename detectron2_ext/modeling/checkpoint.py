@@ -131,24 +131,23 @@ def _match_backbone(
 ) -> dict[str, Tensor]:
     """Finds the place of a pre-trained backbone's weights, whose names lack the path to it."""
     ours = {name for name in expected if name.startswith(_BACKBONE)}
-    prefix = f"{_BACKBONE}base." if f"{_BACKBONE}base.conv1.weight" in ours else _BACKBONE
+    prefix = f"{_BACKBONE}base." if any(name.startswith(f"{_BACKBONE}base.") for name in ours) else _BACKBONE
     renamed = _official_swin_names(weights) if prefix + "layers.0.blocks.0.norm1.weight" in ours else {}
+    places = {name: prefix + renamed.get(name, name).removeprefix(prefix) for name in weights}
     chosen, differing, surplus = {}, [], []
-    for name, value in weights.items():
-        target = prefix + renamed.get(name, name).removeprefix(prefix)
-        if target in ours and value.shape == expected[target].shape:
-            chosen[target] = value
-            if name in renamed:
-                report.converted[name] = target
+    for name, place in places.items():
+        if place in ours and weights[name].shape == expected[place].shape:
+            chosen[place] = weights[name]
         elif _is_image_classifier(name):
             report.unused.append(name)
         else:
-            (differing if target in ours else surplus).append(name)
+            (differing if place in ours else surplus).append(name)
+    report.converted = {name: places[name] for name in renamed}
     report.fresh = [name for name in expected if name not in chosen]
     missing = [name for name in report.fresh if name in ours and not _may_be_fresh(name)]
     if missing or differing or surplus:
-        places = {name: expected[prefix + renamed.get(name, name).removeprefix(prefix)] for name in differing}
-        raise UserError(_describe_difference(report.path, weights, places, differing, missing, surplus))
+        wanted = {name: expected[places[name]] for name in differing}
+        raise UserError(_describe_difference(report.path, weights, wanted, differing, missing, surplus))
     return chosen
 
 

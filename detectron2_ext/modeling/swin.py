@@ -174,26 +174,25 @@ class SwinTransformer(nn.Module):
     (32).
 
     Args:
-        size: key of :data:`SWIN_SIZES`.
+        size: one of :data:`SWIN_SIZES`.
         recompute: compute the blocks' activations again in the backward pass instead of keeping them.
 
     ``channels`` says how many each feature has.
     """
 
-    def __init__(self, size: str, recompute: bool = False) -> None:
+    def __init__(self, size: SwinSize, recompute: bool = False) -> None:
         super().__init__()
-        config = SWIN_SIZES[size]
-        widths = [config.width * 2**stage for stage in range(4)]
-        num_blocks = sum(config.depths)
-        drop_paths = [config.drop_path * block / (num_blocks - 1) for block in range(num_blocks)]
-        ends = list(accumulate(config.depths))
-        self.patch_embed = PatchEmbedding(config.width)
+        widths = [size.width * 2**stage for stage in range(4)]
+        num_blocks = sum(size.depths)
+        drop_paths = [size.drop_path * block / (num_blocks - 1) for block in range(num_blocks)]
+        ends = list(accumulate(size.depths))
+        self.patch_embed = PatchEmbedding(size.width)
         self.layers = nn.ModuleList(
             SwinStage(
                 widths[stage],
-                config.heads[stage],
-                config.window,
-                drop_paths[ends[stage] - config.depths[stage] : ends[stage]],
+                size.heads[stage],
+                size.window,
+                drop_paths[ends[stage] - size.depths[stage] : ends[stage]],
                 merge=stage < 3,
                 recompute=recompute,
             )

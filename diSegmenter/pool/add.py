@@ -91,7 +91,7 @@ def _add(layout: RunLayout, round_: int, name: str, instance: ForeignInstance, s
     found = outline(alpha)
     if not found["segmentation"]:
         raise UnreadableImage(f"{instance.origin} shows no object: nothing has alpha above 0")
-    files.write_bytes(layout.cutout_image(name), encode_cutout(rgba, alpha, found["bbox"]))
+    files.write_bytes(layout.cutout(name), encode_cutout(rgba, alpha, found["bbox"]))
     return PoolInstance(
         file=name,
         round=round_,
@@ -99,11 +99,12 @@ def _add(layout: RunLayout, round_: int, name: str, instance: ForeignInstance, s
         width=rgba.shape[1],
         height=rgba.shape[0],
         **found,
+        objects=1,
         clip_white=None,
         clip_black=None,
         reason="",
         seed=0,
         model=source,
         prompt=instance.origin,
-        cutout=layout.cutout_image(name).removeprefix(layout.pool("") + "/"),
+        cutout=layout.cutout_name(name),
     )

@@ -33,8 +33,8 @@ def merge(layout: RunLayout, other: RunLayout, categories: Sequence[dict[str, An
             instance = index[row]
             name = layout.instance_name(target, instance.category_id, counts[instance.category_id])
             counts[instance.category_id] += 1
-            cutout = str(PurePosixPath("cutouts", name).with_suffix(".webp"))
-            files.write_bytes(layout.pool(cutout), index.read(row))
+            files.write_bytes(layout.cutout(name), index.read(row))
+            cutout = layout.cutout_name(name)
             moved = {"file": name, "round": target, "cutout": cutout, "offset": 0, "length": -1}
             rows.append(dataclasses.replace(instance, **moved))
         write_index(layout, target, rows)

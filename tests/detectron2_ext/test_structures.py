@@ -36,7 +36,10 @@ def awkward_boxes(count: int, seed: int = 1) -> torch.Tensor:
 @pytest.mark.parametrize("count", [9, 300])
 def test_mask_targets_are_those_of_roi_align_on_the_whole_image(count):
     masks, boxes = random_masks(count), awkward_boxes(count)
-    near = BitMasks.from_full(masks).boxes + torch.randn(count, 4, generator=torch.Generator().manual_seed(2)) * 4
+    near = (
+        BitMasks.from_full(masks).boxes
+        + torch.randn(count, 4, generator=torch.Generator().manual_seed(2)) * 4
+    )
     boxes[3::2] = near[3::2]
     rois = torch.cat([torch.arange(count)[:, None], boxes], dim=1)
     whole = roi_align(masks[:, None].float(), rois, 28, spatial_scale=1.0, aligned=True)[:, 0]

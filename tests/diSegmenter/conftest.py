@@ -3,6 +3,7 @@
 import io
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 from exchange import files
 from exchange.layout import RunLayout
 from exchange.manifest import GeneratedInstance, Manifest, write_manifest
+from exchange.pool_index import PoolInstance
 
 CATEGORIES = [
     {
@@ -138,6 +140,30 @@ def generate(
     }
     write_manifest(layout, Manifest(round_, shard, num_shards, "tiny", complete, asked, instances, 1.0))
     return instances
+
+
+def pool_instance(round_: int, category_id: int, number: int, **values: Any) -> PoolInstance:
+    """A kept instance as stage 2 writes it, with ``values`` in place of some of its fields."""
+    name = RunLayout.instance_name(round_, category_id, number)
+    fields = {
+        "file": name,
+        "round": round_,
+        "category_id": category_id,
+        "width": 48,
+        "height": 40,
+        "bbox": [3, 4, 10, 11],
+        "area": 90,
+        "segmentation": [[3, 4, 12, 4, 12, 14]],
+        "objects": 1,
+        "clip_white": 0.0,
+        "clip_black": 30.0,
+        "reason": "",
+        "seed": number,
+        "model": "tiny",
+        "prompt": "a photo",
+        "cutout": RunLayout.cutout_name(name),
+    }
+    return PoolInstance(**fields | values)
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from diSegmenter.checks import Checks, MaskCleaner
-from exchange.cutouts import Cutout
+from tests.diSegmenter.conftest import pool_instance
 
-GOOD = Cutout("a.png", 1, 100, 50, [20, 10, 40, 30], 1000, [[20, 10, 59, 10, 59, 39]], 1, 24.0, 26.0)
+GOOD = pool_instance(0, 1, 0, width=100, height=50, bbox=[20, 10, 40, 30], area=1000, clip_black=26.0)
 CHECKS = Checks(clip_threshold=25.0, area_share=(0.05, 0.95), max_objects=1, drop_touching_border=True)
 
 
@@ -33,6 +33,10 @@ def test_each_check_drops_with_its_reason(change, reason):
 
 def test_the_better_of_the_two_backgrounds_decides_at_the_threshold_itself():
     assert CHECKS.reason(dataclasses.replace(GOOD, clip_white=25.0, clip_black=-3.0)) == ""
+
+
+def test_an_instance_without_a_score_is_not_judged_by_it():
+    assert CHECKS.reason(dataclasses.replace(GOOD, clip_white=None, clip_black=None)) == ""
 
 
 def test_switched_off_checks_drop_nothing():

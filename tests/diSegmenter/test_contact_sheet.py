@@ -1,14 +1,8 @@
-import io
-
 import numpy as np
-from PIL import Image
 
-from diSegmenter.checks import Checks
-from diSegmenter.contact_sheet import Entry, draw_contact_sheet, write_contact_sheet
-from diSegmenter.finish_round import finish_round
-from exchange import files
-from tests.diSegmenter.conftest import CATEGORIES, disc_image, generate
-from tests.diSegmenter.test_finish_round import cut_out
+from diSegmenter.contact_sheet import Entry, contact_sheet, draw_contact_sheet
+from diSegmenter.images import write_alpha
+from tests.diSegmenter.conftest import disc_image, generate, pool_instance
 
 
 def test_kept_ones_are_framed_green_and_dropped_ones_red():
@@ -19,15 +13,19 @@ def test_kept_ones_are_framed_green_and_dropped_ones_red():
         for reason in ("", "CLIP score")
     )
     differ = (green != red).any(2)
-    assert differ.any()
-    assert (green[differ] @ [-1, 1, 0]).max() > 0 > (red[differ] @ [-1, 1, 0]).min()
+    balance = np.asarray(green, int)[..., 1] - np.asarray(green, int)[..., 0]
+    assert balance[differ].max() > 0
+    balance = np.asarray(red, int)[..., 1] - np.asarray(red, int)[..., 0]
+    assert balance[differ].min() < 0
 
 
 def test_the_sheet_of_a_round_shows_a_spread_of_it(layout):
-    cut_out(layout, generate(layout, 0, 80), [30.0, 20.0] * 40)
-    checks = Checks(25.0, (0.0, 1.0), 0, False)
-    finish_round(layout, 0, checks, CATEGORIES, [0])
-    names = {category["id"]: category["name"] for category in CATEGORIES}
-    write_contact_sheet(layout, 0, names)
-    sheet = Image.open(io.BytesIO(files.read_bytes(files.join(layout.pictures_dir, "generated_rd00.png"))))
+    instances = []
+    for item in generate(layout, 0, 80):
+        write_alpha(layout.segmented(item.file), np.zeros((40, 48), np.uint8), {})
+        instances.append(pool_instance(0, item.category_id, item.instance))
+    names = {3: "red disc", 7: "blue disc"}
+    sheet = contact_sheet(layout, "round 0", instances, names)
     assert sheet.width > 1000 and 1000 < sheet.height < 1300  # every second one: seven rows
+    gone = [pool_instance(9, 3, number) for number in range(80)]
+    assert contact_sheet(layout, "round 9", gone, names).height < 100

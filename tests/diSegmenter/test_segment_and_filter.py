@@ -8,9 +8,9 @@ import yaml
 from diSegmenter import segmentAndFilter
 from exchange import files
 from exchange.annotations import read_annotations
-from exchange.cutouts import read_round_cutouts, read_verdicts
 from exchange.errors import UserError
 from exchange.layout import RunLayout
+from exchange.pool_index import PoolIndex
 from tests.diSegmenter.conftest import CATEGORIES, generate
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -58,7 +58,8 @@ def test_the_script_runs_from_its_own_folder_and_from_the_top(config, layout):
         assert result.returncode == 0, result.stderr
         assert len(read_annotations(layout.annotations(1)).annotations) == kept
     assert files.exists(layout.annotations_done(1))
-    assert files.list_dir(layout.pictures_dir) == ["generated_rd00.png", "generated_rd01.png"]
+    pictures = ["generated_rd00.png", "generated_rd01.png", "report_rd00.html", "report_rd01.html"]
+    assert files.list_dir(layout.pictures_dir) == pictures
 
 
 def test_what_cannot_go_on_ends_with_exit_code_2_and_one_line(config, layout):
@@ -73,7 +74,7 @@ def test_what_cannot_go_on_ends_with_exit_code_2_and_one_line(config, layout):
 def test_rounds_and_shares_are_chosen_on_the_command_line(monkeypatch, config, layout):
     generate(layout, 0, 9)
     call(monkeypatch, "--config", config, "--round", "1", "--div", "0", "--num_div", "2")
-    assert 0 < len(read_round_cutouts(layout, 0)[0]) < 9
+    assert 0 < len(files.list_dir(layout.segmented(""))) < 9
     assert not files.exists(layout.annotations_done(0))
     call(monkeypatch, "--config", config, "--round", "1", "--div", "1", "--num_div", "2")
     assert len(read_annotations(layout.annotations(0)).annotations) == 9
@@ -95,14 +96,24 @@ def test_another_threshold_needs_no_model(monkeypatch, config, layout):
     for round_ in (0, 1):
         generate(layout, round_, 6)
     call(monkeypatch, "--config", config)
-    scores = {name: c.clip_score for r in (0, 1) for name, c in read_round_cutouts(layout, r)[0].items()}
+    scores = {instance.file: instance.clip_score for instance in PoolIndex(layout, [0, 1])}
     threshold = sorted(scores.values())[5]
     monkeypatch.setattr(segmentAndFilter, "build_segmenter", None)
     call(monkeypatch, "--config", config, "--refilter", str(threshold))
     kept = {image["file_name"] for image in read_annotations(layout.annotations(1)).images}
     assert kept == {name for name, score in scores.items() if score >= threshold}
     assert 0 < len(kept) < 12
-    assert read_verdicts(layout, 0).settings["clip_threshold"] == threshold
+    assert files.read_json(layout.verdicts(0))["settings"]["clip_threshold"] == threshold
+
+
+def test_generated_images_and_masks_can_go_once_a_round_is_finished(monkeypatch, config, layout):
+    generate(layout, 0, 5)
+    options = ["--config", config, "--round", "1", "SEGMENTER.KEEP_RAW", "False"]
+    call(monkeypatch, *options)
+    assert not [name for name in files.list_dir(layout.raw("")) if name.startswith("00")]
+    monkeypatch.setattr(segmentAndFilter, "build_segmenter", None)
+    call(monkeypatch, *options)
+    assert len(PoolIndex(layout, [0])) == 5
 
 
 def test_refiltering_nothing_is_an_error(monkeypatch, config):

@@ -7,9 +7,9 @@ import pytest
 from diSegmenter.checks import MaskCleaner
 from diSegmenter.follow import follow_round
 from diSegmenter.images import read_rgba
-from diSegmenter.segment_round import RoundSegmenter
+from diSegmenter.segment_round import RoundSegmenter, read_cut_out
 from exchange import files
-from exchange.cutouts import read_round_cutouts
+from exchange.layout import RunLayout
 from tests.diSegmenter.conftest import generate
 
 
@@ -28,48 +28,45 @@ def score(images, alphas, category_ids):
     return np.array([[category, alpha.mean()] for alpha, category in zip(alphas, category_ids, strict=True)])
 
 
-def segment(layout, foreground, batch_size=4, shard=0, num_shards=1, scorer=score):
+def segment(layout, foreground, batch_size=4, shard=0, num_shards=1):
     segmenter = RoundSegmenter(
-        layout, foreground, MaskCleaner(128, True), scorer, batch_size, 2, shard, num_shards
+        layout, foreground, MaskCleaner(128, True), score, batch_size, 2, shard, num_shards
     )
-    segmenter(0, follow_round(layout, 0, timeout_s=0))
+    return segmenter(0, follow_round(layout, 0, timeout_s=0))
 
 
 def contents(layout):
-    folder = Path(layout.root)
-    return {str(path): path.read_bytes() for path in folder.rglob("*.*")}
+    return {path.relative_to(layout.root): path.read_bytes() for path in Path(layout.root).rglob("*.*")}
 
 
-def test_mask_and_record_agree(layout):
-    generate(layout, 0, 7)
-    segment(layout, Darkness())
-    cutouts, unreadable = read_round_cutouts(layout, 0)
-    assert len(cutouts) == 7 and not unreadable
-    for name, cutout in cutouts.items():
-        alpha = read_rgba(layout.segmented(name))[..., 0]
-        image = read_rgba(layout.raw(name))
+def test_mask_record_and_cut_out_agree(layout):
+    generated = generate(layout, 0, 7)
+    instances = segment(layout, Darkness())
+    assert sorted(i.file for i in instances) == sorted(item.file for item in generated)
+    for instance in instances:
+        assert read_cut_out(layout, instance.file) == instance
+        alpha = read_rgba(layout.segmented(instance.file))[..., 0]
+        image = read_rgba(layout.raw(instance.file))
         np.testing.assert_array_equal(alpha, np.where(image[..., 1] < 255, 255, 0))
-        assert cutout.area == (alpha > 0).sum() and (cutout.height, cutout.width) == alpha.shape
-        assert cutout.clip_white == cutout.category_id
-        x, y, width, height = cutout.bbox
+        assert instance.area == (alpha > 0).sum() and (instance.height, instance.width) == alpha.shape
+        assert instance.clip_white == instance.category_id
+        assert instance.clip_black == pytest.approx(alpha.mean(), abs=1e-3)
+        assert (instance.model, instance.prompt, instance.reason) == ("tiny", "a photo", "")
+        x, y, width, height = instance.bbox
         window = np.s_[y : y + height, x : x + width]
-        pasted = read_rgba(layout.cutout_image(name))
+        pasted = read_rgba(layout.cutout(instance.file))
         np.testing.assert_array_equal(pasted[..., :3], image[window][..., :3])
         np.testing.assert_array_equal(pasted[..., 3], alpha[window])
-        assert cutout.clip_black == pytest.approx(alpha.mean(), abs=1e-3)
 
 
-def test_batches_and_shards_give_the_same_pool(layout, tmp_path):
-    from exchange.layout import RunLayout
-
+def test_batches_and_shards_give_the_same_files(layout, tmp_path):
     other = RunLayout(str(tmp_path / "other"))
     for run in (layout, other):
         generate(run, 0, 11)
-    segment(layout, Darkness(), batch_size=1)
-    for shard in range(3):
-        segment(other, Darkness(), 4, shard, 3)
-    assert read_round_cutouts(layout, 0) == read_round_cutouts(other, 0)
-    assert len(other.all_cutouts(0)) == 3
+    together = segment(layout, Darkness(), batch_size=1)
+    apart = [segment(other, Darkness(), 4, shard, 3) for shard in range(3)]
+    assert sorted(together, key=repr) == sorted((i for part in apart for i in part), key=repr)
+    assert all(apart) and contents(layout) == contents(other)
 
 
 def test_a_second_call_recomputes_nothing(layout):
@@ -81,14 +78,15 @@ def test_a_second_call_recomputes_nothing(layout):
 
 
 def test_only_what_is_missing_or_cut_off_is_made_again(layout):
-    instances = generate(layout, 0, 6)
+    names = [item.file for item in generate(layout, 0, 6)]
     segment(layout, Darkness())
     before, again = contents(layout), Darkness()
-    for path in (layout.segmented(instances[1].file), layout.cutout_image(instances[4].file)):
-        files.write_bytes(path, before[path][:-10])
-    os.remove(layout.cutout_image(instances[2].file))
-    segment(layout, again)
-    assert again.seen == 3 and contents(layout) == before
+    for path in (Path(layout.segmented(names[1])), Path(layout.cutout(names[4]))):
+        path.write_bytes(path.read_bytes()[:-10])
+    os.remove(layout.cutout(names[2]))
+    files.write_bytes(layout.segmented(names[3]), files.read_bytes(layout.raw(names[3])))  # no record
+    assert len(segment(layout, again)) == 6
+    assert again.seen == 4 and contents(layout) == before
 
 
 def test_a_call_that_dies_half_way_is_resumed(layout):
@@ -103,19 +101,26 @@ def test_a_call_that_dies_half_way_is_resumed(layout):
     with pytest.raises(KeyboardInterrupt):
         segment(layout, Dies())
     again = Darkness()
+    assert len(segment(layout, again)) == 8 and again.seen == 4
+
+
+def test_images_without_an_object_are_done_too(layout):
+    generate(layout, 0, 3)
+
+    class Nothing(Darkness):
+        def __call__(self, images):
+            return [np.zeros_like(alpha) for alpha in super().__call__(images)]
+
+    assert [i.area for i in segment(layout, Nothing())] == [0, 0, 0]
+    again = Nothing()
     segment(layout, again)
-    assert again.seen == 4
-    assert len(read_round_cutouts(layout, 0)[0]) == 8
+    assert again.seen == 0 and not files.exists(layout.pool("cutouts"))
 
 
-def test_an_image_that_does_not_decode_is_listed_and_tried_again(layout):
-    instances = generate(layout, 0, 6)
-    good = files.read_bytes(layout.raw(instances[2].file))
-    files.write_bytes(layout.raw(instances[2].file), good[:60])
-    segment(layout, Darkness())
-    cutouts, unreadable = read_round_cutouts(layout, 0)
-    assert unreadable == [instances[2].file] and len(cutouts) == 5
-    files.write_bytes(layout.raw(instances[2].file), good)
-    segment(layout, Darkness())
-    cutouts, unreadable = read_round_cutouts(layout, 0)
-    assert not unreadable and len(cutouts) == 6
+def test_an_image_that_does_not_decode_is_tried_again_by_the_next_call(layout):
+    names = [item.file for item in generate(layout, 0, 6)]
+    good = files.read_bytes(layout.raw(names[2]))
+    files.write_bytes(layout.raw(names[2]), good[:60])
+    assert names[2] not in [i.file for i in segment(layout, Darkness())]
+    files.write_bytes(layout.raw(names[2]), good)
+    assert names[2] in [i.file for i in segment(layout, Darkness())]

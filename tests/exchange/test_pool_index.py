@@ -16,12 +16,24 @@ from exchange.pool_index import PoolIndex, PoolInstance, write_index
 
 def instance(round_: int, category_id: int, number: int, reason: str = "") -> PoolInstance:
     name = RunLayout.instance_name(round_, category_id, number)
-    polygon = [number, 2, 30, 2, 30, 40 + number]
     return PoolInstance(
-        name, round_, category_id, 64, 48, [number, 2, 31, 39], 700 + number, [polygon, [1, 2, 3, 4, 5, 6]], 24.5,
-        26.25, reason, 1 << 62, "some/model", f"a photo of {category_id}",
-        f"cutouts/{name[:-4]}.webp",
-    )  # fmt: skip
+        file=name,
+        round=round_,
+        category_id=category_id,
+        width=64,
+        height=48,
+        bbox=[number, 2, 31, 39],
+        area=700 + number,
+        segmentation=[[number, 2, 30, 2, 30, 40 + number], [1, 2, 3, 4, 5, 6]],
+        objects=2,
+        clip_white=24.5,
+        clip_black=26.25,
+        reason=reason,
+        seed=1 << 62,
+        model="some/model",
+        prompt=f"a photo of {category_id}",
+        cutout=RunLayout.cutout_name(name),
+    )
 
 
 @pytest.fixture(params=["folder", "memory"])

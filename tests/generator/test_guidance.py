@@ -10,7 +10,7 @@ from tiny_pipelines import FAMILIES, SIZE, make_classifier, make_pipeline
 from exchange.errors import UserError
 from generator.criteria import CRITERIA, loss
 from generator.denoiser_call import denoiser_of
-from generator.guidance import Guidance, ascend, guided
+from generator.guidance import MODES, Guidance, ascend, guided
 
 PROMPTS = ["a photo of cow", "bat in b", "three dogs"]
 CLASSES = torch.tensor([0, 1, 2])
@@ -46,7 +46,7 @@ def draw_guided(pipeline, guidance, which=(0, 1, 2), **options):
         return draw(pipeline, which, **options)
 
 
-@pytest.mark.parametrize("mode", ["exact", "decoder"])
+@pytest.mark.parametrize("mode", MODES)
 def test_batch_equals_its_images_one_by_one(pipeline, classifier, mode):
     guidance = Guidance(classifier, every=2, mode=mode)
     one_by_one = torch.cat([draw_guided(pipeline, guidance, (i,)) for i in range(3)])
@@ -224,6 +224,27 @@ def test_gradient_pass_may_use_another_decoder(classifier):
     )
     images = draw_guided(pipeline, Guidance(classifier, decoder=small))
     assert images.shape == (3, 3, SIZE, SIZE) and not torch.equal(images, draw(pipeline))
+
+
+def test_noise_levels_outside_the_range_are_not_guided(classifier):
+    pipeline = make_pipeline("sd3")  # its four steps have the noise levels 1, 0.86, 0.60 and 0.01
+    plain = draw(pipeline)
+    assert torch.equal(draw_guided(pipeline, Guidance(classifier, every=1, sigmas=(1.1, 2.0))), plain)
+    with guided(pipeline, Guidance(classifier, every=1, sigmas=(0.5, 0.7)), CLASSES) as trace:
+        third_only = draw(pipeline)
+    assert trace.first.isfinite().all()
+    every_third = draw_guided(pipeline, Guidance(classifier, every=2, sigmas=(0.0, 0.9)))
+    assert torch.equal(third_only, every_third) and not torch.equal(third_only, plain)
+
+
+def test_conditional_mode_is_exact_where_the_prompt_is_empty(classifier):
+    """Both halves are the same then, and so are their gradients."""
+    pipeline = make_pipeline("sd3")
+    images = [
+        draw_guided(pipeline, Guidance(classifier, mode=mode), prompt=["", "", ""])
+        for mode in ("exact", "conditional")
+    ]
+    torch.testing.assert_close(images[0], images[1], rtol=0, atol=1e-4)
 
 
 def test_pipeline_that_combines_predictions_in_another_way_is_refused(classifier):

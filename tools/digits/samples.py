@@ -41,11 +41,6 @@ def category_name(category_id: int) -> str:
     return f"{list(INKS)[ink]} {WORDS[digit]}"
 
 
-def category_id(digit: int, ink: int) -> int:
-    """Category of a digit (0–9) in an ink (0–2)."""
-    return digit * len(INKS) + ink + 1
-
-
 def draw(pixels: npt.NDArray[np.float32], height: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:
     """A digit as coverage in [0, 1], (height, width), tight: enlarged, slightly rotated, slanted and stretched."""
     side = 4 * height

@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 from sklearn.datasets import load_sample_images
 
 from exchange.annotations import frequency
-from tools.digits.samples import NUM_CATEGORIES, Samples, blend, category_id, category_name, draw, ink_colour
+from tools.digits.samples import INKS, NUM_CATEGORIES, WORDS, Samples, blend, category_name, draw, ink_colour
 
 SIZE = 160
 MAX_OBJECTS = 5
@@ -32,10 +32,17 @@ class Scene:
 
 
 def long_tailed_counts(rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Training instances per category, (30,): Zipf over a random ranking, at least two each."""
+    """Training instances per category, (30,): Zipf over a random ranking, at least two each.
+
+    The inks of a digit follow each other in the ranking, so that a rare category's digit is rare in every ink.
+    With a ranking of the categories alone the segmenter learns a digit in one ink and knows it in all.
+    """
     weights = np.arange(1, NUM_CATEGORIES + 1) ** -ZIPF_EXPONENT
-    counts = np.maximum(np.rint(TRAIN_INSTANCES * weights / weights.sum()), 2).astype(np.int64)
-    return counts[rng.permutation(NUM_CATEGORIES)]
+    ranked = np.maximum(np.rint(TRAIN_INSTANCES * weights / weights.sum()), 2).astype(np.int64)
+    counts = np.empty((len(WORDS), len(INKS)), dtype=np.int64)
+    for digit, share in zip(rng.permutation(len(WORDS)), ranked.reshape(counts.shape), strict=True):
+        counts[digit] = rng.permutation(share)
+    return counts.ravel()
 
 
 def photographs(part: str) -> list[npt.NDArray[np.uint8]]:
@@ -71,7 +78,7 @@ def compose(
     image = np.clip(image * rng.uniform(0.7, 1.2), 0, 255).astype(np.uint8)
     masks: list[npt.NDArray[np.bool_]] = []
     for category in categories:
-        digit, ink = divmod(category - 1, 3)
+        digit, ink = divmod(category - 1, len(INKS))
         sample = samples.pixels[rng.choice(np.flatnonzero(samples.labels == digit))]
         for _ in range(100):
             height = round(np.exp(rng.uniform(np.log(MIN_HEIGHT), np.log(MAX_HEIGHT))))
@@ -127,6 +134,3 @@ def _categories(scenes: list[Scene]) -> list[dict[str, Any]]:
             }
         )
     return records
-
-
-__all__ = ["Scene", "annotation_file", "category_id", "compose", "deal", "long_tailed_counts", "photographs"]

@@ -94,7 +94,7 @@ def test_a_resumed_training_equals_the_uninterrupted_one_bit_by_bit(tmp_path: Pa
         [json.loads(line) for line in (tmp_path / name / "metrics.json").read_text().splitlines()]
         for name in ("whole", "parts")
     ]
-    for timing in ("time", "data_time", "eta_seconds", "memory_mib"):
+    for timing in ("time", "data_time", "images_per_second", "eta_seconds", "memory_mib"):
         for line in (*lines[0], *lines[1]):
             assert line.pop(timing) >= 0
     assert [line["iteration"] for line in lines[0]] == [3, 4, 6, 8, 9, 12, 15, 16, 18, 20]
@@ -122,6 +122,19 @@ def test_checkpoints_of_ends_of_rounds_stay_and_others_go(tmp_path: Path) -> Non
     assert names == ["model_0000009.pth", "model_0000017.pth", "model_0000019.pth"]
     assert checkpoints.latest() == str(tmp_path / "model_0000019.pth")
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000019.pth"
+
+
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    names = [
+        "model_0000003.pth.0a1b2c3d.tmp",
+        "model_initial.pth.0a1b2c3d.tmp",
+        "model_0000003.pth",
+        "notes.tmp",
+    ]
+    for name in names:
+        (tmp_path / name).touch()
+    RunCheckpoints(str(tmp_path), 10, 1).remove_leftovers()
+    assert sorted(path.name for path in tmp_path.iterdir()) == names[2:]
 
 
 def test_a_checkpoint_has_detectron2s_layout_and_the_settings(tmp_path: Path) -> None:

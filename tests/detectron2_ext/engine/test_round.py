@@ -1,4 +1,4 @@
-"""The training stage as a whole: rounds, feedback, resumption, evaluation, and what it says when it cannot."""
+"""The training stage as a whole: rounds, feedback, resumption, evaluation, and its error messages."""
 
 from __future__ import annotations
 

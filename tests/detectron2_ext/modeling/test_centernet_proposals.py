@@ -64,7 +64,9 @@ def decode(heat, distances, image, pre_nms, post_nms, threshold, nms):
                 left, top, right, bottom = (level_distances[image, :, row, column].double() * stride).tolist()
                 x1, y1 = x - left, y - top
                 if p > threshold:
-                    found.append((math.sqrt(p), [x1, y1, max(x + right, x1 + 0.01), max(y + bottom, y1 + 0.01)]))
+                    found.append(
+                        (math.sqrt(p), [x1, y1, max(x + right, x1 + 0.01), max(y + bottom, y1 + 0.01)])
+                    )
         candidates += sorted(found, reverse=True)[:pre_nms]
     kept = []
     for score, box in sorted(candidates, reverse=True):
@@ -104,8 +106,9 @@ def test_losses_are_divided_by_the_objects_of_the_whole_batch():
     single, single_features, heat, distances = make(1)
     totals = {name: 0.0 for name in losses}
     for image in range(2):
-        single.centernet_head.outputs = [[level[image : image + 1] for level in part] for part in
-                                         network.centernet_head.outputs]
+        single.centernet_head.outputs = [
+            [level[image : image + 1] for level in part] for part in network.centernet_head.outputs
+        ]
         truth = GroundTruth.from_instances([objects([[4, 4, 30, 30]], [0], (48, 56))], torch.device("cpu"))
         for name, loss in single(single_features, truth)[1].items():
             totals[name] += loss.item() / 2
@@ -114,7 +117,9 @@ def test_losses_are_divided_by_the_objects_of_the_whole_batch():
 
 def test_an_untrained_head_expects_objects_with_the_prior_probability():
     torch.manual_seed(0)
-    heat, distances = CenterNetHead(64, 2, prior_prob=0.01)([torch.randn(2, 64, 5, 5), torch.randn(2, 64, 3, 3)])
+    heat, distances = CenterNetHead(64, 2, prior_prob=0.01)(
+        [torch.randn(2, 64, 5, 5), torch.randn(2, 64, 3, 3)]
+    )
     assert [tuple(level.shape) for level in heat] == [(2, 1, 5, 5), (2, 1, 3, 3)]
     assert heat[0].sigmoid().mean().item() == pytest.approx(0.01, rel=0.1)
     assert distances[1].shape == (2, 4, 3, 3)

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from diSegmenter.annotate import outline
+from diSegmenter.annotate import lvis_file, outline
 from diSegmenter.images import decode_rgba, encode_cutout
 from diSegmenter.pool.move import export_coco, export_folders, merge, pack
 from diSegmenter.pool.prune import prune_dropped, prune_duplicates, prune_originals
@@ -16,8 +16,8 @@ from exchange import files
 from exchange.annotations import read_annotations
 from exchange.errors import UserError
 from exchange.layout import RunLayout
-from exchange.pool_index import PoolIndex, PoolInstance, write_index
-from tests.diSegmenter.conftest import CATEGORIES, disc_image
+from exchange.pool_index import PoolIndex, write_index
+from tests.diSegmenter.conftest import CATEGORIES, disc_image, pool_instance
 from tools import pool as command
 
 IDS = {category["id"] for category in CATEGORIES}
@@ -27,8 +27,6 @@ NAMES = {category["id"]: category["name"] for category in CATEGORIES}
 @pytest.fixture
 def layout(tmp_path):
     """A pool of two rounds with three kept discs each, and one that was dropped."""
-    from diSegmenter.annotate import lvis_file
-
     layout = RunLayout(str(tmp_path / "run"))
     for round_ in (0, 1):
         rows = []
@@ -38,28 +36,12 @@ def layout(tmp_path):
             image = disc_image(5 + number + 4 * round_)
             alpha = np.where(image[..., 1] < 255, 255, 0).astype(np.uint8)
             found = outline(alpha)
-            cutout = f"cutouts/{name[:-4]}.webp"
-            files.write_bytes(layout.pool(cutout), encode_cutout(image, alpha, found["bbox"]))
+            files.write_bytes(layout.cutout(name), encode_cutout(image, alpha, found["bbox"]))
             files.write_bytes(layout.raw(name), b"raw")
             files.write_bytes(layout.segmented(name), b"alpha")
             reason = "CLIP score" if number == 3 else ""
-            rows.append(
-                PoolInstance(
-                    name,
-                    round_,
-                    category,
-                    48,
-                    40,
-                    **found,
-                    clip_white=20.0,
-                    clip_black=26.0 + number,
-                    reason=reason,
-                    seed=1,
-                    model="m",
-                    prompt="p",
-                    cutout=cutout,
-                )  # fmt: skip
-            )
+            values = found | {"clip_black": 26.0 + number, "reason": reason}
+            rows.append(pool_instance(round_, category, number, **values))
         write_index(layout, round_, rows)
         pool = PoolIndex(layout, range(round_ + 1))
         files.write_json(layout.annotations(round_), lvis_file(pool, CATEGORIES, round_))

@@ -1,0 +1,51 @@
+"""Dataclasses out of JSON that nobody vouches for."""
+
+import dataclasses
+import functools
+import math
+import types
+import typing
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def from_record(kind: type[T], record: Any) -> T:
+    """An instance of the dataclass ``kind`` with the values of the JSON object ``record``.
+
+    Keys that are no fields are left out; numbers must be finite. Raises ValueError that names the field which is
+    missing or of another type.
+    """
+    if not isinstance(record, dict):
+        raise ValueError(f"it holds {type(record).__name__} instead of an object")
+    values = {}
+    for name, (hint, required) in _fields(typing.cast(Any, kind)).items():
+        if name in record:
+            if not _fits(record[name], hint):
+                raise ValueError(f"{name!r} is {str(record[name])[:80]!r}")
+            values[name] = record[name]
+        elif required:
+            raise ValueError(f"{name!r} is missing")
+    return kind(**values)
+
+
+@functools.cache
+def _fields(kind: type[Any]) -> dict[str, tuple[Any, bool]]:
+    """Type and whether there is no default, of each field."""
+    hints = typing.get_type_hints(kind)
+    return {
+        field.name: (hints[field.name], field.default is dataclasses.MISSING)
+        for field in dataclasses.fields(kind)
+    }
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)
+    if hint in (int, float):
+        fits = isinstance(value, (int, hint)) and not isinstance(value, bool)
+        return fits and abs(value) < 1 << 63 and math.isfinite(value)
+    return isinstance(value, hint)

@@ -1,0 +1,64 @@
+"""What a round tells the generator, from checkpoints made by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from detectron2_ext.engine.feedback import classifier_rows, drift, make_feedback
+from detectron2_ext.evaluation import Evaluation
+from exchange import files
+from exchange.errors import UserError
+
+_NAME = "roi_heads.box_predictor.{}.cls_score.weight"
+
+
+def _weights(seed: int, num_classes: int = 3) -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    return {_NAME.format(stage): torch.randn(num_classes + 1, 5, generator=draw) for stage in (0, 2, 1)}
+
+
+def test_drift_of_a_class_is_read_from_its_own_row() -> None:
+    before = torch.zeros(3, 5)
+    now = before.clone()
+    now[1] = torch.tensor([3.0, 0.0, 4.0, 0.0, 0.0])
+    assert drift(now, before) == [0.0, 5.0, 0.0]
+
+
+def test_rows_are_those_of_the_last_stage_without_the_background() -> None:
+    weights = _weights(0)
+    rows = classifier_rows(weights, 3)
+    assert rows.dtype == torch.float64
+    assert torch.equal(rows, weights[_NAME.format(2)][:3].double())
+
+
+def test_feedback_uses_the_averaged_weights_and_names_the_checkpoint(tmp_path: Path) -> None:
+    for name, seed in (("before", 1), ("now", 2)):
+        torch.save({"model": _weights(seed + 10), "model_ema": _weights(seed)}, tmp_path / f"{name}.pth")
+    mask = {"AP": 8.0, "APr": None, "APc": 7.0, "APf": 9.0}
+    evaluation = Evaluation({"AP": 10.0}, mask, [1.0, None, 2.0], [3.0, None, 4.0])
+    feedback = make_feedback(
+        evaluation,
+        round_=4,
+        iteration=50,
+        checkpoint=str(tmp_path / "now.pth"),
+        before=str(tmp_path / "before.pth"),
+        dataset="val",
+        category_ids=[2, 5, 9],
+    )
+    last = _NAME.format(2)
+    expected = (_weights(2)[last].double() - _weights(1)[last].double()).square().sum(dim=1).sqrt()[:3]
+    assert feedback.drift == pytest.approx(expected.tolist(), rel=1e-12)
+    assert feedback.checkpoint_sha256 == files.sha256(str(tmp_path / "now.pth"))
+    assert (feedback.box_ap, feedback.mask_ap) == ([1.0, None, 2.0], [3.0, None, 4.0])
+    assert (feedback.mean_box_ap, feedback.mean_mask_ap) == (10.0, 8.0)
+    assert (feedback.ap_r, feedback.ap_c, feedback.ap_f) == (None, 7.0, 9.0)
+
+
+def test_a_classifier_of_another_width_or_network_is_named() -> None:
+    with pytest.raises(UserError, match="has 3 classes and the validation set 4"):
+        classifier_rows(_weights(0), 4)
+    with pytest.raises(UserError, match=r"no roi_heads\.box_predictor"):
+        classifier_rows({"fc.weight": torch.zeros(2, 2)}, 1)

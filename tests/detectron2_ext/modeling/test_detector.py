@@ -1,0 +1,125 @@
+import pytest
+import torch
+from network_scenes import NUM_CLASSES, objects, scene, small_config
+
+from detectron2_ext.modeling import build_model
+
+LOSSES = {
+    *(f"loss_{kind}_stage{stage}" for kind in ("cls", "box_reg") for stage in range(3)),
+    "loss_mask",
+    "loss_centernet_loc",
+    "loss_centernet_agn_pos",
+    "loss_centernet_agn_neg",
+}
+
+
+def detector(seed=0, generator=None, **overrides):
+    torch.manual_seed(seed)
+    return build_model(small_config(**overrides), generator=generator)
+
+
+AWKWARD = {
+    "ordinary": lambda: [scene(0), scene(1, (48, 40), 1)],
+    "no object": lambda: [scene(0, num_objects=0), scene(1, num_objects=0)],
+    "one image without": lambda: [scene(0), scene(1, num_objects=0)],
+    "300 objects": lambda: [scene(0, num_objects=300)],
+    "on the border": lambda: [
+        scene(0) | {"instances": objects([[0, 0, 96, 64], [90, 60, 96, 64]], [0, 1], (64, 96))}
+    ],
+    "partly outside": lambda: [scene(0) | {"instances": objects([[-20, -9, 30, 30]], [2], (64, 96))}],
+    "without width": lambda: [
+        scene(0) | {"instances": objects([[9, 9, 9, 30], [20, 20, 50, 50]], [2, 1], (64, 96))}
+    ],
+}
+
+
+@pytest.mark.parametrize("batch", AWKWARD.values(), ids=AWKWARD)
+def test_every_loss_is_finite_and_every_trained_weight_has_a_gradient(batch):
+    network = detector().train()
+    losses = network(batch())
+    assert set(losses) == LOSSES
+    assert all(
+        loss.dtype == torch.float32 and loss.shape == () and loss.isfinite() for loss in losses.values()
+    )
+    sum(losses.values()).backward()
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+def test_one_class_is_enough():
+    network = detector(ROI_HEADS__NUM_CLASSES=1).train()
+    entry = scene(0) | {"instances": objects([[10, 10, 40, 40]], [0], (64, 96))}
+    assert sum(network([entry]).values()).isfinite()
+
+
+def test_full_masks_are_as_good_as_cut_ones():
+    whole = scene(0)
+    whole["instances"].gt_masks = whole["instances"].gt_masks.to_full()
+    losses = [detector(generator=torch.Generator().manual_seed(5)).train()([s]) for s in (scene(0), whole)]
+    assert losses[0] == losses[1]
+
+
+def test_steps_repeat_bit_for_bit_with_injected_random_numbers():
+    def two_steps(global_seed):
+        network = detector(generator=torch.Generator().manual_seed(7)).train()
+        optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.01)
+        torch.manual_seed(global_seed)
+        for _ in range(2):
+            losses = network([scene(0), scene(1)])
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            optimizer.step()
+        return losses, network.state_dict()
+
+    (losses, weights), (others, other_weights) = two_steps(1), two_steps(2)
+    assert losses == others
+    assert all(torch.equal(weights[name], other_weights[name]) for name in weights)
+
+
+def test_steps_learn_the_image():
+    network = detector(TIMM__NORM="FrozenBN").train()
+    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-3)
+    totals = []
+    for _ in range(12):
+        total = sum(network([scene(3)]).values())
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        totals.append(total.item())
+    assert sum(totals[-3:]) < 0.8 * sum(totals[:3])
+
+
+@torch.no_grad()
+def test_detections_refer_to_the_size_that_the_input_names():
+    network = detector(ROI_HEADS__SCORE_THRESH_TEST=0.0).eval()
+    results = network([scene(0) | {"height": 128, "width": 48}, {"image": scene(1, (50, 70))["image"]}])
+    for result, (height, width) in zip(results, [(128, 48), (50, 70)], strict=True):
+        found = result["instances"]
+        assert found.image_size == (height, width)
+        assert 0 < len(found) <= 100
+        assert found.pred_boxes.dtype == found.scores.dtype == torch.float32
+        assert (found.pred_boxes >= 0).all() and (found.pred_boxes <= torch.tensor([width, height] * 2)).all()
+        assert (found.scores.diff() <= 0).all()
+        assert found.pred_classes.dtype == torch.int64 and found.pred_classes.max() < NUM_CLASSES
+        assert found.pred_masks.dtype == torch.bool and found.pred_masks.shape == (len(found), height, width)
+
+
+@torch.no_grad()
+def test_a_batch_is_its_images_one_by_one():
+    network = detector().eval()
+    batch = [scene(0), scene(1), scene(2)]
+    for together, entry in zip(network(batch), batch, strict=True):
+        alone = network([entry])[0]["instances"]
+        torch.testing.assert_close(together["instances"].scores, alone.scores, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(together["instances"].pred_boxes, alone.pred_boxes, rtol=1e-3, atol=1e-2)
+
+
+def test_mixed_precision_keeps_the_losses_in_float32():
+    batch = [scene(0), scene(1)]
+    full = detector(generator=torch.Generator().manual_seed(5)).train()(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = detector(generator=torch.Generator().manual_seed(5)).train()(batch)
+    for name, loss in mixed.items():
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(full[name].item(), rel=0.2, abs=0.02), name

@@ -1,0 +1,82 @@
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from network_scenes import CONFIGS, small_config
+
+from detectron2_ext.modeling import FeedbackNetwork, build_model
+from exchange.config import load_config
+from exchange.errors import UserError
+
+# Name and shape of every parameter and buffer in the reference's checkpoints, built with 37 classes.
+NAMES = json.loads(gzip.decompress((Path(__file__).parent / "parameter_names.json.gz").read_bytes()))
+
+
+@pytest.mark.parametrize("backbone", ["R50", "SwinL"])
+@pytest.mark.parametrize("config", ["MRCA/MRCA", "baselines/CenterNet2"])
+def test_parameters_are_those_of_the_references_checkpoints(config, backbone):
+    cfg = load_config(str(CONFIGS / f"{config}_{backbone}.yaml"), ["MODEL.ROI_HEADS.NUM_CLASSES", "37"])
+    with torch.device("meta"):
+        network = build_model(cfg)
+    shapes = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
+    assert shapes == NAMES[backbone]
+
+
+@pytest.mark.parametrize("backbone", ["R50", "SwinL"])
+def test_feedback_configurations_build_feedback_networks(backbone):
+    for form, width in (("feed", 1204), ("embed", 1024)):
+        cfg = load_config(str(CONFIGS / "MRCA" / f"MRCA_{backbone}_{form}.yaml"))
+        with torch.device("meta"):
+            network = build_model(cfg)
+        assert isinstance(network, FeedbackNetwork)
+        assert network.classifier(torch.zeros(1, 1024, device="meta")).shape == (1, width)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("CENTERNET__ONLY_PROPOSAL", False),
+        ("ROI_BOX_HEAD__USE_SIGMOID_CE", False),
+        ("ROI_MASK_HEAD__NAME", "RefineMaskHead"),
+        ("BACKBONE__NAME", "build_resnet_fpn_backbone"),
+        ("SWIN__SIZE", "XXL"),
+        ("FPN__IN_FEATURES", "[swin1, swin2, swin3]"),
+    ],
+)
+def test_what_the_network_does_not_have_is_refused_by_name(key, value):
+    cfg = small_config(**{key: value})
+    with pytest.raises(UserError, match=rf"MODEL\.{key.replace('__', '.')} is .*set it to"):
+        build_model(cfg)
+
+
+def test_chances_of_the_federated_loss_follow_the_image_counts(tmp_path):
+    counts = [100, 4, 0, 1, 25]
+    network = build_model(small_config(), counts)
+    assert network.roi_heads.box_predictor[2].freq_weight.tolist() == [10, 2, 0, 1, 5]
+    records = [{"id": 5 - n, "image_count": count} for n, count in enumerate(reversed(counts))]
+    (tmp_path / "categories.json").write_text(json.dumps(records))
+    cfg = small_config(ROI_BOX_HEAD__CAT_FREQ_PATH=tmp_path / "categories.json")
+    assert torch.equal(
+        build_model(cfg).roi_heads.box_predictor[0].freq_weight,
+        network.roi_heads.box_predictor[0].freq_weight,
+    )
+
+
+def test_image_counts_of_other_categories_are_refused(tmp_path):
+    with pytest.raises(UserError, match="has 3 categories, but MODEL.ROI_HEADS.NUM_CLASSES is 5"):
+        build_model(small_config(), [1, 2, 3])
+    for content, reason in (("[1, 2]", "no JSON list"), ("{", "no JSON list"), (None, "does not exist")):
+        path = tmp_path / "categories.json"
+        if content is None:
+            path.unlink()
+        else:
+            path.write_text(content)
+        with pytest.raises(UserError, match=reason):
+            build_model(small_config(ROI_BOX_HEAD__CAT_FREQ_PATH=path))
+
+
+def test_no_mask_head_is_an_option():
+    network = build_model(small_config(MASK_ON=False))
+    assert not any("mask_head" in name for name in network.state_dict())

@@ -1,0 +1,80 @@
+import torch
+from network_scenes import objects
+
+from detectron2_ext.modeling.ground_truth import GroundTruth
+from detectron2_ext.modeling.roi_sampling import RoiSampler, label_rois
+
+BACKGROUND = 5
+SIZE = (64, 96)
+
+
+def ground_truth(*images):
+    return GroundTruth.from_instances([objects(*image, SIZE) for image in images], torch.device("cpu"))
+
+
+def test_a_box_shows_the_object_that_it_overlaps_most():
+    truth = ground_truth(([[0, 0, 10, 10], [20, 20, 40, 40], [22, 20, 42, 40]], [3, 1, 2]), ([], []))
+    boxes = torch.tensor(
+        [
+            [0, 0, 10, 10],
+            [0, 0, 10, 6],  # 0.6 exactly
+            [0, 0, 10, 5.9],
+            [21.5, 20, 41.5, 40],
+            [60, 0, 80, 20],
+            [0, 0, 10, 10],
+        ]
+    )
+    image_index = torch.tensor([0, 0, 0, 0, 0, 1])
+    rois = label_rois(boxes, image_index, truth, 0.6, BACKGROUND)
+    assert rois.classes.tolist() == [3, 3, BACKGROUND, 2, BACKGROUND, BACKGROUND]
+    assert rois.gt_index[[0, 1, 3]].tolist() == [0, 0, 2]
+
+
+def crowd(count, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    corner = torch.rand(count, 2, generator=random) * torch.tensor([80.0, 50.0])
+    boxes = torch.cat([corner, corner + 1 + torch.rand(count, 2, generator=random) * 14], dim=1)
+    return boxes.tolist(), torch.randint(0, BACKGROUND, (count,), generator=random).tolist()
+
+
+def test_sampling_keeps_the_share_of_objects_and_adds_their_own_boxes():
+    truth = ground_truth(crowd(300), crowd(2), ([], []), ([[5, 5, 30, 30]], [0]))
+    nowhere = torch.tensor([[90.0, 60.0, 96.0, 64.0]]).repeat(40, 1)
+    proposals = [nowhere, nowhere, nowhere, torch.zeros(0, 4)]
+    rois = RoiSampler(32, 0.25, 0.6, BACKGROUND)(proposals, truth)
+    counts = [
+        [
+            int(((rois.image_index == n) & ((rois.classes < BACKGROUND) == shown)).sum())
+            for shown in (True, False)
+        ]
+        for n in range(4)
+    ]
+    assert counts[0][0] == 8 and counts[0][1] == 24
+    assert counts[1:] == [[2, 30], [0, 32], [1, 0]]
+    shown = rois[(rois.classes < BACKGROUND).nonzero().squeeze(1)]
+    assert torch.equal(shown.classes, truth.classes[shown.image_index, shown.gt_index])
+
+
+def test_sampling_is_uniform_over_boxes():
+    truth = ground_truth(crowd(16))
+    sampler = RoiSampler(16, 0.25, 0.6, BACKGROUND, torch.Generator().manual_seed(0))
+    seen = torch.zeros(16)
+    for _ in range(400):
+        rois = sampler([torch.zeros(0, 4)], truth)
+        seen[rois.gt_index] += 1
+    expected = 400 * 4 / 16
+    assert ((seen - expected).abs() < 5 * expected**0.5).all()
+
+
+def test_the_generator_alone_decides_the_draw():
+    truth = ground_truth(crowd(50))
+    proposals = [torch.tensor(crowd(200, seed=1)[0])]
+
+    def draw(seed, global_seed):
+        torch.manual_seed(global_seed)
+        return RoiSampler(32, 0.25, 0.6, BACKGROUND, torch.Generator().manual_seed(seed))(
+            proposals, truth
+        ).boxes
+
+    assert torch.equal(draw(3, 0), draw(3, 1))
+    assert not torch.equal(draw(3, 0), draw(4, 0))

@@ -1,0 +1,140 @@
+import logging
+
+import numpy as np
+import pytest
+import timm
+import torch
+from network_scenes import small_config
+from safetensors.torch import save_file
+
+from detectron2_ext.modeling import build_model, load_weights
+from exchange.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def source():
+    torch.manual_seed(1)
+    return build_model(small_config(), [1, 2, 3, 4, 5])
+
+
+def fresh(**overrides):
+    torch.manual_seed(2)
+    return build_model(small_config(**overrides))
+
+
+def same(network, weights):
+    state = network.state_dict()
+    return state.keys() == weights.keys() and all(torch.equal(state[name], weights[name]) for name in state)
+
+
+@pytest.mark.parametrize("form", ["pth", "bare", "ddp", "safetensors"])
+def test_a_checkpoint_returns_every_weight(source, form, tmp_path):
+    weights = source.state_dict()
+    path = str(tmp_path / ("x.safetensors" if form == "safetensors" else "x.pth"))
+    if form == "safetensors":
+        save_file(weights, path)
+    elif form == "ddp":
+        torch.save(
+            {"model": {f"module.{name}": value for name, value in weights.items()}, "iteration": 7}, path
+        )
+    else:
+        torch.save({"model": weights, "optimizer": {"lr": 1.0}} if form == "pth" else weights, path)
+    network = fresh()
+    report = load_weights(network, path)
+    assert same(network, weights)
+    assert set(report.loaded) == set(weights)
+    assert report.fresh == report.unused == [] and not report.converted and not report.averaged
+
+
+def test_averaged_weights_are_taken_where_they_are_asked_for_and_there(source, tmp_path):
+    weights = source.state_dict()
+    average = {name: value + 1 for name, value in weights.items()}
+    path = str(tmp_path / "x.pth")
+    torch.save({"model": weights, "model_ema": average}, path)
+    network = fresh()
+    assert load_weights(network, path, use_ema=True).averaged and same(network, average)
+    assert not load_weights(network, path).averaged and same(network, weights)
+    torch.save({"model": weights}, path)
+    assert not load_weights(network, path, use_ema=True).averaged and same(network, weights)
+
+
+@pytest.mark.parametrize("change", ["missing", "surplus", "shape"])
+def test_a_checkpoint_of_another_network_is_refused_and_changes_nothing(source, change, tmp_path):
+    weights = dict(source.state_dict())
+    name = "roi_heads.mask_head.predictor.weight"
+    reason = {
+        "missing": rf"1 parameters are missing \(first {name}\)",
+        "surplus": r"1 have no place \(first roi_heads\.box_head\.3\.fc1\.weight\)",
+        "shape": rf"1 have another shape \(first {name}: \(5, 8, 1, 1\) instead of \(1, 8, 1, 1\)\)",
+    }[change]
+    if change == "surplus":
+        weights["roi_heads.box_head.3.fc1.weight"] = torch.zeros(2, 2)
+    elif change == "missing":
+        del weights[name]
+    else:
+        weights[name] = torch.zeros(5, 8, 1, 1)
+    torch.save({"model": weights}, tmp_path / "x.pth")
+    network = fresh()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(UserError, match=rf"x\.pth is of another network than the configuration: {reason}"):
+        load_weights(network, str(tmp_path / "x.pth"))
+    assert same(network, before)
+
+
+def test_another_number_of_classes_is_an_error_unless_the_classifier_may_be_new(source, tmp_path, caplog):
+    path = str(tmp_path / "x.pth")
+    torch.save({"model": source.state_dict()}, path)
+    network = fresh(ROI_HEADS__NUM_CLASSES=8)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(
+        UserError, match="trained on 5 classes, but MODEL.ROI_HEADS.NUM_CLASSES is 8: set it to 5"
+    ):
+        load_weights(network, path)
+    with caplog.at_level(logging.WARNING):
+        report = load_weights(network, path, new_classifier=True)
+    assert len(report.fresh) == 9
+    assert all(name.endswith(("cls_score.weight", "cls_score.bias", "freq_weight")) for name in report.fresh)
+    assert all(torch.equal(network.state_dict()[name], before[name]) for name in report.fresh)
+    assert torch.equal(
+        network.state_dict()["roi_heads.box_head.0.fc1.weight"], source.roi_heads.box_head[0].fc1.weight
+    )
+    assert "initial values kept: 9, roi_heads.box_predictor.0" in caplog.text
+
+
+def test_pixel_statistics_in_old_checkpoints_are_named_not_loaded(source, tmp_path):
+    torch.save(
+        {"model": dict(source.state_dict()) | {"pixel_mean": torch.zeros(3, 1, 1)}}, tmp_path / "x.pth"
+    )
+    report = load_weights(fresh(), str(tmp_path / "x.pth"))
+    assert report.unused == ["pixel_mean"]
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_a_pickled_backbone_fills_the_backbone_and_only_that(protocol, tmp_path):
+    import pickle
+
+    torch.manual_seed(3)
+    weights = timm.create_model("resnet18", num_classes=11).state_dict()
+    arrays = {
+        name: value.numpy() if value.ndim else np.int64(value.item()) for name, value in weights.items()
+    }
+    content = {"model": arrays, "__author__": "third_party", "matching_heuristics": True}
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(content, protocol=protocol))
+    network = fresh()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    report = load_weights(network, str(tmp_path / "x.pkl"))
+    after = network.state_dict()
+    for name in after:
+        if name.startswith("backbone.bottom_up."):
+            assert torch.equal(after[name], weights[name.removeprefix("backbone.bottom_up.base.")])
+            assert name in report.loaded
+        else:
+            assert torch.equal(after[name], before[name])
+            assert name in report.fresh
+    assert report.unused == ["fc.weight", "fc.bias"]
+
+
+def test_a_backbone_of_another_depth_is_refused(tmp_path):
+    torch.save(timm.create_model("resnet34").state_dict(), tmp_path / "x.pth")
+    with pytest.raises(UserError, match="another network than the configuration: .* have no place"):
+        load_weights(fresh(), str(tmp_path / "x.pth"))

@@ -1,0 +1,73 @@
+"""What the loader of pipelines says when it cannot."""
+
+import json
+
+import diffusers
+import pytest
+import torch
+from huggingface_hub.errors import GatedRepoError
+
+from exchange.errors import UserError
+from generator.pipelines import PipelineSource, choose_device, load_tiny_autoencoder
+
+CPU = torch.device("cpu")
+SD3 = "stabilityai/stable-diffusion-3-medium-diffusers"
+
+
+def source(name, dtype="float32"):
+    return PipelineSource(str(name), "main", dtype, CPU)
+
+
+def test_gated_model_names_the_page_and_the_variable(monkeypatch):
+    def refuse(*_, **options):
+        try:
+            raise GatedRepoError.__new__(GatedRepoError)
+        except GatedRepoError as error:
+            raise OSError(f"{SD3} is not a valid model identifier") from error
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "load_config", refuse)
+    with pytest.raises(UserError, match=f"https://huggingface.co/{SD3}.*HF_TOKEN"):
+        source(SD3).load()
+
+
+def test_token_comes_from_the_environment(monkeypatch):
+    seen = {}
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setattr(
+        diffusers.DiffusionPipeline, "load_config", lambda _, **given: seen.update(given) or {}
+    )
+    assert source(SD3).index == {}
+    assert seen == {"revision": "main", "token": "hf_secret"}
+
+
+def test_folder_without_a_pipeline_is_named(tmp_path):
+    with pytest.raises(UserError, match=str(tmp_path)):
+        source(tmp_path).load()
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "NoSuchPipeline"}))
+    with pytest.raises(UserError, match=str(tmp_path)):
+        source(tmp_path).load()
+
+
+def test_name_that_cannot_be_a_repository_is_told():
+    with pytest.raises(UserError, match="GENERATOR.MODEL 'no/such/model'"):
+        source("no/such/model").load()
+    with pytest.raises(UserError, match="GENERATOR.GUIDANCE_DECODER 'no/such/model'"):
+        load_tiny_autoencoder("no/such/model", "float32", CPU)
+
+
+def test_unknown_precision_is_refused_at_once():
+    with pytest.raises(UserError, match="GENERATOR.DTYPE"):
+        source(SD3, "float8")
+
+
+def test_gpu_that_is_not_there_gets_the_list_of_those_that_are(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"model {index}")
+    with pytest.raises(UserError, match=r"no GPU 4.*0 \(model 0\), 1 \(model 1\)"):
+        choose_device(4)
+    assert choose_device(1) == torch.device("cuda", 1)
+
+
+def test_without_any_gpu_the_cpu_draws(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert choose_device(3) == CPU

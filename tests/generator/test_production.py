@@ -1,0 +1,110 @@
+"""A shard of a round with a drawer that needs no model."""
+
+import errno
+import itertools
+
+import numpy as np
+import pytest
+from filelock import FileLock
+
+from exchange import files
+from exchange.errors import UserError
+from exchange.layout import RunLayout
+from exchange.manifest import read_manifest
+from generator.drawing import Drawing
+from generator.plan import batches_of_shard, plan_round
+from generator.production import Shard, produce
+from generator.prompts import PromptBook
+
+WHOLE = Shard()
+CATEGORIES = [{"id": 3, "name": "cow"}, {"id": 7, "name": "dog"}]
+
+
+@pytest.fixture
+def plan():
+    return plan_round(CATEGORIES, np.array([4, 6]), PromptBook(["a {}", "the {}"]), run_seed=0, round_=2)
+
+
+def draw(batch, left_out=0):
+    return [Drawing(np.full((4, 4, 3), image.seed % 256, np.uint8), 0.1, 0.2, left_out) for image in batch]
+
+
+def make(layout, plan, begin=lambda images: draw, shard=WHOLE, guided=True):
+    return produce(layout, 2, plan, shard, 3, "model", guided, begin)
+
+
+def test_plan_counts_instances_from_one_and_seeds_each(plan):
+    assert [image.file for image in plan[:2]] == ["02_0003_0001.png", "02_0003_0002.png"]
+    assert [(image.category_id, image.class_index) for image in plan] == [(3, 0)] * 4 + [(7, 1)] * 6
+    assert len({image.seed for image in plan}) == 10
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10])
+def test_shards_divide_the_batches_evenly_and_leave_none_out(plan, count):
+    shards = [list(batches_of_shard(plan, 2, index, count)) for index in range(count)]
+    assert sorted(i.file for batch in itertools.chain(*shards) for i in batch) == [i.file for i in plan]
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+    assert {tuple(batch) for batch in itertools.chain(*shards)} == {
+        tuple(batch) for batch in batches_of_shard(plan, 2, 0, 1)
+    }
+
+
+def test_only_what_is_to_be_drawn_is_prepared(tmp_path, plan):
+    layout = RunLayout(str(tmp_path))
+    make(layout, plan)
+    (tmp_path / "pool/raw" / plan[4].file).unlink()
+    prepared = []
+    make(layout, plan, lambda images: prepared.extend(images) or draw)
+    assert prepared == plan[3:6]  # the whole batch, so that its pixels are the same
+
+
+def test_images_made_in_another_way_than_planned_are_drawn_again(tmp_path, plan):
+    layout = RunLayout(str(tmp_path))
+    make(layout, plan, guided=False)
+    prepared = []
+    make(layout, plan, lambda images: prepared.extend(images) or draw, guided=True)
+    assert prepared == plan
+
+
+def test_manifest_counts_what_was_asked_and_lists_what_was_made(tmp_path, plan):
+    layout = RunLayout(str(tmp_path))
+    manifest = make(layout, plan, shard=Shard(1, 2))
+    assert manifest == read_manifest(layout.manifest(2, 1, 2))
+    assert manifest.complete and manifest.asked == {3: 1, 7: 3}
+    assert [record.file for record in manifest.instances] == [i.file for i in plan[3:6] + plan[9:]]
+    assert {(r.criterion_before, r.criterion_after) for r in manifest.instances} == {(0.1, 0.2)}
+
+
+def test_second_process_on_the_same_shard_stops(tmp_path, plan):
+    layout = RunLayout(str(tmp_path))
+    make(layout, plan, shard=Shard(0, 2))
+    with FileLock(f"{layout.manifest(2, 0, 2)}.lock"):
+        with pytest.raises(UserError, match="another process"):
+            make(layout, plan, shard=Shard(0, 2))
+        make(layout, plan, shard=Shard(1, 2))
+
+
+def test_full_disk_stops_with_the_number_of_missing_images_and_nothing_in_part(tmp_path, plan, monkeypatch):
+    layout = RunLayout(str(tmp_path))
+    write, room = files.write_bytes, iter([True] * 5)
+
+    def write_while_there_is_room(path, data):
+        if path.endswith(".png") and not next(room, False):
+            raise OSError(errno.ENOSPC, "no space left on device", path)
+        write(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_bytes", write_while_there_is_room)
+        with pytest.raises(UserError, match="5 images are missing"):
+            make(layout, plan)
+    assert len(list((tmp_path / "pool/raw").glob("*.png"))) == 5
+    assert not read_manifest(layout.manifest(2, 0, 1)).complete
+    assert make(layout, plan).complete
+
+
+def test_images_with_a_step_without_guidance_are_listed(tmp_path, plan, caplog):
+    make(
+        RunLayout(str(tmp_path)), plan, lambda images: lambda batch: draw(batch, left_out=batch == plan[3:6])
+    )
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert warning.startswith("3 images") and plan[4].file in warning and plan[0].file not in warning

@@ -1,0 +1,51 @@
+#!/usr/bin/env python3
+"""Speed against something else on the same machine, on the same work, in the same run.
+
+usage: tools/bench.py NAME [--json FILE] [--device cpu|cuda]
+
+Prints both sides and their ratio. NAME is one of tools/benchmarks/: each measures medians of several turns.
+Benchmarks are not tests: no test asserts a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import pkgutil
+import platform
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from exchange import files
+from exchange.errors import UserError, run_cli
+from exchange.run import versions
+from tools import benchmarks
+
+
+def main() -> None:
+    names = [module.name for module in pkgutil.iter_modules(benchmarks.__path__)]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("name", choices=names)
+    parser.add_argument("--json", metavar="FILE", help="where to write the result")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU on this machine; leave the option out")
+    measured = importlib.import_module(f"tools.benchmarks.{args.name}").measure(args.device)
+    result = {"name": args.name, **measured, "device": _device_name(args.device), "versions": versions()}
+    if args.json:
+        files.write_json(args.json, result)
+    print(json.dumps(result, indent=2))
+
+
+def _device_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else f"cpu ({platform.machine()})"
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,1 @@
+"""One module for each benchmark of tools/bench.py; measured, not tested."""

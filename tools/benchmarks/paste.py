@@ -1,0 +1,164 @@
+"""The training mapper with copy-paste against the same mapper without: milliseconds per image, on one core.
+
+The other side decodes, resizes and rasterises, and pastes nothing. The work: 640-pixel training size, JPEGs of
+640 x 480 with 12 polygons each, 1 or 2 of 200 instances of 512 x 512 pixels pasted into each.
+
+``ours`` is the steady state, with the decoded cut-outs in the pool's memory cache. Where a pool does not fit
+into it every cut-out is decoded anew: ``ours_cut_outs_from_webp`` (what stage 2 stores) and
+``ours_images_from_png`` (image and mask as they are generated, what the reference reads).
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from detectron2_ext.data.blend import basic
+from detectron2_ext.data.cutout_augmentation import RandomMirror
+from detectron2_ext.data.dataset import DetectionDataset
+from detectron2_ext.data.draws import UniformDraws
+from detectron2_ext.data.geometry import ResizeCropFlip
+from detectron2_ext.data.mapper import TrainMapper
+from detectron2_ext.data.object_size import StatisticalSize, class_sizes
+from detectron2_ext.data.paste_plan import Scattered
+from detectron2_ext.data.pasters import PoolPaster
+from detectron2_ext.data.pool import ImagesWithMasks, IndexedCutouts, InstancePool
+from detectron2_ext.data.scene_reader import SceneReader
+from diSegmenter.images import encode_cutout
+from exchange import files
+from exchange.layout import RunLayout
+from exchange.pool_index import PoolInstance, write_index
+
+TARGET = 1.2
+_CLASSES, _IMAGES, _OBJECTS, _INSTANCES = 1203, 20, 12, 200
+_TRAIN_SIZE, _SCALE_RANGE = 640, (0.1, 2.0)
+_TURNS, _PER_TURN = 9, 60
+
+
+def measure(device: str) -> dict[str, Any]:
+    """Medians of turns in which every image is made by all sides, one after the other; always on the CPU."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    with tempfile.TemporaryDirectory() as folder:
+        sides = _sides(Path(folder))
+        for mapper, k in itertools.product(sides.values(), range(_INSTANCES)):
+            mapper[k, k % _IMAGES]  # fills the caches: of files, and of cut-outs
+        turns = [_turn(sides, start=turn * _PER_TURN) for turn in range(_TURNS)]
+    milliseconds = {name: statistics.median(turn[name] for turn in turns) for name in sides}
+    ratio = statistics.median(turn["ours"] / turn["other"] for turn in turns)
+    return {
+        **milliseconds,
+        "unit": "milliseconds per image",
+        "ratio": ratio,
+        "target": TARGET,
+        "met": ratio <= TARGET,
+    }
+
+
+def _turn(sides: dict[str, TrainMapper], start: int) -> dict[str, float]:
+    """Milliseconds per image of each side over the same images."""
+    seconds = dict.fromkeys(sides, 0.0)
+    for k in range(start, start + _PER_TURN):
+        for name, mapper in sides.items():
+            before = time.perf_counter()
+            mapper[k, k % _IMAGES]
+            seconds[name] += time.perf_counter() - before
+    return {name: 1000 * total / _PER_TURN for name, total in seconds.items()}
+
+
+def _sides(folder: Path) -> dict[str, TrainMapper]:
+    rng = np.random.default_rng(0)
+    layout = RunLayout(str(folder / "run"))
+    rows = [_write_instance(rng, layout, number) for number in range(_INSTANCES)]
+    write_index(layout, 0, rows)
+    files.write_json(str(folder / "train.json"), _write_images(rng, folder))
+    dataset = DetectionDataset.read(str(folder / "train.json"), str(folder))
+    reader = SceneReader(dataset, ResizeCropFlip(_TRAIN_SIZE, _SCALE_RANGE))
+    images = dataset.trainable_images()
+
+    def mapper(pool: InstancePool | None) -> TrainMapper:
+        if pool is None:
+            return TrainMapper(reader, images, [], seed=0)
+        draws = UniformDraws(len(pool), seed=0, origin=0)
+        plan = Scattered(pool.categories, draws, StatisticalSize(class_sizes(dataset)))
+        return TrainMapper(reader, images, [PoolPaster(pool, plan, [RandomMirror()], [basic])], seed=0)
+
+    stored, whole = IndexedCutouts(layout, [0]), ImagesWithMasks.of_run(layout, [0])
+    return {
+        "ours": mapper(InstancePool(stored, dataset.category_ids)),
+        "other": mapper(None),
+        "ours_cut_outs_from_webp": mapper(InstancePool(stored, dataset.category_ids, cache_bytes=0)),
+        "ours_images_from_png": mapper(InstancePool(whole, dataset.category_ids, cache_bytes=0)),
+    }
+
+
+def _write_instance(rng: np.random.Generator, layout: RunLayout, number: int) -> PoolInstance:
+    """A soft-edged ellipse of noise, as image, mask and cut-out."""
+    category_id = int(rng.integers(1, _CLASSES + 1))
+    name = layout.instance_name(0, category_id, number)
+    axes = rng.integers(60, 220, size=2).tolist()
+    alpha = np.zeros((512, 512), np.uint8)
+    cv2.ellipse(alpha, (256, 256), axes, float(rng.uniform(0, 180)), 0, 360, 255, -1)
+    alpha = cv2.GaussianBlur(alpha, (7, 7), 2)
+    image = _noise(rng, 512, 512, cell=16)
+    box = list(cv2.boundingRect(alpha))
+    for path, pixels in ((layout.raw(name), image), (layout.segmented(name), alpha)):
+        files.write_bytes(path, cv2.imencode(".png", pixels)[1].tobytes())
+    cutout = layout.cutout_image(name)
+    files.write_bytes(cutout, encode_cutout(image, alpha, box))
+    return PoolInstance(
+        file=name,
+        round=0,
+        category_id=category_id,
+        width=512,
+        height=512,
+        bbox=box,
+        area=int(np.count_nonzero(alpha)),
+        segmentation=[],
+        clip_white=30.0,
+        clip_black=30.0,
+        reason="",
+        seed=number,
+        model="",
+        prompt="",
+        cutout=cutout.removeprefix(layout.pool("") + "/"),
+    )
+
+
+def _write_images(rng: np.random.Generator, folder: Path) -> dict[str, Any]:
+    """Noise with polygons of 24 corners; gives the annotation file's content."""
+    images, annotations = [], []
+    angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    for image_id in range(_IMAGES):
+        name = f"{image_id:012}.jpg"
+        cv2.imwrite(str(folder / name), _noise(rng, 480, 640, cell=10))
+        images.append({"id": image_id, "file_name": name, "width": 640, "height": 480})
+        for _ in range(_OBJECTS):
+            center, radius = rng.uniform((50, 50), (590, 430)), rng.uniform(10, 80)
+            corners = center + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+            corners = np.clip(corners, 0, (639, 479))
+            low, high = corners.min(axis=0), corners.max(axis=0)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": int(rng.integers(1, _CLASSES + 1)),
+                    "bbox": [*low.tolist(), *(high - low).tolist()],
+                    "segmentation": [corners.reshape(-1).tolist()],
+                }
+            )
+    categories = [{"id": c, "name": f"class {c}"} for c in range(1, _CLASSES + 1)]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _noise(rng: np.random.Generator, height: int, width: int, cell: int) -> np.ndarray:
+    coarse = rng.integers(0, 255, (height // cell, width // cell, 3), dtype=np.uint8)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
