@@ -16,9 +16,8 @@ from collections.abc import Sequence
 from fvcore.common.config import CfgNode
 
 from detectron2_ext.config import load_config
-from detectron2_ext.engine.checkpoints import RunCheckpoints
 from detectron2_ext.engine.distributed import Ranks, join_ranks
-from detectron2_ext.engine.round import evaluate_initial, read_training_set, run_round, start_or_resume
+from detectron2_ext.engine.round import TrainingRun, run_checkpoints
 from detectron2_ext.engine.validation import validate
 from detectron2_ext.evaluation.report import format_table
 from detectron2_ext.modeling import build_model, load_weights
@@ -56,14 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         layout = _open_together(cfg, ranks)
         _log_to_file(layout, ranks)
+        run = TrainingRun(cfg, layout, ranks)
         if args.eval_initial:
-            checkpoints = RunCheckpoints(
-                layout.train_dir, cfg.SOLVER.ROUND_ITERS, cfg.SOLVER.KEEP_CHECKPOINTS
-            )
-            state = start_or_resume(cfg, read_training_set(cfg)[1], checkpoints, ranks)
-            evaluate_initial(cfg, layout, checkpoints, state, ranks)
+            run.evaluate_initial()
         else:
-            run_round(cfg, layout, ranks)
+            run.finish_round()
 
 
 def evaluate_only(cfg: CfgNode, ranks: Ranks, given: bool) -> None:
@@ -72,7 +68,7 @@ def evaluate_only(cfg: CfgNode, ranks: Ranks, given: bool) -> None:
     Raises UserError when there is nothing to evaluate.
     """
     layout = run_layout(cfg)
-    last = RunCheckpoints(layout.train_dir, cfg.SOLVER.ROUND_ITERS, cfg.SOLVER.KEEP_CHECKPOINTS).latest()
+    last = run_checkpoints(cfg, layout).latest()
     weights = from_repository(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else None
     checkpoint = weights if given or last is None else last
     if checkpoint is None:

@@ -21,7 +21,9 @@ _FREE_KEYS = {
     "GENERATOR.GUIDANCE_CHECKPOINTING",
     "GENERATOR.GUIDANCE_CHUNK",
     "SEGMENTER.TRUST_REMOTE_CODE",
+    "SEGMENTER.ANNOTATION_FILES",
     "SEGMENTER.BATCH_SIZE",
+    "SEGMENTER.KEEP_RAW",
     "SEGMENTER.WORKERS",
 }
 _PACKAGES = ("torch", "torchvision", "timm", "diffusers", "transformers", "numpy", "opencv-python-headless")

@@ -45,6 +45,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, argument) for argument in arguments)
     if origin is list:
         return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)
+    if origin is dict:  # keys are strings in JSON, whatever they stand for
+        return isinstance(value, dict) and all(_fits(item, arguments[1]) for item in value.values())
     if hint in (int, float):
         fits = isinstance(value, (int, hint)) and not isinstance(value, bool)
         return fits and abs(value) < 1 << 63 and math.isfinite(value)

@@ -90,6 +90,9 @@ class PipelineSource:
 
     def load_encoders(self) -> Any:
         """Only what turns a prompt into embeddings."""
+        if self.index.get("text_encoder_3") == [None, None]:
+            # SD3 without its T5 asks the transformer how wide the zeros in that one's place are
+            return self._load(without=tuple(part for part in _IMAGE_PARTS if part != "transformer"))
         return self._load(without=_IMAGE_PARTS)
 
     def load_painter(self) -> Any:

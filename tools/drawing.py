@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Sequence
 
 import cv2
@@ -12,6 +13,12 @@ REAL, PASTED = (46, 134, 255), (255, 122, 0)  # blue and orange: told apart in a
 _BACKGROUND, _TEXT = (24, 26, 30), (235, 235, 235)
 _GAP = 8
 _TINT = 0.2  # weight of a mask's colour
+
+
+def class_color(class_index: int) -> tuple[int, int, int]:
+    """A colour that differs from those of neighbouring classes: hues a golden section apart."""
+    red, green, blue = colorsys.hsv_to_rgb(class_index * 0.618034 % 1, 0.8, 0.9)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def draw_objects(

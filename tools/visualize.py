@@ -2,9 +2,11 @@
 """Pictures to look at.
 
 usage: tools/visualize.py data --config FILE [--num 16] [--round R] [--out FILE] [KEY VALUE ...]
+       tools/visualize.py predictions --config FILE [--num 16] [--score 0.5] [--out FILE] [KEY VALUE ...]
 
-`data` writes a sheet of training images as the network sees them: boxes, masks and class names, real objects
-in blue and pasted ones in orange.
+data: training images as the network sees them, with boxes, masks and class names; real objects in blue, pasted
+ones in orange. predictions: what the run's last checkpoint (or MODEL.WEIGHTS, if it is given here) finds in test
+images, a colour for each class.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from fvcore.common.config import CfgNode
 from PIL import Image
 
@@ -25,46 +28,50 @@ from detectron2_ext.data.dataset import DetectionDataset
 from detectron2_ext.data.loader import (
     build_dataset,
     build_pool,
+    build_test_mapper,
     build_train_loader,
     training_set_name,
 )
+from detectron2_ext.engine.round import run_checkpoints
+from detectron2_ext.modeling import build_model, load_weights
+from detectron2_ext.structures import Instances
 from exchange import files
-from exchange.config import add_config_arguments, load_config
+from exchange.config import add_config_arguments, from_repository, load_config
 from exchange.errors import UserError, run_cli
 from exchange.feedback import read_feedback
 from exchange.layout import RunLayout
 from exchange.run import run_layout
-from tools.drawing import PASTED, REAL, contact_sheet, draw_objects
+from tools.drawing import PASTED, REAL, class_color, contact_sheet, draw_objects
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", choices=["data"])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["data", "predictions"])
     parser.add_argument("--num", type=int, default=16, help="number of images")
     parser.add_argument("--round", type=int, help="whose pool to paste from (default: the newest)")
+    parser.add_argument("--score", type=float, default=0.5, help="lowest score of an object to draw")
     parser.add_argument("--out", help="PNG file (default: pictures/ in the run folder)")
     add_config_arguments(parser)
     args = parser.parse_intermixed_args()
+    if args.num < 1:
+        raise UserError(f"--num is {args.num}: ask for at least one image")
     cfg = load_config(args.config, args.opts)
     layout = run_layout(cfg)
-    round_ = newest_pool(layout) if args.round is None else args.round
-    path = args.out or files.join(layout.pictures_dir, f"data_rd{round_:02}.png")
-    write_picture(path, training_sheet(cfg, layout, round_, args.num))
+    if args.what == "data":
+        round_ = max(layout.pool_rounds(), default=0) if args.round is None else args.round
+        name, sheet = f"data_rd{round_:02}.png", training_sheet(cfg, layout, round_, args.num)
+    else:
+        checkpoint = _checkpoint(cfg, layout, given="MODEL.WEIGHTS" in args.opts[::2])
+        name, sheet = "predictions.png", prediction_sheet(cfg, checkpoint, args.num, args.score)
+    path = args.out or files.join(layout.pictures_dir, name)
+    write_picture(path, sheet)
     print(path)
-
-
-def newest_pool(layout: RunLayout) -> int:
-    """The last round whose pool is complete; 0 if none is."""
-    round_ = 0
-    while files.exists(layout.annotations_done(round_ + 1)):
-        round_ += 1
-    return round_
 
 
 def training_sheet(cfg: CfgNode, layout: RunLayout, round_: int, num: int) -> Image.Image:
     """The first ``num`` training images of a round, as the network sees them."""
-    if num < 1:
-        raise UserError(f"--num is {num}: ask for at least one image")
     dataset = build_dataset(cfg, training_set_name(cfg))
     history = layout.feedback_history(round_ - 1)
     loader = build_train_loader(
@@ -84,6 +91,54 @@ def training_sheet(cfg: CfgNode, layout: RunLayout, round_: int, num: int) -> Im
     ]
     title = f"{training_set_name(cfg)}, round {round_}: real objects blue, pasted objects orange"
     return contact_sheet(pictures, captions, title)
+
+
+def prediction_sheet(cfg: CfgNode, checkpoint: str, num: int, min_score: float) -> Image.Image:
+    """What the network of ``checkpoint`` finds in ``num`` images spread over the first test set."""
+    name = cfg.DATASETS.TEST[0]
+    dataset = build_dataset(cfg, name)
+    model = build_model(cfg)
+    load_weights(model, checkpoint, use_ema=True)
+    model.eval()
+    mapper = build_test_mapper(cfg, dataset)
+    items = [mapper[index] for index in np.linspace(0, len(dataset) - 1, num, dtype=int).tolist()]
+    items = [item for item in items if "image" in item]
+    pictures, captions = [], []
+    for item in items:
+        with torch.inference_mode():
+            found = model([item])[0]["instances"]
+        found = found[found.scores >= min_score]
+        pictures.append(_draw_predictions(item, found, dataset, cfg.INPUT.FORMAT == "BGR"))
+        captions.append(f"{len(found)} objects, {_base_name(item)}")
+    title = f"{Path(checkpoint).name} on {name}, scores from {min_score}"
+    return contact_sheet(pictures, captions, title)
+
+
+def _checkpoint(cfg: CfgNode, layout: RunLayout, given: bool) -> str:
+    """MODEL.WEIGHTS if ``given`` on the command line, else the run's last checkpoint if it has one."""
+    last = None if given else run_checkpoints(cfg, layout).latest()
+    if last is None and not cfg.MODEL.WEIGHTS:
+        raise UserError(f"{layout.train_dir} has no checkpoint: train first, or give MODEL.WEIGHTS FILE")
+    return last or from_repository(cfg.MODEL.WEIGHTS)
+
+
+def _draw_predictions(
+    item: dict[str, Any], found: Instances, dataset: DetectionDataset, is_bgr: bool
+) -> Image.Image:
+    image = (item["image"].flip(0) if is_bgr else item["image"]).permute(1, 2, 0).numpy()
+    original = Image.fromarray(np.ascontiguousarray(image)).resize((item["width"], item["height"]))
+    classes = found.pred_classes.tolist()
+    labels = [
+        f"{dataset.category_names[index]} {score:.2f}"
+        for index, score in zip(classes, found.scores.tolist(), strict=True)
+    ]
+    return draw_objects(
+        np.asarray(original),
+        found.pred_boxes.numpy(),
+        found.pred_masks.numpy(),
+        labels,
+        [class_color(index) for index in classes],
+    )
 
 
 def _base_name(item: dict[str, Any]) -> str:

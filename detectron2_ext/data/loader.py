@@ -115,11 +115,15 @@ def build_test_loader(
     cfg: CfgNode, dataset: DetectionDataset, *, rank: int = 0, world_size: int = 1, batch_size: int = 1
 ) -> BatchLoader:
     """Every ``world_size``-th image of ``dataset`` from image ``rank`` on, once, in order, for testing."""
-    mapper = TestMapper(
-        dataset, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, bgr=choose(cfg, "FORMAT", _IS_BGR)
-    )
+    mapper = build_test_mapper(cfg, dataset)
     loader = _data_loader(cfg, mapper, range(rank, len(dataset), world_size), batch_size)
     return BatchLoader(loader, SkippedFiles(len(dataset)))
+
+
+def build_test_mapper(cfg: CfgNode, dataset: DetectionDataset) -> TestMapper:
+    """The images of ``dataset`` as the configuration has them tested."""
+    is_bgr = choose(cfg, "FORMAT", _IS_BGR)
+    return TestMapper(dataset, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, is_bgr)
 
 
 def training_set_name(cfg: CfgNode) -> str:

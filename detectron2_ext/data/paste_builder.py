@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from detectron2_ext.data.cutout_augmentation import (
     RandomMirror,
     RandomRotation,
 )
+from detectron2_ext.data.cutouts import Cutouts, ImagesWithMasks, IndexedCutouts, JoinedCutouts
 from detectron2_ext.data.dataset import DetectionDataset
 from detectron2_ext.data.draws import FEW, ClassDraws, Draws, RandomDraws, UniformDraws, WeightedDraws
 from detectron2_ext.data.object_size import (
@@ -26,7 +28,7 @@ from detectron2_ext.data.object_size import (
 )
 from detectron2_ext.data.paste_plan import LikeAnotherImage, PastePlan, Scattered
 from detectron2_ext.data.pasters import EitherPaster, ImagePaster, Paster, PoolPaster
-from detectron2_ext.data.pool import ImagesWithMasks, IndexedCutouts, InstancePool
+from detectron2_ext.data.pool import InstancePool
 from detectron2_ext.data.scene_reader import SceneReader
 from exchange.config import from_repository
 from exchange.errors import UserError
@@ -44,23 +46,19 @@ def build_pool(
     """
     if _copy_method(cfg) in ("none", "self_copy"):
         return None
-    crop = cfg.INPUT.INST_POOL_CROP
+    parts: list[Cutouts] = []
     if cfg.INPUT.INST_POOL_FEED:
         rounds = [round_] if cfg.SEGMENTER.LATEST_ROUND_ONLY else range(round_ + 1)
-        cutouts = IndexedCutouts(layout, rounds) if crop else ImagesWithMasks.of_run(layout, rounds)
-    elif cfg.INPUT.INST_POOL and not cfg.INPUT.INST_POOL_PATH:
-        source = RunLayout(from_repository(cfg.INPUT.INST_POOL_ROOT))
-        cutouts = IndexedCutouts(source, source.pool_rounds())
-    elif cfg.INPUT.INST_POOL:
-        cutouts = ImagesWithMasks.of_annotations(cfg.INPUT.INST_POOL_PATH, cfg.INPUT.INST_POOL_ROOT)
-    else:
+        parts.append(_cutouts_of_run(cfg, layout, rounds))
+    if cfg.INPUT.INST_POOL:
+        parts.append(_finished_pool(cfg))
+    if not parts:
         raise UserError(
             f"INPUT.USE_COPY_METHOD is {cfg.INPUT.USE_COPY_METHOD}, but there is no pool: set "
             "INPUT.INST_POOL_FEED or INPUT.INST_POOL to true"
         )
-    return InstancePool(
-        cutouts, dataset.category_ids, crop=crop, mask_threshold=cfg.INPUT.INST_POOL_MASK_THRESHOLD
-    )
+    cutouts = parts[0] if len(parts) == 1 else JoinedCutouts(parts)
+    return InstancePool(cutouts, dataset.category_ids, crop=cfg.INPUT.INST_POOL_CROP)
 
 
 def build_pasters(
@@ -91,6 +89,25 @@ def build_pasters(
         return [EitherPaster(method, from_images, from_pool)]
     by_method = {"none": [], "syn_copy": from_pool, "self_copy": from_images, "both": from_pool + from_images}
     return by_method[method]
+
+
+def _cutouts_of_run(cfg: CfgNode, layout: RunLayout, rounds: Sequence[int]) -> Cutouts:
+    if cfg.INPUT.INST_POOL_CROP:
+        return IndexedCutouts(layout, rounds)
+    return ImagesWithMasks.of_run(layout, rounds)
+
+
+def _finished_pool(cfg: CfgNode) -> Cutouts:
+    path = from_repository(cfg.INPUT.INST_POOL_PATH)
+    if path.endswith(".json"):
+        return ImagesWithMasks.of_annotations(path, from_repository(cfg.INPUT.INST_POOL_ROOT))
+    layout = RunLayout(path)
+    if not cfg.INPUT.INST_POOL_PATH or not layout.pool_rounds():
+        raise UserError(
+            f"INPUT.INST_POOL_PATH is {cfg.INPUT.INST_POOL_PATH!r}, where there is no pool: give a run folder "
+            "with one (tools/pool.py import makes it), or an annotation file (.json)"
+        )
+    return _cutouts_of_run(cfg, layout, layout.pool_rounds())
 
 
 def flip_probability(cfg: CfgNode) -> float:

@@ -3,39 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
 
-from detectron2_ext.data.decode import BadImage, decode_rgba, read_gray, read_rgba
-from exchange import files
+from detectron2_ext.data.cutouts import Cutouts
+from detectron2_ext.data.decode import BadImage
 from exchange.errors import UserError
-from exchange.layout import RunLayout
-from exchange.pool_index import PoolIndex
 
 CACHE_BYTES = 256 * 2**20  # of decoded cut-outs that each loader process keeps
-
-
-class Cutouts(Protocol):
-    """Where the instances of a pool are kept.
-
-    ``category_ids``: int (N,), as in annotation files; ``rounds``: int (N,), the round that each instance was
-    made in, -1 where nobody knows.
-    """
-
-    category_ids: np.ndarray
-    rounds: np.ndarray
-
-    def name(self, index: int) -> str:
-        """Path of an instance, to name it to a person."""
-
-    def column(self, name: str) -> np.ndarray:
-        """See :meth:`InstancePool.column`."""
-
-    def read(self, index: int) -> np.ndarray:
-        """RGBA uint8 (h, w, 4) of an instance with whatever surrounds it. Raises BadImage."""
 
 
 class InstancePool:
@@ -45,7 +22,6 @@ class InstancePool:
         cutouts: where they are kept.
         category_ids: sorted ids of the data set, (C,), which give the class indices.
         crop: whether :meth:`load` gives the object's tight box; otherwise all that is kept of it.
-        mask_threshold: a pixel belongs to the object where alpha is above it (0: MRCA; 128: X-Paste).
         cache_bytes: how much of decoded cut-outs to keep in memory.
 
     Raises:
@@ -62,7 +38,6 @@ class InstancePool:
         category_ids: np.ndarray,
         *,
         crop: bool = True,
-        mask_threshold: int = 0,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         unknown = np.setdiff1d(cutouts.category_ids, category_ids)
@@ -73,7 +48,7 @@ class InstancePool:
             )
         self.categories = np.searchsorted(category_ids, cutouts.category_ids).astype(np.int64)
         self.rounds = cutouts.rounds
-        self._cutouts, self._crop, self._mask_threshold = cutouts, crop, mask_threshold
+        self._cutouts, self._crop = cutouts, crop
         self._cache: OrderedDict[int, np.ndarray] = OrderedDict()
         self._cache_limit, self._cache_used = cache_bytes, 0
 
@@ -94,7 +69,7 @@ class InstancePool:
     def load(self, index: int) -> np.ndarray:
         """The cut-out of an instance: RGBA uint8 (h, w, 4), alpha 0 outside the object; to be read only.
 
-        Raises BadImage where a file is missing or does not decode, or no pixel is above the threshold.
+        Raises BadImage where a file is missing or does not decode, or no pixel belongs to the object.
         """
         if index in self._cache:
             self._cache.move_to_end(index)
@@ -108,10 +83,7 @@ class InstancePool:
 
     def _object(self, index: int) -> np.ndarray:
         cutout = self._cutouts.read(index)
-        alpha = cutout[..., 3]
-        if self._mask_threshold:
-            alpha[alpha <= self._mask_threshold] = 0
-        left, top, width, height = cv2.boundingRect(np.ascontiguousarray(alpha))
+        left, top, width, height = cv2.boundingRect(np.ascontiguousarray(cutout[..., 3]))
         if width == 0:
             raise BadImage(f"{self.name(index)}: no pixel belongs to the object")
         if self._crop:
@@ -120,86 +92,3 @@ class InstancePool:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": OrderedDict(), "_cache_used": 0}
-
-
-class IndexedCutouts:
-    """The cut-outs that stage 2 has cropped, through the columnar index of some rounds of a run."""
-
-    def __init__(self, layout: RunLayout, rounds: Sequence[int]) -> None:
-        self._index = PoolIndex(layout, rounds)
-        self.category_ids, self.rounds = self._index.category_ids, self._index.rounds
-
-    def name(self, index: int) -> str:
-        return self._index.name(index)
-
-    def column(self, name: str) -> np.ndarray:
-        if name not in ("clip_white", "clip_black", "area"):
-            raise UserError(
-                f"INPUT.INST_POOL_WEIGHT is {name!r}: choose class, clip_white, clip_black or area"
-            )
-        return self._index.column(name).astype(np.float64)
-
-    def read(self, index: int) -> np.ndarray:
-        try:
-            data = self._index.read(index)
-        except UserError as error:
-            raise BadImage(str(error)) from error
-        return decode_rgba(data, self.name(index))
-
-
-class ImagesWithMasks:
-    """Whole images and their alpha masks, as stage 1 and stage 2 write them side by side.
-
-    ``names``: file names below ``raw_folder`` and below ``alpha_folder``.
-    """
-
-    def __init__(
-        self,
-        raw_folder: str,
-        alpha_folder: str,
-        names: Sequence[str],
-        category_ids: np.ndarray,
-        rounds: np.ndarray,
-    ) -> None:
-        self._raw_folder, self._alpha_folder, self._names = raw_folder, alpha_folder, list(names)
-        self.category_ids, self.rounds = category_ids, rounds
-
-    @classmethod
-    def of_run(cls, layout: RunLayout, rounds: Sequence[int]) -> ImagesWithMasks:
-        """What the index of some rounds lists, uncropped."""
-        index = PoolIndex(layout, rounds)
-        names = index.column("file").tolist()
-        return cls(layout.pool("raw"), layout.pool("segmented"), names, index.category_ids, index.rounds)
-
-    @classmethod
-    def of_annotations(cls, annotation_file: str, folder: str) -> ImagesWithMasks:
-        """What a file in LVIS or COCO format lists, one object an image, in ``folder``/raw and /segmented."""
-        content = files.read_json(annotation_file)
-        try:
-            names = {image["id"]: image["file_name"] for image in content["images"]}
-            objects = [(names[a["image_id"]], int(a["category_id"])) for a in content["annotations"]]
-        except (KeyError, TypeError) as error:
-            raise UserError(
-                f"{annotation_file} is not a pool in LVIS or COCO format: correct INPUT.INST_POOL_PATH"
-            ) from error
-        return cls(
-            files.join(folder, "raw"),
-            files.join(folder, "segmented"),
-            [name for name, _ in objects],
-            np.array([category for _, category in objects], dtype=np.int64),
-            np.full(len(objects), -1),
-        )
-
-    def name(self, index: int) -> str:
-        return files.join(self._raw_folder, self._names[index])
-
-    def column(self, name: str) -> np.ndarray:
-        raise UserError(f"this pool has no index, hence no {name}: set INPUT.INST_POOL_WEIGHT class")
-
-    def read(self, index: int) -> np.ndarray:
-        image = read_rgba(self.name(index))
-        alpha = read_gray(files.join(self._alpha_folder, self._names[index]))
-        if alpha.shape != image.shape[:2]:
-            raise BadImage(f"{self.name(index)}: its alpha mask has another size")
-        image[..., 3] = alpha
-        return image

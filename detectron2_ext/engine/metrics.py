@@ -37,7 +37,7 @@ class LossWatch:
         self._seen.append((iteration, losses, list(images)))
         self._waited += waited
         if self._ranks.device.type == "cpu":
-            self._require_finite()
+            _require_finite(*self._seen[-1])
 
     def look(self) -> dict[str, float]:
         """Means since the last look: each loss (over all processes) and their sum ``total_loss``; seconds an
@@ -45,8 +45,10 @@ class LossWatch:
 
         Raises UserError when a loss was not finite.
         """
-        self._require_finite()
         table = torch.stack([torch.stack(list(losses.values())) for _, losses, _ in self._seen])
+        if not table.isfinite().all():
+            for seen in self._seen:
+                _require_finite(*seen)
         means = dict(zip(self._seen[0][1], self._ranks.mean(table.mean(dim=0)).tolist(), strict=True))
         count, now = len(self._seen), time.perf_counter()
         images = self._ranks.world_size * sum(len(names) for _, _, names in self._seen)
@@ -57,16 +59,6 @@ class LossWatch:
         }
         self._seen, self._waited, self._since = [], 0.0, now
         return {"total_loss": sum(means.values()), **means, **speed}
-
-    def _require_finite(self) -> None:
-        for iteration, losses, images in self._seen:
-            bad = [name for name, loss in losses.items() if not loss.isfinite()]
-            if bad:
-                raise UserError(
-                    f"{', '.join(bad)} became not finite in iteration {iteration} on the images "
-                    f"{', '.join(images)}: look at them and their annotations, or lower SOLVER.BASE_LR; "
-                    "the last checkpoint is intact"
-                )
 
 
 class Reporter:
@@ -105,7 +97,10 @@ class Reporter:
             f"loss {values['total_loss']:.3f}, lr {learning_rate:.1e}, waiting for data {waiting:.0%}"
         )
 
-    def close(self) -> None:
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         self._bar.close()
 
 
@@ -114,3 +109,12 @@ def peak_memory_mib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def _require_finite(iteration: int, losses: dict[str, Tensor], images: list[str]) -> None:
+    bad = [name for name, loss in losses.items() if not loss.isfinite()]
+    if bad:
+        raise UserError(
+            f"{', '.join(bad)} became not finite in iteration {iteration} on the images {', '.join(images)}: "
+            "look at them and their annotations, or lower SOLVER.BASE_LR; the last checkpoint is intact"
+        )

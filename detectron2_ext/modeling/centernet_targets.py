@@ -110,6 +110,7 @@ class CenterNetTargetAssigner:
         ).all(-1)
         candidate = inside & (cell_offset.abs() <= 1).all(-1) & on_level[locations.level]
         nearest = relative.masked_fill(~candidate, torch.inf).min(1)
+        has_box = nearest.values.isfinite()
         chosen = corners[nearest.indices]
         distances = torch.cat([locations.points - chosen[:, 0], chosen[:, 1] - locations.points], dim=1)
 
@@ -120,8 +121,8 @@ class CenterNetTargetAssigner:
         is_center = on_level & in_image
         return CenterNetTargets(
             heat=heat.masked_fill(heat < 1e-4, 0.0),
-            distances=distances / locations.strides[locations.level][:, None],
-            has_box=nearest.values.isfinite(),
+            distances=torch.where(has_box[:, None], distances / locations.strides[locations.level, None], 1.0),
+            has_box=has_box,
             center_index=index.masked_fill(~is_center, 0).flatten(),
             is_center=is_center.flatten(),
         )

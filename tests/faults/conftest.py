@@ -7,11 +7,13 @@ import yaml
 
 from exchange import files
 from exchange.layout import RunLayout
-from tests.diSegmenter.conftest import CATEGORIES, generate, save_clip, save_foreground
+from tests.diSegmenter.conftest import CATEGORIES, generate
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    from tests.diSegmenter.small_models import save_clip, save_foreground
+
     folder = tmp_path_factory.mktemp("models")
     return {
         "FOREGROUND_MODEL": save_foreground(folder / "foreground"),

@@ -23,6 +23,7 @@ import torch
 
 from detectron2_ext.data.blend import basic
 from detectron2_ext.data.cutout_augmentation import RandomMirror
+from detectron2_ext.data.cutouts import ImagesWithMasks, IndexedCutouts
 from detectron2_ext.data.dataset import DetectionDataset
 from detectron2_ext.data.draws import UniformDraws
 from detectron2_ext.data.geometry import ResizeCropFlip
@@ -30,7 +31,7 @@ from detectron2_ext.data.mapper import TrainMapper
 from detectron2_ext.data.object_size import StatisticalSize, class_sizes
 from detectron2_ext.data.paste_plan import Scattered
 from detectron2_ext.data.pasters import PoolPaster
-from detectron2_ext.data.pool import ImagesWithMasks, IndexedCutouts, InstancePool
+from detectron2_ext.data.pool import InstancePool
 from detectron2_ext.data.scene_reader import SceneReader
 from diSegmenter.images import encode_cutout
 from exchange import files
@@ -77,9 +78,9 @@ def _turn(sides: dict[str, TrainMapper], start: int) -> dict[str, float]:
 def _sides(folder: Path) -> dict[str, TrainMapper]:
     rng = np.random.default_rng(0)
     layout = RunLayout(str(folder / "run"))
-    rows = [_write_instance(rng, layout, number) for number in range(_INSTANCES)]
+    rows = [write_instance(rng, layout, number) for number in range(_INSTANCES)]
     write_index(layout, 0, rows)
-    files.write_json(str(folder / "train.json"), _write_images(rng, folder))
+    files.write_json(str(folder / "train.json"), write_images(rng, folder))
     dataset = DetectionDataset.read(str(folder / "train.json"), str(folder))
     reader = SceneReader(dataset, ResizeCropFlip(_TRAIN_SIZE, _SCALE_RANGE))
     images = dataset.trainable_images()
@@ -100,7 +101,7 @@ def _sides(folder: Path) -> dict[str, TrainMapper]:
     }
 
 
-def _write_instance(rng: np.random.Generator, layout: RunLayout, number: int) -> PoolInstance:
+def write_instance(rng: np.random.Generator, layout: RunLayout, number: int) -> PoolInstance:
     """A soft-edged ellipse of noise, as image, mask and cut-out."""
     category_id = int(rng.integers(1, _CLASSES + 1))
     name = layout.instance_name(0, category_id, number)
@@ -133,7 +134,7 @@ def _write_instance(rng: np.random.Generator, layout: RunLayout, number: int) ->
     )
 
 
-def _write_images(rng: np.random.Generator, folder: Path) -> dict[str, Any]:
+def write_images(rng: np.random.Generator, folder: Path) -> dict[str, Any]:
     """Noise with polygons of 24 corners; gives the annotation file's content."""
     images, annotations = [], []
     angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)

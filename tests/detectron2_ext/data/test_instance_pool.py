@@ -4,9 +4,13 @@ import cv2
 import numpy as np
 import pytest
 
+from detectron2_ext.data.cutouts import ImagesWithMasks, IndexedCutouts, JoinedCutouts
 from detectron2_ext.data.decode import BadImage
-from detectron2_ext.data.pool import ImagesWithMasks, InstancePool
+from detectron2_ext.data.pool import InstancePool
+from exchange import files
 from exchange.errors import UserError
+from exchange.layout import RunLayout
+from exchange.pool_index import PoolInstance, write_index
 
 CATEGORY_IDS = np.array([10, 20, 30])
 
@@ -31,14 +35,64 @@ def test_a_cutout_is_the_tight_box_of_its_alpha(write_pool):
     assert read(path, crop=False).load(1).shape == (48, 48, 4)
 
 
-def test_the_mask_threshold_removes_faint_pixels(write_pool):
-    path = write_pool(1)
-    alpha = np.full((48, 48), 100, np.uint8)
-    alpha[10:20, 10:30] = 200
-    cv2.imwrite(str(path.parent / "segmented" / "00_0010_0000.png"), alpha)
-    assert read(path).load(0).shape == (48, 48, 4)
-    cutout = read(path, mask_threshold=128).load(0)
-    assert cutout.shape == (10, 20, 4) and (cutout[..., 3] == 200).all()
+def index_of(path, tmp_path) -> RunLayout:
+    """The instances of ``write_pool`` as two rounds of a run."""
+    layout = RunLayout(str(tmp_path / "run"))
+    for round_, numbers in ((0, range(0, 5, 2)), (1, range(1, 5, 2))):
+        rows = []
+        for n in numbers:
+            name = f"00_{10 * (n % 3 + 1):04}_{n:04}.png"
+            image, alpha = (cv2.imread(str(path.parent / f / name)) for f in ("raw", "segmented"))
+            for target, pixels in ((layout.raw(name), image), (layout.segmented(name), alpha[..., 0])):
+                files.write_bytes(target, cv2.imencode(".png", pixels)[1].tobytes())
+            cutout = np.dstack([image, alpha[..., 0]])[9:40, 9:40]
+            files.write_bytes(layout.pool(f"cutouts/{n}.png"), cv2.imencode(".png", cutout)[1].tobytes())
+            box = [9, 9, 31, 31]
+            rows.append(
+                PoolInstance(
+                    name, round_, 10 * (n % 3 + 1), 48, 48, box, 700, [], 20.0 + n, 1.0, "", 0, "", "",
+                    f"cutouts/{n}.png",
+                )
+            )  # fmt: skip
+        write_index(layout, round_, rows)
+    return layout
+
+
+def test_the_index_of_a_run_gives_the_same_cutouts_as_images_and_masks(write_pool, tmp_path):
+    path = write_pool(5)
+    layout = index_of(path, tmp_path)
+    cropped = InstancePool(IndexedCutouts(layout, [0, 1]), CATEGORY_IDS)
+    whole = InstancePool(ImagesWithMasks.of_run(layout, [0, 1]), CATEGORY_IDS)
+    expected = read(path)
+    assert cropped.rounds.tolist() == [0, 0, 0, 1, 1] == whole.rounds.tolist()
+    for index, original in enumerate((0, 2, 4, 1, 3)):
+        assert cropped.categories[index] == expected.categories[original] == whole.categories[index]
+        np.testing.assert_array_equal(cropped.load(index), expected.load(original))
+        np.testing.assert_array_equal(whole.load(index), expected.load(original))
+    assert InstancePool(ImagesWithMasks.of_run(layout, [0]), CATEGORY_IDS, crop=False).load(0).shape[0] == 48
+
+
+def test_a_number_of_the_index_can_be_asked_for(write_pool, tmp_path):
+    path = write_pool(5)
+    pool = InstancePool(IndexedCutouts(index_of(path, tmp_path), [0, 1]), CATEGORY_IDS)
+    assert pool.column("clip_white").tolist() == [20, 22, 24, 21, 23]
+    with pytest.raises(UserError, match="choose class, clip_white"):
+        pool.column("prompt")
+    with pytest.raises(UserError, match="no index"):
+        read(path).column("clip_white")
+
+
+def test_joined_pools_are_one_after_the_other(write_pool, tmp_path):
+    path = write_pool(5)
+    layout = index_of(path, tmp_path)
+    parts = [IndexedCutouts(layout, [1]), ImagesWithMasks.of_annotations(str(path), str(path.parent))]
+    joined = InstancePool(JoinedCutouts(parts), CATEGORY_IDS)
+    expected = read(path)
+    assert len(joined) == 7 and joined.rounds.tolist() == [1, 1, -1, -1, -1, -1, -1]
+    for index, original in enumerate((1, 3, 0, 1, 2, 3, 4)):
+        assert joined.categories[index] == expected.categories[original]
+        np.testing.assert_array_equal(joined.load(index), expected.load(original))
+    assert joined.name(2) == expected.name(0)
 
 
 def test_decoded_cutouts_stay_in_memory_up_to_the_limit(write_pool):
@@ -70,5 +124,5 @@ def test_a_pool_of_other_categories_is_named(write_pool):
     with pytest.raises(UserError, match="category 11, which DATASETS.TRAIN does not know"):
         read(path)
     path.write_text("[]")
-    with pytest.raises(UserError, match="not a pool"):
+    with pytest.raises(UserError, match="is not a pool in LVIS or COCO format"):
         read(path)

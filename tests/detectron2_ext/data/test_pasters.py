@@ -3,10 +3,11 @@ import pytest
 
 from detectron2_ext.data.blend import basic
 from detectron2_ext.data.cutout_augmentation import RandomColor, RandomMirror, RandomRotation
+from detectron2_ext.data.cutouts import ImagesWithMasks
 from detectron2_ext.data.geometry import ResizeCropFlip
 from detectron2_ext.data.paste_plan import LikeAnotherImage, Placement
 from detectron2_ext.data.pasters import EitherPaster, ImagePaster, PoolPaster
-from detectron2_ext.data.pool import ImagesWithMasks, InstancePool
+from detectron2_ext.data.pool import InstancePool
 from detectron2_ext.data.scene import PASTED, REAL, Scene
 from detectron2_ext.data.scene_reader import SceneReader
 
@@ -110,7 +111,7 @@ def test_objects_of_a_second_image_come_with_their_pixels_masks_and_places(small
                 expected[y1:y2, x1:x2] = pixels[y1:y2, x1:x2]
         np.testing.assert_array_equal(scene.image, expected)
         assert [o.source for o in scene.objects] == [PASTED] * len(infos)
-    np.testing.assert_allclose(np.bincount(counts, minlength=4) / 400, 0.25, atol=0.06)
+    np.testing.assert_allclose(np.bincount(counts, minlength=4) / 400, 0.25, atol=0.08)
 
 
 def test_copied_objects_cover_those_below_together(small_lvis):
@@ -159,6 +160,7 @@ def test_a_turned_cutout_holds_the_whole_object_tightly():
     for _ in range(200):
         turned = RandomRotation(30)(cutout(), rng)
         alpha = turned[..., 3] > 0
+        assert (turned[alpha][:, 0] == 200).all()  # no dark fringe
         assert alpha.sum() == pytest.approx(600, rel=0.2)
         assert (turned[..., 3] > 127).sum() == pytest.approx(600, rel=0.05)
         assert alpha[0].any() and alpha[-1].any() and alpha[:, 0].any() and alpha[:, -1].any()

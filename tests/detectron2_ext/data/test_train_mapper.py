@@ -5,6 +5,7 @@ from PIL import Image
 
 from detectron2_ext.data.blend import basic
 from detectron2_ext.data.cutout_augmentation import RandomMirror
+from detectron2_ext.data.cutouts import ImagesWithMasks
 from detectron2_ext.data.decode import BadImage
 from detectron2_ext.data.draws import UniformDraws
 from detectron2_ext.data.geometry import ResizeCropFlip
@@ -12,7 +13,7 @@ from detectron2_ext.data.mapper import TestMapper, TrainMapper
 from detectron2_ext.data.object_size import UniformSize
 from detectron2_ext.data.paste_plan import Scattered
 from detectron2_ext.data.pasters import PoolPaster
-from detectron2_ext.data.pool import ImagesWithMasks, InstancePool
+from detectron2_ext.data.pool import InstancePool
 from detectron2_ext.data.scene_reader import SceneReader
 
 JITTER = ResizeCropFlip(64, (0.5, 1.5))

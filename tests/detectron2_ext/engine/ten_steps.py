@@ -24,18 +24,19 @@ def ten_steps(folder: str) -> None:
     with join_ranks("cpu") as ranks:
         torch.manual_seed(ranks.rank)  # the first process decides about the starting weights
         state = TrainingState.start(TinyNet(noise=0.0), cfg)
-        train(
-            state,
-            TrainingStep.from_config(state, ranks, cfg),
-            TinyLoader(0, 10, rank=ranks.rank, world_size=ranks.world_size),
-            10,
-            checkpoints=RunCheckpoints(folder, 10, 1),
-            checkpoint_period=5,
-            reporter=Reporter(f"{folder}/metrics.json", 0, 10, "round 0", ranks),
-            log_period=2,
-            seed=0,
-            ranks=ranks,
-        )
+        with Reporter(f"{folder}/metrics.json", 0, 10, "round 0", ranks) as reporter:
+            train(
+                state,
+                TrainingStep.from_config(state, ranks, cfg),
+                TinyLoader(0, 10, rank=ranks.rank, world_size=ranks.world_size),
+                10,
+                checkpoints=RunCheckpoints(folder, 10, 1),
+                checkpoint_period=5,
+                reporter=reporter,
+                log_period=2,
+                seed=0,
+                ranks=ranks,
+            )
 
 
 if __name__ == "__main__":

@@ -50,18 +50,19 @@ def _run(
     log_period: int = 3,
 ) -> RunCheckpoints:
     checkpoints = RunCheckpoints(str(folder), 10, keep)
-    train(
-        state,
-        TrainingStep.from_config(state, ALONE, _CFG),
-        loader or TinyLoader(state.iteration, end),
-        end,
-        checkpoints=checkpoints,
-        checkpoint_period=period,
-        reporter=Reporter(str(folder / "metrics.json"), state.iteration, end, "round 0", ALONE),
-        log_period=log_period,
-        seed=5,
-        ranks=ALONE,
-    )
+    with Reporter(str(folder / "metrics.json"), state.iteration, end, "round 0", ALONE) as reporter:
+        train(
+            state,
+            TrainingStep.from_config(state, ALONE, _CFG),
+            loader or TinyLoader(state.iteration, end),
+            end,
+            checkpoints=checkpoints,
+            checkpoint_period=period,
+            reporter=reporter,
+            log_period=log_period,
+            seed=5,
+            ranks=ALONE,
+        )
     return checkpoints
 
 

@@ -1,0 +1,53 @@
+from pathlib import Path
+
+import pytest
+
+from detectron2_ext.data.paste_builder import build_pasters
+from detectron2_ext.data.pasters import ImagePaster
+from exchange.config import REPOSITORY, load_config
+
+BASELINES = sorted(
+    [
+        *(REPOSITORY / "configs/baselines").rglob("*.yaml"),
+        *(REPOSITORY / "configs/digits").glob("*_digits.yaml"),
+    ]
+)
+
+
+@pytest.mark.parametrize("path", BASELINES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_a_baseline_loads_says_what_it_reproduces_and_has_a_run_folder_of_its_own(path: Path, caplog):
+    cfg = load_config(str(path))
+    assert not caplog.records  # no key without effect
+    assert path.read_text().startswith("# ")
+    others = [load_config(str(other)).OUTPUT_DIR for other in BASELINES if other != path]
+    assert cfg.OUTPUT_DIR not in others
+
+
+@pytest.mark.parametrize(
+    ("name", "from_images", "from_pool"),
+    [
+        ("CenterNet2", False, False),
+        ("CopyPaste", True, False),
+        ("XPaste", False, True),
+        ("XPaste_CopyPaste", True, True),
+    ],
+)
+@pytest.mark.parametrize("network", ["R50", "SwinL"])
+def test_a_baseline_pastes_from_where_its_method_does(name, network, from_images, from_pool):
+    cfg = load_config(str(REPOSITORY / f"configs/baselines/{name}_{network}.yaml"))
+    pasters = build_pasters(cfg, reader=None, images=None, pool=None, feedback=None, round_=0, seed=0)
+    assert [isinstance(paster, ImagePaster) for paster in pasters] == [True] * from_images
+    assert (cfg.INPUT.USE_COPY_METHOD in ("syn_copy", "both")) == from_pool == cfg.INPUT.INST_POOL
+
+
+@pytest.mark.parametrize(
+    "folder", ["baselines/{}_R50", "baselines/{}_SwinL", "baselines/coco/{}_R50", "digits/{}_digits"]
+)
+def test_a_single_round_draws_as_many_images_as_all_rounds_do(folder):
+    single = load_config(str(REPOSITORY / "configs" / (folder.format("MRCA_1round") + ".yaml")))
+    if "baselines/{}" in folder:
+        folder = folder.replace("baselines", "MRCA")
+    several = load_config(str(REPOSITORY / "configs" / (folder.format("MRCA") + ".yaml")))
+    assert single.SOLVER.MAX_ITER == several.SOLVER.MAX_ITER == single.SOLVER.ROUND_ITERS
+    rounds = several.SOLVER.MAX_ITER // several.SOLVER.ROUND_ITERS
+    assert single.GENERATOR.PER_CLASS == rounds * several.GENERATOR.PER_CLASS

@@ -1,0 +1,33 @@
+import json
+import sys
+
+import pytest
+import torch
+
+from exchange.errors import UserError
+from tools import bench
+from tools.benchmarks import pool
+
+
+def test_the_result_names_benchmark_machine_and_versions(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(
+        pool, "measure", lambda device: {"ours": 1.0, "other": 2.0, "ratio": 2.0, "met": True}
+    )
+    path = tmp_path / "result.json"
+    monkeypatch.setattr(sys, "argv", ["bench.py", "pool", "--json", str(path)])
+    bench.main()
+    result = json.loads(path.read_text())
+    assert result == json.loads(capsys.readouterr().out)
+    assert result["name"] == "pool" and result["ratio"] == 2.0 and result["device"].startswith("cpu")
+    assert result["versions"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_an_unknown_benchmark_and_a_missing_gpu_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench.py", "everything"])
+    with pytest.raises(SystemExit):
+        bench.main()
+    assert "paste" in capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["bench.py", "pool", "--device", "cuda"])
+    with pytest.raises(UserError, match="no GPU"):
+        bench.main()

@@ -1,0 +1,80 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from exchange.errors import UserError
+from tools import visualize
+from tools.drawing import PASTED, REAL, class_color, contact_sheet, draw_objects
+
+
+@pytest.fixture
+def settings(tmp_path):
+    """A data set of four images with one object each, and the settings that name it."""
+    images, annotations = [], []
+    for n in range(1, 5):
+        Image.new("RGB", (64, 48), (0, 90, 0)).save(tmp_path / f"{n}.png")
+        images.append({"id": n, "file_name": f"{n}.png", "width": 64, "height": 48})
+        polygon = [10, 10, 40, 10, 40, 30, 10, 30]
+        annotations.append(
+            {"id": n, "image_id": n, "category_id": 1, "bbox": [10, 10, 30, 20], "segmentation": [polygon]}
+        )
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "kite"}]}
+    (tmp_path / "set.json").write_text(json.dumps(content))
+    path = tmp_path / "settings.yaml"
+    values = {
+        "DATASETS": {"TRAIN": ["set"], "CUSTOM": [["set", str(tmp_path / "set.json"), str(tmp_path)]]},
+        "INPUT": {"TRAIN_SIZE": 64, "SCALE_RANGE": [1.0, 1.0]},
+        "DATALOADER": {"NUM_WORKERS": 0},
+        "OUTPUT_DIR": str(tmp_path / "run"),
+    }
+    path.write_text(json.dumps(values))
+    return path
+
+
+def run(monkeypatch, *arguments) -> None:
+    monkeypatch.setattr(sys, "argv", ["visualize.py", *map(str, arguments)])
+    visualize.main()
+
+
+def test_a_sheet_of_training_images_goes_to_the_runs_pictures(settings, monkeypatch, capsys):
+    run(monkeypatch, "data", "--config", settings, "--num", 3, "SOLVER.IMS_PER_BATCH", 2)
+    path = settings.parent / "run/pictures/data_rd00.png"
+    assert capsys.readouterr().out.strip() == str(path)
+    sheet = np.asarray(Image.open(path))
+    for color, expected in ((REAL, True), (PASTED, False)):
+        assert (sheet == color).all(axis=-1).any() == expected
+
+
+def test_asking_for_no_image_is_refused(settings, monkeypatch):
+    with pytest.raises(UserError, match="--num is 0"):
+        run(monkeypatch, "data", "--config", settings, "--num", 0)
+
+
+def test_predictions_without_a_checkpoint_are_refused(settings, monkeypatch):
+    with pytest.raises(UserError, match="has no checkpoint"):
+        run(monkeypatch, "predictions", "--config", settings)
+
+
+def test_masks_are_tinted_and_outlined_where_they_are():
+    mask = np.zeros((1, 40, 40), bool)
+    mask[0, 10:30, 10:30] = True
+    boxes = np.array([[10.0, 10, 30, 30]])
+    picture = np.asarray(draw_objects(np.zeros((40, 40, 3), np.uint8), boxes, mask, [""], [REAL], side=400))
+    assert picture.shape == (400, 400, 3)
+    np.testing.assert_allclose(picture[200, 200], 0.2 * np.array(REAL), atol=1)
+    assert not picture[350, 350].any()
+    assert tuple(picture[100, 200]) == REAL
+
+
+def test_a_sheet_has_a_cell_for_each_picture():
+    pictures = [Image.new("RGB", (100, 80), (200, 0, 0)) for _ in range(5)]
+    sheet = np.asarray(contact_sheet(pictures, [""] * 5, "", side=100))
+    assert (sheet == (200, 0, 0)).all(axis=-1).sum() == 5 * 100 * 80
+
+
+def test_neighbouring_classes_have_colours_that_differ():
+    colors = np.array([class_color(index) for index in range(30)], int)
+    assert np.abs(np.diff(colors, axis=0)).max(axis=1).min() > 80
