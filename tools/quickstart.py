@@ -26,6 +26,7 @@ from exchange.feedback import Feedback, read_feedback
 from exchange.layout import RunLayout
 from exchange.manifest import read_round
 from exchange.run import versions
+from tools.overview import write_overview
 
 _CONFIG = "configs/digits/MRCA_digits.yaml"
 _BASELINE_CONFIG = "configs/digits/CenterNet2_digits.yaml"
@@ -69,6 +70,10 @@ def main() -> None:
     summary = summarise(RunLayout(out), RunLayout(f"{out}/control"), rounds)
     summary |= {"seconds": time.monotonic() - started, "seed": args.seed, "versions": versions()}
     files.write_json(files.join(out, "summary.json"), summary)
+    overview = files.join(out, "pictures", "overview.png")
+    write_overview(
+        load_config(args.config, [*overrides, "OUTPUT_DIR", out]), RunLayout(out), summary, overview
+    )
     print(f"\n{as_table(summary)}\n\nPictures: {out}/pictures   Summary: {out}/summary.json")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exchange import files
@@ -120,6 +120,7 @@ def test_a_path_out_of_the_pool_is_refused(layout):
         PoolIndex(layout, [0]).read(0)
 
 
+@settings(deadline=None)
 @given(damage=st.data())
 def test_a_damaged_index_is_refused_or_reads_as_text_and_numbers(damage, tmp_path_factory):
     layout = RunLayout(str(tmp_path_factory.getbasetemp() / "damaged"))

@@ -29,31 +29,47 @@ def crop(photographs: list[npt.NDArray[np.uint8]], rng: np.random.Generator) -> 
 
 
 def place(
-    canvas: npt.NDArray[np.uint8], pixels: npt.NDArray[np.float32], ink: int, rng: np.random.Generator
+    canvas: npt.NDArray[np.uint8],
+    pixels: npt.NDArray[np.float32],
+    ink: int,
+    rng: np.random.Generator,
+    heights: tuple[int, int] = (34, 56),
+    off_centre: int = SIZE,
 ) -> npt.NDArray[np.float32]:
-    """Inks a digit somewhere on ``canvas`` in place; returns its coverage, (64, 64) in [0, 1]."""
-    coverage = samples.draw(pixels, int(rng.integers(34, 57)), rng)
-    height, width = coverage.shape
-    if width > SIZE - 4:
-        coverage = cv2.resize(coverage, (SIZE - 4, height), interpolation=cv2.INTER_AREA)
-        width = SIZE - 4
-    top, left = int(rng.integers(2, SIZE - height - 1)), int(rng.integers(2, SIZE - width - 1))
+    """Inks a digit on ``canvas`` in place, at most ``off_centre`` pixels from its middle and all inside.
+
+    Returns its coverage, (64, 64) in [0, 1].
+    """
+    coverage = samples.draw(pixels, int(rng.integers(heights[0], heights[1] + 1)), rng)
+    if coverage.shape[1] > SIZE - 4:
+        coverage = cv2.resize(coverage, (SIZE - 4, coverage.shape[0]), interpolation=cv2.INTER_AREA)
+    top, left = (_start(extent, off_centre, rng) for extent in coverage.shape)
     samples.blend(canvas, coverage, samples.ink_colour(ink, rng), left, top)
     full = np.zeros((SIZE, SIZE), dtype=np.float32)
-    full[top : top + height, left : left + width] = coverage
+    full[top : top + coverage.shape[0], left : left + coverage.shape[1]] = coverage
     return full
+
+
+def _start(extent: int, off_centre: int, rng: np.random.Generator) -> int:
+    middle = (SIZE - extent) // 2
+    reach = min(off_centre, middle - 2)
+    return middle + int(rng.integers(-reach, reach + 1))
 
 
 def with_prompts(
     part: samples.Samples, count: int, rng: np.random.Generator
 ) -> Iterator[tuple[npt.NDArray[np.uint8], str, int]]:
-    """``count`` pictures on plain backgrounds, all categories alike, each with its prompt and category id."""
+    """``count`` pictures on plain backgrounds, all categories alike, each with its prompt and category id.
+
+    Digits are of nearly one size in the middle: pasting changes both, and shape is what is to be learned.
+    """
     for index in range(count):
         category = index % samples.NUM_CATEGORIES + 1
         digit, ink = divmod(category - 1, len(samples.INKS))
         template = TEMPLATES[rng.integers(len(TEMPLATES))]
         canvas = plain(on_white(template), rng)
-        place(canvas, part.pixels[rng.choice(np.flatnonzero(part.labels == digit))], ink, rng)
+        pixels = part.pixels[rng.choice(np.flatnonzero(part.labels == digit))]
+        place(canvas, pixels, ink, rng, heights=(46, 54), off_centre=2)
         yield canvas, template.format(samples.category_name(category)), category
 
 

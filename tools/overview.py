@@ -1,0 +1,72 @@
+"""One picture of a run: what was generated, what training saw, what it brought."""
+
+import io
+from typing import Any
+
+import matplotlib
+import numpy as np
+from fvcore.common.config import CfgNode
+from matplotlib.figure import Figure
+from PIL import Image
+
+from exchange import files
+from exchange.annotations import read_annotations
+from exchange.layout import RunLayout
+from tools.drawing import PASTED, REAL
+from tools.visualize import training_sheet
+
+_COLUMNS, _NUM_TRAINING = 5, 4
+
+
+def write_overview(cfg: CfgNode, layout: RunLayout, summary: dict[str, Any], path: str) -> None:
+    """Writes the picture of the run ``layout`` with the numbers of ``summary`` (see tools/quickstart.py)."""
+    matplotlib.rcParams["font.size"] = 9
+    last = len(summary["rounds"]) - 1
+    figure = Figure(figsize=(14, 4.6), layout="constrained")
+    generated, training, gain = figure.subfigures(1, 3, width_ratios=(1.15, 1.1, 1))
+    _draw_generated(generated, layout, last)
+    generated.suptitle("1, 2  drawn where the segmenter is uncertain, cut out")
+    axes = training.subplots()
+    axes.imshow(training_sheet(cfg, layout, last, _NUM_TRAINING))
+    axes.axis("off")
+    training.suptitle("3  pasted into training images")
+    _draw_gain(gain, summary)
+    gain.suptitle("what it brings, round by round")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    files.write_bytes(path, buffer.getvalue())
+
+
+def _draw_generated(figure: Any, layout: RunLayout, round_: int) -> None:
+    """Instances of a round, evenly spread over its classes, above their masks."""
+    pool = read_annotations(layout.annotations(round_))
+    newest = {image["id"]: image["file_name"] for image in pool.images}
+    prefix = f"{round_:02}_"
+    kept = [a for a in pool.annotations if newest[a["image_id"]].startswith(prefix)] or pool.annotations
+    chosen = np.linspace(0, len(kept) - 1, min(2 * _COLUMNS, len(kept)), dtype=int)
+    grid = figure.subplots(4, _COLUMNS, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for place, index in enumerate(chosen.tolist()):
+        name = newest[kept[index]["image_id"]]
+        row, column = divmod(place, _COLUMNS)
+        for offset, picture in enumerate((layout.raw(name), layout.segmented(name))):
+            grid[2 * row + offset, column].imshow(
+                Image.open(io.BytesIO(files.read_bytes(picture))), cmap="gray"
+            )
+        title = pool.category_names[kept[index]["category_id"]]
+        grid[2 * row, column].set_title(title, fontsize=8)
+
+
+def _draw_gain(figure: Any, summary: dict[str, Any]) -> None:
+    """Mask AP and APr of the rounds, the control's as broken lines."""
+    axes = figure.subplots()
+    labels = ["baseline"] + [f"round {entry['round']}" for entry in summary["rounds"]]
+    for key, name, colour in (("ap_r", "APr (rare)", PASTED), ("ap", "AP", REAL)):
+        values = [summary["baseline"][key]] + [entry[key] for entry in summary["rounds"]]
+        colour = np.array(colour) / 255
+        axes.plot(labels, values, marker="o", color=colour, label=name)
+        axes.axhline(summary["control"][key], color=colour, linestyle="--", label=f"{name}, control")
+    axes.set_ylabel("mask AP, %")
+    axes.grid(alpha=0.3)
+    axes.legend()
