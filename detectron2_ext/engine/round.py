@@ -43,6 +43,7 @@ class TrainingRun:
         annotation_file, image_root = dataset_paths(training_set_name(cfg), cfg)
         annotations = read_annotations(annotation_file)
         self._dataset = DetectionDataset(annotations, image_root)
+        read_test_set(cfg, cfg.DATASETS.TEST[0])  # so that what is wrong with it is said before the training
         self._state = self._start_or_resume(annotations.image_counts().tolist())
 
     def finish_round(self) -> None:

@@ -32,7 +32,7 @@ class CenterNetHead(nn.Module):
 
     def __init__(self, channels: int, num_levels: int, num_convs: int = 4, prior_prob: float = 0.01) -> None:
         super().__init__()
-        groups = 32 if channels % 32 == 0 else channels // 2
+        groups = 32 if channels >= 64 and channels % 32 == 0 else channels // 2
         tower: list[nn.Module] = []
         for _ in range(num_convs):
             tower += [nn.Conv2d(channels, channels, 3, padding=1), nn.GroupNorm(groups, channels), nn.ReLU()]

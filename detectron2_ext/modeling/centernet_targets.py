@@ -121,7 +121,9 @@ class CenterNetTargetAssigner:
         is_center = on_level & in_image
         return CenterNetTargets(
             heat=heat.masked_fill(heat < 1e-4, 0.0),
-            distances=torch.where(has_box[:, None], distances / locations.strides[locations.level, None], 1.0),
+            distances=torch.where(
+                has_box[:, None], distances / locations.strides[locations.level, None], 1.0
+            ),
             has_box=has_box,
             center_index=index.masked_fill(~is_center, 0).flatten(),
             is_center=is_center.flatten(),

@@ -124,6 +124,7 @@ def write_instance(rng: np.random.Generator, layout: RunLayout, number: int) -> 
         bbox=box,
         area=int(np.count_nonzero(alpha)),
         segmentation=[],
+        objects=1,
         clip_white=30.0,
         clip_black=30.0,
         reason="",

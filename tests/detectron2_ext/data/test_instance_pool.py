@@ -47,13 +47,26 @@ def index_of(path, tmp_path) -> RunLayout:
                 files.write_bytes(target, cv2.imencode(".png", pixels)[1].tobytes())
             cutout = np.dstack([image, alpha[..., 0]])[9:40, 9:40]
             files.write_bytes(layout.pool(f"cutouts/{n}.png"), cv2.imencode(".png", cutout)[1].tobytes())
-            box = [9, 9, 31, 31]
             rows.append(
                 PoolInstance(
-                    name, round_, 10 * (n % 3 + 1), 48, 48, box, 700, [], 20.0 + n, 1.0, "", 0, "", "",
-                    f"cutouts/{n}.png",
+                    file=name,
+                    round=round_,
+                    category_id=10 * (n % 3 + 1),
+                    width=48,
+                    height=48,
+                    bbox=[9, 9, 31, 31],
+                    area=700,
+                    segmentation=[],
+                    objects=1,
+                    clip_white=20.0 + n,
+                    clip_black=None,
+                    reason="",
+                    seed=0,
+                    model="",
+                    prompt="",
+                    cutout=f"cutouts/{n}.png",
                 )
-            )  # fmt: skip
+            )
         write_index(layout, round_, rows)
     return layout
 
@@ -76,6 +89,8 @@ def test_a_number_of_the_index_can_be_asked_for(write_pool, tmp_path):
     path = write_pool(5)
     pool = InstancePool(IndexedCutouts(index_of(path, tmp_path), [0, 1]), CATEGORY_IDS)
     assert pool.column("clip_white").tolist() == [20, 22, 24, 21, 23]
+    with pytest.raises(UserError, match="which some instances of the pool lack"):
+        pool.column("clip_black")
     with pytest.raises(UserError, match="choose class, clip_white"):
         pool.column("prompt")
     with pytest.raises(UserError, match="no index"):

@@ -63,7 +63,7 @@ def reference_losses(heads, features, truth, proposals):
         probability = logits.double().sigmoid()
         target = torch.nn.functional.one_hot(labels, NUM_CLASSES + 1).double()
         entropy = -(target * probability.log() + (1 - target) * (1 - probability).log())
-        losses[f"loss_cls_stage{stage}"] = entropy[:, present].sum() / len(boxes)
+        losses[f"loss_cls_stage{stage}"] = entropy[:, present].sum().item() / len(boxes)
         weights = torch.tensor([10.0, 10.0, 5.0, 5.0]).double() * (stage + 1)
         distance = 0.0
         for n in (labels < NUM_CLASSES).nonzero().squeeze(1).tolist():
@@ -78,7 +78,7 @@ def reference_losses(heads, features, truth, proposals):
                     ((gy2 - gy1) / height).log(),
                 ]
             )
-            distance += (deltas[n].double() - expected * weights).abs().sum()
+            distance += (deltas[n].detach().double() - expected * weights).abs().sum().item()
         losses[f"loss_box_reg_stage{stage}"] = distance / len(boxes)
         boxes = BoxCoder(weights.tolist()).decode(deltas, boxes.float())
     return losses
@@ -113,7 +113,7 @@ def test_losses_are_the_cascade_written_out(scenes):
     assert mask.isfinite() and (mask > 0) == any(boxes for boxes, _ in scenes)
     assert set(losses) == set(expected)
     for name, loss in losses.items():
-        assert loss.item() == pytest.approx(float(expected[name]), rel=1e-4, abs=1e-7), name
+        assert loss.item() == pytest.approx(expected[name], rel=1e-4, abs=1e-7), name
 
 
 def test_every_class_counts_without_the_federated_loss():

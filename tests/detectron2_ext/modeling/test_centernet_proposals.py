@@ -89,10 +89,14 @@ def test_proposals_are_the_decoded_heat_map(limits, threshold):
 
 
 def test_training_has_its_own_limits():
-    network, features, heat, distances = make(1)
-    found = network.train()(features)[0][0]
-    expected = decode(heat, distances, 0, 30, 20, 0.3, 0.9)
-    assert len(found.boxes) == len(expected) != len(network.eval()(features)[0][0].boxes)
+    network, features, heat, distances = make(1, pre_nms=100, post_nms=100, threshold=0.0)
+    for level in distances:
+        level.fill_(3.0)  # neighbours overlap by 0.71
+    for mode, nms in ((True, 0.9), (False, 0.5)):
+        found = network.train(mode)(features)[0][0]
+        expected = decode(heat, distances, 0, 100, 100, 0.0, nms)
+        torch.testing.assert_close(found.scores, torch.tensor([score for score, _ in expected]))
+        assert len(expected) == (54 if mode else len(found.boxes)) and len(found.boxes) > 5
 
 
 def test_losses_are_divided_by_the_objects_of_the_whole_batch():
