@@ -35,7 +35,10 @@ class JudgedRound:
 
 
 def is_finished(layout: RunLayout, round_: int) -> bool:
-    """Whether the pool of a round is there, with every cut-out that it lists."""
+    """Whether the pool of a round is there, with every cut-out that it lists.
+
+    Masks are not asked for: training does without them, and pruning (SEGMENTER.KEEP_RAW) removes them.
+    """
     if not files.exists(layout.annotations_done(round_)):
         return False
     try:

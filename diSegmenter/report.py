@@ -40,10 +40,11 @@ def _document(layout: RunLayout, judged: JudgedRound, names: Mapping[int, str], 
     for manifest in read_round(layout, judged.round):
         asked.update(manifest.asked)
     dropped = [instance for instance in judged.instances if instance.reason]
-    thresholds = dataclasses.asdict(judged.checks)
+    settings = dataclasses.asdict(judged.checks).items()
+    thresholds = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings)
     page = [
         f"<h1>{title.capitalize()}</h1>",
-        f"<p>Asked for: {asked.total()}. Thresholds: {html.escape(str(thresholds))}.</p>",
+        f"<p>Asked for: {asked.total()}. Thresholds: {html.escape(thresholds)}.</p>",
         _reasons(judged),
         f"<h2>CLIP scores</h2>{_histogram(judged.kept, dropped, judged.checks.clip_threshold)}",
     ]

@@ -123,10 +123,10 @@ def build_segmenter(
 
 
 def finish(cfg: CfgNode, layout: RunLayout, judged: JudgedRound, dataset: AnnotationFile) -> None:
-    """Writes the pool of a round and what shows it."""
+    """Writes what shows a round, then its pool, whose marker says that nothing is left to do."""
     pool_rounds = [judged.round] if cfg.SEGMENTER.LATEST_ROUND_ONLY else range(judged.round + 1)
-    write_pool(layout, judged, dataset.categories, pool_rounds, cfg.SEGMENTER.ANNOTATION_FILES)
     write_pictures(layout, judged, dataset.category_names)
+    write_pool(layout, judged, dataset.categories, pool_rounds, cfg.SEGMENTER.ANNOTATION_FILES)
     if not cfg.SEGMENTER.KEEP_RAW:
         prune_originals(layout, judged.round)
 

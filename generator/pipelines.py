@@ -114,7 +114,7 @@ class PipelineSource:
             pipeline = diffusers.DiffusionPipeline.from_pretrained(
                 model_source(self.name), dtype=DTYPES[self.dtype], **absent, **self._hub
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, AttributeError) as error:  # the last for a class that diffusers lacks
             raise UserError(_explain("GENERATOR.MODEL", self.name, error)) from error
         vae = pipeline.vae
         if self.dtype == "float16" and vae is not None and vae.config.get("force_upcast"):

@@ -68,13 +68,16 @@ def produce(
     asked = dict(Counter(image.category_id for image in images))
     path = layout.manifest(round_, shard.index, shard.count)
     with _alone(path):
-        earlier = read_manifest(path).seconds if files.exists(path) else 0.0
+        earlier = read_manifest(path) if files.exists(path) else None
         found = ((image, read_record(layout.raw(image.file))) for image in images)
         records = {i.file: r for i, r in found if r is not None and _as_planned(r, i, guided)}
+        if earlier and earlier.complete and earlier.instances == [records.get(i.file) for i in images]:
+            return earlier
+        seconds_before = earlier.seconds if earlier else 0.0
 
         def write() -> Manifest:
             made = [records[image.file] for image in images if image.file in records]
-            seconds = round(earlier + time.monotonic() - started, 3)
+            seconds = round(seconds_before + time.monotonic() - started, 3)
             complete = len(made) == len(images)
             manifest = Manifest(round_, shard.index, shard.count, model, complete, asked, made, seconds)
             write_manifest(layout, manifest)

@@ -49,7 +49,12 @@ class IndexedCutouts:
             raise UserError(
                 f"INPUT.INST_POOL_WEIGHT is {name!r}: choose class, clip_white, clip_black or area"
             )
-        return self._index.column(name).astype(np.float64)
+        values = self._index.column(name).astype(np.float64)
+        if not np.isfinite(values).all():
+            raise UserError(
+                f"INPUT.INST_POOL_WEIGHT is {name}, which some instances of the pool lack: choose class"
+            )
+        return values
 
     def read(self, index: int) -> np.ndarray:
         try:

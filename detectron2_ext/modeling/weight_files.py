@@ -26,13 +26,19 @@ class ArrayUnpickler(pickle.Unpickler):
             return super().find_class(module.replace("numpy.core", "numpy._core"), name)
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
-        if (module, name) == ("_codecs", "encode"):  # how arrays of protocol 2 hold their bytes
+        if (module, name) == ("_codecs", "encode"):  # how arrays of protocol 2 hold their bytes …
             return _encode_latin1
+        if (module, name) == ("__builtin__", "bytes"):  # … and empty ones
+            return _no_bytes
         raise pickle.UnpicklingError(f"it wants to load {module}.{name}")
 
 
 def _encode_latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
+
+
+def _no_bytes() -> bytes:
+    return b""
 
 
 def read_weight_file(path: str, sha256: str | None = None) -> dict[str, Any]:

@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from generator.allocation import AllocationRule, allocate
 
 NAN = float("nan")
+patient = settings(
+    deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)  # a busy machine is no failure
 
 
 def ids(n):
@@ -123,6 +126,7 @@ def problems(draw):
     return rule, draw(st.permutations(range(1, n + 1))), counts, drift.astype(float), ap.astype(float)
 
 
+@patient
 @given(problems())
 def test_sums_are_exact_and_bounds_hold_whatever_the_factors(problem):
     rule, category_ids, counts, drift, ap = problem
@@ -132,6 +136,7 @@ def test_sums_are_exact_and_bounds_hold_whatever_the_factors(problem):
     assert rule.maximum is None or images.max() <= rule.maximum
 
 
+@patient
 @given(problems(), st.randoms())
 def test_order_of_the_classes_does_not_matter(problem, random):
     rule, category_ids, counts, drift, ap = problem

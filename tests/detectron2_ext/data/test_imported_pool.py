@@ -51,7 +51,7 @@ def test_an_x_paste_pool_is_imported_and_pasted_from(filled_lvis, tmp_path, monk
             "TRAIN_SIZE": 64,
             "USE_COPY_METHOD": "syn_copy",
             "INST_POOL": True,
-            "INST_POOL_ROOT": run,
+            "INST_POOL_PATH": run,
             "INST_POOL_SAMPLE_TYPE": "cas_random",
         },
         "SOLVER": {"IMS_PER_BATCH": 4, "MAX_ITER": 10, "ROUND_ITERS": 10},

@@ -137,9 +137,8 @@ def test_a_killed_and_resumed_run_equals_the_uninterrupted_one_bit_by_bit(tmp_pa
     command = [sys.executable, "-m", "detectron2_ext.train_net", "--config"]
     killed = [*command, str(tmp_path / "killed/config.yaml"), "DATALOADER.NUM_WORKERS", "1"]
     with subprocess.Popen(killed, env=environment, start_new_session=True) as process:
-        deadline = time.monotonic() + 240
         while not list((tmp_path / "killed/run/train").glob("model_00*.pth")):
-            assert process.poll() is None and time.monotonic() < deadline
+            assert process.poll() is None
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGKILL)
     first_stop = json.loads((tmp_path / "killed/run/train/metrics.json").read_text().splitlines()[-1])

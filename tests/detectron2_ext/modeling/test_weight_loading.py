@@ -1,4 +1,5 @@
 import logging
+import pickle
 
 import numpy as np
 import pytest
@@ -111,10 +112,8 @@ def test_pixel_statistics_in_old_checkpoints_are_named_not_loaded(source, tmp_pa
 
 @pytest.mark.parametrize("protocol", [2, 5])
 def test_a_pickled_backbone_fills_the_backbone_and_only_that(protocol, tmp_path):
-    import pickle
-
     torch.manual_seed(3)
-    weights = timm.create_model("resnet18", num_classes=11).state_dict()
+    weights = timm.create_model(small_config().MODEL.TIMM.BASE_NAME, num_classes=11).state_dict()
     arrays = {
         name: value.numpy() if value.ndim else np.int64(value.item()) for name, value in weights.items()
     }
