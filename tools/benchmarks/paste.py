@@ -113,8 +113,7 @@ def write_instance(rng: np.random.Generator, layout: RunLayout, number: int) -> 
     box = list(cv2.boundingRect(alpha))
     for path, pixels in ((layout.raw(name), image), (layout.segmented(name), alpha)):
         files.write_bytes(path, cv2.imencode(".png", pixels)[1].tobytes())
-    cutout = layout.cutout_image(name)
-    files.write_bytes(cutout, encode_cutout(image, alpha, box))
+    files.write_bytes(layout.cutout(name), encode_cutout(image, alpha, box))
     return PoolInstance(
         file=name,
         round=0,
@@ -131,7 +130,7 @@ def write_instance(rng: np.random.Generator, layout: RunLayout, number: int) -> 
         seed=number,
         model="",
         prompt="",
-        cutout=cutout.removeprefix(layout.pool("") + "/"),
+        cutout=layout.cutout_name(name),
     )
 
 
