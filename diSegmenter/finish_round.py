@@ -117,6 +117,7 @@ def write_pool(
             f"{len(lost)} cut-outs of round {round_} are gone, {lost[0]} for one: run segmentAndFilter.py "
             "without --refilter, which makes them again from pool/raw"
         )
+    files.flush_all()  # masks and cut-outs, which were not flushed one by one
     files.write_json(layout.verdicts(round_), _verdicts(judged))
     write_index(layout, round_, judged.instances)
     if annotation_file:

@@ -42,12 +42,12 @@ def decode_rgba(data: bytes, path: str) -> np.ndarray:
 
 
 def write_alpha(path: str, alpha: np.ndarray, record: dict[str, Any]) -> None:
-    """Writes a uint8 (H, W) mask as an 8-bit PNG that carries ``record``, whole or not at all."""
+    """Writes a uint8 (H, W) mask as an 8-bit PNG that carries ``record``; not durable, see exchange/files.py."""
     info = PngInfo()
     info.add_text(_RECORD, json.dumps(record, allow_nan=False), zip=True)
     buffer = io.BytesIO()
     Image.fromarray(alpha).save(buffer, format="PNG", pnginfo=info)
-    files.write_bytes(path, buffer.getvalue())
+    files.write_bytes(path, buffer.getvalue(), durable=False)
 
 
 def read_record(path: str) -> Any:

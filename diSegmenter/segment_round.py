@@ -153,7 +153,8 @@ class RoundSegmenter:
             cutout=self._layout.cutout_name(generated.file),
         )
         if instance.area:
-            files.write_bytes(self._layout.cutout(instance.file), encode_cutout(image, alpha, instance.bbox))
+            cutout = encode_cutout(image, alpha, instance.bbox)
+            files.write_bytes(self._layout.cutout(instance.file), cutout, durable=False)
         write_alpha(self._layout.segmented(instance.file), alpha, dataclasses.asdict(instance))
         return instance
 

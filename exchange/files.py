@@ -46,11 +46,12 @@ def list_dir(path: str) -> list[str]:
 
 
 @contextmanager
-def atomic_writer(path: str) -> Iterator[BinaryIO]:
+def atomic_writer(path: str, durable: bool = True) -> Iterator[BinaryIO]:
     """Yields a binary file whose content appears at ``path`` when the block ends well, and never otherwise.
 
     Written beside the target, flushed to the disk, then renamed over it: a reader sees the old file or the
-    new one, and so does whoever looks after a crash.
+    new one, and so does whoever looks after a crash. Without ``durable`` a power failure (not a killed process)
+    may leave it cut off until :func:`flush_all` was called: for many small files whose wholeness is checked.
     """
     filesystem, target = fsspec.core.url_to_fs(path)
     beside = f"{target}.{uuid.uuid4().hex[:8]}.tmp"
@@ -60,7 +61,7 @@ def atomic_writer(path: str) -> Iterator[BinaryIO]:
         with open(beside, "wb") if local else filesystem.open(beside, "wb") as file:
             yield file
             file.flush()
-            if local:
+            if local and durable:
                 os.fsync(file.fileno())
         if local:
             os.replace(beside, target)
@@ -74,10 +75,15 @@ def atomic_writer(path: str) -> Iterator[BinaryIO]:
         raise
 
 
-def write_bytes(path: str, data: bytes) -> None:
-    """Writes ``data`` to ``path``, whole or not at all."""
-    with atomic_writer(path) as file:
+def write_bytes(path: str, data: bytes, durable: bool = True) -> None:
+    """Writes ``data`` to ``path``, whole or not at all; ``durable`` as in :func:`atomic_writer`."""
+    with atomic_writer(path, durable) as file:
         file.write(data)
+
+
+def flush_all() -> None:
+    """Returns when everything that this machine has written so far is on its disks."""
+    os.sync()
 
 
 def write_json(path: str, value: Any) -> None:

@@ -76,6 +76,10 @@ class RunLayout:
         """The columnar index of what a round added to the pool, see exchange/pool_index.py."""
         return files.join(self.root, "pool/index", f"rd{round_:02}.arrow")
 
+    def pool_outlines(self, round_: int) -> str:
+        """The polygons of the instances in :meth:`pool_index`, row by row."""
+        return files.join(self.root, "pool/index", f"rd{round_:02}.outlines.arrow")
+
     def pool_rounds(self) -> list[int]:
         """The rounds that have an index."""
         found = (_INDEX.fullmatch(name) for name in files.list_dir(self.pool("index")))

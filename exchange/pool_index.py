@@ -5,6 +5,7 @@ is the kept rows of several such files. Adding a round writes its own file and t
 """
 
 import bisect
+import functools
 import io
 import itertools
 from collections.abc import Iterator, Sequence
@@ -32,7 +33,6 @@ _SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("bbox", pa.list_(pa.int32(), 4)),
         ("area", pa.int32()),
-        ("segmentation", pa.list_(pa.list_(pa.int32()))),
         ("objects", pa.int32()),
         ("clip_white", pa.float64()),
         ("clip_black", pa.float64()),
@@ -46,6 +46,9 @@ _SCHEMA = pa.schema(
     ],
     metadata={"format": FORMAT_VERSION},
 )
+# In a file of their own, since they are most of the bytes and no draw reads them: a page that is touched brings
+# its neighbours into memory.
+_OUTLINES = pa.schema([("segmentation", pa.list_(pa.list_(pa.int32())))], metadata=_SCHEMA.metadata)
 
 
 @dataclass(frozen=True)
@@ -91,12 +94,9 @@ class PoolInstance:
 
 
 def write_index(layout: RunLayout, round_: int, instances: Sequence[PoolInstance]) -> None:
-    """Writes the index of one round, whole or not at all."""
-    columns = {name: [getattr(instance, name) for instance in instances] for name in _SCHEMA.names}
-    buffer = io.BytesIO()
-    with pa.ipc.new_file(buffer, _SCHEMA) as writer:
-        writer.write_table(pa.Table.from_pydict(columns, schema=_SCHEMA), max_chunksize=_ROWS_PER_BATCH)
-    files.write_bytes(layout.pool_index(round_), buffer.getvalue())
+    """Writes the outlines of one round, then its index, each whole or not at all."""
+    _write(layout.pool_outlines(round_), _OUTLINES, instances)
+    _write(layout.pool_index(round_), _SCHEMA, instances)
 
 
 class PoolIndex:
@@ -114,7 +114,7 @@ class PoolIndex:
         """Raises UserError where the index of a round is missing, damaged or of another format."""
         self._layout = layout
         self._sources = list(rounds)
-        self._batches = [batch for round_ in rounds for batch in _open(layout.pool_index(round_))]
+        self._batches = [batch for round_ in rounds for batch in _open(layout.pool_index(round_), _SCHEMA)]
         self._starts = [0, *itertools.accumulate(batch.num_rows for batch in self._batches)]
         self._dropped_too = dropped_too
         chosen = [
@@ -128,9 +128,10 @@ class PoolIndex:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> PoolInstance:
-        """Everything on record about one kept instance."""
-        batch, row = self._locate(index)
-        return PoolInstance(**{name: batch.column(name)[row].as_py() for name in _SCHEMA.names})
+        """Everything on record about one instance."""
+        place, row = self._locate(index)
+        fields = {name: self._batches[place].column(name)[row].as_py() for name in _SCHEMA.names}
+        return PoolInstance(**fields, **self._outlines[place].slice(row, 1).to_pylist()[0])
 
     def __iter__(self) -> Iterator[PoolInstance]:
         return (self[index] for index in range(len(self)))
@@ -143,37 +144,54 @@ class PoolIndex:
 
     def name(self, index: int) -> str:
         """Path of the file that holds the cut-out of an instance."""
-        batch, row = self._locate(index)
-        return self._layout.pool(batch.column("cutout")[row].as_py())
+        place, row = self._locate(index)
+        return self._layout.pool(self._batches[place].column("cutout")[row].as_py())
 
     def read(self, index: int) -> bytes:
         """The encoded RGBA cut-out of an instance: WebP or PNG, lossless.
 
         Raises UserError where the file is missing, or the index names a file out of the pool.
         """
-        batch, row = self._locate(index)
-        length = batch.column("length")[row].as_py()
-        if length < 0:
-            return files.read_bytes(self.name(index))
-        return files.read_range(self.name(index), batch.column("offset")[row].as_py(), length)
+        place, row = self._locate(index)
+        offset, length = (self._batches[place].column(name)[row].as_py() for name in ("offset", "length"))
+        path = self.name(index)
+        return files.read_bytes(path) if length < 0 else files.read_range(path, offset, length)
 
-    def _locate(self, index: int) -> tuple[pa.RecordBatch, int]:
+    def _locate(self, index: int) -> tuple[int, int]:
+        """The record batch of an instance, and its row there."""
         row = int(self._rows[index])
         place = bisect.bisect_right(self._starts, row) - 1
-        return self._batches[place], row - self._starts[place]
+        return place, row - self._starts[place]
+
+    @functools.cached_property
+    def _outlines(self) -> list[pa.RecordBatch]:
+        """The polygons in batches as long as those of the index; opened when they are asked for."""
+        paths = [self._layout.pool_outlines(round_) for round_ in self._sources]
+        batches = [batch for path in paths for batch in _open(path, _OUTLINES)]
+        if [batch.num_rows for batch in batches] != [batch.num_rows for batch in self._batches]:
+            raise UserError(f"{', '.join(paths)}: not the outlines of the index beside: {_AGAIN}")
+        return batches
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PoolIndex, (self._layout, self._sources, self._dropped_too)
 
 
-def _open(path: str) -> list[pa.RecordBatch]:
+def _write(path: str, schema: pa.Schema, instances: Sequence[PoolInstance]) -> None:
+    columns = {name: [getattr(instance, name) for instance in instances] for name in schema.names}
+    buffer = io.BytesIO()
+    with pa.ipc.new_file(buffer, schema) as writer:
+        writer.write_table(pa.Table.from_pydict(columns, schema=schema), max_chunksize=_ROWS_PER_BATCH)
+    files.write_bytes(path, buffer.getvalue())
+
+
+def _open(path: str, schema: pa.Schema) -> list[pa.RecordBatch]:
     """The record batches of one index file, mapped if it is local."""
     if not files.exists(path):
         raise UserError(f"there is no pool index {path}: run stage 2 for that round, or tools/pool.py import")
     try:
         source = pa.BufferReader(files.read_bytes(path)) if "://" in path else pa.memory_map(path)
         reader = pa.ipc.open_file(source)
-        if reader.schema.metadata != _SCHEMA.metadata or reader.schema != _SCHEMA:
+        if reader.schema.metadata != schema.metadata or reader.schema != schema:
             raise UserError(f"{path} is a pool index of another version: {_AGAIN}")
         batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         for batch in batches:

@@ -9,6 +9,8 @@ from exchange.errors import UserError
 
 Batch = list[dict[str, Any]]
 
+_CAUGHT = "in DataLoader worker process"  # how torch marks the traceback of an error in a worker
+
 
 def load_batches(loader: Iterable[Batch]) -> Iterator[Batch]:
     """The batches of ``loader``.
@@ -20,10 +22,14 @@ def load_batches(loader: Iterable[Batch]) -> Iterator[Batch]:
     except UserError as error:
         # torch wraps the worker's traceback around the message.
         raise UserError(str(error).rsplit("UserError: ", 1)[-1].strip()) from error
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        # What a worker raised is worth its traceback; a connection to it breaks only with the worker itself.
+        if _CAUGHT in str(error) or (
+            isinstance(error, RuntimeError) and "DataLoader worker" not in str(error)
+        ):
             raise
+        said = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(
-            f"a process that loads images died ({str(error).splitlines()[0]}): the last checkpoint is "
+            f"a process that loads images died ({said}): the last checkpoint is "
             "intact, call again to resume; if memory ran out, lower DATALOADER.NUM_WORKERS"
         ) from error

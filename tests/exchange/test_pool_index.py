@@ -114,6 +114,15 @@ def test_a_missing_index_is_named(layout):
         PoolIndex(layout, [3])
 
 
+def test_outlines_of_another_index_are_refused(layout):
+    write_index(layout, 0, ROUND_0)
+    other = files.read_bytes(layout.pool_outlines(0))
+    write_index(layout, 0, ROUND_1)
+    files.write_bytes(layout.pool_outlines(0), other)
+    with pytest.raises(UserError, match=r"rd00\.outlines\.arrow: not the outlines"):
+        PoolIndex(layout, [0])[0]
+
+
 def test_a_path_out_of_the_pool_is_refused(layout):
     write_index(layout, 0, [dataclasses.replace(ROUND_0[0], cutout="../../secret")])
     with pytest.raises(UserError, match="leads out of"):
@@ -125,15 +134,16 @@ def test_a_path_out_of_the_pool_is_refused(layout):
 def test_a_damaged_index_is_refused_or_reads_as_text_and_numbers(damage, tmp_path_factory):
     layout = RunLayout(str(tmp_path_factory.getbasetemp() / "damaged"))
     write_index(layout, 0, ROUND_0)
-    content = bytearray(files.read_bytes(layout.pool_index(0)))
+    path = damage.draw(st.sampled_from([layout.pool_index(0), layout.pool_outlines(0)]))
+    content = bytearray(files.read_bytes(path))
     for _ in range(damage.draw(st.integers(0, 3))):
         content[damage.draw(st.integers(0, len(content) - 1))] = damage.draw(st.integers(0, 255))
     del content[damage.draw(st.integers(len(content) // 2, len(content))) :]
-    files.write_bytes(layout.pool_index(0), bytes(content))
+    files.write_bytes(path, bytes(content))
     try:
         index = PoolIndex(layout, [0])
         rows = list(index)
     except UserError as error:
-        assert "rd00.arrow" in str(error)
+        assert path in str(error)
     else:
         assert all(isinstance(row.cutout, str) and isinstance(row.area, int) for row in rows)

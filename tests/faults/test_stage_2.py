@@ -85,6 +85,7 @@ def halve(path: str) -> None:
 DAMAGES: dict[str, Callable[[RunLayout], None]] = {
     "marker without data": lambda run: os.remove(run.pool_index(0)),
     "data without marker": lambda run: os.remove(run.annotations_done(0)),
+    "outlines are gone": lambda run: os.remove(run.pool_outlines(0)),
     "index cut in half": lambda run: halve(run.pool_index(1)),
     "a cut-out is gone": lambda run: os.remove(run.cutout("00_0003_0000.png")),
     "masks are gone and no marker": lambda run: (

@@ -223,6 +223,8 @@ class _Dying:
             import signal
 
             os.kill(os.getpid(), signal.SIGKILL)
+        if index == 2 and self._kind == "fails":
+            raise RuntimeError("shapes do not match")
         if index == 2:
             raise UserError("images/2.png does not decode: replace it")
         return index
@@ -240,6 +242,22 @@ def test_a_killed_loader_process_is_explained() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True)
     assert done.returncode != 0
     assert re.search("a process that loads images died .*lower DATALOADER.NUM_WORKERS", done.stderr)
+
+
+@pytest.mark.parametrize("broken", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_connection_that_breaks_with_its_loader_process_is_explained(broken: Exception) -> None:
+    def batches() -> Iterator[list[dict[str, Any]]]:
+        raise broken
+        yield []
+
+    with pytest.raises(UserError, match=r"a process that loads images died .*lower DATALOADER\.NUM_WORKERS"):
+        list(load_batches(batches()))
+
+
+def test_a_failure_in_a_loader_process_keeps_its_traceback() -> None:
+    loader = torch.utils.data.DataLoader(_Dying("fails"), num_workers=1)
+    with pytest.raises(RuntimeError, match=r"(?s)__getitem__.*shapes do not match"):
+        list(load_batches(loader))
 
 
 def test_an_error_of_the_user_in_a_loader_process_keeps_its_sentence() -> None:
