@@ -5,7 +5,8 @@ usage: python tools/run_rounds.py --config FILE [--rounds N] [--staleness 0|1] [
 
 Two chains run side by side: one makes the pools (stages 1 and 2), the other trains (stage 3). Each waits for
 the other's files, so with staleness 1 a round is generated while the one before trains, and with staleness 0
-they take turns. A run that was stopped goes on where it was when it is started again.
+they take turns. A configuration that pastes nothing from its own pool (INPUT.INST_POOL_FEED) only trains. A run
+that was stopped goes on where it was when it is started again.
 """
 
 import argparse
@@ -81,13 +82,8 @@ def training_steps(config: list[str], rounds: int, gpus: int) -> list[list[list[
     return [[["bash", "launch.sh", "--num-gpus", str(gpus), *config]]] * rounds
 
 
-def run_rounds(config: list[str], rounds: int, gpus: int, python: Interpreters) -> None:
-    """Runs all stages; raises UserError naming the command that failed, after ending the others."""
-    environment = os.environ | {"MRCA_PYTHON": python.trainer}
-    chains = [
-        Chain("pools", pool_steps(config, rounds, gpus, python), environment),
-        Chain("training", training_steps(config, rounds, gpus), environment),
-    ]
+def run_chains(chains: Sequence[Chain]) -> None:
+    """Runs them side by side; raises UserError naming the command that failed, after ending the others."""
     for chain in chains:
         chain.start()
     try:
@@ -129,7 +125,11 @@ def main() -> None:
     if not 1 <= rounds <= in_schedule:
         raise UserError(f"--rounds {rounds}: the schedule has {in_schedule} (SOLVER.MAX_ITER / ROUND_ITERS)")
     python = Interpreters(args.python_generator, args.python_segmenter, args.python_trainer)
-    run_rounds(["--config", args.config, *overrides], rounds, args.gpus, python)
+    config = ["--config", args.config, *overrides]
+    pools = pool_steps(config, rounds, args.gpus, python) if cfg.INPUT.INST_POOL_FEED else []
+    environment = os.environ | {"MRCA_PYTHON": python.trainer}
+    training = training_steps(config, rounds, args.gpus)
+    run_chains([Chain("pools", pools, environment), Chain("training", training, environment)])
     print(f"{rounds} rounds are done: {run_layout(cfg).root}")
 
 
