@@ -28,7 +28,7 @@ from exchange.config import add_config_arguments, load_config
 from exchange.errors import UserError, run_cli
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolInstance
-from exchange.run import open_run
+from exchange.run import num_rounds, open_run
 
 _log = logging.getLogger("segmentAndFilter")
 
@@ -38,7 +38,7 @@ def main() -> None:
     cfg = load_config(args.config, args.opts)
     layout = open_run(cfg)
     dataset = read_annotations(dataset_paths(cfg.DATASETS.TRAIN[0], cfg)[0])
-    scheduled = cfg.SOLVER.MAX_ITER // cfg.SOLVER.ROUND_ITERS
+    scheduled = num_rounds(cfg)
     rounds = range(args.st_rd, scheduled if args.round is None else min(args.st_rd + args.round, scheduled))
     if args.refilter is not None:
         refilter(cfg, layout, dataset, rounds, args.refilter)

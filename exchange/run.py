@@ -1,5 +1,6 @@
 """The settings of a run: written once, compared by every stage that joins or resumes it."""
 
+import math
 import platform
 from importlib import metadata
 
@@ -42,6 +43,12 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def num_rounds(cfg: CfgNode) -> int:
+    """Rounds of the schedule, the last of which may be shorter than SOLVER.ROUND_ITERS."""
+    rounds: int = math.ceil(cfg.SOLVER.MAX_ITER / cfg.SOLVER.ROUND_ITERS)
+    return rounds
 
 
 def run_layout(cfg: CfgNode) -> RunLayout:

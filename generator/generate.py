@@ -25,7 +25,7 @@ from exchange.config import add_config_arguments, load_config
 from exchange.errors import UserError, run_cli
 from exchange.feedback import Feedback, read_feedback
 from exchange.layout import RunLayout
-from exchange.run import open_run
+from exchange.run import num_rounds, open_run
 from generator.allocation import AllocationRule, FloatArray, allocate
 from generator.allocation_report import as_text, save_report, table_rows
 from generator.build import (
@@ -120,7 +120,7 @@ def choose_shard(args: argparse.Namespace) -> tuple[Shard, int]:
 
 def rounds_to_draw(args: argparse.Namespace, cfg: CfgNode) -> range:
     """--round rounds from --st_rd on, as far as the schedule goes."""
-    in_schedule = cfg.SOLVER.MAX_ITER // cfg.SOLVER.ROUND_ITERS
+    in_schedule = num_rounds(cfg)
     if not 0 <= args.st_rd < in_schedule:
         raise UserError(
             f"--st_rd {args.st_rd}: the schedule has the rounds 0 to {in_schedule - 1} (SOLVER.MAX_ITER / "

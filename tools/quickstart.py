@@ -25,7 +25,7 @@ from exchange.errors import UserError, run_cli
 from exchange.feedback import Feedback, read_feedback
 from exchange.layout import RunLayout
 from exchange.manifest import read_round
-from exchange.run import versions
+from exchange.run import num_rounds, versions
 from tools.overview import write_overview
 
 _CONFIG = "configs/digits/MRCA_digits.yaml"
@@ -51,7 +51,7 @@ def main() -> None:
     if args.from_scratch:
         overrides += ["MODEL.WEIGHTS", _train_baseline(f"{out}/baseline", args.seed)]
     cfg = load_config(args.config, overrides)
-    rounds = -(-cfg.SOLVER.MAX_ITER // cfg.SOLVER.ROUND_ITERS)
+    rounds = num_rounds(cfg)
     common = ["--config", args.config, *overrides]
     print(f"Control and {rounds} rounds of {cfg.SOLVER.ROUND_ITERS} iterations, side by side ...")
     control = _start_control(f"{out}/control", common, cfg.SOLVER.MAX_ITER)

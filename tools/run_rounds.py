@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from exchange.config import REPOSITORY, add_config_arguments, load_config
 from exchange.errors import UserError, run_cli
-from exchange.run import run_layout
+from exchange.run import num_rounds, run_layout
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def main() -> None:
     if args.out:
         overrides += ["OUTPUT_DIR", args.out]
     cfg = load_config(args.config, overrides)
-    in_schedule = -(-cfg.SOLVER.MAX_ITER // cfg.SOLVER.ROUND_ITERS)
+    in_schedule = num_rounds(cfg)
     rounds = in_schedule if args.rounds is None else args.rounds
     if not 1 <= rounds <= in_schedule:
         raise UserError(f"--rounds {rounds}: the schedule has {in_schedule} (SOLVER.MAX_ITER / ROUND_ITERS)")
