@@ -1,34 +1,76 @@
-"""Ten iterations of the small regression in as many processes as there are: ``ten_steps.py FOLDER``."""
+"""Ten iterations in as many processes as there are: ``ten_steps.py {regression,detector} FOLDER``."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import torch
+from fvcore.common.config import CfgNode
+from torch import nn
 
 from detectron2_ext.engine.checkpoints import RunCheckpoints
-from detectron2_ext.engine.distributed import join_ranks
+from detectron2_ext.engine.distributed import Ranks, join_ranks
 from detectron2_ext.engine.loop import train
 from detectron2_ext.engine.metrics import Reporter
 from detectron2_ext.engine.state import TrainingState
 from detectron2_ext.engine.step import TrainingStep
+from detectron2_ext.modeling import build_model
 from tests.detectron2_ext.engine.tiny import TinyLoader, TinyNet, tiny_config
+from tests.detectron2_ext.modeling.network_scenes import scene, small_config
+
+Batches = Iterator[list[dict[str, Any]]]
 
 
-def ten_steps(folder: str) -> None:
-    """Leaves checkpoint and metrics of the ten iterations in ``folder``."""
+def regression(ranks: Ranks) -> tuple[CfgNode, nn.Module, Batches]:
+    """The small regression, which draws nothing at random."""
     cfg = tiny_config(
         *("SOLVER.MAX_ITER", "10", "SOLVER.WARMUP_ITERS", "2", "SOLVER.BASE_LR", "0.01"),
         *("SOLVER.MODEL_EMA", "0.9", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "0.2"),
     )
+    batches = iter(TinyLoader(0, 10, rank=ranks.rank, world_size=ranks.world_size))
+    return cfg, TinyNet(noise=0.0), batches
+
+
+def detector(ranks: Ranks) -> tuple[CfgNode, nn.Module, Batches]:
+    """CenterNet2 with images of different numbers of positive pixels.
+
+    The heads' losses are means over a process's boxes, as in the reference, which are means over all boxes where
+    the images have equally many: here all proposals and objects, of which only the objects' own boxes overlap
+    enough. So nothing is drawn at random either. AdamW would make whole steps of the rounding of a gradient that is
+    nearly zero.
+    """
+    cfg = small_config(
+        TIMM__NORM="FrozenBN",
+        CENTERNET__NMS_TH_TRAIN=1.0,
+        CENTERNET__POST_NMS_TOPK_TRAIN=20,
+        ROI_BOX_HEAD__USE_FED_LOSS=False,
+        ROI_BOX_CASCADE_HEAD__IOUS=[0.95, 0.95, 0.95],
+        ROI_HEADS__BATCH_SIZE_PER_IMAGE=64,
+        ROI_HEADS__POSITIVE_FRACTION=1.0,
+    )
+    cfg.defrost()
+    cfg.SOLVER.OPTIMIZER, cfg.SOLVER.BASE_LR, cfg.SOLVER.MODEL_EMA = "SGD", 0.1, 0.9
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS = 10, 2
+    batches = (
+        [scene(seed=4 * iteration + i) | {"file_name": f"{i}.png"} for i in range(4)]
+        for iteration in range(10)
+    )
+    return cfg, build_model(cfg), (batch[ranks.rank :: ranks.world_size] for batch in batches)
+
+
+def ten_steps(work: str, folder: str) -> None:
+    """Leaves checkpoint and metrics of the ten iterations in ``folder``."""
     with join_ranks("cpu") as ranks:
         torch.manual_seed(ranks.rank)  # the first process decides about the starting weights
-        state = TrainingState.start(TinyNet(noise=0.0), cfg)
+        cfg, model, batches = {"regression": regression, "detector": detector}[work](ranks)
+        state = TrainingState.start(model, cfg)
         with Reporter(f"{folder}/metrics.json", 0, 10, "round 0", ranks) as reporter:
             train(
                 state,
                 TrainingStep.from_config(state, ranks, cfg),
-                TinyLoader(0, 10, rank=ranks.rank, world_size=ranks.world_size),
+                batches,
                 10,
                 checkpoints=RunCheckpoints(folder, 10, 1),
                 checkpoint_period=5,
@@ -40,4 +82,4 @@ def ten_steps(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    ten_steps(sys.argv[1])
+    ten_steps(*sys.argv[1:])
