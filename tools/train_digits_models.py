@@ -73,7 +73,7 @@ def train_segmenter(out: str, seed: int, steps: int) -> dict[str, float]:
 _RECIPES = {
     "clip": (train_clip, 2500),
     "foreground": (train_foreground, 1000),
-    "sd3": (train_sd3, 5000),
+    "sd3": (train_sd3, 8000),
     "segmenter": (train_segmenter, 800),
 }
 
