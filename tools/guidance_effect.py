@@ -1,20 +1,22 @@
-"""Does guidance raise the segmenter's uncertainty? Pairs of images with equal seeds, guided and not.
+"""Does guidance raise the segmenter's uncertainty, and at what price? Pairs of images with equal seeds, guided and not.
 
 usage: python tools/guidance_effect.py --config FILE [--feedback FILE] [--pairs 120] [--out FILE.json] [KEY VALUE ...]
 
-The feedback file (default: of the starting weights, in the run folder) names the segmenter.
+The feedback file (default: of the starting weights, in the run folder) names the segmenter. The price is what CLIP
+says of the whole images: 100 x cosine with SEGMENTER.CLIP_PROMPT, as in the filter.
 """
 
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from tabulate import tabulate
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from diSegmenter.clip_filter import ClipScorer, load_clip_scorer
 from exchange import files
 from exchange.annotations import read_annotations
 from exchange.catalog import dataset_paths
@@ -41,17 +43,30 @@ def draw_all(
     return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).float() / 255
 
 
-def compare(values: dict[str, np.ndarray]) -> dict[str, Any]:
+def compare(unguided: np.ndarray, guided: np.ndarray) -> dict[str, float]:
     """Means, the mean difference within pairs with its standard error, and the share of pairs that rose."""
-    difference = values["guided"] - values["unguided"]
+    difference = guided - unguided
     return {
-        "pairs": len(difference),
-        "unguided": float(values["unguided"].mean()),
-        "guided": float(values["guided"].mean()),
+        "unguided": float(unguided.mean()),
+        "guided": float(guided.mean()),
         "difference": float(difference.mean()),
         "standard_error": float(difference.std(ddof=1) / np.sqrt(len(difference))),
         "share_of_pairs_that_rose": float((difference > 0).mean()),
     }
+
+
+def clip_scores(
+    scorer: ClipScorer, images: torch.Tensor, plan: list[PlannedImage], batch_size: int
+) -> np.ndarray:
+    """Score of each image (N,) with the text of its category."""
+    pixels = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    opaque = np.full(pixels.shape[1:3], 255, dtype=np.uint8)
+    scores = []
+    for start in range(0, len(plan), batch_size):
+        batch = pixels[start : start + batch_size]
+        category_ids = [image.category_id for image in plan[start : start + batch_size]]
+        scores.append(scorer(list(batch), [opaque] * len(batch), category_ids)[:, 0])
+    return np.concatenate(scores)
 
 
 def main() -> None:
@@ -76,16 +91,25 @@ def main() -> None:
     drawer = build_drawer(cfg, device, limit=cfg.GENERATOR.BATCH_SIZE)
     drawer.prepare(plan)
     classes = torch.tensor([image.class_index for image in plan])
-    values = {}
-    for name, steering in (("unguided", None), ("guided", guidance)):
+    prompts = {
+        category: cfg.SEGMENTER.CLIP_PROMPT.format(name)
+        for category, name in annotations.category_names.items()
+    }
+    scorer = load_clip_scorer(cfg.SEGMENTER.CLIP_MODEL, cfg.SEGMENTER.CLIP_REVISION, prompts, device)
+    uncertainty, scores = [], []
+    for steering in (None, guidance):
         images = draw_all(drawer, steering, plan, cfg.GENERATOR.BATCH_SIZE)
         with torch.no_grad():
-            values[name] = guidance.uncertainty(images.to(device), classes.to(device)).cpu().numpy()
-    result = compare(values) | {"criterion": cfg.GENERATOR.CRITERION, "scale": cfg.GENERATOR.GUIDANCE_SCALE}
-    for name, value in result.items():
-        print(f"{name:26} {value:.4f}" if isinstance(value, float) else f"{name:26} {value}")
+            uncertainty.append(guidance.uncertainty(images.to(device), classes.to(device)).cpu().numpy())
+        scores.append(clip_scores(scorer, images, plan, cfg.SEGMENTER.BATCH_SIZE))
+    effect = {cfg.GENERATOR.CRITERION: compare(*uncertainty), "clip_score": compare(*scores)}
+    rows = [[name, *measured.values()] for name, measured in effect.items()]
+    headers = ["", *(name.replace("_", " ") for name in effect["clip_score"])]
+    print(tabulate(rows, headers, floatfmt=".3f"))
     if args.out:
-        files.write_json(args.out, result)
+        generator = cfg.GENERATOR
+        settings = {"mode": generator.GUIDANCE_MODE, "scale": generator.GUIDANCE_SCALE, "pairs": len(plan)}
+        files.write_json(args.out, settings | effect)
 
 
 if __name__ == "__main__":
