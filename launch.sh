@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Stage 3, one call per round:
-#   bash launch.sh --config FILE [--eval-only | --eval-initial] [--num-gpus N] [KEY VALUE …]
+#   bash launch.sh --config FILE [--eval-only | --eval-initial] [--num-gpus N] [--engine detectron2] [KEY VALUE …]
 # Several machines: --num-machines M --machine-rank R, with the same MASTER_ADDR and MASTER_PORT on all of them (or
 # the variables of Azure ML and Azure Batch). The interpreter is $MRCA_PYTHON, or python. Every other argument goes to
 # detectron2_ext/train_net.py.
@@ -40,7 +40,7 @@ if [ -n "${AZ_BATCH_MASTER_NODE:-}" ]; then
     MASTER_ADDR=${AZ_BATCH_MASTER_NODE%%:*}
     MASTER_PORT=${AZ_BATCH_MASTER_NODE##*:}
 fi
-exec "$python" -m torch.distributed.run \
+exec "$python" -m detectron2_ext.engine.torchrun \
     --nproc-per-node "$num_gpus" --nnodes "$num_machines" --node-rank "$machine_rank" \
     --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "${MASTER_PORT:-$((20000 + RANDOM % 20000))}" \
     -m detectron2_ext.train_net "${arguments[@]}"

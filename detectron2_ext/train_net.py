@@ -17,8 +17,8 @@ from fvcore.common.config import CfgNode
 
 from detectron2_ext.config import load_config
 from detectron2_ext.engine.distributed import Ranks, join_ranks
+from detectron2_ext.engine.engines import ENGINES, Engine, build_engine
 from detectron2_ext.engine.round import TrainingRun, run_checkpoints
-from detectron2_ext.engine.validation import validate
 from detectron2_ext.evaluation.report import format_table
 from detectron2_ext.modeling import build_model, load_weights
 from exchange import files
@@ -45,24 +45,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     mode.add_argument(
         "--eval-initial", action="store_true", help="write the feedback of the starting weights and stop"
     )
+    parser.add_argument(
+        "--engine", choices=ENGINES, default="own", help="whose trainer, checkpointer and evaluator to use"
+    )
     args = parser.parse_intermixed_args(arguments)
+    engine = build_engine(args.engine)
     cfg = load_config(args.config, args.opts)
     with join_ranks(cfg.MODEL.DEVICE) as ranks:
         if not ranks.is_first:
             logging.disable(logging.INFO)
         if args.eval_only:
-            evaluate_only(cfg, ranks, given="MODEL.WEIGHTS" in args.opts[::2])
+            evaluate_only(cfg, ranks, engine, given="MODEL.WEIGHTS" in args.opts[::2])
             return
         layout = _open_together(cfg, ranks)
         _log_to_file(layout, ranks)
-        run = TrainingRun(cfg, layout, ranks)
+        run = TrainingRun(cfg, layout, ranks, engine)
         if args.eval_initial:
             run.evaluate_initial()
         else:
             run.finish_round()
 
 
-def evaluate_only(cfg: CfgNode, ranks: Ranks, given: bool) -> None:
+def evaluate_only(cfg: CfgNode, ranks: Ranks, engine: Engine, given: bool) -> None:
     """Evaluates MODEL.WEIGHTS if that was ``given`` on the command line, else the run's last checkpoint.
 
     Raises UserError when there is nothing to evaluate.
@@ -79,7 +83,7 @@ def evaluate_only(cfg: CfgNode, ranks: Ranks, given: bool) -> None:
     load_weights(model, checkpoint, use_ema=True)
     for name in cfg.DATASETS.TEST:
         folder = files.join(layout.train_dir, "inference")
-        evaluation = validate(cfg, model, name, folder, ranks, checkpoint=checkpoint)
+        evaluation = engine.validate(cfg, model, name, folder, ranks, checkpoint=checkpoint)
         if evaluation:
             sys.stdout.write(f"{name}: {checkpoint}\n{format_table(evaluation)}\n")
 

@@ -10,6 +10,7 @@ from diSegmenter.images import UnreadableImage, read_rgba
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolInstance
 
+LIMIT = 48  # cells of a sheet
 _TILE, _GAP, _TEXT, _COLUMNS = 112, 10, 34, 6
 _KEPT, _DROPPED, _INK, _PAPER = (22, 130, 60), (190, 40, 40), (30, 30, 30), (255, 255, 255)
 
@@ -30,7 +31,7 @@ def contact_sheet(
     title: str,
     instances: Sequence[PoolInstance],
     names: Mapping[int, str],
-    limit: int = 48,
+    limit: int = LIMIT,
 ) -> Image.Image:
     """A picture of up to ``limit`` of ``instances``, spread evenly; those whose images are gone are left out."""
     entries = []
@@ -48,12 +49,12 @@ def contact_sheet(
 def draw_contact_sheet(entries: list[Entry], title: str) -> Image.Image:
     """Cells of image and cut-out side by side; a green frame is a kept one, a red one dropped."""
     cell_width, cell_height = 2 * _TILE + 3 * _GAP, _TILE + _TEXT + 2 * _GAP
-    rows = -(-len(entries) // _COLUMNS)
-    sheet = Image.new("RGB", (_COLUMNS * cell_width + _GAP, rows * cell_height + 44), _PAPER)
+    rows, top = -(-len(entries) // _COLUMNS), 44 if title else 0
+    sheet = Image.new("RGB", (_COLUMNS * cell_width + _GAP, rows * cell_height + top), _PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((_GAP, 12), title, fill=_INK, font=ImageFont.load_default(18))
     for index, entry in enumerate(entries):
-        x, y = _GAP + index % _COLUMNS * cell_width, 44 + index // _COLUMNS * cell_height
+        x, y = _GAP + index % _COLUMNS * cell_width, top + index // _COLUMNS * cell_height
         colour = _DROPPED if entry.reason else _KEPT
         draw.rectangle((x, y, x + cell_width - _GAP, y + cell_height - _GAP), outline=colour, width=2)
         for place, pixels in enumerate((entry.image[..., :3], _over_checkerboard(entry))):

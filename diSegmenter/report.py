@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from diSegmenter.contact_sheet import contact_sheet
+from diSegmenter.contact_sheet import LIMIT, contact_sheet
 from diSegmenter.finish_round import JudgedRound
 from exchange import files
 from exchange.layout import RunLayout
@@ -18,12 +18,14 @@ from exchange.manifest import read_round
 from exchange.pool_index import PoolInstance
 
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 1560px; margin: 2em auto; color: #1e1e1e }
-table { border-collapse: collapse; margin: 1em 0 } td, th { padding: 2px 14px 2px 0; text-align: right }
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 1540px; margin: 2em auto; padding: 0 2em; color: #1e1e1e }
+table { border-collapse: collapse } td, th { padding: 2px 10px; text-align: right }
 td:first-child, th:first-child { text-align: left } tr:nth-child(even) { background: #f3f3f3 }
-img { max-width: 100% } .columns { columns: 3; column-gap: 3em }
+img, svg { max-width: 100% } .columns { display: flex; flex-wrap: wrap; gap: 1em 5em; align-items: start }
 """
+_SHEET = f"Generated image, cut-out, class and CLIP score; all of them, or {LIMIT} spread evenly."
 _BINS = 30
+_COLUMNS, _MIN_ROWS = 3, 10  # of the table of classes
 
 
 def write_pictures(layout: RunLayout, judged: JudgedRound, names: Mapping[int, str]) -> None:
@@ -50,7 +52,8 @@ def _document(layout: RunLayout, judged: JudgedRound, names: Mapping[int, str], 
     ]
     for heading, some in (("Kept", judged.kept), ("Dropped", dropped)):
         if some:
-            page.append(f"<h2>{heading}</h2>{_picture(contact_sheet(layout, heading, some, names), heading)}")
+            page.append(f"<h2>{heading}</h2><p>{_SHEET}</p>")
+            page.append(_picture(contact_sheet(layout, "", some, names), heading))
     page.append(_classes(names, asked, judged))
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
@@ -69,6 +72,8 @@ def _reasons(judged: JudgedRound) -> str:
     counts = Counter(instance.reason for instance in judged.instances if instance.reason)
     if judged.unreadable:
         counts["does not decode"] = len(judged.unreadable)
+    if not counts:
+        return ""
     return "<h2>Why instances were dropped</h2>" + _table(("reason", "instances"), counts.most_common())
 
 
@@ -77,8 +82,10 @@ def _classes(names: Mapping[int, str], asked: Mapping[int, int], judged: JudgedR
     concerned = [i for i in names if asked.get(i) or made[i]]
     worst_first = sorted(concerned, key=lambda i: (kept[i] / max(made[i], 1), names[i]))
     rows = [(names[i], asked.get(i, 0), made[i], kept[i]) for i in worst_first]
-    table = _table(("class", "asked", "made", "kept"), rows)
-    return f'<h2>Classes, those that lose most first</h2><div class="columns">{table}</div>'
+    length = max(-(-len(rows) // _COLUMNS), _MIN_ROWS)
+    parts = (rows[start : start + length] for start in range(0, len(rows), length))
+    tables = "".join(_table(("class", "asked", "made", "kept"), part) for part in parts)
+    return f'<h2>Classes, those that lose most first</h2><div class="columns">{tables}</div>'
 
 
 def _histogram(kept: Sequence[PoolInstance], dropped: Sequence[PoolInstance], threshold: float) -> str:

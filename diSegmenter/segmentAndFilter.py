@@ -45,11 +45,17 @@ def main() -> None:
         return
     checks = build_checks(cfg, cfg.SEGMENTER.CLIP_THRESHOLD)
     unfinished = [round_ for round_ in rounds if not is_finished(layout, round_)]
+    if not cfg.SEGMENTER.KEEP_RAW:
+        for round_ in sorted(set(rounds).difference(unfinished)):
+            prune_originals(layout, round_)  # the call that finished it may have been killed before that
     if not unfinished:
         _log.info("the rounds of %s are in its pool: nothing to do", layout.root)
         return
     segment = build_segmenter(cfg, layout, dataset, args)
     for round_ in unfinished:
+        files.remove(
+            layout.annotations_done(round_)
+        )  # of a round that lost something: not finished for anybody
         cut_out = segment(round_, follow_round(layout, round_, cfg.FEEDBACK.TIMEOUT))
         judged = judge_round(layout, round_, cut_out, checks)
         if judged is not None:

@@ -24,29 +24,43 @@ def datasets_root() -> str:
     return os.environ.get("DETECTRON2_DATASETS", from_repository("datasets"))
 
 
-def dataset_paths(name: str, cfg: CfgNode) -> tuple[str, str]:
-    """Annotation file and image folder of the data set ``name``.
+def builtin_datasets() -> dict[str, tuple[str, str]]:
+    """Annotation file and image folder of each data set that has a name here, whether or not it is on this machine."""
+    return _below_root(_BUILTIN)
 
-    Looks into ``DATASETS.CUSTOM`` (entries ``[name, annotation file, image folder]``) first. Raises UserError
-    for an unknown name or a missing annotation file.
-    """
-    known = dict(_BUILTIN)
+
+def custom_datasets(cfg: CfgNode) -> dict[str, tuple[str, str]]:
+    """The same for the entries ``[name, annotation file, image folder]`` of ``DATASETS.CUSTOM``."""
     for entry in cfg.DATASETS.CUSTOM:
         if len(entry) != 3:
             raise UserError(
                 "DATASETS.CUSTOM takes entries [name, annotation file, image folder]: fix the YAML"
             )
-        known[entry[0]] = (entry[1], entry[2])
+    return _below_root({name: (file, folder) for name, file, folder in cfg.DATASETS.CUSTOM})
+
+
+def dataset_paths(name: str, cfg: CfgNode) -> tuple[str, str]:
+    """Annotation file and image folder of the data set ``name``.
+
+    Looks into ``DATASETS.CUSTOM`` first. Raises UserError for an unknown name or a missing annotation file.
+    """
+    known = builtin_datasets() | custom_datasets(cfg)
     if name not in known:
         raise UserError(
             f"there is no data set {name!r} (known: {', '.join(sorted(known))}): correct DATASETS.TRAIN or "
             "DATASETS.TEST, or describe it in DATASETS.CUSTOM"
         )
-    root = datasets_root()
-    annotation_file, image_folder = (os.path.join(root, path) for path in known[name])
+    annotation_file, image_folder = known[name]
     if not files.exists(annotation_file):
         raise UserError(
             f"the annotations of data set {name!r} are not at {annotation_file}: put them there, or set "
             "DETECTRON2_DATASETS to the folder that holds the data sets"
         )
     return annotation_file, image_folder
+
+
+def _below_root(paths: dict[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    root = datasets_root()
+    return {
+        name: (os.path.join(root, file), os.path.join(root, folder)) for name, (file, folder) in paths.items()
+    }

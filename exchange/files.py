@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import fsspec
+from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from exchange.errors import UserError
@@ -24,24 +25,33 @@ def join(root: str, *parts: str) -> str:
     return f"{root.rstrip('/')}/{below}"
 
 
+def _locate(path: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of ``path``, and its name there.
+
+    Nothing is remembered of what lies in a folder: other processes write there, and an object store's driver
+    would never see the marker that is waited for.
+    """
+    filesystem, local = fsspec.core.url_to_fs(path, use_listings_cache=False)
+    return filesystem, local
+
+
 def exists(path: str) -> bool:
     """Whether ``path`` names a file or a folder."""
-    filesystem, local = fsspec.core.url_to_fs(path)
+    filesystem, local = _locate(path)
     return bool(filesystem.exists(local))
 
 
 def make_dirs(path: str) -> None:
     """Makes the folder ``path`` and those above it; a folder that is there already is fine."""
-    filesystem, local = fsspec.core.url_to_fs(path)
+    filesystem, local = _locate(path)
     filesystem.makedirs(local, exist_ok=True)
 
 
 def list_dir(path: str) -> list[str]:
     """Sorted names (not paths) of what lies in the folder ``path``; empty if there is no such folder."""
-    filesystem, local = fsspec.core.url_to_fs(path)
+    filesystem, local = _locate(path)
     if not filesystem.exists(local):
         return []
-    filesystem.invalidate_cache(local)
     return sorted(posixpath.basename(str(name).rstrip("/")) for name in filesystem.ls(local, detail=False))
 
 
@@ -53,7 +63,7 @@ def atomic_writer(path: str, durable: bool = True) -> Iterator[BinaryIO]:
     new one, and so does whoever looks after a crash. Without ``durable`` a power failure (not a killed process)
     may leave it cut off until :func:`flush_all` was called: for many small files whose wholeness is checked.
     """
-    filesystem, target = fsspec.core.url_to_fs(path)
+    filesystem, target = _locate(path)
     beside = f"{target}.{uuid.uuid4().hex[:8]}.tmp"
     filesystem.makedirs(posixpath.dirname(target), exist_ok=True)
     local = isinstance(filesystem, LocalFileSystem)
@@ -98,7 +108,7 @@ def write_done(path: str) -> None:
 
 def remove(path: str) -> None:
     """Removes the file ``path``; one that is gone already is fine."""
-    filesystem, local = fsspec.core.url_to_fs(path)
+    filesystem, local = _locate(path)
     try:
         filesystem.rm_file(local)
     except FileNotFoundError:
@@ -107,7 +117,7 @@ def remove(path: str) -> None:
 
 def read_bytes(path: str) -> bytes:
     """The content of ``path``; raises UserError where there is no such file."""
-    filesystem, local = fsspec.core.url_to_fs(path)
+    filesystem, local = _locate(path)
     try:
         return bytes(filesystem.cat_file(local))
     except (FileNotFoundError, IsADirectoryError) as error:
@@ -116,7 +126,7 @@ def read_bytes(path: str) -> bytes:
 
 def read_range(path: str, offset: int, length: int) -> bytes:
     """``length`` bytes of ``path`` from ``offset`` on; raises UserError if the file is missing or shorter."""
-    filesystem, local = fsspec.core.url_to_fs(path)
+    filesystem, local = _locate(path)
     try:
         data = bytes(filesystem.cat_file(local, start=offset, end=offset + length))
     except (FileNotFoundError, IsADirectoryError) as error:
@@ -137,7 +147,8 @@ def read_json(path: str) -> Any:
 def sha256(path: str) -> str:
     """Hexadecimal SHA-256 digest of the file ``path``."""
     digest = hashlib.sha256()
-    with fsspec.open(path, "rb") as file:
+    filesystem, local = _locate(path)
+    with filesystem.open(local, "rb") as file:
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()

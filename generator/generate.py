@@ -77,6 +77,9 @@ def main() -> None:
     drawer = build_drawer(cfg, device, limit=min(args.bsz or batch_size, batch_size))
 
     for round_ in rounds_to_draw(args, cfg):
+        if files.exists(layout.annotations_done(round_)) and not args.dry_run:
+            _log.info("round %d is in the pool, which may have dropped its images: nothing to draw", round_)
+            continue
         feedback = wait_for_feedback(
             layout, cfg, round_, annotations, 0 if args.dry_run else cfg.FEEDBACK.TIMEOUT
         )

@@ -48,7 +48,7 @@ class RunCheckpoints:
                 f"the checkpoint {path} could not be written ({_reason(error)}): free some space and call "
                 f"again, training resumes from {self.latest() or 'its beginning'}"
             ) from error
-        self._prune(state.iteration)
+        self.prune(state.iteration)
         return path
 
     def latest(self) -> str | None:
@@ -73,7 +73,8 @@ class RunCheckpoints:
     def _marker(self) -> str:
         return files.join(self._folder, "last_checkpoint")
 
-    def _prune(self, newest: int) -> None:
+    def prune(self, newest: int) -> None:
+        """Removes the checkpoints that need not stay, now that ``newest`` iterations are saved."""
         found = (_NAME.fullmatch(name) for name in files.list_dir(self._folder))
         done = sorted(int(match[1]) + 1 for match in found if match)
         passing = [iteration for iteration in done if iteration % self._round_iters and iteration < newest]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 # The others wait while the first process scores a validation set or the pool of a round is being made.
 _PATIENCE = datetime.timedelta(days=3)
@@ -38,6 +39,13 @@ class Ranks:
         if self.world_size > 1:
             for tensor in (*module.parameters(), *module.buffers()):
                 dist.broadcast(tensor.data, src=0)
+
+    def parallel(self, model: nn.Module) -> nn.Module:
+        """``model``, with gradients that are the mean over the processes where there are several."""
+        if self.world_size == 1:
+            return model
+        places = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=places, broadcast_buffers=False)
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """The mean of ``values`` over the processes, on each of them."""

@@ -11,12 +11,11 @@ from detectron2_ext.data.dataset import DetectionDataset
 from detectron2_ext.data.loader import build_pool, build_train_loader, training_set_name
 from detectron2_ext.engine.checkpoints import RunCheckpoints, read_checkpoint
 from detectron2_ext.engine.distributed import Ranks
+from detectron2_ext.engine.engines import Engine
 from detectron2_ext.engine.feedback import make_feedback
-from detectron2_ext.engine.loop import seed_iteration, train
-from detectron2_ext.engine.metrics import Reporter
+from detectron2_ext.engine.loop import seed_iteration
 from detectron2_ext.engine.state import TrainingState
-from detectron2_ext.engine.step import TrainingStep
-from detectron2_ext.engine.validation import read_test_set, validate
+from detectron2_ext.engine.validation import read_test_set
 from detectron2_ext.modeling import build_model, load_weights
 from exchange import files
 from exchange.annotations import read_annotations
@@ -37,8 +36,8 @@ class TrainingRun:
     Raises UserError for a data set, weights or settings that do not fit.
     """
 
-    def __init__(self, cfg: CfgNode, layout: RunLayout, ranks: Ranks) -> None:
-        self._cfg, self._layout, self._ranks = cfg, layout, ranks
+    def __init__(self, cfg: CfgNode, layout: RunLayout, ranks: Ranks, engine: Engine) -> None:
+        self._cfg, self._layout, self._ranks, self._engine = cfg, layout, ranks, engine
         self._checkpoints = run_checkpoints(cfg, layout)
         annotation_file, image_root = dataset_paths(training_set_name(cfg), cfg)
         annotations = read_annotations(annotation_file)
@@ -127,27 +126,23 @@ class TrainingRun:
             feedback=read_feedback(told) if files.exists(told) else None,
         )
         _log.info("round %d: training from iteration %d to %d", round_, state.iteration, end)
-        metrics = files.join(layout.train_dir, "metrics.json")
-        with Reporter(metrics, state.iteration, end, f"round {round_}", ranks) as reporter:
-            train(
-                state,
-                TrainingStep.from_config(state, ranks, cfg),
-                loader,
-                end,
-                checkpoints=self._checkpoints,
-                checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
-                reporter=reporter,
-                log_period=cfg.SOLVER.LOG_PERIOD,
-                seed=cfg.SEED,
-                ranks=ranks,
-            )
+        self._engine.train(
+            cfg,
+            state,
+            loader,
+            end,
+            checkpoints=self._checkpoints,
+            folder=layout.train_dir,
+            title=f"round {round_}",
+            ranks=ranks,
+        )
 
     def _evaluate(self, round_: int) -> None:
         cfg, layout, state = self._cfg, self._layout, self._state
         name = cfg.DATASETS.TEST[0]
         checkpoint = self._checkpoints.path(state.iteration)
         self._ranks.share(state.evaluated)  # statistics of batch norm are each process's own
-        evaluation = validate(
+        evaluation = self._engine.validate(
             cfg,
             state.evaluated,
             name,

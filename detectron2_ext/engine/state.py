@@ -49,6 +49,10 @@ class TrainingState:
         """The network that stands for this state: the average, where there is one."""
         return self.ema.model if self.ema else self.model
 
+    def learning_parameters(self) -> list[nn.Parameter]:
+        """What the optimiser moves."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
     def state_dict(self) -> dict[str, Any]:
         """In the layout of Detectron2's checkpoints; ``iteration`` there is the last one done, from 0."""
         averaged = {"model_ema": self.ema.model.state_dict()} if self.ema else {}

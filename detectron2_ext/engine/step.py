@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from detectron2_ext.engine.distributed import Ranks
@@ -17,6 +17,14 @@ from detectron2_ext.engine.state import TrainingState
 from exchange.errors import UserError
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def mixed_precision(cfg: CfgNode) -> torch.dtype | None:
+    """The number format of ``cfg.SOLVER.AMP``, None for full precision; UserError for one that there is not."""
+    amp = cfg.SOLVER.AMP
+    if amp.DTYPE not in _DTYPES:
+        raise UserError(f"SOLVER.AMP.DTYPE is {amp.DTYPE!r}: choose one of {', '.join(_DTYPES)}")
+    return _DTYPES[amp.DTYPE] if amp.ENABLED else None
 
 
 class TrainingStep:
@@ -31,28 +39,16 @@ class TrainingStep:
     ) -> None:
         self._state = state
         self._device = ranks.device.type
-        self._network: nn.Module = state.model
-        if ranks.world_size > 1:
-            places = [ranks.device] if ranks.device.type == "cuda" else None
-            self._network = DistributedDataParallel(state.model, device_ids=places, broadcast_buffers=False)
+        self._network = ranks.parallel(state.model)
         self._clip = clip
         self._accumulation = accumulation
         self._dtype = dtype
-        self._parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+        self._parameters = state.learning_parameters()
 
     @classmethod
     def from_config(cls, state: TrainingState, ranks: Ranks, cfg: CfgNode) -> TrainingStep:
         """A step as ``cfg.SOLVER`` describes it."""
-        amp = cfg.SOLVER.AMP
-        if amp.DTYPE not in _DTYPES:
-            raise UserError(f"SOLVER.AMP.DTYPE is {amp.DTYPE!r}: choose one of {', '.join(_DTYPES)}")
-        return cls(
-            state,
-            ranks,
-            build_clip(cfg),
-            cfg.SOLVER.ACCUMULATION_STEPS,
-            _DTYPES[amp.DTYPE] if amp.ENABLED else None,
-        )
+        return cls(state, ranks, build_clip(cfg), cfg.SOLVER.ACCUMULATION_STEPS, mixed_precision(cfg))
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Moves weights, average and learning rate one iteration on; returns the losses, detached."""

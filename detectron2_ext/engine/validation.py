@@ -11,7 +11,7 @@ from torch import nn
 from detectron2_ext.data.dataset import DetectionDataset
 from detectron2_ext.data.loader import build_test_loader
 from detectron2_ext.engine.distributed import Ranks
-from detectron2_ext.evaluation import Evaluation, evaluate_model
+from detectron2_ext.evaluation import Evaluation, build_truth, evaluate_model
 from detectron2_ext.evaluation.report import as_json, format_table
 from exchange import files
 from exchange.annotations import AnnotationFile, read_annotations
@@ -46,7 +46,8 @@ def validate(
     dataset = DetectionDataset(annotations, image_root)
     loader = build_test_loader(cfg, dataset, rank=ranks.rank, world_size=ranks.world_size)
     target = files.join(folder, name)
-    evaluation = evaluate_model(model, loader, annotations, target, ranks, cfg.TEST.DETECTIONS_PER_IMAGE)
+    truth = build_truth(cfg, annotations)
+    evaluation = evaluate_model(model, loader, truth, target, ranks, cfg.TEST.DETECTIONS_PER_IMAGE)
     if evaluation:
         files.write_json(
             files.join(target, "metrics.json"), as_json(evaluation, annotations, dataset=name, **context)

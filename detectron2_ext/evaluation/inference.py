@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from detectron2_ext.engine.distributed import Ranks
 from detectron2_ext.engine.loading import Batch, load_batches
+from detectron2_ext.evaluation.benchmark import Truth
 from detectron2_ext.evaluation.predictions import Predictions
-from detectron2_ext.evaluation.scoring import Evaluation, GroundTruth, score_predictions
+from detectron2_ext.evaluation.scoring import Evaluation
 from exchange import files
-from exchange.annotations import AnnotationFile
 
 _log = logging.getLogger(__name__)
 
@@ -33,12 +33,12 @@ class Loader(Protocol):
 def evaluate_model(
     model: nn.Module,
     loader: Loader,
-    annotations: AnnotationFile,
+    truth: Truth,
     folder: str,
     ranks: Ranks,
     max_detections: int = 300,
 ) -> Evaluation | None:
-    """Predicts every image of ``loader`` and scores the predictions against ``annotations``.
+    """Predicts every image of ``loader`` and scores the predictions against ``truth``.
 
     Each process predicts the batches of its own loader; masks become run lengths at once, and the objects
     that the benchmark does not judge go to disk only, so memory stays small. All predictions end up in
@@ -47,9 +47,7 @@ def evaluate_model(
     Returns:
         The scores in the first process, None in the others.
     """
-    truth = GroundTruth(annotations)
-    kind = "lvis" if truth.federated else "coco"
-    result_file = files.join(folder, f"{kind}_instances_results.json")
+    result_file = files.join(folder, f"{truth.kind}_instances_results.json")
     part_file, judged_file = (
         [files.join(folder, f"part{rank}.{suffix}") for rank in range(ranks.world_size)]
         for suffix in ("json", "npz")
@@ -84,7 +82,7 @@ def evaluate_model(
     for path in part_file + judged_file:
         files.remove(path)
     _log.info("scoring %d judged objects in %d images", len(predictions), len(truth.images))
-    return score_predictions(truth, predictions)
+    return truth.score(predictions)
 
 
 def _join_parts(parts: list[str], target: str) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -107,6 +108,19 @@ class Predictions:
             )
             for image_id, category_id, box, score, size, counts in records
         ]
+
+    @classmethod
+    def from_json(cls, records: Sequence[dict[str, Any]], category_ids: npt.NDArray[np.int64]) -> Predictions:
+        """Reads what :meth:`to_json` and Detectron2's evaluators write, parsed."""
+        classes = np.array([record["category_id"] for record in records], dtype=np.int64)
+        return cls(
+            image_ids=np.array([record["image_id"] for record in records], dtype=np.int64),
+            class_indices=np.searchsorted(category_ids, classes),
+            scores=np.array([record["score"] for record in records], dtype=np.float64),
+            boxes=np.array([record["bbox"] for record in records], dtype=np.float64).reshape(-1, 4),
+            sizes=np.array([r["segmentation"]["size"] for r in records], dtype=np.int32).reshape(-1, 2),
+            counts=_objects(record["segmentation"]["counts"].encode("ascii") for record in records),
+        )
 
     def __len__(self) -> int:
         return len(self.scores)

@@ -56,16 +56,12 @@ class GroundTruth:
         self.category_ids = annotations.category_ids
         self.frequencies = [category.get("frequency") for category in annotations.categories]
         self.federated = all(self.frequencies)
+        self.kind = "lvis" if self.federated else "coco"
         self.images = {image["id"]: image for image in annotations.images}
         self.max_detections = 300 if self.federated else 100
         self._by_category: dict[int, list[dict[str, Any]]] = defaultdict(list)
+        require_fields(annotations)
         for annotation in annotations.annotations:
-            lacking = [name for name in ("bbox", "area", "segmentation") if name not in annotation]
-            if lacking:
-                raise UserError(
-                    f"{annotations.path}: annotation {annotation.get('id')} has no {lacking[0]!r}, which "
-                    "evaluation needs: add it"
-                )
             if annotation["area"] > 0 or not self.federated:
                 self._by_category[annotation["category_id"]].append(annotation)
         self._judged = {
@@ -87,6 +83,17 @@ class GroundTruth:
         )
         return np.fromiter((pair in self._judged for pair in pairs), bool, len(predictions))
 
+    def score(self, predictions: Predictions) -> Evaluation:
+        """Scores boxes and masks of all predictions on the data set."""
+        predictions = predictions.select(self.counted(predictions))
+        predictions = predictions.select(np.lexsort((predictions.image_ids, predictions.class_indices)))
+        summaries, per_class = {}, {}
+        for iou_type in ("bbox", "segm"):
+            precision = np.stack(list(_precision_of_classes(self, predictions, iou_type)))
+            summaries[iou_type] = _summarize(precision, self.frequencies, self.federated)
+            per_class[iou_type] = [_percent(of_class[..., _AREAS[""]]) for of_class in precision]
+        return Evaluation(summaries["bbox"], summaries["segm"], per_class["bbox"], per_class["segm"])
+
     def objects(self, category_id: int) -> list[dict[str, Any]]:
         """The annotated objects of one category, as fresh records with ids from 1."""
         return [
@@ -104,16 +111,15 @@ class GroundTruth:
         ]
 
 
-def score_predictions(ground_truth: GroundTruth, predictions: Predictions) -> Evaluation:
-    """Scores boxes and masks of all predictions on a data set."""
-    predictions = predictions.select(ground_truth.counted(predictions))
-    predictions = predictions.select(np.lexsort((predictions.image_ids, predictions.class_indices)))
-    summaries, per_class = {}, {}
-    for iou_type in ("bbox", "segm"):
-        precision = np.stack(list(_precision_of_classes(ground_truth, predictions, iou_type)))
-        summaries[iou_type] = _summarize(precision, ground_truth.frequencies, ground_truth.federated)
-        per_class[iou_type] = [_percent(of_class[..., _AREAS[""]]) for of_class in precision]
-    return Evaluation(summaries["bbox"], summaries["segm"], per_class["bbox"], per_class["segm"])
+def require_fields(annotations: AnnotationFile) -> None:
+    """Raises UserError for an annotation without what evaluation needs."""
+    for annotation in annotations.annotations:
+        lacking = [name for name in ("bbox", "area", "segmentation") if name not in annotation]
+        if lacking:
+            raise UserError(
+                f"{annotations.path}: annotation {annotation.get('id')} has no {lacking[0]!r}, which evaluation "
+                "needs: add it"
+            )
 
 
 def _precision_of_classes(

@@ -14,17 +14,20 @@ from exchange.pool_index import PoolIndex, write_index
 
 
 def prune_originals(layout: RunLayout, round_: int) -> int:
-    """Removes the generated images and masks of a finished round; returns how many.
+    """Removes the generated images and masks of a finished round that are there; returns how many.
 
     Training reads the cut-outs, and a finished round is not cut out again; what is lost is the picture in a
     later contact sheet.
     """
-    removed = 0
-    for instance in PoolIndex(layout, [round_], dropped_too=True):
-        for path in (layout.raw(instance.file), layout.segmented(instance.file)):
-            removed += files.exists(path)
-            files.remove(path)
-    return removed
+    listed = set(PoolIndex(layout, [round_], dropped_too=True).column("file").tolist())
+    present = [
+        path(name)
+        for path in (layout.raw, layout.segmented)
+        for name in listed.intersection(files.list_dir(path("")))
+    ]
+    for path in present:
+        files.remove(path)
+    return len(present)
 
 
 def prune_dropped(layout: RunLayout, round_: int) -> int:

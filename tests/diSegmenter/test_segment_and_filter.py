@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -114,6 +115,32 @@ def test_generated_images_and_masks_can_go_once_a_round_is_finished(monkeypatch,
     monkeypatch.setattr(segmentAndFilter, "build_segmenter", None)
     call(monkeypatch, *options)
     assert len(PoolIndex(layout, [0])) == 5
+
+
+def test_originals_that_a_killed_call_left_go_with_the_next_one(monkeypatch, config, layout):
+    generate(layout, 0, 5)
+    options = ["--config", config, "--round", "1", "SEGMENTER.KEEP_RAW", "False"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(segmentAndFilter, "prune_originals", Mock(side_effect=KeyboardInterrupt))
+        call(patch, *options)
+    assert files.exists(layout.annotations_done(0)) and files.exists(layout.raw("00_0003_0000.png"))
+    for _ in range(2):
+        call(monkeypatch, *options)
+        assert not [name for name in files.list_dir(layout.raw("")) if name.startswith("00")]
+        assert not files.list_dir(layout.segmented(""))
+    assert len(PoolIndex(layout, [0])) == 5
+
+
+def test_a_finished_round_that_lost_a_cut_out_is_not_called_finished_while_it_is_mended(
+    monkeypatch, config, layout
+):
+    generate(layout, 0, 5)
+    call(monkeypatch, "--config", config, "--round", "1")
+    files.remove(layout.cutout("00_0003_0000.png"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(segmentAndFilter, "judge_round", Mock(side_effect=KeyboardInterrupt))
+        call(patch, "--config", config, "--round", "1")
+    assert not files.exists(layout.annotations_done(0))
 
 
 def test_refiltering_nothing_is_an_error(monkeypatch, config):

@@ -1,5 +1,7 @@
-"""A run folder with two generated rounds, small models and a configuration for stage 2."""
+"""A run folder with two generated rounds, small models and a configuration for stage 2; processes to be killed."""
 
+import multiprocessing
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,25 @@ import yaml
 from exchange import files
 from exchange.layout import RunLayout
 from tests.diSegmenter.conftest import CATEGORIES, generate
+from tests.generator.conftest import saved_sd3, world
+
+__all__ = ["saved_sd3", "world"]  # the small world of stage 1, for its tests here
+
+
+@pytest.fixture(scope="session")
+def preloaded() -> ForkServerContext:
+    """Starts processes that have all imports behind them, which are most of a stage's start."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        [
+            "tests.faults.processes",
+            "tests.generator.tiny_pipelines",
+            "diSegmenter.segment_round",
+            "diSegmenter.foreground",
+            "diSegmenter.clip_filter",
+        ]
+    )
+    return context
 
 
 @pytest.fixture(scope="session")

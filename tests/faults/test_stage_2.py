@@ -2,9 +2,7 @@
 
 import errno
 import json
-import multiprocessing
 import os
-import random
 import shutil
 import sys
 import threading
@@ -22,9 +20,8 @@ from exchange.errors import UserError, run_cli
 from exchange.layout import RunLayout
 from exchange.manifest import read_manifest, write_manifest
 from tests.diSegmenter.conftest import generate
-from tests.faults.stage_2_process import segment_and_filter
-
-KILLS = 20
+from tests.faults.kills import KILLS, kill_repeatedly
+from tests.faults.processes import segment_and_filter
 
 
 def tree(layout: RunLayout) -> dict[str, bytes]:
@@ -54,26 +51,13 @@ def undisturbed(layout, config, tmp_path) -> dict[str, bytes]:
     return result
 
 
-def test_killed_twenty_times_it_ends_in_the_same_pool(layout, config, undisturbed):
-    chance = random.Random(0)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["diSegmenter.foreground", "diSegmenter.clip_filter", "cv2"])
-    stages = set()
-    whole = sum(
-        name.startswith(("pool/segmented", "pool/cutouts", "pool/annotations")) for name in undisturbed
-    )
-    for kill in range(KILLS):
-        process = context.Process(target=segment_and_filter, args=(["--config", config],))
-        process.start()
-        wanted = whole * kill // KILLS  # so that each call comes a little further
-        while process.is_alive() and number_of_files(layout) < wanted:
-            time.sleep(0.005)
-        time.sleep(chance.uniform(0, 0.05))
-        process.kill()
-        process.join()
-        stages.add(number_of_files(layout))
-    assert len(stages) > KILLS // 4  # it died in different places
-    segment_and_filter(["--config", config])
+def test_killed_twenty_times_it_ends_in_the_same_pool(layout, config, undisturbed, preloaded):
+    parts = ("pool/segmented", "pool/cutouts", "pool/annotations")
+    whole = sum(name.startswith(parts) for name in undisturbed)
+    options = ["--config", config]
+    counts = kill_repeatedly(preloaded, segment_and_filter, options, lambda: number_of_files(layout), whole)
+    assert len(counts) > KILLS // 4  # it died in different places
+    segment_and_filter(options)
     assert tree(layout) == undisturbed
 
 
@@ -113,9 +97,8 @@ def test_a_damaged_pool_is_made_good_by_the_next_call(damage, layout, config):
     assert tree(layout) == whole
 
 
-def test_two_processes_on_the_same_share_do_no_harm(layout, config, undisturbed):
-    context = multiprocessing.get_context("forkserver")
-    both = [context.Process(target=segment_and_filter, args=(["--config", config],)) for _ in range(2)]
+def test_two_processes_on_the_same_share_do_no_harm(layout, config, undisturbed, preloaded):
+    both = [preloaded.Process(target=segment_and_filter, args=(["--config", config],)) for _ in range(2)]
     for process in both:
         process.start()
     for process in both:

@@ -1,4 +1,7 @@
-"""A small world for stage 1: a model on disk, a data set of four categories, a configuration."""
+"""A small world for stage 1: a model on disk, a data set of four categories, a configuration.
+
+Only those tests load diffusers that ask for the model.
+"""
 
 import json
 from pathlib import Path
@@ -7,7 +10,6 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_pipelines import SIZE, make_pipeline
 
 CATEGORIES = {1: "aerosol_can", 2: "bat_(animal)", 5: "cow", 9: "dog"}
 COUNTS = (1, 2, 5, 20)
@@ -16,6 +18,8 @@ COUNTS = (1, 2, 5, 20)
 @pytest.fixture(scope="session")
 def saved_sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a Stable Diffusion 3 of random weights."""
+    from tests.generator.tiny_pipelines import make_pipeline
+
     folder = tmp_path_factory.mktemp("models") / "sd3"
     make_pipeline("sd3").save_pretrained(folder)
     return folder
@@ -24,6 +28,8 @@ def saved_sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def world(tmp_path: Path, saved_sd3: Path) -> SimpleNamespace:
     """``config`` (path of a YAML), ``run`` (folder that it names), ``settings`` (to write another YAML)."""
+    from tests.generator.tiny_pipelines import SIZE
+
     annotations = [
         {"id": 100 * id_ + i, "image_id": 1, "category_id": id_}
         for id_, count in zip(CATEGORIES, COUNTS, strict=True)

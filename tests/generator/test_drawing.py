@@ -5,7 +5,6 @@ import inspect
 
 import pytest
 import torch
-from tiny_pipelines import FAMILIES, SIZE, make_classifier, make_pipeline
 
 from exchange.errors import UserError
 from generator.drawing import Drawer, Sampling
@@ -13,6 +12,7 @@ from generator.guidance import Guidance
 from generator.pipelines import PipelineSource, Tuning
 from generator.plan import PlannedImage
 from generator.prompt_embeddings import EmbeddingFolder, PromptEmbeddings
+from tests.generator.tiny_pipelines import FAMILIES, SIZE, make_classifier, make_pipeline
 
 BATCH = [
     PlannedImage(f"{i}.png", 1, i % 3, i, 1000 + i, "a {}", prompt)

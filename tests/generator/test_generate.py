@@ -2,26 +2,23 @@
 
 import hashlib
 import json
-import multiprocessing
-import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import child_process
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_pipelines import SIZE, make_classifier
 
 from exchange.errors import UserError
 from exchange.feedback import Feedback, write_feedback
+from exchange.files import write_done
 from exchange.layout import RunLayout
 from exchange.manifest import is_complete, read_round
 from generator import generate
 from generator.pipelines import PipelineSource
+from tests.generator.tiny_pipelines import SIZE, make_classifier
 
 SCRIPT = Path(generate.__file__)
 
@@ -121,37 +118,21 @@ def test_a_complete_round_needs_no_model(world, monkeypatch):
     run(world, monkeypatch, "--round", "1")
 
 
+def test_a_round_in_the_pool_is_not_drawn_again_though_its_images_were_dropped(world, monkeypatch):
+    layout = run(world, monkeypatch, "--round", "1")
+    for path in (world.run / "pool/raw").glob("*.png"):
+        path.unlink()
+    write_done(layout.annotations_done(0))
+    monkeypatch.setattr(PipelineSource, "_load", lambda *_, **__: pytest.fail("a model was loaded"))
+    run(world, monkeypatch, "--round", "1")
+    assert digests(world) == {}
+
+
 def test_runs_as_a_script_in_its_folder_and_ends_with_a_sentence_and_code_2_on_bad_input(world):
     command = [sys.executable, SCRIPT.name, "--config", str(world.config), "--div", "7"]
     done = subprocess.run(command, cwd=SCRIPT.parent, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: --div 7 of --num_div 3")
-
-
-def test_killed_ten_times_it_goes_on_to_the_same_pool(world, monkeypatch):
-    run(world, monkeypatch, "--round", "1", "GENERATOR.BATCH_SIZE", "2")
-    whole = digests(world)
-    raw = world.run / "pool/raw"
-    for path in raw.iterdir():
-        path.unlink()
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["generator.generate"])
-    arguments = (["--config", str(world.config), "--round", "1", "GENERATOR.BATCH_SIZE", "2"],)
-    delays = random.Random(0)
-    for kill in range(10):  # each a little after the pool has grown to another size
-        process = context.Process(target=child_process.generate, args=arguments)
-        process.start()
-        while process.is_alive() and len(list(raw.glob("*.png"))) < kill:
-            time.sleep(0.002)
-        time.sleep(delays.uniform(0, 0.05))
-        process.kill()
-        process.join()
-        assert set(digests(world).items()) <= set(whole.items())  # nothing is there in part
-    process = context.Process(target=child_process.generate, args=arguments)
-    process.start()
-    process.join()
-    assert digests(world) == whole
-    assert is_complete(read_round(RunLayout(str(world.run)), 0))
 
 
 def test_guided_round_uses_the_network_that_the_feedback_names(world, monkeypatch, fake_network):

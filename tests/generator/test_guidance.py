@@ -5,12 +5,12 @@ import copy
 import diffusers as d
 import pytest
 import torch
-from tiny_pipelines import FAMILIES, SIZE, make_classifier, make_pipeline
 
 from exchange.errors import UserError
 from generator.criteria import CRITERIA, loss
 from generator.denoiser_call import denoiser_of
 from generator.guidance import MODES, Guidance, ascend, guided
+from tests.generator.tiny_pipelines import FAMILIES, SIZE, make_classifier, make_pipeline
 
 PROMPTS = ["a photo of cow", "bat in b", "three dogs"]
 CLASSES = torch.tensor([0, 1, 2])

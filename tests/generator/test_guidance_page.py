@@ -5,9 +5,9 @@ from pathlib import Path
 
 import diffusers
 import torchvision
-from tiny_pipelines import make_pipeline
 
 import generator
+from tests.generator.tiny_pipelines import make_pipeline
 
 PAGE = Path(generator.__file__).parent.parent / "docs" / "guidance.md"
 

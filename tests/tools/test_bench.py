@@ -6,7 +6,7 @@ import torch
 
 from exchange.errors import UserError
 from tools import bench
-from tools.benchmarks import pool
+from tools.benchmarks import pool, train_step
 
 
 def test_the_result_names_benchmark_machine_and_versions(monkeypatch, tmp_path, capsys):
@@ -31,3 +31,13 @@ def test_an_unknown_benchmark_and_a_missing_gpu_are_refused(monkeypatch, capsys)
     monkeypatch.setattr(sys, "argv", ["bench.py", "pool", "--device", "cuda"])
     with pytest.raises(UserError, match="no GPU"):
         bench.main()
+
+
+def test_without_the_other_side_the_training_step_is_not_measured(monkeypatch):
+    monkeypatch.setattr(train_step.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="Detectron2, which is not installed"):
+        train_step.measure("cpu")
+    monkeypatch.setattr(train_step.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.delenv("MRCA_ORIGINAL_NETWORK", raising=False)
+    with pytest.raises(UserError, match="set MRCA_ORIGINAL_NETWORK"):
+        train_step.measure("cpu")

@@ -28,7 +28,7 @@ from exchange.layout import RunLayout
 from exchange.manifest import GeneratedInstance
 from tools.digits import pictures, samples
 
-_IMAGES, _REPEATS, _BATCH = 192, 5, 32
+_IMAGES, _REPEATS, _BATCH = 192, 5, 16
 TARGET = 3.0
 _VIT_L_14 = {
     "hidden_size": 1024,

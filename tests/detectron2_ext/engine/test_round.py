@@ -207,9 +207,11 @@ def test_nothing_to_evaluate_is_an_error(tmp_path: Path) -> None:
         _call(write_config(tmp_path), "--eval-only")
 
 
-def test_launch_reports_errors_in_one_line_with_code_2(tmp_path: Path) -> None:
-    environment = os.environ | {"MRCA_PYTHON": sys.executable}
-    command = ["bash", str(REPOSITORY / "launch.sh"), "--config", "nothing.yaml", "--num-gpus", "1"]
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_launch_reports_errors_in_one_line_with_code_2(processes: str, tmp_path: Path) -> None:
+    environment = os.environ | {"MRCA_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    command = ["bash", str(REPOSITORY / "launch.sh"), "--config", "nothing.yaml", "--num-gpus", processes]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2
+    assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: there is no configuration nothing.yaml")

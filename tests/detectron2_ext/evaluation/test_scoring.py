@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detectron2_ext.evaluation.predictions import Predictions
-from detectron2_ext.evaluation.scoring import Evaluation, GroundTruth, score_predictions
+from detectron2_ext.evaluation.scoring import Evaluation, GroundTruth
 from exchange.annotations import AnnotationFile
 from exchange.errors import UserError
 from tests.detectron2_ext.evaluation.worlds import random_world
@@ -21,7 +21,7 @@ from tests.detectron2_ext.evaluation.worlds import random_world
 
 def _score(world: AnnotationFile, predictions: dict[int, Any], limit: int = 300) -> Evaluation:
     parts = [Predictions.from_instances(image_id, found, limit) for image_id, found in predictions.items()]
-    return score_predictions(GroundTruth(world), Predictions.concatenate(parts))
+    return GroundTruth(world).score(Predictions.concatenate(parts))
 
 
 def _records(world: AnnotationFile, predictions: dict[int, Any], limit: int = 300) -> list[dict[str, Any]]:
@@ -113,7 +113,7 @@ def test_predictions_that_lvis_cannot_judge_change_nothing() -> None:
     )
     judged = truth.counted(everything)
     assert 0 < judged.sum() < len(everything)
-    assert score_predictions(truth, everything.select(judged)) == score_predictions(truth, everything)
+    assert truth.score(everything.select(judged)) == truth.score(everything)
 
 
 def test_the_order_in_which_images_were_seen_does_not_matter() -> None:

@@ -1,0 +1,26 @@
+"""``torchrun`` for this stage: ``python -m detectron2_ext.engine.torchrun``, with the arguments of ``torchrun``.
+
+Where a process ended with a sentence for the user (exit code 2), this ends with that code and no trace of its own.
+"""
+
+import logging
+import sys
+
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import main
+
+
+def run() -> None:
+    """Runs ``torchrun`` with this process's arguments."""
+    # What it logs about a process that failed stands in the error that it raises, too.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        main()
+    except ChildFailedError as error:
+        if any(failure.exitcode == 2 for failure in error.failures.values()):
+            sys.exit(2)
+        raise
+
+
+if __name__ == "__main__":
+    run()

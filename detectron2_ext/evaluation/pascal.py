@@ -1,0 +1,218 @@
+"""Average precision by the rules of Pascal VOC and of Open Images.
+
+In both a prediction goes to the annotated object that it overlaps most, and to no other; average precision is the
+area under the curve of precision over recall, made monotone (Everingham et al., The Pascal Visual Object Classes
+Challenge: A Retrospective, 2015, sections 2.2 and 4.1; Hariharan et al., Simultaneous Detection and Segmentation,
+2014, section 5 for masks; Kuznetsova et al., The Open Images Dataset V4, 2020, section 5.3 for groups).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from faster_coco_eval.core import mask as mask_api
+
+from detectron2_ext.evaluation.predictions import Predictions
+from detectron2_ext.evaluation.scoring import Evaluation, Summary, require_fields
+from exchange.annotations import AnnotationFile
+
+Ancestors = Mapping[int, Collection[int]]
+_Floats = npt.NDArray[np.float64]
+_CORRECT, _WRONG, _IGNORED = 1, 0, -1
+
+
+@dataclass(frozen=True)
+class PascalRules:
+    """What the two benchmarks do differently.
+
+    ``thresholds``: overlaps from which an object counts as found; AP is the mean over them. ``named``: which of them
+    have a score of their own, as ``AP50``. ``verified_only``: a category counts only in the images that are known to
+    contain it or known not to.
+    """
+
+    thresholds: tuple[float, ...]
+    named: tuple[float, ...]
+    verified_only: bool
+
+
+# AP over 0.1 to 0.9 is AP^r_vol of Hariharan et al.
+VOC = PascalRules(tuple(i / 10 for i in range(1, 10)), named=(0.5, 0.7), verified_only=False)
+OPEN_IMAGES = PascalRules((0.5,), named=(0.5,), verified_only=True)
+
+
+class PascalTruth:
+    """The annotations of a data set, arranged for scoring by ``rules``.
+
+    An annotation with ``difficult`` counts neither for nor against anybody. One with ``iscrowd`` stands for a group:
+    one object, found by the best prediction that lies in it by half or more; the others there are ignored. With
+    ``ancestors`` (category ids above each category id) an object is one of each of them, too; a category known to be
+    present brings them along, one known to be absent the categories below it. What a network predicts is not
+    expanded: it is to predict the upper categories as well.
+    """
+
+    def __init__(
+        self, annotations: AnnotationFile, rules: PascalRules, ancestors: Ancestors | None = None
+    ) -> None:
+        require_fields(annotations)
+        self.kind = "coco"  # format of the result file
+        self.category_ids = annotations.category_ids
+        self._rules = rules
+        above = {c: {c, *(ancestors or {}).get(c, ())} for c in self.category_ids.tolist()}
+        below: dict[int, set[int]] = defaultdict(set)
+        for category_id, upper in above.items():
+            for one in upper:
+                below[one].add(category_id)
+        self.images = {image["id"]: image for image in annotations.images}
+        self._objects: dict[int, dict[int, list[dict[str, Any]]]] = {
+            category_id: defaultdict(list) for category_id in above
+        }
+        self._judged: set[tuple[int, int]] = set()
+        for annotation in annotations.annotations:
+            for category_id in above[annotation["category_id"]]:
+                self._objects[category_id][annotation["image_id"]].append(annotation)
+                self._judged.add((annotation["image_id"], category_id))
+        for image_id, image in self.images.items():
+            for names, expanded in (("pos_category_ids", above), ("neg_category_ids", below)):
+                for category_id in image.get(names, ()):
+                    self._judged.update((image_id, one) for one in expanded[category_id])
+
+    def counted(self, predictions: Predictions) -> npt.NDArray[np.bool_]:
+        """Which predictions the rules look at, (N,)."""
+        if not self._rules.verified_only:
+            return np.ones(len(predictions), dtype=bool)
+        pairs = zip(
+            predictions.image_ids.tolist(),
+            self.category_ids[predictions.class_indices].tolist(),
+            strict=True,
+        )
+        return np.fromiter((pair in self._judged for pair in pairs), bool, len(predictions))
+
+    def score(self, predictions: Predictions) -> Evaluation:
+        """Scores boxes and masks of all predictions on the data set."""
+        predictions = predictions.select(self.counted(predictions))
+        order = np.lexsort((-predictions.scores, predictions.class_indices))  # stable
+        predictions = predictions.select(order)
+        summaries, per_class = {}, {}
+        for iou_type in ("bbox", "segm"):
+            table = self._precisions(predictions, iou_type)
+            summaries[iou_type] = self._summarize(table)
+            per_class[iou_type] = [_percent(row) for row in table]
+        return Evaluation(summaries["bbox"], summaries["segm"], per_class["bbox"], per_class["segm"])
+
+    def _precisions(self, predictions: Predictions, iou_type: str) -> _Floats:
+        """Average precision (C, thresholds), NaN for a class without objects; predictions are in order."""
+        bounds = np.searchsorted(predictions.class_indices, np.arange(len(self.category_ids) + 1))
+        rows = []
+        for index, category_id in enumerate(self.category_ids.tolist()):
+            of_class = predictions.select(np.arange(bounds[index], bounds[index + 1]))
+            rows.append(self._precision(of_class, self._objects[category_id], iou_type))
+        return np.stack(rows)
+
+    def _precision(
+        self, predictions: Predictions, objects: Mapping[int, list[dict[str, Any]]], iou_type: str
+    ) -> _Floats:
+        thresholds = self._rules.thresholds
+        wanted = sum(not o.get("difficult") for of_image in objects.values() for o in of_image)
+        if not wanted:
+            return np.full(len(thresholds), np.nan)
+        verdicts = np.full((len(thresholds), len(predictions)), _WRONG)
+        for image_id in np.unique(predictions.image_ids).tolist():
+            places = np.flatnonzero(predictions.image_ids == image_id)
+            annotated = objects.get(image_id, [])
+            if annotated:
+                overlaps = self._overlaps(predictions.select(places), annotated, iou_type)
+                for row, threshold in enumerate(thresholds):
+                    verdicts[row, places] = judge_image(overlaps, annotated, threshold)
+        return np.array([average_precision(of_threshold, wanted) for of_threshold in verdicts])
+
+    def _overlaps(self, found: Predictions, annotated: Sequence[dict[str, Any]], iou_type: str) -> _Floats:
+        """Intersection over union (predictions, objects); over the prediction's own area where it is a group."""
+        groups = [int(bool(o.get("iscrowd"))) for o in annotated]
+        if iou_type == "bbox":
+            boxes = np.array([o["bbox"] for o in annotated], dtype=np.float64)
+            return np.asarray(mask_api.iou(found.boxes, boxes, groups))
+        masks = [
+            {"size": size, "counts": counts}
+            for size, counts in zip(found.sizes.tolist(), found.counts, strict=True)
+        ]
+        image = self.images[annotated[0]["image_id"]]
+        return np.asarray(
+            mask_api.iou(masks, [_encoded(o["segmentation"], image) for o in annotated], groups)
+        )
+
+    def _summarize(self, table: _Floats) -> Summary:
+        places = {f"AP{round(100 * t)}": self._rules.thresholds.index(t) for t in self._rules.named}
+        return {"AP": _percent(table)} | {name: _percent(table[:, place]) for name, place in places.items()}
+
+
+def judge_image(
+    overlaps: _Floats, annotated: Sequence[dict[str, Any]], threshold: float
+) -> npt.NDArray[np.int64]:
+    """What becomes of the predictions of one class in one image: 1 correct, 0 wrong, -1 ignored.
+
+    ``overlaps``: (predictions, objects), best prediction first. ``annotated``: the objects' records.
+    """
+    verdicts = np.full(len(overlaps), _WRONG)
+    is_group = np.array([bool(o.get("iscrowd")) for o in annotated])
+    difficult = np.array([bool(o.get("difficult")) for o in annotated])
+    # Single objects first: each takes the best of the predictions that overlap it most.
+    chosen, reached = _reached(overlaps, ~is_group, threshold)
+    _hand_out(verdicts, chosen, reached, otherwise=_WRONG)
+    verdicts[reached & difficult[chosen]] = _IGNORED
+    chosen, reached = _reached(overlaps, is_group, threshold)
+    _hand_out(verdicts, chosen, reached & (verdicts == _WRONG), otherwise=_IGNORED)
+    return verdicts
+
+
+def average_precision(verdicts: npt.NDArray[np.int64], wanted: int) -> float:
+    """Area under precision over recall, precision made to fall (never to rise) with recall.
+
+    ``verdicts``: of :func:`judge_image`, best prediction of the data set first. ``wanted``: number of objects.
+    """
+    verdicts = verdicts[verdicts != _IGNORED]
+    correct = np.cumsum(verdicts == _CORRECT)
+    precision = correct / np.arange(1, len(verdicts) + 1)
+    best_from_here_on = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(best_from_here_on[verdicts == _CORRECT].sum() / wanted)
+
+
+def _reached(
+    overlaps: _Floats, allowed: npt.NDArray[np.bool_], threshold: float
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """The allowed object that each prediction overlaps most, and whether by ``threshold`` or more."""
+    chosen = np.where(allowed, overlaps, -1.0).argmax(axis=1)
+    return chosen, allowed[chosen] & (overlaps[np.arange(len(overlaps)), chosen] >= threshold)
+
+
+def _hand_out(
+    verdicts: npt.NDArray[np.int64],
+    chosen: npt.NDArray[np.int64],
+    candidates: npt.NDArray[np.bool_],
+    otherwise: int,
+) -> None:
+    """The first candidate for each object is correct, the later ones get ``otherwise``; in place."""
+    places = np.flatnonzero(candidates)
+    verdicts[places] = otherwise
+    verdicts[places[np.unique(chosen[places], return_index=True)[1]]] = _CORRECT
+
+
+def _encoded(segmentation: Any, image: dict[str, Any]) -> dict[str, Any]:
+    """Polygons or run lengths of a JSON file as compressed run lengths."""
+    if isinstance(segmentation, list):
+        parts = mask_api.frPyObjects(segmentation, image["height"], image["width"])
+        merged: dict[str, Any] = mask_api.merge(parts)
+        return merged
+    if isinstance(segmentation["counts"], list):
+        compressed: dict[str, Any] = mask_api.frPyObjects(segmentation, image["height"], image["width"])
+        return compressed
+    return dict(segmentation)
+
+
+def _percent(precisions: _Floats) -> float | None:
+    defined = precisions[~np.isnan(precisions)]
+    return float(defined.mean()) * 100 if defined.size else None

@@ -1,0 +1,147 @@
+"""The network and the data sets in Detectron2's hands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip(
+    "detectron2", reason="Detectron2 is not installed: nothing of what works together with it was tested"
+)
+
+import detectron2.structures as d2
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data import transforms as T
+from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model as build_with_detectron2
+from detectron2.utils.visualizer import Visualizer
+
+from detectron2_ext import train_net
+from detectron2_ext.config import load_config
+from detectron2_ext.modeling import build_model
+from detectron2_ext.with_detectron2.configuration import detectron2_config
+from detectron2_ext.with_detectron2.conversion import from_detectron2, to_detectron2
+from exchange.catalog import builtin_datasets
+from tests.detectron2_ext.engine.small_run import SIDE, write_config
+from tests.detectron2_ext.modeling.network_scenes import scene, small_config
+
+
+def _as_detectron2(record: dict) -> dict:
+    ours = record["instances"]
+    instances = d2.Instances(ours.image_size)
+    instances.gt_boxes = d2.Boxes(ours.gt_boxes)
+    instances.gt_classes = ours.gt_classes
+    instances.gt_masks = d2.BitMasks(ours.gt_masks.to_full())
+    return record | {"instances": instances}
+
+
+def test_detectron2_builds_the_network_by_its_name_with_the_same_parameters() -> None:
+    cfg = small_config()
+    theirs = build_with_detectron2(detectron2_config(cfg)).state_dict()
+    ours = build_model(cfg).state_dict()
+    assert {name: tensor.shape for name, tensor in theirs.items()} == {
+        name: tensor.shape for name, tensor in ours.items()
+    }
+
+
+def test_losses_and_detections_are_the_same_in_either_project_s_structures() -> None:
+    cfg = small_config()
+    ours, theirs = build_model(cfg), build_with_detectron2(detectron2_config(cfg))
+    theirs.load_state_dict(ours.state_dict())
+    batch = [scene(0), scene(1)]
+    results = []
+    for network, inputs in ((ours, batch), (theirs, [_as_detectron2(record) for record in batch])):
+        torch.manual_seed(0)
+        results.append(network.train()(inputs))
+    assert results[0] == results[1]
+    with torch.no_grad():
+        plain, converted = ours.eval()(batch), theirs.eval()(batch)
+    for one, other in zip(plain, converted, strict=True):
+        found = other["instances"]
+        assert isinstance(found, d2.Instances) and isinstance(found.pred_boxes, d2.Boxes)
+        assert torch.equal(one["instances"].pred_boxes, found.pred_boxes.tensor)
+        for field in ("scores", "pred_classes", "pred_masks"):
+            assert torch.equal(getattr(one["instances"], field), getattr(found, field))
+
+
+def test_polygons_become_the_masks_that_detectron2_makes_of_them() -> None:
+    instances = d2.Instances((40, 50))
+    instances.gt_boxes = d2.Boxes(torch.tensor([[5.0, 5.0, 30.0, 25.0], [0.0, 0.0, 9.0, 9.0]]))
+    instances.gt_classes = torch.tensor([1, 0])
+    polygons = [[np.array([5.0, 5, 30, 5, 17, 25])], [np.array([0.0, 0, 9, 0, 9, 9, 0, 9])]]
+    instances.gt_masks = d2.PolygonMasks(polygons)
+    ours = from_detectron2(instances)
+    expected = d2.BitMasks.from_polygon_masks(polygons, 40, 50).tensor
+    assert expected.any() and torch.equal(ours.gt_masks.to_full(), expected)
+    assert torch.equal(ours.gt_boxes, instances.gt_boxes.tensor)
+
+
+def test_an_image_without_objects_survives_the_conversion() -> None:
+    empty = scene(0, num_objects=0)
+    assert len(from_detectron2(_as_detectron2(empty)["instances"])) == 0
+    network = build_model(small_config(ROI_HEADS__SCORE_THRESH_TEST=2.0)).eval()
+    with torch.no_grad():
+        found = to_detectron2(network([empty])[0]["instances"])
+    assert len(found) == 0 and found.pred_boxes.tensor.shape == (0, 4)
+
+
+def test_every_data_set_of_this_project_is_in_the_catalogue() -> None:
+    assert set(builtin_datasets()) <= set(DatasetCatalog.list())
+
+
+def test_detectron2_s_own_mapper_feeds_the_network_from_a_data_set_of_the_configuration(
+    tmp_path: Path,
+) -> None:
+    cfg = load_config(str(write_config(tmp_path)))
+    theirs = detectron2_config(cfg)
+    records = DatasetCatalog.get("small_train")
+    assert MetadataCatalog.get("small_train").thing_classes == ["red", "green", "blue"]
+    mapper = DatasetMapper(
+        is_train=True,
+        augmentations=[T.RandomFlip()],
+        image_format="RGB",
+        use_instance_mask=True,
+        instance_mask_format="polygon",
+    )
+    batch = [mapper(record) for record in records[:2]]
+    assert {int(c) for entry in batch for c in entry["instances"].gt_classes} <= {0, 1, 2}
+    losses = build_with_detectron2(theirs)(batch)
+    assert {"loss_mask", "loss_cls_stage2", "loss_centernet_loc"} <= set(losses)
+    assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+def test_predictor_and_visualizer_work_on_a_checkpoint_of_this_project(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = write_config(tmp_path)
+    train_net.main(["--config", str(config)])
+    checkpoint = str(tmp_path / "run/train/model_0000002.pth")
+    cfg = load_config(str(config), ["MODEL.WEIGHTS", checkpoint, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"])
+    predictor = DefaultPredictor(detectron2_config(cfg))
+    image = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE + 16, 3), dtype=np.uint8)
+    found = predictor(image)["instances"]
+    assert len(found) and found.image_size == (SIDE, SIDE + 16)
+    drawn = Visualizer(image, predictor.metadata).draw_instance_predictions(found.to("cpu"))
+    assert drawn.get_image().shape == image.shape
+    assert (drawn.get_image() != image).any()
+    weights = torch.load(checkpoint, weights_only=True)["model"]
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in predictor.model.state_dict().items())
+
+
+def test_detectron2_s_checkpointer_finds_nothing_missing_and_nothing_left_over(tmp_path: Path) -> None:
+    network = build_model(small_config())
+    DetectionCheckpointer(network, str(tmp_path)).save("model")
+    checkpointer = DetectionCheckpointer(build_model(small_config()))
+    reported = []
+    checkpointer._log_incompatible_keys = reported.append
+    checkpointer.load(str(tmp_path / "model.pth"))
+    assert [(list(r.missing_keys), list(r.unexpected_keys), list(r.incorrect_shapes)) for r in reported] in (
+        [],
+        [([], [], [])],
+    )
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(checkpointer.model.state_dict()[name], tensor)

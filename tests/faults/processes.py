@@ -1,0 +1,40 @@
+"""The three stages as functions of a command line's options, for processes that are killed in the midst of it."""
+
+import sys
+from typing import Any
+
+import torch
+
+from detectron2_ext import train_net
+from diSegmenter import segmentAndFilter
+from generator import generate
+
+
+def draw(options: list[str]) -> None:
+    """Stage 1, with a stand-in for the network that the feedback names."""
+    from detectron2_ext.modeling import feedback_network
+    from tests.generator.tiny_pipelines import make_classifier
+
+    def stand_in(*arguments: Any, **options: Any) -> torch.nn.Module:
+        return make_classifier(4)
+
+    torch.set_num_threads(1)
+    loader, feedback_network.load_feedback_network = feedback_network.load_feedback_network, stand_in
+    sys.argv = ["generate.py", *options]
+    try:
+        generate.main()
+    finally:
+        feedback_network.load_feedback_network = loader
+
+
+def segment_and_filter(options: list[str]) -> None:
+    """Stage 2."""
+    torch.set_num_threads(1)
+    sys.argv = ["segmentAndFilter.py", *options]
+    segmentAndFilter.main()
+
+
+def train(options: list[str]) -> None:
+    """One round of stage 3."""
+    torch.set_num_threads(1)
+    train_net.main(options)

@@ -1,0 +1,68 @@
+"""Stage 1 killed at random: a later call ends in the pool of an undisturbed run."""
+
+import dataclasses
+import shutil
+
+import pytest
+
+from exchange import files
+from exchange.feedback import Feedback, write_feedback
+from exchange.layout import RunLayout
+from exchange.manifest import Manifest, is_complete, read_round
+from tests.faults.kills import KILLS, kill_repeatedly
+from tests.faults.processes import draw
+
+FEEDBACK = Feedback(
+    0,
+    10,
+    "m.pth",
+    "0" * 64,
+    "tiny",
+    [1, 2, 5, 9],
+    [9.0] * 4,
+    [9.0] * 4,
+    [1.0] * 4,
+    9.0,
+    9.0,
+    9.0,
+    9.0,
+    9.0,
+    "t",
+)
+
+
+@pytest.fixture
+def options(world) -> list[str]:
+    """A round without guidance and one with, in batches of two."""
+    settings = {"GENERATOR.BATCH_SIZE": 2, "GENERATOR.GUIDANCE_SCALE": 0.1, "FEEDBACK.FROM_ROUND": 1}
+    overrides = [text for setting in settings.items() for text in map(str, setting)]
+    return ["--config", str(world.config), "--round", "2", *overrides]
+
+
+def drawn(layout: RunLayout) -> list[str]:
+    return [name for name in files.list_dir(layout.raw("")) if name.endswith(".png")]
+
+
+def images(layout: RunLayout) -> dict[str, bytes]:
+    return {name: files.read_bytes(layout.raw(name)) for name in drawn(layout)}
+
+
+def manifests(layout: RunLayout) -> list[Manifest]:
+    """Of both rounds, but for the seconds that they took."""
+    return [dataclasses.replace(m, seconds=0.0) for round_ in (0, 1) for m in read_round(layout, round_)]
+
+
+def test_killed_twenty_times_it_ends_in_the_same_pool(world, options, preloaded):
+    layout = RunLayout(str(world.run))
+    write_feedback(layout, FEEDBACK)
+    draw(options)
+    whole, listed = images(layout), manifests(layout)
+    assert len(whole) == 24 and {i.guided for m in listed for i in m.instances} == {False, True}
+    shutil.rmtree(layout.pool("raw"))
+
+    counts = kill_repeatedly(preloaded, draw, options, lambda: len(drawn(layout)), len(whole))
+    assert len(counts) > KILLS // 4  # it died in different places
+    assert images(layout).items() <= whole.items()  # nothing is there in part
+    draw(options)
+    assert images(layout) == whole and manifests(layout) == listed
+    assert all(is_complete(read_round(layout, round_)) for round_ in (0, 1))

@@ -1,0 +1,85 @@
+"""Stage 3 killed at random: later calls end in the checkpoints and the feedback of an undisturbed run."""
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diSegmenter.pool.add import import_round
+from diSegmenter.pool.foreign import ForeignInstance
+from exchange import files
+from exchange.annotations import read_annotations
+from exchange.layout import RunLayout
+from tests.detectron2_ext.engine.small_run import write_config
+from tests.faults.kills import KILLS, kill_repeatedly
+from tests.faults.processes import train
+
+CLOCK = ("time", "data_time", "images_per_second", "eta_seconds", "memory_mib")
+
+
+def fill_pool(layout: RunLayout, annotation_file: Path) -> None:
+    """A pool for two rounds: noise, two cut-outs of each category a round."""
+    categories = read_annotations(str(annotation_file)).categories
+    noise = np.random.default_rng(0).integers(0, 255, (2, 6, 20, 24, 4), dtype=np.uint8)
+    noise[..., 3] = 255
+    for cutouts in noise:
+        foreign = [
+            ForeignInstance(f"noise {i}", categories[i % 3]["id"], partial(np.copy, cutout))
+            for i, cutout in enumerate(cutouts)
+        ]
+        import_round(layout, foreign, categories, "noise")
+
+
+@pytest.fixture
+def run(tmp_path) -> tuple[RunLayout, list[str]]:
+    """A run of two rounds that pastes from its pool, and the options of its calls."""
+    config = write_config(tmp_path, MAX_ITER=6, ROUND_ITERS=3, CHECKPOINT_PERIOD=1, KEEP_CHECKPOINTS=6)
+    layout = RunLayout(str(tmp_path / "run"))
+    fill_pool(layout, tmp_path / "small_train/annotations.json")
+    settings = {"INPUT.USE_COPY_METHOD": "syn_copy", "INPUT.INST_POOL_FEED": True, "FEEDBACK.FROM_ROUND": 1}
+    overrides = [text for setting in settings.items() for text in map(str, setting)]
+    return layout, ["--config", str(config), *overrides]
+
+
+def written(layout: RunLayout) -> list[str]:
+    """What stage 3 writes, below the run folder, but for its log and what a killed writer left."""
+    root = Path(layout.root)
+    names = (str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+    return [n for n in names if n.startswith(("train/", "feedback")) and not n.endswith((".tmp", ".txt"))]
+
+
+def outputs(layout: RunLayout) -> dict[str, bytes]:
+    """Checkpoints, predictions, metrics and feedback, without clock times."""
+    found = {name: files.read_bytes(files.join(layout.root, name)) for name in written(layout)}
+    for name in found:
+        if name == "train/metrics.json" or name.startswith("feedback"):
+            lines = map(json.loads, found[name].splitlines())
+            timeless = [{key: line[key] for key in line if key not in CLOCK} for line in lines]
+            found[name] = json.dumps(timeless).encode()
+    return found
+
+
+def finish(layout: RunLayout, options: list[str]) -> None:
+    while not files.exists(layout.feedback_history(1)):
+        train(options)
+    train(options)  # nothing is left to do, or the newest feedback to be mended
+
+
+def test_killed_twenty_times_it_ends_in_the_same_checkpoints_and_feedback(run, preloaded, tmp_path):
+    layout, options = run
+    before = shutil.copytree(layout.root, tmp_path / "before")
+    finish(layout, options)
+    whole = outputs(layout)
+    assert {"feedback.json", "feedback/rd01.json", "train/model_0000005.pth"} <= set(whole)
+    shutil.rmtree(layout.root)
+    shutil.move(before, layout.root)
+
+    counts = kill_repeatedly(
+        preloaded, train, options, lambda: len(written(layout)), len(whole), linger_s=0.2
+    )
+    assert len(counts) > KILLS // 4  # it died in different places
+    finish(layout, options)
+    assert outputs(layout) == whole

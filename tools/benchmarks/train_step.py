@@ -1,0 +1,172 @@
+"""One training step of the ResNet-50 configuration against the original network in Detectron2's trainer.
+
+1,203 classes, images of 640 x 640 with 10 objects each, as many as fit beside other work. Both sides have the same
+weights, get the same batch and do the same: forward, backward, clipping by value, AdamW; neither keeps an average.
+
+The original network (CenterNet2 as in Detic, X-Paste and MRCA) is no part of this project. MRCA_ORIGINAL_NETWORK
+names a Python file of yours whose ``build_network(num_classes, class_image_counts)`` returns it, on the CPU, with
+Detectron2's calling convention and the names of its parameters. Loading this project's weights into it, strictly, and
+comparing the losses of the first step shows that it is the same network.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+
+from detectron2_ext.engine.distributed import Ranks
+from detectron2_ext.engine.state import TrainingState
+from detectron2_ext.engine.step import TrainingStep
+from detectron2_ext.modeling import build_model
+from detectron2_ext.structures import BitMasks, Instances
+from exchange.config import REPOSITORY, load_config
+from exchange.errors import UserError
+
+TARGETS = {"cpu": 1.3, "cuda": 2.0}
+_CLASSES, _SIZE, _OBJECTS = 1203, 640, 10
+_BATCH = {"cpu": 2, "cuda": 16}
+_TURNS = {"cpu": 3, "cuda": 20}
+_NETWORK = "MRCA_ORIGINAL_NETWORK"
+
+Step = Callable[[], dict[str, Tensor]]
+
+
+def measure(device: str) -> dict[str, Any]:
+    """Seconds of a step, medians of turns taken alternately after one that warms up."""
+    build_original = _original_network()
+    overrides = ["MODEL.DEVICE", device, "SOLVER.MODEL_EMA", "0.0", "SOLVER.CHANNELS_LAST", "True"]
+    if device == "cuda":
+        overrides += ["SOLVER.AMP.ENABLED", "True"]
+    cfg = load_config(str(REPOSITORY / "configs/MRCA/MRCA_R50.yaml"), overrides)
+    counts = (1 + 2000 / np.arange(1, _CLASSES + 1)).astype(int).tolist()
+    torch.manual_seed(0)
+    network = build_model(cfg, counts).to(device)
+    original = build_original(_CLASSES, counts)
+    original.load_state_dict(network.state_dict())
+    batch = [_image(seed) for seed in range(_BATCH[device])]
+    sides = {
+        "ours": _own_step(cfg, network, batch, device),
+        "other": _detectron2_step(cfg, original.to(device), batch, device),
+    }
+    first = {name: _seeded(step) for name, step in sides.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(_TURNS[device]):
+        for name, step in sides.items():
+            seconds[name].append(_timed(step, device))
+    own, other = (statistics.median(seconds[name]) for name in sides)
+    return {
+        "ours": own,
+        "other": other,
+        "unit": f"seconds per step of {len(batch)} images",
+        "ratio": other / own,
+        "target": TARGETS[device],
+        "met": other / own >= TARGETS[device],
+        "images_per_second": len(batch) / own,
+        "largest_relative_loss_difference": max(
+            abs(float(first["ours"][name]) / float(loss) - 1) for name, loss in first["other"].items()
+        ),
+    }
+
+
+def _original_network() -> Callable[[int, list[int]], nn.Module]:
+    if importlib.util.find_spec("detectron2") is None:
+        raise UserError(
+            "train_step compares with Detectron2, which is not installed here: see "
+            "detectron2_ext/requirements-detectron2.txt"
+        )
+    path = os.environ.get(_NETWORK, "")
+    if not os.path.isfile(path):
+        raise UserError(
+            f"train_step compares with the original network, which is no part of this project: set {_NETWORK} to a "
+            "Python file with build_network(num_classes, class_image_counts) that returns it"
+        )
+    spec = importlib.util.spec_from_file_location("original_network", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    build: Callable[[int, list[int]], nn.Module] = module.build_network
+    return build
+
+
+def _own_step(cfg: CfgNode, network: nn.Module, batch: list[dict[str, Any]], device: str) -> Step:
+    network = network.to(memory_format=torch.channels_last).train()
+    step = TrainingStep.from_config(TrainingState.start(network, cfg), Ranks(0, 1, torch.device(device)), cfg)
+    return lambda: step(batch)
+
+
+def _detectron2_step(cfg: CfgNode, network: nn.Module, batch: list[dict[str, Any]], device: str) -> Step:
+    """Its trainer's step, with its clipping around the same optimiser."""
+    from detectron2.engine import AMPTrainer, SimpleTrainer
+    from detectron2.solver.build import maybe_add_gradient_clipping
+    from detectron2.utils.events import EventStorage
+
+    from detectron2_ext.with_detectron2.configuration import detectron2_config
+
+    optimizer = maybe_add_gradient_clipping(detectron2_config(cfg), torch.optim.AdamW)(
+        network.parameters(), lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY
+    )
+    inputs = [_as_detectron2(record) for record in batch]
+    kind = AMPTrainer if device == "cuda" else SimpleTrainer
+    trainer = kind(network, iter(lambda: inputs, None), optimizer)
+
+    def step() -> dict[str, Tensor]:
+        with EventStorage(0) as storage:
+            trainer.run_step()
+            return {name: value for name, (value, _) in storage.latest().items() if name.startswith("loss")}
+
+    return step
+
+
+def _seeded(step: Step) -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    return step()
+
+
+def _timed(step: Step, device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    _seeded(step)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def _image(seed: int) -> dict[str, Any]:
+    """Noise with ellipses, in this project's format."""
+    generator = torch.Generator().manual_seed(seed)
+    size = torch.exp(torch.rand(_OBJECTS, 2, generator=generator) * 2.5) * 24
+    corner = torch.rand(_OBJECTS, 2, generator=generator) * (_SIZE - size)
+    boxes = torch.cat([corner, corner + size], dim=1)
+    center, radius = (corner + size / 2)[:, :, None, None], (size / 2)[:, :, None, None]
+    pixels = torch.arange(_SIZE) + 0.5
+    distance = ((pixels[None, None] - center[:, 0]) / radius[:, 0]) ** 2
+    masks = distance + ((pixels[None, :, None] - center[:, 1]) / radius[:, 1]) ** 2 <= 1
+    instances = Instances(
+        (_SIZE, _SIZE),
+        gt_boxes=boxes,
+        gt_classes=torch.randint(0, _CLASSES, (_OBJECTS,), generator=generator),
+        gt_masks=BitMasks.from_full(masks),
+    )
+    image = torch.randint(0, 256, (3, _SIZE, _SIZE), generator=generator, dtype=torch.uint8)
+    return {"image": image, "height": _SIZE, "width": _SIZE, "file_name": f"{seed}", "instances": instances}
+
+
+def _as_detectron2(record: dict[str, Any]) -> dict[str, Any]:
+    from detectron2 import structures
+
+    ours = record["instances"]
+    instances = structures.Instances(ours.image_size)
+    instances.gt_boxes = structures.Boxes(ours.gt_boxes)
+    instances.gt_classes = ours.gt_classes
+    instances.gt_masks = structures.BitMasks(ours.gt_masks.to_full())
+    return {**record, "instances": instances}
