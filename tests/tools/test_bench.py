@@ -6,7 +6,7 @@ import torch
 
 from exchange.errors import UserError
 from tools import bench
-from tools.benchmarks import pool, train_step
+from tools.benchmarks import guidance, pool, train_step
 
 
 def test_the_result_names_benchmark_machine_and_versions(monkeypatch, tmp_path, capsys):
@@ -41,3 +41,10 @@ def test_without_the_other_side_the_training_step_is_not_measured(monkeypatch):
     monkeypatch.delenv("MRCA_ORIGINAL_NETWORK", raising=False)
     with pytest.raises(UserError, match="set MRCA_ORIGINAL_NETWORK"):
         train_step.measure("cpu")
+
+
+@pytest.mark.parametrize("mode", ["off", "exact", "conditional", "decoder"])
+def test_every_way_of_drawing_that_is_timed_draws(mode, monkeypatch):
+    monkeypatch.setattr(guidance, "_STEPS", 2)
+    images = guidance._draw(guidance._small(), mode, batch=2, count=4)
+    assert images.shape == (4, 3, 64, 64) and images.isfinite().all()

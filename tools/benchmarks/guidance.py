@@ -149,9 +149,11 @@ def _workload(
 
 def _small() -> _Workload:
     """The embedded models' sizes."""
+    autoencoder = build_autoencoder()
+    autoencoder.register_to_config(shift_factor=0.0)  # which its training would find
     return _workload(
         build_transformer(text_width=128, pooled_width=128),
-        build_autoencoder(),
+        autoencoder,
         "configs/digits/MRCA_digits.yaml",
         tokens=17,
         size=64,
