@@ -47,6 +47,7 @@ _CHOICES = {
     "ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": (True,),
     "ROI_BOX_HEAD.MULT_PROPOSAL_SCORE": (True,),
     "ROI_BOX_HEAD.USE_SIGMOID_CE": (True,),
+    "ROI_BOX_HEAD.BBOX_REG_LOSS_PER": ("sampled", "foreground"),
     "ROI_MASK_HEAD.NAME": ("MaskRCNNConvUpsampleHead",),
     "ROI_MASK_HEAD.CLS_AGNOSTIC_MASK": (True,),
 }
@@ -168,6 +169,7 @@ def _build_roi_heads(
         ],
         box_coders=[BoxCoder(weights) for weights in coder_weights],
         iou_thresholds=ious,
+        mean_over_foreground=box.BBOX_REG_LOSS_PER == "foreground",
         mask_pooler=RoiPooler(mask.POOLER_RESOLUTION, strides),
         mask_head=MaskHead(channels, mask.CONV_DIM, mask.NUM_CONV) if model.MASK_ON else None,
         sampler=RoiSampler(

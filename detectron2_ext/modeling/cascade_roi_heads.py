@@ -25,6 +25,8 @@ class CascadeRoiHeads(nn.Module):
         box_pooler, mask_pooler: take the features of the boxes from the pyramid levels given to ``forward``.
         box_heads, box_predictors, box_coders, iou_thresholds: one per stage; the threshold says from which
             overlap a box shows an object.
+        mean_over_foreground: the box loss is a mean over the deltas of the boxes that show an object of the
+            image's own; else those that show a pasted one count, too, and all boxes divide it.
         mask_head: None for boxes only.
         sampler: draws the boxes of the first stage in training; its threshold is the first stage's.
         class_sampler: draws the classes that the classification loss covers; None for all of them.
@@ -39,6 +41,7 @@ class CascadeRoiHeads(nn.Module):
         box_predictors: Sequence[BoxPredictor],
         box_coders: Sequence[BoxCoder],
         iou_thresholds: Sequence[float],
+        mean_over_foreground: bool,
         mask_pooler: RoiPooler,
         mask_head: MaskHead | None,
         sampler: RoiSampler,
@@ -52,6 +55,7 @@ class CascadeRoiHeads(nn.Module):
         self.box_predictor = nn.ModuleList(box_predictors)
         self.box_coders = list(box_coders)
         self.iou_thresholds = list(iou_thresholds)
+        self.mean_over_foreground = mean_over_foreground
         self.mask_pooler = mask_pooler
         self.mask_head = mask_head
         self.sampler = sampler
@@ -152,12 +156,16 @@ class CascadeRoiHeads(nn.Module):
         return sigmoid_classification_loss(logits, classes, class_index)
 
     def _box_loss(self, stage: int, deltas: Tensor, rois: LabeledRois, truth: GroundTruth) -> Tensor:
-        """L1 on the deltas of the boxes that show an object, divided by the number of all boxes."""
-        foreground = (rois.classes < self.num_classes).nonzero().squeeze(1)
+        """L1 on the deltas of the boxes that show an object, summed and divided as ``mean_over_foreground`` says."""
+        learned = rois.classes < self.num_classes
+        if self.mean_over_foreground:
+            learned &= ~truth.pasted[rois.image_index, rois.gt_index]
+        foreground = learned.nonzero().squeeze(1)
         shown = rois[foreground]
         gt_boxes = truth.boxes[shown.image_index, shown.gt_index]
         targets = self.box_coders[stage].encode(shown.boxes, gt_boxes)
-        return (deltas[foreground].float() - targets).abs().sum() / max(len(rois.classes), 1)
+        divisor = targets.numel() if self.mean_over_foreground else len(rois.classes)
+        return (deltas[foreground].float() - targets).abs().sum() / max(divisor, 1)
 
 
 def _image_index(counts: Sequence[int], device: torch.device) -> Tensor:

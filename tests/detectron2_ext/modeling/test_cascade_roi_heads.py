@@ -20,6 +20,8 @@ def world(scenes, seed=0, **overrides):
         torch.nn.init.normal_(predictor.cls_score.weight, std=0.3)
     features = [torch.randn(len(scenes), 16, 64 // stride, 96 // stride) for stride in (8, 16, 32)]
     instances = [objects(boxes, classes, size) for (boxes, classes), size in zip(scenes, SIZES, strict=True)]
+    for image in instances:
+        image.instance_source = torch.arange(len(image)) % 2
     truth = GroundTruth.from_instances(instances, torch.device("cpu"))
     proposals = []
     for image in instances:
@@ -65,9 +67,12 @@ def reference_losses(heads, features, truth, proposals):
         entropy = -(target * probability.log() + (1 - target) * (1 - probability).log())
         losses[f"loss_cls_stage{stage}"] = entropy[:, present].sum().item() / len(boxes)
         weights = torch.tensor([10.0, 10.0, 5.0, 5.0]).double() * (stage + 1)
-        distance = 0.0
+        distance, shown = 0.0, 0
         for n in (labels < NUM_CLASSES).nonzero().squeeze(1).tolist():
             x1, y1, x2, y2 = boxes[n].double()
+            if heads.mean_over_foreground and truth.pasted[image_index[n], matched[n]]:
+                continue
+            shown += 1
             gx1, gy1, gx2, gy2 = truth.boxes[image_index[n], matched[n]].double()
             width, height = x2 - x1, y2 - y1
             expected = torch.stack(
@@ -79,7 +84,8 @@ def reference_losses(heads, features, truth, proposals):
                 ]
             )
             distance += (deltas[n].detach().double() - expected * weights).abs().sum().item()
-        losses[f"loss_box_reg_stage{stage}"] = distance / len(boxes)
+        divisor = max(4 * shown, 1) if heads.mean_over_foreground else len(boxes)
+        losses[f"loss_box_reg_stage{stage}"] = distance / divisor
         boxes = BoxCoder(weights.tolist()).decode(deltas, boxes.float())
     return losses
 
@@ -102,9 +108,12 @@ def _overlap(a, b):
     ],
     ids=["ordinary", "one image empty", "both empty", "on the border"],
 )
-def test_losses_are_the_cascade_written_out(scenes):
+@pytest.mark.parametrize("loss_per", ["sampled", "foreground"])
+def test_losses_are_the_cascade_written_out(scenes, loss_per):
     # As many classes as are present: no random negative.
-    heads, features, truth, proposals = world(scenes, ROI_BOX_HEAD__FED_LOSS_NUM_CAT=1)
+    heads, features, truth, proposals = world(
+        scenes, ROI_BOX_HEAD__FED_LOSS_NUM_CAT=1, ROI_BOX_HEAD__BBOX_REG_LOSS_PER=loss_per
+    )
     torch.manual_seed(1)
     losses = heads.losses(features, SIZES, proposals, truth)
     torch.manual_seed(1)
