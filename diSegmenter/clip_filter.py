@@ -16,6 +16,8 @@ from transformers import AutoModel, AutoProcessor
 from exchange.config import model_source
 from exchange.errors import UserError
 
+_TEXTS_AT_ONCE = 64
+
 
 class ClipScorer:
     """Scores cut-outs against the name of their category.
@@ -31,11 +33,8 @@ class ClipScorer:
     ) -> None:
         self._model = model.to(device).eval()
         self._processor = processor
-        self._prompts = prompts
         self._device = device
-        self._text_features: dict[int, torch.Tensor] = {}
-        # SigLIP was trained on texts padded to full length, CLIP masks what is padded.
-        self._padding = "max_length" if model.config.model_type.startswith("siglip") else False
+        self._text_features = self._features_of(prompts)
 
     @torch.inference_mode()
     def __call__(
@@ -55,16 +54,21 @@ class ClipScorer:
         inputs = self._processor.image_processor(images=pictures, return_tensors="pt").to(self._device)
         features = self._autocast(self._model.get_image_features, **inputs)
         image_features = features.view(len(images), 2, -1)
-        text_features = torch.stack([self._text_feature(category_id) for category_id in category_ids])
+        text_features = torch.stack([self._text_features[category_id] for category_id in category_ids])
         return (100 * (image_features * text_features[:, None]).sum(-1)).cpu().numpy()
 
-    def _text_feature(self, category_id: int) -> torch.Tensor:
-        if category_id not in self._text_features:
+    @torch.inference_mode()
+    def _features_of(self, prompts: Mapping[int, str]) -> dict[int, torch.Tensor]:
+        """Of all texts, in batches that no image has a part in: a score does not hang on when it is asked for."""
+        # SigLIP was trained on texts padded to full length, CLIP masks what is padded.
+        padding = "max_length" if self._model.config.model_type.startswith("siglip") else "longest"
+        texts, features = list(prompts.values()), []
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
             tokens = self._processor.tokenizer(
-                [self._prompts[category_id]], padding=self._padding, truncation=True, return_tensors="pt"
+                texts[start : start + _TEXTS_AT_ONCE], padding=padding, truncation=True, return_tensors="pt"
             ).to(self._device)
-            self._text_features[category_id] = self._autocast(self._model.get_text_features, **tokens)[0]
-        return self._text_features[category_id]
+            features += self._autocast(self._model.get_text_features, **tokens)
+        return dict(zip(prompts, features, strict=True))
 
     def _autocast(self, get_features: Any, **inputs: torch.Tensor) -> torch.Tensor:
         """Unit vectors, float32 (N, D)."""

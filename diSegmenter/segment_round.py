@@ -1,11 +1,10 @@
 """One round of stage 2: decode, cut out, score, write."""
 
-import dataclasses
+import functools
+import threading
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from tqdm import tqdm
@@ -29,9 +28,7 @@ from exchange.typed import from_record
 
 Foreground = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 Scorer = Callable[[Sequence[np.ndarray], Sequence[np.ndarray], Sequence[int]], np.ndarray]
-Batch = list[tuple[GeneratedInstance, str]]
-
-_BATCHES_AHEAD = 2
+Item = tuple[GeneratedInstance, str]
 
 
 class RoundSegmenter:
@@ -42,7 +39,8 @@ class RoundSegmenter:
     Args:
         foreground: uint8 images (H, W, 4) to uint8 alpha masks (H, W).
         scorer: images, masks and category ids to CLIP scores (N, 2), on white and on black.
-        workers: threads that decode and write beside the models.
+        workers: threads, each with a batch of its own, of which one at a time has the foreground model and
+            one the scorer; the others decode and write meanwhile.
         shard, num_shards: this process takes the images whose names hash to ``shard`` modulo ``num_shards``.
     """
 
@@ -64,6 +62,7 @@ class RoundSegmenter:
         self._batch_size = batch_size
         self._workers = workers
         self._shard, self._num_shards = shard, num_shards
+        self._foreground_turn, self._scorer_turn = threading.Lock(), threading.Lock()
 
     def __call__(self, round_: int, listed: Iterable[Listing]) -> list[PoolInstance]:
         """Segments the images that ``listed`` yields (see ``follow_round``) as they come.
@@ -71,7 +70,6 @@ class RoundSegmenter:
         Returns the records of all of them that decode, yet without a decision.
         """
         done: list[PoolInstance] = []
-        writing: deque[Future[PoolInstance]] = deque()
         with (
             ThreadPoolExecutor(self._workers) as threads,
             tqdm(desc=f"round {round_}: cut out", unit=" images", dynamic_ncols=True) as progress,
@@ -82,31 +80,31 @@ class RoundSegmenter:
                 found = list(threads.map(lambda item: read_cut_out(self._layout, item[0].file), mine))
                 done += [instance for instance in found if instance is not None]
                 progress.update(sum(instance is not None for instance in found))
-                todo = (item for item, instance in zip(mine, found, strict=True) if instance is None)
-                for batch, images in self._decoded(threads, todo):
-                    writing += self._segment(threads, round_, batch, images)
-                    while len(writing) > _BATCHES_AHEAD * self._batch_size:
-                        done.append(writing.popleft().result())
+                todo = [item for item, instance in zip(mine, found, strict=True) if instance is None]
+                batches = [todo[at : at + self._batch_size] for at in range(0, len(todo), self._batch_size)]
+                segmented = threads.map(functools.partial(self._segment, round_), batches)
+                for batch, instances in zip(batches, segmented, strict=True):
+                    done += instances
                     progress.update(len(batch))
-                done += [instance.result() for instance in writing]
-                writing.clear()
         return done
 
     def _is_mine(self, name: str) -> bool:
         return zlib.crc32(name.encode()) % self._num_shards == self._shard
 
-    def _decoded(
-        self, threads: ThreadPoolExecutor, todo: Iterator[tuple[GeneratedInstance, str]]
-    ) -> Iterator[tuple[Batch, list[np.ndarray | None]]]:
-        """Batches with their images, decoded ahead in threads; None for one that does not decode."""
-        waiting: deque[tuple[Batch, list[Future[np.ndarray | None]]]] = deque()
-        while True:
-            while len(waiting) <= _BATCHES_AHEAD and (batch := list(islice(todo, self._batch_size))):
-                waiting.append((batch, [threads.submit(self._read, item.file) for item, _ in batch]))
-            if not waiting:
-                return
-            batch, images = waiting.popleft()
-            yield batch, [image.result() for image in images]
+    def _segment(self, round_: int, batch: Sequence[Item]) -> list[PoolInstance]:
+        """Decodes, cuts out, scores and writes a batch; other threads do the same with others meanwhile."""
+        decoded = [(item, self._read(item[0].file)) for item in batch]
+        readable = [(item, image) for item, image in decoded if image is not None]
+        if not readable:
+            return []
+        pixels = [image for _, image in readable]
+        with self._foreground_turn:
+            masks = self._foreground(pixels)
+        alphas, objects = zip(*map(self._clean, masks), strict=True)
+        with self._scorer_turn:
+            scores = self._scorer(pixels, alphas, [generated.category_id for (generated, _), _ in readable])
+        found = zip(readable, alphas, objects, scores.tolist(), strict=True)
+        return [self._write(round_, item, image, *rest) for (item, image), *rest in found]
 
     def _read(self, name: str) -> np.ndarray | None:
         try:
@@ -114,22 +112,10 @@ class RoundSegmenter:
         except UnreadableImage:
             return None
 
-    def _segment(
-        self, threads: ThreadPoolExecutor, round_: int, batch: Batch, images: list[np.ndarray | None]
-    ) -> list[Future[PoolInstance]]:
-        readable = [(item, image) for item, image in zip(batch, images, strict=True) if image is not None]
-        if not readable:
-            return []
-        items, pixels = (list(part) for part in zip(*readable, strict=True))
-        alphas, objects = zip(*map(self._clean, self._foreground(pixels)), strict=True)
-        scores = self._scorer(pixels, alphas, [generated.category_id for generated, _ in items])
-        found = zip(items, pixels, alphas, objects, scores.tolist(), strict=True)
-        return [threads.submit(self._write, round_, *each) for each in found]
-
     def _write(
         self,
         round_: int,
-        item: tuple[GeneratedInstance, str],
+        item: Item,
         image: np.ndarray,
         alpha: np.ndarray,
         objects: int,
@@ -155,7 +141,7 @@ class RoundSegmenter:
         if instance.area:
             cutout = encode_cutout(image, alpha, instance.bbox)
             files.write_bytes(self._layout.cutout(instance.file), cutout, durable=False)
-        write_alpha(self._layout.segmented(instance.file), alpha, dataclasses.asdict(instance))
+        write_alpha(self._layout.segmented(instance.file), alpha, vars(instance))
         return instance
 
 

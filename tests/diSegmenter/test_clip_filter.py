@@ -9,7 +9,7 @@ from exchange.errors import UserError
 from tests.diSegmenter.conftest import disc_image
 
 CPU = torch.device("cpu")
-PROMPTS = {3: "a photo of red disc", 7: "a photo of blue_disc"}
+PROMPTS = {3: "a photo of red disc", 7: "a photo of a large blue_disc"}
 IMAGES = [disc_image(8), disc_image(15, size=(64, 32)), disc_image(12, ink=(0, 0, 250))]
 ALPHAS = [np.where(image[..., 1] < 255, 255, 60).astype(np.uint8) for image in IMAGES]
 
@@ -36,15 +36,16 @@ def test_a_batch_gives_what_single_images_give(clip_folder):
     np.testing.assert_allclose(together, alone, atol=1e-3)
 
 
-def test_the_text_of_a_category_is_encoded_once(clip_folder):
+def test_texts_are_encoded_once_whatever_is_asked_for(clip_folder):
     model, processor = CLIPModel.from_pretrained(clip_folder), CLIPProcessor.from_pretrained(clip_folder)
-    calls = []
+    encoded = []
     encode = model.get_text_features
-    model.get_text_features = lambda **tokens: calls.append(1) or encode(**tokens)
-    scorer = ClipScorer(model, processor, PROMPTS, CPU)
+    model.get_text_features = lambda **tokens: encoded.extend(tokens["input_ids"]) or encode(**tokens)
+    prompts = {category: f"a photo of {category * 'large '}disc" for category in range(1, 101)}
+    scorer = ClipScorer(model, processor, prompts, CPU)
     for _ in range(3):
-        scorer(IMAGES, ALPHAS, [3, 7, 3])
-    assert len(calls) == 2
+        scorer(IMAGES, ALPHAS, [3, 70, 100])
+    assert len(encoded) == 100
 
 
 def test_what_alpha_hides_does_not_count(clip_folder):

@@ -1,8 +1,9 @@
 """Stage 2 in images per second: batches and threads against one image after the other.
 
 The other side is the reference's procedure, written down here: for each image, the foreground network on that
-image alone, the mask saved, text and two composites through CLIP. Both use the same models: on a CPU the
-embedded ones on pictures of their size, on a GPU CLIP ViT-L/14 and a U-Net at 512 pixels, random weights.
+image alone, text and two composites through CLIP, which keeps what a gradient would need, the mask saved; in the
+end all masks are read again for their outlines. Both use the same models: on a CPU the embedded ones on pictures
+of their size, on a GPU CLIP ViT-L/14 and a U-Net at 512 pixels, random weights.
 """
 
 import os
@@ -19,6 +20,7 @@ from torch import nn
 from torchvision import transforms
 from transformers import AutoModel, AutoModelForImageSegmentation, AutoProcessor, CLIPConfig, CLIPModel
 
+from diSegmenter.annotate import outline
 from diSegmenter.checks import MaskCleaner
 from diSegmenter.clip_filter import ClipScorer
 from diSegmenter.foreground import MattingForeground
@@ -119,7 +121,6 @@ def _batched(layout: RunLayout, instances: list[GeneratedInstance], models: _Mod
     segment(0, [(len(instances), [(instance, "") for instance in instances])])
 
 
-@torch.no_grad()
 def _one_by_one(layout: RunLayout, instances: list[GeneratedInstance], models: _Models) -> None:
     side = (models.input_size, models.input_size)
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -129,7 +130,8 @@ def _one_by_one(layout: RunLayout, instances: list[GeneratedInstance], models: _
     for instance in instances:
         with Image.open(layout.raw(instance.file)) as image:
             cutout = image.convert("RGB")
-        logits = models.foreground(prepare(cutout)[None].to(models.device))[-1]
+        with torch.no_grad():
+            logits = models.foreground(prepare(cutout)[None].to(models.device))[-1]
         mask = transforms.functional.to_pil_image(logits.sigmoid().cpu()[0, 0]).resize(cutout.size)
         cutout.putalpha(mask)
         composites = [
@@ -140,3 +142,6 @@ def _one_by_one(layout: RunLayout, instances: list[GeneratedInstance], models: _
         inputs = models.processor(text=[prompt], images=composites, return_tensors="pt", padding=True)
         models.clip(**inputs.to(models.device)).logits_per_image.max().item()
         mask.save(layout.segmented(instance.file))
+    for instance in instances:
+        with Image.open(layout.segmented(instance.file)) as image:
+            outline(np.asarray(image))
