@@ -1,44 +1,34 @@
-"""RoIAlign (He et al., Mask R-CNN, 2017, section 3) as one matrix product per axis.
+"""RoIAlign (He et al., Mask R-CNN, 2017, section 3) as weighted sums of pixels.
 
 RoIAlign averages, in each bin, bilinear interpolations on a regular grid: ``ceil(box / bins)`` samples per
-bin and axis. Both the grid and the interpolation are products of one factor per axis, so the average is one
-too.
+bin and axis. Both the grid and the interpolation are products of one factor per axis, so the weight of a pixel
+is one too.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
-def roi_align_weights(
-    start: Tensor,
-    end: Tensor,
-    size: int,
-    extent: int,
-    window_start: Tensor | None = None,
-    window_extent: int | None = None,
-) -> Tensor:
-    """Weight of every pixel in every bin, along one axis.
+def bin_weights(start: Tensor, end: Tensor, size: int, extent: int) -> tuple[Tensor, Tensor]:
+    """The pixels that have a part in each bin, along one axis.
 
     Args:
         start, end: float32 (N,), edges of the boxes in pixels.
         size: bins of each box.
-        extent: pixels of the image. A sample more than one pixel outside counts as 0; one nearer takes the
-            border's.
-        window_start: int64 (N,), with ``window_extent``: return the weights of a part of the image only.
+        extent: pixels of the image, at least 1. A sample more than one pixel outside counts as 0; one nearer
+            takes the border's.
 
     Returns:
-        float32 (N, size, window_extent or extent).
+        int64 (N, size, K), pixels below ``extent``, and float32 (N, size, K), their weights; K is what the
+        longest of the boxes needs, and the weight is 0 where a bin has fewer.
     """
-    if window_start is None:
-        window_start, window_extent = torch.zeros_like(start, dtype=torch.int64), extent
-    weights = torch.zeros(len(start), size, window_extent, device=start.device)
-    if not weights.numel():
-        return weights
     length = (end - start)[:, None, None]
     samples_per_bin = (length / size).ceil().clamp(min=0)  # a box without extent has none
-    samples = torch.arange(int(samples_per_bin.max()), device=start.device)
+    most = int(samples_per_bin.max()) if len(start) else 0
+    samples = torch.arange(max(most, 1), device=start.device)
     bins = torch.arange(size, device=start.device)[:, None]
     offset = bins + (samples + 0.5) / samples_per_bin.clamp(min=1)
     position = start[:, None, None] - 0.5 + offset * (length / size)  # (N, size, samples)
@@ -47,18 +37,40 @@ def roi_align_weights(
     lower = position.floor()
     fraction = position - lower
     share = counts / samples_per_bin.clamp(min=1)
-    for pixel, weight in ((lower, share * (1 - fraction)), (lower + 1, share * fraction)):
-        in_window = pixel.long() - window_start[:, None, None]
-        held = (in_window >= 0) & (in_window < window_extent)
-        weights.scatter_add_(2, in_window.clamp(0, window_extent - 1), weight * held)
-    return weights
+    first = lower[:, :, :1]
+    place = torch.where(counts, lower - first, 0).long()
+    width = int(place.max()) + 2 if len(start) else 2
+    weights = torch.zeros(len(start), size, width, device=start.device)
+    weights.scatter_add_(2, place, share * (1 - fraction))
+    weights.scatter_add_(2, place + 1, share * fraction)
+    pixels = first.long() + torch.arange(width, device=start.device)
+    return pixels.clamp(max=extent - 1), weights
+
+
+def roi_align_weights(
+    start: Tensor, end: Tensor, size: int, extent: int, window_start: Tensor, window_extent: int
+) -> Tensor:
+    """Weight in every bin of every pixel of a window, along one axis; see :func:`bin_weights`.
+
+    Args:
+        window_start: int64 (N,), first pixel of each box's window.
+        window_extent: pixels of each window.
+
+    Returns:
+        float32 (N, size, window_extent).
+    """
+    pixels, weights = bin_weights(start, end, size, extent)
+    in_window = pixels - window_start[:, None, None]
+    held = (in_window >= 0) & (in_window < window_extent)
+    window = torch.zeros(len(start), size, window_extent, device=start.device)
+    return window.scatter_add_(2, in_window.clamp(0, window_extent - 1), weights * held)
 
 
 def separable_roi_align(
     features: Tensor, boxes: Tensor, image_index: Tensor, size: int, scale: float
 ) -> Tensor:
-    """What ``torchvision.ops.roi_align(…, aligned=True)`` returns, for small maps several times faster on a
-    CPU.
+    """What ``torchvision.ops.roi_align(…, aligned=True)`` returns, on small maps several times faster on a CPU:
+    one matrix product per axis.
 
     Args:
         features: (B, C, H, W).
@@ -72,8 +84,9 @@ def separable_roi_align(
     """
     channels, height, width = features.shape[1:]
     boxes = boxes * scale
-    rows = roi_align_weights(boxes[:, 1], boxes[:, 3], size, height)
-    columns = roi_align_weights(boxes[:, 0], boxes[:, 2], size, width)
+    start = torch.zeros_like(image_index)
+    rows = roi_align_weights(boxes[:, 1], boxes[:, 3], size, height, start, height)
+    columns = roi_align_weights(boxes[:, 0], boxes[:, 2], size, width, start, width)
     pooled, order = [], []
     with torch.autocast(features.device.type, enabled=False):
         for index, feature in enumerate(features.float()):
@@ -83,3 +96,32 @@ def separable_roi_align(
             pooled.append((by_row @ columns[mine].mT).view(len(mine), size, channels, size))
             order.append(mine)
     return torch.cat(pooled)[torch.cat(order).argsort()].transpose(1, 2)
+
+
+def gathering_roi_align(
+    features: Tensor, boxes: Tensor, image_index: Tensor, size: int, scale: float
+) -> Tensor:
+    """As :func:`separable_roi_align`, faster on large maps: a sum over the pixels that count.
+
+    All channels of a pixel are read, weighted and added together, where torchvision takes one after the other;
+    features in the memory format ``channels_last`` are not copied for that.
+    """
+    channels, height, width = features.shape[1:]
+    boxes = boxes * scale
+    rows, row_weights = bin_weights(boxes[:, 1], boxes[:, 3], size, height)
+    columns, column_weights = bin_weights(boxes[:, 0], boxes[:, 2], size, width)
+    rows = rows + image_index[:, None, None] * height
+    cells = rows[:, :, None, :, None] * width + columns[:, None, :, None, :]
+    weights = row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]
+    used = weights != 0
+    ends = used.sum((3, 4)).flatten().cumsum(0)
+    table = features.float().permute(0, 2, 3, 1).reshape(-1, channels)
+    sums = F.embedding_bag(
+        cells[used],
+        table,
+        F.pad(ends, (1, 0)),
+        mode="sum",
+        per_sample_weights=weights[used],
+        include_last_offset=True,
+    )
+    return sums.view(len(boxes), size, size, channels).permute(0, 3, 1, 2)

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Speed against something else on the same machine, on the same work, in the same run.
 
-usage: tools/bench.py NAME [--json FILE] [--device cpu|cuda]
+usage: tools/bench.py NAME [--json FILE] [--device cpu|cuda] [--profile]
 
 Prints both sides and their ratio. NAME is one of tools/benchmarks/: each measures medians of several turns.
+With --profile, prints where the time goes instead; paste and train_step can tell.
 Benchmarks are not tests: no test asserts a time.
 """
 
@@ -33,10 +34,17 @@ def main() -> None:
     parser.add_argument("name", choices=names)
     parser.add_argument("--json", metavar="FILE", help="where to write the result")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--profile", action="store_true", help="print where the time goes instead")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no GPU on this machine; leave the option out")
-    measured = importlib.import_module(f"tools.benchmarks.{args.name}").measure(args.device)
+    benchmark = importlib.import_module(f"tools.benchmarks.{args.name}")
+    if args.profile:
+        if not hasattr(benchmark, "profile"):
+            raise UserError(f"{args.name} has no profile: leave --profile out, or take paste or train_step")
+        print(benchmark.profile(args.device))
+        return
+    measured = benchmark.measure(args.device)
     result = {"name": args.name, **measured, "device": _device_name(args.device), "versions": versions()}
     if args.json:
         files.write_json(args.json, result)

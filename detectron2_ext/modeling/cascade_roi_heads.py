@@ -25,8 +25,8 @@ class CascadeRoiHeads(nn.Module):
         box_pooler, mask_pooler: take the features of the boxes from the pyramid levels given to ``forward``.
         box_heads, box_predictors, box_coders, iou_thresholds: one per stage; the threshold says from which
             overlap a box shows an object.
-        mean_over_foreground: the box loss is a mean over the deltas of the boxes that show an object of the
-            image's own; else those that show a pasted one count, too, and all boxes divide it.
+        mean_over_foreground: the box loss is a mean over the deltas of the boxes that show an object; else their
+            sum is divided by the number of all boxes.
         mask_head: None for boxes only.
         sampler: draws the boxes of the first stage in training; its threshold is the first stage's.
         class_sampler: draws the classes that the classification loss covers; None for all of them.
@@ -157,10 +157,7 @@ class CascadeRoiHeads(nn.Module):
 
     def _box_loss(self, stage: int, deltas: Tensor, rois: LabeledRois, truth: GroundTruth) -> Tensor:
         """L1 on the deltas of the boxes that show an object, summed and divided as ``mean_over_foreground`` says."""
-        learned = rois.classes < self.num_classes
-        if self.mean_over_foreground:
-            learned &= ~truth.pasted[rois.image_index, rois.gt_index]
-        foreground = learned.nonzero().squeeze(1)
+        foreground = (rois.classes < self.num_classes).nonzero().squeeze(1)
         shown = rois[foreground]
         gt_boxes = truth.boxes[shown.image_index, shown.gt_index]
         targets = self.box_coders[stage].encode(shown.boxes, gt_boxes)

@@ -16,29 +16,22 @@ from detectron2_ext.structures import BitMasks, Instances
 class GroundTruth:
     """Objects of B images, padded to the same number G >= 1 per image with empty boxes that overlap nothing.
 
-    ``boxes``: float32 (B, G, 4) XYXY pixels. ``classes``: int64 (B, G). ``pasted``: bool (B, G), which of them
-    copy-paste put there. ``counts``: objects of each image. ``masks``: one :class:`BitMasks` per
-    image, or None where the data has no masks.
+    ``boxes``: float32 (B, G, 4) XYXY pixels. ``classes``: int64 (B, G). ``counts``: objects of each image.
+    ``masks``: one :class:`BitMasks` per image, or None where the data has no masks.
     """
 
     boxes: Tensor
     classes: Tensor
-    pasted: Tensor
     counts: list[int]
     masks: list[BitMasks] | None
 
     @classmethod
     def from_instances(cls, instances: Sequence[Instances], device: torch.device) -> GroundTruth:
-        """From the ``gt_boxes``, ``gt_classes`` and, where there are any, ``gt_masks`` and ``instance_source``."""
+        """From the ``gt_boxes``, ``gt_classes`` and, where there are any, ``gt_masks``."""
         one_more = instances[0].gt_classes.new_zeros(1)  # so that G is never 0
         classes = pad_sequence([one_more] + [image.gt_classes for image in instances], batch_first=True)[1:]
         no_box = instances[0].gt_boxes.new_zeros(1, 4)
         boxes = pad_sequence([no_box] + [image.gt_boxes for image in instances], batch_first=True)[1:]
-        sources = [
-            image.instance_source if "instance_source" in image else 0 * image.gt_classes
-            for image in instances
-        ]
-        pasted = pad_sequence([one_more] + sources, batch_first=True)[1:] > 0
         masks = None
         if all("gt_masks" in image for image in instances):
             masks = [
@@ -49,7 +42,6 @@ class GroundTruth:
         return cls(
             boxes.to(device, torch.float32, non_blocking=True),
             classes.to(device, non_blocking=True),
-            pasted.to(device, non_blocking=True),
             [len(image) for image in instances],
             masks,
         )

@@ -7,11 +7,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from detectron2_ext.roi_align import separable_roi_align
+from detectron2_ext.roi_align import gathering_roi_align, separable_roi_align
 
-# On a CPU, torchvision's backward pass costs the same for every map size; the separable form is cheaper up to
-# here.
-_MAX_CELLS_SEPARABLE = 64 * 64
+# Up to so many cells of a map, two small matrix products are cheaper than gathering what each bin needs.
+_MAX_CELLS_SEPARABLE = 24 * 24
 _CANONICAL_SIZE, _CANONICAL_LEVEL = (
     224,
     4,
@@ -46,8 +45,10 @@ class RoiPooler(nn.Module):
         return torch.cat(pooled)[torch.cat(order).argsort()]
 
     def _pool(self, feature: Tensor, boxes: Tensor, image_index: Tensor, scale: float) -> Tensor:
-        if feature.device.type == "cpu" and feature[0, 0].numel() <= _MAX_CELLS_SEPARABLE:
-            return separable_roi_align(feature, boxes, image_index, self.output_size, scale)
+        if feature.device.type == "cpu":  # where torchvision's backward pass is slow
+            small = feature[0, 0].numel() <= _MAX_CELLS_SEPARABLE
+            pool = separable_roi_align if small else gathering_roi_align
+            return pool(feature, boxes, image_index, self.output_size, scale)
         rois = torch.cat([image_index[:, None].to(boxes.dtype), boxes], dim=1)
         return roi_align(feature, rois, self.output_size, spatial_scale=scale, aligned=True)
 

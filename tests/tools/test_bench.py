@@ -6,7 +6,7 @@ import torch
 
 from exchange.errors import UserError
 from tools import bench
-from tools.benchmarks import guidance, pool, train_step
+from tools.benchmarks import guidance, paste, pool, train_step
 
 
 def test_the_result_names_benchmark_machine_and_versions(monkeypatch, tmp_path, capsys):
@@ -30,6 +30,18 @@ def test_an_unknown_benchmark_and_a_missing_gpu_are_refused(monkeypatch, capsys)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", ["bench.py", "pool", "--device", "cuda"])
     with pytest.raises(UserError, match="no GPU"):
+        bench.main()
+
+
+def test_a_profile_is_printed_by_those_that_have_one(monkeypatch, capsys):
+    monkeypatch.setattr(paste, "_PROFILED", 2)
+    monkeypatch.setattr(paste, "_INSTANCES", 3)
+    monkeypatch.setattr(sys, "argv", ["bench.py", "paste", "--profile"])
+    bench.main()
+    table = capsys.readouterr().out
+    assert "imdecode" in table and "together" in table
+    monkeypatch.setattr(sys, "argv", ["bench.py", "pool", "--profile"])
+    with pytest.raises(UserError, match="pool has no profile"):
         bench.main()
 
 

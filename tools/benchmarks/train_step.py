@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from fvcore.common.config import CfgNode
+from tabulate import tabulate
 from torch import Tensor, nn
 
 from detectron2_ext.engine.distributed import Ranks
@@ -35,6 +36,7 @@ TARGETS = {"cpu": 1.3, "cuda": 2.0}
 _CLASSES, _SIZE, _OBJECTS = 1203, 640, 10
 _BATCH = {"cpu": 2, "cuda": 16}
 _TURNS = {"cpu": 3, "cuda": 20}
+_PROFILE_ROWS = 14
 _NETWORK = "MRCA_ORIGINAL_NETWORK"
 
 Step = Callable[[], dict[str, Tensor]]
@@ -43,13 +45,7 @@ Step = Callable[[], dict[str, Tensor]]
 def measure(device: str) -> dict[str, Any]:
     """Seconds of a step, medians of turns taken alternately after one that warms up."""
     build_original = _original_network()
-    overrides = ["MODEL.DEVICE", device, "SOLVER.MODEL_EMA", "0.0", "SOLVER.CHANNELS_LAST", "True"]
-    if device == "cuda":
-        overrides += ["SOLVER.AMP.ENABLED", "True"]
-    cfg = load_config(str(REPOSITORY / "configs/MRCA/MRCA_R50.yaml"), overrides)
-    counts = (1 + 2000 / np.arange(1, _CLASSES + 1)).astype(int).tolist()
-    torch.manual_seed(0)
-    network = build_model(cfg, counts).to(device)
+    cfg, counts, network = _own_network(device)
     original = build_original(_CLASSES, counts)
     original.load_state_dict(network.state_dict())
     batch = [_image(seed) for seed in range(_BATCH[device])]
@@ -75,6 +71,32 @@ def measure(device: str) -> dict[str, Any]:
             abs(float(first["ours"][name]) / float(loss) - 1) for name, loss in first["other"].items()
         ),
     }
+
+
+def profile(device: str) -> str:
+    """Share of a step's own time, by operator, and its parts; of this project's side alone."""
+    cfg, _, network = _own_network(device)
+    step = _own_step(cfg, network, [_image(seed) for seed in range(_BATCH[device])], device)
+    _timed(step, device)
+    with torch.profiler.profile() as profiler:
+        _timed(step, device)
+    key = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
+    seconds = {event.key: getattr(event, key) / 1e6 for event in profiler.key_averages()}
+    total = sum(seconds.values())
+    rows = sorted(seconds.items(), key=lambda item: -item[1])[:_PROFILE_ROWS]
+    table = [[name, spent, 100 * spent / total] for name, spent in (*rows, ("all", total))]
+    return tabulate(table, ["operator", "seconds", "%"], tablefmt="github", floatfmt=("", ".3f", ".1f"))
+
+
+def _own_network(device: str) -> tuple[CfgNode, list[int], nn.Module]:
+    """The configuration, the images of each class, and the network with random weights."""
+    overrides = ["MODEL.DEVICE", device, "SOLVER.MODEL_EMA", "0.0", "SOLVER.CHANNELS_LAST", "True"]
+    if device == "cuda":
+        overrides += ["SOLVER.AMP.ENABLED", "True"]
+    cfg = load_config(str(REPOSITORY / "configs/MRCA/MRCA_R50.yaml"), overrides)
+    counts = (1 + 2000 / np.arange(1, _CLASSES + 1)).astype(int).tolist()
+    torch.manual_seed(0)
+    return cfg, counts, build_model(cfg, counts).to(device)
 
 
 def _original_network() -> Callable[[int, list[int]], nn.Module]:

@@ -21,7 +21,7 @@ def world(scenes, seed=0, **overrides):
     features = [torch.randn(len(scenes), 16, 64 // stride, 96 // stride) for stride in (8, 16, 32)]
     instances = [objects(boxes, classes, size) for (boxes, classes), size in zip(scenes, SIZES, strict=True)]
     for image in instances:
-        image.instance_source = torch.arange(len(image)) % 2
+        image.instance_source = torch.arange(len(image)) % 2  # a pasted object teaches like any other
     truth = GroundTruth.from_instances(instances, torch.device("cpu"))
     proposals = []
     for image in instances:
@@ -70,8 +70,6 @@ def reference_losses(heads, features, truth, proposals):
         distance, shown = 0.0, 0
         for n in (labels < NUM_CLASSES).nonzero().squeeze(1).tolist():
             x1, y1, x2, y2 = boxes[n].double()
-            if heads.mean_over_foreground and truth.pasted[image_index[n], matched[n]]:
-                continue
             shown += 1
             gx1, gy1, gx2, gy2 = truth.boxes[image_index[n], matched[n]].double()
             width, height = x2 - x1, y2 - y1

@@ -5,7 +5,7 @@ import torch
 from torchvision.ops import roi_align
 
 from detectron2_ext.modeling.roi_pooler import RoiPooler
-from detectron2_ext.roi_align import roi_align_weights, separable_roi_align
+from detectron2_ext.roi_align import gathering_roi_align, roi_align_weights, separable_roi_align
 
 
 def awkward_rois(count, height, width, seed=0):
@@ -18,18 +18,19 @@ def awkward_rois(count, height, width, seed=0):
     return boxes
 
 
+@pytest.mark.parametrize("ours", [separable_roi_align, gathering_roi_align])
 @pytest.mark.parametrize("num_boxes", [2, 300])
-def test_separable_roi_align_is_torchvisions_forward_and_backward(num_boxes):
+def test_roi_align_is_torchvisions_forward_and_backward(ours, num_boxes):
     torch.manual_seed(0)
     features = torch.randn(3, 4, 11, 17)
     boxes, image_index = awkward_rois(num_boxes, 88, 136), torch.randint(0, 3, (num_boxes,))
     outputs, gradients = [], []
-    for pool in ("ours", "torchvision"):
+    rois = torch.cat([image_index[:, None].float(), boxes], dim=1)
+    for pool in (ours, None):
         leaf = features.clone().requires_grad_()
-        if pool == "ours":
-            pooled = separable_roi_align(leaf, boxes, image_index, 7, 1 / 8)
+        if pool:
+            pooled = pool(leaf, boxes, image_index, 7, 1 / 8)
         else:
-            rois = torch.cat([image_index[:, None].float(), boxes], dim=1)
             pooled = roi_align(leaf, rois, 7, spatial_scale=1 / 8, aligned=True)
         (pooled * torch.arange(7.0)).sum().backward()
         outputs.append(pooled.detach())
@@ -40,14 +41,14 @@ def test_separable_roi_align_is_torchvisions_forward_and_backward(num_boxes):
 
 def test_weights_of_a_window_are_a_part_of_those_of_the_image():
     start, end = torch.tensor([3.2, -4.0]), torch.tensor([30.7, 12.0])
-    whole = roi_align_weights(start, end, 5, 40)
+    whole = roi_align_weights(start, end, 5, 40, torch.tensor([0, 0]), 40)
     part = roi_align_weights(start, end, 5, 40, torch.tensor([10, 0]), 8)
     assert torch.equal(part[0], whole[0, :, 10:18])
     assert torch.equal(part[1], whole[1, :, :8])
     torch.testing.assert_close(whole[0].sum(1), torch.ones(5))
 
 
-@pytest.mark.parametrize("size", [40, 90])  # cells per side of the finest level: separable and torchvision's
+@pytest.mark.parametrize("size", [20, 40])  # cells per side of the finest level: separable, gathering
 def test_boxes_are_pooled_from_the_level_that_fits_them(size):
     torch.manual_seed(0)
     strides = [8, 16, 32]
@@ -63,7 +64,8 @@ def test_boxes_are_pooled_from_the_level_that_fits_them(size):
         torch.testing.assert_close(pooled[n], expected[0], atol=1e-4, rtol=1e-4)
 
 
-def test_pooling_no_box_gives_no_feature():
-    levels = [torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 4, 4)]
+@pytest.mark.parametrize("size", [8, 40])
+def test_pooling_no_box_gives_no_feature(size):
+    levels = [torch.zeros(2, 3, size, size), torch.zeros(2, 3, size // 2, size // 2)]
     pooled = RoiPooler(7, [8, 16])(levels, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     assert pooled.shape == (0, 3, 7, 7)
