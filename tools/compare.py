@@ -169,9 +169,13 @@ def _mean_and_deviation(values: Sequence[float]) -> str:
 
 
 def plot(results: Sequence[Result], methods: Sequence[str], path: str) -> None:
-    """Sample efficiency: AP and APr against the number of images generated, means with deviations as bars."""
+    """Sample efficiency: AP and APr against the number of images generated, means with deviations as bars.
+
+    Methods stand a little apart, where they generated equally many.
+    """
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     colors = plt.get_cmap("tab10")
+    apart = 0.012 * max((point.generated for result in results for point in result.points), default=0)
     for axis, key in zip(axes, ("ap", "ap_r"), strict=True):
         for number, method in enumerate(methods):
             runs = [result.points for result in results if result.method == method]
@@ -182,7 +186,7 @@ def plot(results: Sequence[Result], methods: Sequence[str], path: str) -> None:
             generated = np.mean([[point.generated for point in points[:length]] for points in runs], axis=0)
             spread = values.std(axis=0, ddof=1) if len(runs) > 1 else np.zeros(length)
             axis.errorbar(
-                *(generated, values.mean(axis=0), spread),
+                *(generated + apart * (number - len(methods) / 2), values.mean(axis=0), spread),
                 **{"marker": "o", "capsize": 3, "label": method, "color": colors(number)},
             )
         axis.set_xlabel("images generated")
