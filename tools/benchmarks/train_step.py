@@ -5,7 +5,8 @@ weights, get the same batch and do the same: forward, backward, clipping by valu
 
 The original network (CenterNet2 as in Detic, X-Paste and MRCA) is no part of this project. MRCA_ORIGINAL_NETWORK
 names a Python file of yours whose ``build_network(num_classes, class_image_counts)`` returns it, on the CPU, with
-Detectron2's calling convention and the names of its parameters. Loading this project's weights into it, strictly, and
+Detectron2's calling convention and the names of its parameters (it has to take this project's CustomRCNN out of
+Detectron2's registry before its own can enter). Loading this project's weights into it, strictly, and
 comparing the losses of the first step shows that it is the same network.
 """
 
@@ -48,6 +49,9 @@ def measure(device: str) -> dict[str, Any]:
     cfg, counts, network = _own_network(device)
     original = build_original(_CLASSES, counts)
     original.load_state_dict(network.state_dict())
+    learning = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    for name, parameter in original.named_parameters():
+        parameter.requires_grad_(name in learning)  # Detectron2's clipping fails where a gradient stays away
     batch = [_image(seed) for seed in range(_BATCH[device])]
     sides = {
         "ours": _own_step(cfg, network, batch, device),
@@ -133,8 +137,9 @@ def _detectron2_step(cfg: CfgNode, network: nn.Module, batch: list[dict[str, Any
 
     from detectron2_ext.with_detectron2.configuration import detectron2_config
 
+    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = maybe_add_gradient_clipping(detectron2_config(cfg), torch.optim.AdamW)(
-        network.parameters(), lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY
+        learning, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY
     )
     inputs = [_as_detectron2(record) for record in batch]
     kind = AMPTrainer if device == "cuda" else SimpleTrainer
