@@ -84,7 +84,7 @@ def profile(device: str) -> str:
             for k in range(_PROFILED):
                 sides[side][k, k % _IMAGES]
             profiler.disable()
-            for (path, _, function), (_, _, own, _, _) in pstats.Stats(profiler).stats.items():  # type: ignore[attr-defined]
+            for (path, _, function), (_, _, own, _, _) in pstats.Stats(profiler).stats.items():
                 name = f"{Path(path).stem}.{function}" if path != "~" else function.strip("{}<>")
                 row = table.setdefault(name, dict.fromkeys(columns.values(), 0.0))
                 row[column] += 1000 * own / _PROFILED
