@@ -85,12 +85,7 @@ class PascalTruth:
         """Which predictions the rules look at, (N,)."""
         if not self._rules.verified_only:
             return np.ones(len(predictions), dtype=bool)
-        pairs = zip(
-            predictions.image_ids.tolist(),
-            self.category_ids[predictions.class_indices].tolist(),
-            strict=True,
-        )
-        return np.fromiter((pair in self._judged for pair in pairs), bool, len(predictions))
+        return predictions.are_among(self._judged, self.category_ids)
 
     def score(self, predictions: Predictions) -> Evaluation:
         """Scores boxes and masks of all predictions on the data set."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -63,6 +63,13 @@ class Predictions:
     def select(self, index: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> Predictions:
         """The objects that a mask or an index array selects."""
         return Predictions(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    def are_among(
+        self, pairs: Container[tuple[int, int]], category_ids: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.bool_]:
+        """Which objects' (image id, category id) is one of ``pairs``, (N,); ``category_ids`` of the classes."""
+        own = zip(self.image_ids.tolist(), category_ids[self.class_indices].tolist(), strict=True)
+        return np.fromiter((pair in pairs for pair in own), bool, len(self))
 
     def to_bytes(self) -> bytes:
         """As an uncompressed ``.npz`` without pickled objects."""

@@ -76,12 +76,7 @@ class GroundTruth:
         """Which predictions the rules look at, (N,): for LVIS a small part, the rest may be forgotten."""
         if not self.federated:
             return np.ones(len(predictions), dtype=bool)
-        pairs = zip(
-            predictions.image_ids.tolist(),
-            self.category_ids[predictions.class_indices].tolist(),
-            strict=True,
-        )
-        return np.fromiter((pair in self._judged for pair in pairs), bool, len(predictions))
+        return predictions.are_among(self._judged, self.category_ids)
 
     def score(self, predictions: Predictions) -> Evaluation:
         """Scores boxes and masks of all predictions on the data set."""
