@@ -31,7 +31,7 @@ class ClipScorer:
     def __init__(
         self, model: nn.Module, processor: Any, prompts: Mapping[int, str], device: torch.device
     ) -> None:
-        self._model = model.to(device).eval()
+        self._model = model.to(device).eval().requires_grad_(False)
         self._processor = processor
         self._device = device
         self._text_features = self._features_of(prompts)

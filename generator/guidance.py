@@ -84,26 +84,24 @@ class GuidanceTrace:
 def guided(pipeline: Any, guidance: Guidance, classes: Tensor) -> Iterator[GuidanceTrace]:
     """Within the block, one call of ``pipeline`` for N images is guided; ``classes`` (N,) is what they show.
 
-    Outside the block the pipeline is what it was, bit for bit. Raises UserError for a scheduler whose clean
-    estimate is unknown and for a pipeline that combines the outputs of its denoiser in an unknown way.
+    Outside the block the pipeline is what it was, bit for bit. Its networks and the classifier should be frozen
+    (``requires_grad_(False)``) where they are loaded: gradients for weights that do not learn cost memory. They are
+    not frozen here, since a processor may take other kernels for frozen weights, which round otherwise.
+
+    Raises UserError for a scheduler whose clean estimate is unknown and for a pipeline that combines the outputs of
+    its denoiser in an unknown way.
     """
     check_scheduler(pipeline.scheduler)
     calls = DenoiserCalls(pipeline)
     steering = _Steering(pipeline, guidance, classes, calls)
-    networks = (calls.denoiser, steering.decoder)
-    trainable = [p for network in networks for p in network.parameters() if p.requires_grad]
     scheduler = pipeline.scheduler
     hook = calls.denoiser.register_forward_pre_hook(calls, with_kwargs=True)
     try:
-        for parameter in trainable:  # the gradient is for the latents alone
-            parameter.requires_grad_(False)
         pipeline.scheduler = _shifting(scheduler, steering.shift)
         yield steering.trace
     finally:
         pipeline.scheduler = scheduler
         hook.remove()
-        for parameter in trainable:
-            parameter.requires_grad_(True)
 
 
 def _shifting(scheduler: Any, shift: Callable[[Any, Tensor, Tensor, Tensor], Tensor]) -> Any:

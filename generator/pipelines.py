@@ -123,6 +123,11 @@ class PipelineSource:
             )
         pipeline.set_progress_bar_config(disable=True)
         pipeline.to(self.device)
+        for part in pipeline.components.values():
+            if isinstance(part, torch.nn.Module):
+                part.requires_grad_(
+                    False
+                )  # once and for all: kernels, and so the last bits, may depend on it
         self.tuning.apply(pipeline)
         return pipeline
 
@@ -135,7 +140,7 @@ def load_tiny_autoencoder(name: str, dtype: str, device: torch.device) -> diffus
         )
     except (OSError, ValueError) as error:
         raise UserError(_explain("GENERATOR.GUIDANCE_DECODER", name, error)) from error
-    return model.to(device).eval()
+    return model.to(device).eval().requires_grad_(False)
 
 
 def _explain(key: str, name: str, error: BaseException) -> str:

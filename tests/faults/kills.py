@@ -1,41 +1,51 @@
-"""Kills a process again and again, each time a little further on."""
+"""Kills a process again and again, always in the midst of a write."""
 
+import itertools
+import os
 import random
-import time
+import signal
+import threading
 from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
+from typing import Any
 
 KILLS = 20
+_MOMENTS = ("half written", "not yet in its place", "in its place")
 
 
 def kill_repeatedly(
-    context: ForkServerContext,
-    stage: Callable[[list[str]], None],
-    options: list[str],
-    progress: Callable[[], int],
-    whole: int,
-    linger_s: float = 0.05,
-) -> set[int]:
-    """Starts ``stage(options)`` KILLS times in a process of its own, and ends it with SIGKILL.
+    context: ForkServerContext, stage: Callable[[list[str]], None], options: list[str], furthest: int
+) -> int:
+    """Starts ``stage(options)`` in a process of its own, which ends itself with SIGKILL, until one comes through.
 
-    Args:
-        progress: counts what is done so far, up to ``whole`` when the stage has done all of its work.
-        linger_s: how long it may go on at most, drawn at random, once it has come far enough to be killed.
-
-    Returns:
-        The counts at which it was killed.
+    Each is killed at a file that is counted, never at a time, so that a slow machine sees the same: at its first,
+    second, …, ``furthest`` file, drawn at random, in turns while that is half written, before it is moved to its
+    place and after. Returns the number of kills.
     """
     chance = random.Random(0)
-    counts = set()
-    for kill in range(KILLS):
-        process = context.Process(target=stage, args=(options,))
+    for kills in itertools.count():
+        assert kills < 10 * KILLS, "it does not get on"
+        place, moment = chance.randint(1, furthest), _MOMENTS[kills % len(_MOMENTS)]
+        process = context.Process(target=_die, args=(stage, options, place, moment))
         process.start()
-        try:
-            while process.is_alive() and progress() < whole * kill // KILLS:
-                time.sleep(0.005)
-            time.sleep(chance.uniform(0, linger_s))
-        finally:
-            process.kill()
-            process.join()
-        counts.add(progress())
-    return counts
+        process.join()
+        if process.exitcode == 0:
+            return kills
+        assert process.exitcode == -signal.SIGKILL
+
+
+def _die(stage: Callable[[list[str]], None], options: list[str], place: int, moment: str) -> None:
+    written, lock, move = itertools.count(1), threading.Lock(), os.replace
+
+    def replace(source: str, target: str, **options: Any) -> None:
+        with lock:
+            if next(written) == place:
+                if moment == "half written":
+                    os.truncate(source, os.path.getsize(source) // 2)
+                if moment == "in its place":
+                    move(source, target, **options)
+                os.kill(os.getpid(), signal.SIGKILL)
+        move(source, target, **options)
+
+    os.replace = replace
+    stage(options)

@@ -1,4 +1,4 @@
-"""Stage 1 killed at random: a later call ends in the pool of an undisturbed run."""
+"""Stage 1 killed while it writes: a later call ends in the pool of an undisturbed run."""
 
 import dataclasses
 import shutil
@@ -52,6 +52,7 @@ def manifests(layout: RunLayout) -> list[Manifest]:
     return [dataclasses.replace(m, seconds=0.0) for round_ in (0, 1) for m in read_round(layout, round_)]
 
 
+@pytest.mark.bits
 def test_killed_twenty_times_it_ends_in_the_same_pool(world, options, preloaded):
     layout = RunLayout(str(world.run))
     write_feedback(layout, FEEDBACK)
@@ -60,9 +61,6 @@ def test_killed_twenty_times_it_ends_in_the_same_pool(world, options, preloaded)
     assert len(whole) == 24 and {i.guided for m in listed for i in m.instances} == {False, True}
     shutil.rmtree(layout.pool("raw"))
 
-    counts = kill_repeatedly(preloaded, draw, options, lambda: len(drawn(layout)), len(whole))
-    assert len(counts) > KILLS // 4  # it died in different places
-    assert images(layout).items() <= whole.items()  # nothing is there in part
-    draw(options)
+    assert kill_repeatedly(preloaded, draw, options, furthest=8) >= KILLS
     assert images(layout) == whole and manifests(layout) == listed
     assert all(is_complete(read_round(layout, round_)) for round_ in (0, 1))

@@ -64,6 +64,7 @@ def test_images_do_not_depend_on_their_batch_beyond_rounding(folder):
     assert (pixels(drawer.draw(BATCH)) - alone).abs().max() <= 1
 
 
+@pytest.mark.bits
 def test_same_batch_gives_the_same_bytes(folder):
     first, second = make_drawer(folder), make_drawer(folder)
     for drawer in (first, second):
@@ -84,6 +85,7 @@ def sd3(tmp_path_factory):
     return path
 
 
+@pytest.mark.bits
 def test_embeddings_on_disk_serve_the_next_process_without_the_text_encoders(sd3, tmp_path, monkeypatch):
     first = make_drawer(sd3, store=EmbeddingFolder(str(tmp_path), "sd3"))
     first.prepare(BATCH)

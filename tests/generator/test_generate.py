@@ -81,6 +81,7 @@ def test_round_zero_makes_every_planned_image_and_a_complete_manifest(world, mon
     assert manifest.asked[1] > manifest.asked[2] > manifest.asked[5]  # the rarer, the more
 
 
+@pytest.mark.bits
 def test_any_number_of_shards_makes_the_same_files(world, monkeypatch):
     run(world, monkeypatch, "--round", "1", "--div", "-1")
     whole = digests(world)
@@ -100,6 +101,7 @@ def test_torchrun_environment_chooses_the_shard(world, monkeypatch):
     assert (manifest.shard, manifest.num_shards, len(manifest.instances)) == (1, 2, 4)
 
 
+@pytest.mark.bits
 def test_only_missing_and_damaged_files_are_drawn_again_and_come_out_alike(world, monkeypatch):
     run(world, monkeypatch, "--round", "1")
     before = digests(world)

@@ -59,16 +59,21 @@ def test_chunks_do_not_change_the_result(pipeline, classifier):
     torch.testing.assert_close(chunks, whole, rtol=0, atol=1e-4)
 
 
+@pytest.mark.bits
 def test_pipeline_is_what_it_was_once_guidance_is_off(pipeline, classifier):
     networks = (denoiser_of(pipeline), pipeline.vae)
     before, scheduler = draw(pipeline), pipeline.scheduler
-    assert not torch.equal(draw_guided(pipeline, Guidance(classifier)), before)
+    flags = [parameter.requires_grad for network in networks for parameter in network.parameters()]
+    with guided(pipeline, Guidance(classifier), CLASSES):
+        assert not torch.equal(draw(pipeline), before)
+        within = [parameter.requires_grad for network in networks for parameter in network.parameters()]
     assert torch.equal(draw(pipeline), before)
     assert pipeline.scheduler is scheduler
-    assert all(parameter.requires_grad for network in networks for parameter in network.parameters())
+    assert flags == within  # frozen weights may be multiplied by other kernels, which round otherwise
     assert not any(network._forward_pre_hooks for network in networks)
 
 
+@pytest.mark.bits
 def test_shift_of_length_zero_changes_no_bit(pipeline, classifier):
     assert torch.equal(draw_guided(pipeline, Guidance(classifier, scale=0.0)), draw(pipeline))
 
@@ -129,6 +134,7 @@ def captured_shift(pipeline, guidance, which=(0,)):
     return plain, seen["shifted"]
 
 
+@pytest.mark.bits
 def test_scheduler_steps_from_the_shifted_sample_with_the_prediction_from_before(classifier):
     pipeline = make_pipeline("sd3")
     (x, v, t), (shifted, used, used_t) = captured_shift(pipeline, Guidance(classifier, scale=0.07), (0, 1))
@@ -202,6 +208,7 @@ def test_image_whose_gradient_is_not_finite_is_drawn_as_without_guidance(classif
     )
 
 
+@pytest.mark.bits
 def test_trace_tells_the_criterion_before_the_first_shift(classifier):
     pipeline = make_pipeline("sd3")
     with guided(pipeline, Guidance(classifier), CLASSES) as trace:
@@ -226,6 +233,7 @@ def test_gradient_pass_may_use_another_decoder(classifier):
     assert images.shape == (3, 3, SIZE, SIZE) and not torch.equal(images, draw(pipeline))
 
 
+@pytest.mark.bits
 def test_noise_levels_outside_the_range_are_not_guided(classifier):
     pipeline = make_pipeline("sd3")  # its four steps have the noise levels 1, 0.86, 0.60 and 0.01
     plain = draw(pipeline)

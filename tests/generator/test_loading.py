@@ -71,3 +71,10 @@ def test_gpu_that_is_not_there_gets_the_list_of_those_that_are(monkeypatch):
 def test_without_any_gpu_the_cpu_draws(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert choose_device(3) == CPU
+
+
+@pytest.mark.parametrize("part", ["load", "load_encoders", "load_painter"])
+def test_what_is_loaded_is_frozen_once_and_for_all(saved_sd3, part):
+    pipeline = getattr(source(saved_sd3), part)()
+    networks = [network for network in pipeline.components.values() if isinstance(network, torch.nn.Module)]
+    assert networks and not any(p.requires_grad for network in networks for p in network.parameters())

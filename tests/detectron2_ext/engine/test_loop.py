@@ -79,6 +79,7 @@ def _everything(state: TrainingState) -> dict[str, Tensor]:
     return weights
 
 
+@pytest.mark.bits
 def test_a_resumed_training_equals_the_uninterrupted_one_bit_by_bit(tmp_path: Path) -> None:
     whole = _state()
     _run(whole, tmp_path / "whole", 20)

@@ -128,6 +128,7 @@ def test_a_call_that_was_killed_while_evaluating_is_made_good(finished: Path, tm
     assert (again.round, again.mask_ap, again.drift) == (1, expected.mask_ap, expected.drift)
 
 
+@pytest.mark.bits
 def test_a_killed_and_resumed_run_equals_the_uninterrupted_one_bit_by_bit(tmp_path: Path) -> None:
     solver = {"MAX_ITER": 40, "ROUND_ITERS": 40, "CHECKPOINT_PERIOD": 3}
     for name in ("whole", "killed"):

@@ -24,6 +24,7 @@ def randomize(module):
                 )
 
 
+@pytest.mark.bits
 @torch.no_grad()
 def test_resnet_features_are_timms():
     torch.manual_seed(0)
@@ -37,6 +38,7 @@ def test_resnet_features_are_timms():
         assert feature.shape[1] == ours.channels[name]
 
 
+@pytest.mark.bits
 def test_frozen_norms_stay_as_they_were_loaded():
     network = TimmResNet("resnet18", frozen_norm=True)
     randomize(network)
@@ -122,6 +124,7 @@ def test_window_attention_is_the_masked_attention_over_all_tokens(size, shift):
     torch.testing.assert_close(block._attend(tokens[None])[0].double(), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.bits
 @torch.no_grad()
 def test_recomputing_activations_changes_no_gradient():
     torch.manual_seed(0)

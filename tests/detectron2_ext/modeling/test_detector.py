@@ -60,6 +60,7 @@ def test_full_masks_are_as_good_as_cut_ones():
     assert losses[0] == losses[1]
 
 
+@pytest.mark.bits
 def test_steps_repeat_bit_for_bit_with_injected_random_numbers():
     def two_steps(global_seed):
         network = detector(generator=torch.Generator().manual_seed(7)).train()
