@@ -18,7 +18,20 @@ FUZZING = settings(
     deadline=None,
     max_examples=int(os.environ.get("MRCA_FUZZ_EXAMPLES", "200")),
 )
-_EDGES = [0, -1, 1 << 31, -(1 << 31), (1 << 63) - 1, 1 << 63, -(1 << 63), 1 << 64, 10**400, 0.5, 1e308, -1e308]
+_EDGES = [
+    0,
+    -1,
+    1 << 31,
+    -(1 << 31),
+    (1 << 63) - 1,
+    1 << 63,
+    -(1 << 63),
+    1 << 64,
+    10**400,
+    0.5,
+    1e308,
+    -1e308,
+]
 _TEXTS = ["", "\0", "\ud800", "../../x", "/", "x" * 5000, "nan", "1e999"]
 VALUES = st.recursive(
     st.none()
