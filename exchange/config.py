@@ -37,7 +37,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> CfgNode:
     Raises:
         UserError: a file is missing or not YAML, a key is unknown, or a value has the wrong type.
     """
-    cfg = CfgNode(yaml.safe_load((_HERE / "defaults.yaml").read_text()))
+    cfg = CfgNode(_defaults())
     if not Path(path).is_file():
         raise UserError(f"there is no configuration {path}: --config takes a YAML file, see configs/")
     if len(overrides) % 2:
@@ -127,6 +127,12 @@ def flatten(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((_HERE / "defaults.yaml").read_text())
+    return content
 
 
 def _read(path: str, known: dict[str, dict[str, Any] | None]) -> dict[str, Any]:

@@ -205,7 +205,11 @@ def _open(path: str, schema: pa.Schema) -> list[pa.RecordBatch]:
         reader = pa.ipc.open_file(source)
         if reader.schema.metadata != schema.metadata or reader.schema != schema:
             raise UserError(f"{path} is a pool index of another version: {_AGAIN}")
-        batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        source.seek(8)  # the same messages follow the file's magic number, one after the other
+        _, *messages = pa.ipc.MessageReader.open_stream(source)
+        if len(messages) != reader.num_record_batches or any(map(_is_compressed, messages)):
+            raise ValueError("it lacks a part, or is compressed")
+        batches = [pa.ipc.read_record_batch(message, schema) for message in messages]
         for batch in batches:
             batch.validate(full=True)
             if schema is _SCHEMA:
@@ -213,6 +217,25 @@ def _open(path: str, schema: pa.Schema) -> list[pa.RecordBatch]:
         return batches
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}): {_AGAIN}") from error
+
+
+def _is_compressed(message: pa.Message) -> bool:
+    """Whether a record batch is: reading it might take any amount of memory, and stage 2 compresses none.
+
+    Arrow does not tell before it has unpacked the batch, but its format does: field 3 of the table RecordBatch, to
+    which field 2 of the table Message leads.
+    """
+    data = message.metadata.to_pybytes()
+
+    def field(table: int, number: int) -> int:
+        vtable = table - int.from_bytes(data[table : table + 4], "little", signed=True)
+        size = int.from_bytes(data[vtable : vtable + 2], "little")
+        place = vtable + 4 + 2 * number
+        offset = int.from_bytes(data[place : place + 2], "little") if 4 + 2 * number < size else 0
+        return table + offset if offset else 0
+
+    header = field(int.from_bytes(data[:4], "little"), 2)
+    return bool(field(header + int.from_bytes(data[header : header + 4], "little"), 3))
 
 
 def _check_rows(batch: pa.RecordBatch) -> None:

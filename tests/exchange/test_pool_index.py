@@ -5,8 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from exchange import files
 from exchange.errors import UserError
@@ -127,23 +125,3 @@ def test_a_path_out_of_the_pool_is_refused(layout):
     write_index(layout, 0, [dataclasses.replace(ROUND_0[0], cutout="../../secret")])
     with pytest.raises(UserError, match="leads out of"):
         PoolIndex(layout, [0]).read(0)
-
-
-@settings(deadline=None)
-@given(damage=st.data())
-def test_a_damaged_index_is_refused_or_reads_as_text_and_numbers(damage, tmp_path_factory):
-    layout = RunLayout(str(tmp_path_factory.getbasetemp() / "damaged"))
-    write_index(layout, 0, ROUND_0)
-    path = damage.draw(st.sampled_from([layout.pool_index(0), layout.pool_outlines(0)]))
-    content = bytearray(files.read_bytes(path))
-    for _ in range(damage.draw(st.integers(0, 3))):
-        content[damage.draw(st.integers(0, len(content) - 1))] = damage.draw(st.integers(0, 255))
-    del content[damage.draw(st.integers(len(content) // 2, len(content))) :]
-    files.write_bytes(path, bytes(content))
-    try:
-        index = PoolIndex(layout, [0])
-        rows = list(index)
-    except UserError as error:
-        assert path in str(error)
-    else:
-        assert all(isinstance(row.cutout, str) and isinstance(row.area, int) for row in rows)
