@@ -271,13 +271,16 @@ def _check_rows(batch: pa.RecordBatch) -> None:
 
 def _check_outlines(outlines: pa.RecordBatch, rows: pa.RecordBatch) -> None:
     """Raises ValueError where a polygon is none, or leaves the image that its row in the index tells of."""
-    lists = [outlines.column("segmentation")]
-    lists += [lists[0].flatten(), lists[0].flatten().flatten()]
-    polygons, points = lists[0].value_lengths().to_numpy(), lists[1].value_lengths().to_numpy()
-    if any(level.null_count for level in lists) or (points % 2).any() or (points < 6).any():
+    of_rows = outlines.column("segmentation")
+    of_polygons = of_rows.flatten()
+    numbers = of_polygons.flatten()
+    if of_rows.null_count or of_polygons.null_count or numbers.null_count:
+        raise ValueError("a polygon or a number of it is missing")
+    polygons, points = of_rows.value_lengths().to_numpy(), of_polygons.value_lengths().to_numpy()
+    if (points % 2).any() or (points < 6).any():
         raise ValueError("a polygon is not three points or more of two numbers each")
     before = np.concatenate([[0], np.cumsum(points // 2)])[np.concatenate([[0], np.cumsum(polygons)])]
-    corners = lists[2].to_numpy().reshape(-1, 2)
+    corners = numbers.to_numpy().reshape(-1, 2)
     for axis, name in enumerate(("width", "height")):
         most = np.repeat(rows.column(name).to_numpy(), np.diff(before))
         if ((corners[:, axis] < 0) | (corners[:, axis] > most)).any():
