@@ -92,7 +92,7 @@ def _open_together(cfg: CfgNode, ranks: Ranks) -> RunLayout:
     """The first process writes the settings of a new run, the others compare theirs."""
     if not ranks.is_first:
         ranks.barrier()
-    layout = open_run(cfg)
+    layout = open_run(cfg, "train", "train/inference", "feedback")
     if ranks.is_first:
         ranks.barrier()
     return layout

@@ -30,13 +30,14 @@ from exchange.layout import RunLayout
 from exchange.pool_index import PoolInstance
 from exchange.run import num_rounds, open_run
 
+_WRITES = ("pool/segmented", "pool/cutouts", "pool/index", "pool/annotations", "pictures")
 _log = logging.getLogger("segmentAndFilter")
 
 
 def main() -> None:
     args = parse_arguments()
     cfg = load_config(args.config, args.opts)
-    layout = open_run(cfg)
+    layout = open_run(cfg, *_WRITES)
     dataset = read_annotations(dataset_paths(cfg.DATASETS.TRAIN[0], cfg)[0])
     scheduled = num_rounds(cfg)
     rounds = range(args.st_rd, scheduled if args.round is None else min(args.st_rd + args.round, scheduled))

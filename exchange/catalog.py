@@ -32,7 +32,7 @@ def builtin_datasets() -> dict[str, tuple[str, str]]:
 def custom_datasets(cfg: CfgNode) -> dict[str, tuple[str, str]]:
     """The same for the entries ``[name, annotation file, image folder]`` of ``DATASETS.CUSTOM``."""
     for entry in cfg.DATASETS.CUSTOM:
-        if len(entry) != 3:
+        if not isinstance(entry, list) or [type(part) for part in entry] != [str] * 3:
             raise UserError(
                 "DATASETS.CUSTOM takes entries [name, annotation file, image folder]: fix the YAML"
             )

@@ -2,7 +2,12 @@
 
 import argparse
 import difflib
+import functools
 import logging
+import math
+import operator
+import os
+import reprlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +19,7 @@ from exchange.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 _HERE = Path(__file__).resolve().parent
+_LONGEST = 1 << 16
 _log = logging.getLogger(__name__)
 
 
@@ -29,25 +35,71 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> CfgNode:
         effect here are dropped with a warning.
 
     Raises:
-        UserError: the file is missing or not YAML, a key is unknown, or a value has the wrong type.
+        UserError: a file is missing or not YAML, a key is unknown, or a value has the wrong type.
     """
-    cfg = CfgNode(yaml.safe_load((_HERE / "defaults.yaml").read_text()))
+    cfg = CfgNode(_defaults())
     if not Path(path).is_file():
         raise UserError(f"there is no configuration {path}: --config takes a YAML file, see configs/")
-    try:
-        loaded = CfgNode.load_yaml_with_base(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} builds on {error.filename}, which does not exist: correct _BASE_") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
     if len(overrides) % 2:
         raise UserError(f"overrides come in pairs KEY VALUE, but {overrides[-1]!r} stands alone")
-    pairs = list(zip(overrides[::2], overrides[1::2], strict=True))
-    values = dict(flatten(loaded)) | {key: _parse(value) for key, value in pairs}
+    pairs = zip(overrides[::2], overrides[1::2], strict=True)
+    values = _read(path, {}) | {key: _parse(value) for key, value in pairs}
     for key, value in _known_only(values, cfg, path).items():
-        _set(cfg, key, value, path)
+        *parents, name = key.split(".")
+        node = functools.reduce(operator.getitem, parents, cfg)
+        try:
+            node[name] = _cast(value, node[name])
+        except (ValueError, OverflowError) as error:
+            kind = type(node[name]).__name__
+            raise UserError(
+                f"{path} or the command line gives {key} the value {reprlib.repr(value)}: it takes a {kind}"
+                f"{' of ' + type(node[name][0]).__name__ if kind == 'list' and node[name] else ''}"
+            ) from error
     cfg.freeze()
     return cfg
+
+
+def parse_yaml(text: str | bytes, path: str) -> Any:
+    """The value of a YAML text: numbers, texts, lists and dicts, never an object of another class.
+
+    Args:
+        path: where the text comes from, for the message.
+
+    Raises:
+        UserError: the text is not YAML, or longer than a configuration is; or it holds what no setting can be: NaN,
+            a number beyond 64 bits, a text that is no Unicode or has a zero byte, aliases that multiply.
+    """
+    try:
+        if len(text) > _LONGEST:
+            raise ValueError(f"longer than {_LONGEST} bytes")
+        content = yaml.safe_load(text)
+        _check(content, len(text))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, ValueError) as error:
+        # What PyYAML's constructors let through for a value that does not fit its tag, as in "!!int x".
+        raise UserError(f"{path} is not valid YAML: {str(error)[:200]}") from error
+    return content
+
+
+def _check(content: Any, most: int) -> None:
+    """Raises ValueError for a value that no setting can have, and if there are more values than ``most``."""
+    left, count = [content], 1
+    while left:
+        value = left.pop()
+        if isinstance(value, (dict, list)):
+            count += len(value)
+            if count > most:  # each takes a byte at least where it is written out
+                raise ValueError("its aliases repeat each other too often")
+            left += [*value, *value.values()] if isinstance(value, dict) else value
+        elif isinstance(value, str):
+            if b"\0" in value.encode():
+                raise ValueError("a text has a zero byte")
+        elif isinstance(value, int):
+            if not -(1 << 63) <= value < 1 << 63:
+                raise ValueError("a number has more than 64 bits")
+        elif value is not None and (not isinstance(value, float) or math.isnan(value)):
+            raise ValueError(f"{value} is neither number nor text: put it in quotation marks if it is one")
 
 
 def add_config_arguments(
@@ -77,10 +129,39 @@ def flatten(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield f"{prefix}{key}", value
 
 
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((_HERE / "defaults.yaml").read_text())
+    return content
+
+
+def _read(path: str, known: dict[str, dict[str, Any] | None]) -> dict[str, Any]:
+    """Keys and values of a YAML file over those of its bases; ``known``: files read so far, None while they are."""
+    path = os.path.realpath(path)
+    if path not in known:
+        known[path] = None
+        content = parse_yaml(Path(path).read_bytes(), path)
+        content = {} if content is None else content
+        if not isinstance(content, dict):
+            raise UserError(f"{path} holds a {type(content).__name__}: a configuration has lines KEY: VALUE")
+        bases = content.pop("_BASE_", [])
+        values: dict[str, Any] = {}
+        for base in bases if isinstance(bases, list) else [bases]:
+            file = os.path.join(os.path.dirname(path), os.path.expanduser(str(base)))
+            if not isinstance(base, str) or not os.path.isfile(file):
+                raise UserError(f"{path} builds on {reprlib.repr(base)}, which is no file: correct _BASE_")
+            values |= _read(file, known)
+        known[path] = values | dict(flatten(content))
+    found = known[path]
+    if found is None:
+        raise UserError(f"{path} builds on itself: correct _BASE_")
+    return found
+
+
 def _parse(value: str) -> Any:
     try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError:
+        return parse_yaml(value, "the command line")
+    except UserError:
         return value
 
 
@@ -88,38 +169,32 @@ def _known_only(values: dict[str, Any], cfg: CfgNode, path: str) -> dict[str, An
     known = {key for key, _ in flatten(cfg)}
     without_effect = set((_HERE / "keys_without_effect.txt").read_text().split())
     for key in [key for key in values if key not in known]:
+        if any(setting.startswith(f"{key}.") for setting in known):
+            raise UserError(
+                f"{path} or the command line gives {key} a value: it is a group of settings, set those"
+            )
         if key not in without_effect:
             nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
             raise UserError(
-                f"{path} or the command line sets {key}, which is no setting: did you mean {nearest}?"
+                f"{path} or the command line sets {key[:80]}, which is no setting: did you mean {nearest}?"
             )
         _log.warning("%s: %s has no effect in this implementation", path, key)
         del values[key]
     return values
 
 
-def _set(cfg: CfgNode, key: str, value: Any, path: str) -> None:
-    *parents, name = key.split(".")
-    node = cfg
-    for parent in parents:
-        node = node[parent]
-    default = node[name]
-    if isinstance(default, (list, tuple)) and isinstance(value, str):
-        value = _parse_tuple(value)
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+def _cast(value: Any, default: Any) -> Any:
+    """``value`` as the type of ``default`` is, items of a list as the first one there; ValueError if it is not."""
+    if isinstance(default, list):
+        value = _parse_tuple(value) if isinstance(value, str) else value
+        if not isinstance(value, list):
+            raise ValueError(value)
+        return [_cast(item, default[0]) for item in value] if default else value
+    if isinstance(default, float) and type(value) in (int, str):  # YAML 1.1 reads 1e-4 as a string
         value = float(value)
-    if isinstance(default, float) and isinstance(value, str):  # YAML 1.1 reads 1e-4 as a string
-        try:
-            value = float(value)
-        except ValueError:
-            pass
-    if isinstance(default, (list, tuple)) and isinstance(value, (list, tuple)):
-        value = type(default)(value)
-    if default is not None and type(value) is not type(default):
-        raise UserError(
-            f"{path} or the command line gives {key} the value {value!r}: it takes a {type(default).__name__}"
-        )
-    node[name] = value
+    if type(value) is not type(default) or value != value:
+        raise ValueError(value)
+    return value
 
 
 def _parse_tuple(value: str) -> Any:

@@ -54,13 +54,21 @@ def read_feedback(path: str) -> Feedback:
         )
     try:
         feedback = from_record(Feedback, content)
+        ids, aps = feedback.categories, [*feedback.box_ap, *feedback.mask_ap]
+        aps += [feedback.mean_box_ap, feedback.mean_mask_ap, feedback.ap_r, feedback.ap_c, feedback.ap_f]
+        if feedback.round < -1 or feedback.iteration < 0:
+            raise ValueError("'round' or 'iteration' is negative")
+        if ids != sorted(set(ids)) or any(not 0 <= category < 1 << 31 for category in ids):
+            raise ValueError("'categories' are not different ids in ascending order, of 32 bits")
+        if any(ap is not None and not 0 <= ap <= 100 for ap in aps):
+            raise ValueError("an AP is not a percentage")
+        if any(drift is not None and drift < 0 for drift in feedback.drift):
+            raise ValueError("a 'drift' is negative")
     except ValueError as error:
         raise UserError(
             f"{path} is not a feedback file ({error}): write it again with the training stage"
         ) from error
     for name in ("box_ap", "mask_ap", "drift"):
-        if len(getattr(feedback, name)) != len(feedback.categories):
-            raise UserError(
-                f"{path}: {name!r} must list one value for each of the {len(feedback.categories)} categories"
-            )
+        if len(getattr(feedback, name)) != len(ids):
+            raise UserError(f"{path}: {name!r} must list one value for each of the {len(ids)} categories")
     return feedback

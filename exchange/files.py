@@ -1,13 +1,18 @@
 """Files that appear whole or not at all, on any fsspec file system (a plain path is a local one)."""
 
+import errno
+import fcntl
+import functools
 import hashlib
 import json
+import logging
 import os
 import posixpath
+import re
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, BinaryIO
 
 import fsspec
@@ -15,6 +20,11 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from exchange.errors import UserError
+
+_log = logging.getLogger(__name__)
+_BESIDE = re.compile(r".+\.([0-9a-f]{12})-[0-9a-f]{8}\.tmp")
+# Only the machine that has them mounted writes there, so that its locks tell all.
+_DISKS = {"btrfs", "ext2", "ext3", "ext4", "f2fs", "tmpfs", "xfs", "zfs"}
 
 
 def join(root: str, *parts: str) -> str:
@@ -31,7 +41,13 @@ def _locate(path: str) -> tuple[AbstractFileSystem, str]:
     Nothing is remembered of what lies in a folder: other processes write there, and an object store's driver
     would never see the marker that is waited for.
     """
-    filesystem, local = fsspec.core.url_to_fs(path, use_listings_cache=False)
+    try:
+        filesystem, local = fsspec.core.url_to_fs(path, use_listings_cache=False)
+    except (
+        ValueError,
+        ImportError,
+    ) as error:  # a protocol that nobody knows, or whose driver is not installed
+        raise UserError(f"{path} cannot be reached ({error}): correct the path, or install that") from error
     return filesystem, local
 
 
@@ -64,25 +80,82 @@ def atomic_writer(path: str, durable: bool = True) -> Iterator[BinaryIO]:
     may leave it cut off until :func:`flush_all` was called: for many small files whose wholeness is checked.
     """
     filesystem, target = _locate(path)
-    beside = f"{target}.{uuid.uuid4().hex[:8]}.tmp"
+    beside = f"{target}.{_kernel()}-{uuid.uuid4().hex[:8]}.tmp"
     filesystem.makedirs(posixpath.dirname(target), exist_ok=True)
     local = isinstance(filesystem, LocalFileSystem)
     try:
-        with open(beside, "wb") if local else filesystem.open(beside, "wb") as file:
-            yield file
-            file.flush()
-            if local and durable:
-                os.fsync(file.fileno())
-        if local:
-            os.replace(beside, target)
-        else:
-            filesystem.mv(beside, target)
+        with _alive(beside) if local else nullcontext():
+            with open(beside, "wb") if local else filesystem.open(beside, "wb") as file:
+                yield file
+                file.flush()
+                if local and durable:
+                    os.fsync(file.fileno())
+            if local:
+                os.replace(beside, target)
+            else:
+                filesystem.mv(beside, target)
     except BaseException as error:
         if isinstance(error, OSError) and error.errno and not error.filename:
             error.filename = path  # "no space left on device" comes without saying where
-        if filesystem.exists(beside):
-            filesystem.rm(beside)
+        with suppress(FileNotFoundError):
+            filesystem.rm_file(beside)
         raise
+
+
+def remove_leftovers(folder: str) -> None:
+    """Removes from ``folder``, not from those below, what killed writers left beside their targets.
+
+    A file stays while a process writes it, here or on another machine, and where nobody can tell: see
+    docs/reliability.md. Nothing is done where ``folder`` is not on a local or mounted file system.
+    """
+    filesystem, local = _locate(folder)
+    if not isinstance(filesystem, LocalFileSystem):
+        return
+    for name in list_dir(folder):
+        match, path = _BESIDE.fullmatch(name), os.path.join(local, name)
+        if match and (match[1] == _kernel() or _on_disk(local)):
+            try:
+                with open(path, "r+b") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.remove(path)  # with the lock held: a writer that is about to take it starts again
+            except OSError as error:
+                _log.debug("%s stays: %s", path, error)
+
+
+@contextmanager
+def _alive(path: str) -> Iterator[None]:
+    """Holds a lock on the new file ``path``: what tells others, until this process ends, that it is written."""
+    while True:
+        with open(path, "wb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:  # a file system without locks: there, nobody removes it either
+                _log.debug("no lock on %s: %s", path, error)
+            if os.path.exists(path):  # else it was removed between the two, since it had no lock yet
+                yield
+                return
+
+
+@functools.cache
+def _kernel() -> str:
+    """Twelve digits for the running operating system, the one whose locks its processes share."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read().replace("-", "")[:12]
+    except FileNotFoundError:  # not Linux: the machine's network card
+        return f"{uuid.getnode():012x}"
+
+
+def _on_disk(path: str) -> bool:
+    """Whether ``path`` is on a file system that no other machine can write to."""
+    device = os.stat(path).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        with open("/proc/self/mountinfo") as file:
+            mounts = [line.split() for line in file]
+    except FileNotFoundError:
+        return False
+    return any(mount[2] == number and mount[mount.index("-") + 1] in _DISKS for mount in mounts)
 
 
 def write_bytes(path: str, data: bytes, durable: bool = True) -> None:
@@ -118,30 +191,45 @@ def remove(path: str) -> None:
 def read_bytes(path: str) -> bytes:
     """The content of ``path``; raises UserError where there is no such file."""
     filesystem, local = _locate(path)
-    try:
+    with _missing_is_told(path):
         return bytes(filesystem.cat_file(local))
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise UserError(f"there is no file {path}: check the path, or run the step that writes it") from error
 
 
 def read_range(path: str, offset: int, length: int) -> bytes:
     """``length`` bytes of ``path`` from ``offset`` on; raises UserError if the file is missing or shorter."""
     filesystem, local = _locate(path)
-    try:
-        data = bytes(filesystem.cat_file(local, start=offset, end=offset + length))
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise UserError(f"there is no file {path}: check the path, or run the step that writes it") from error
+    end = offset + length
+    with _missing_is_told(path):
+        if isinstance(filesystem, LocalFileSystem):  # reading there takes the memory that is asked for
+            end = min(end, os.path.getsize(local))
+        data = bytes(filesystem.cat_file(local, start=offset, end=end)) if offset < end else b""
     if len(data) != length:
         raise UserError(f"{path} ends before byte {offset + length}: it is cut off, write or copy it again")
     return data
 
 
-def read_json(path: str) -> Any:
-    """The JSON value in ``path``; raises UserError where the file is missing or is not JSON."""
+@contextmanager
+def _missing_is_told(path: str) -> Iterator[None]:
     try:
-        return json.loads(read_bytes(path))
+        yield
+    except OSError as error:
+        nowhere = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
+        if nowhere or error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            hint = "check the path, or run the step that writes it"
+            raise UserError(f"there is no file {path}: {hint}") from error
+        raise
+
+
+def read_json(path: str) -> Any:
+    """The JSON value in ``path``; raises UserError where the file is missing or is not JSON (NaN is not)."""
+    try:
+        return json.loads(read_bytes(path), parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}): write it again or restore it") from error
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON's")
 
 
 def sha256(path: str) -> str:

@@ -10,6 +10,7 @@ from exchange.layout import RunLayout
 from exchange.typed import from_record
 
 FORMAT_VERSION = 1
+_LONGEST_NAME = 200  # bytes; file systems take 255, of which a writer adds some
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,28 @@ def read_manifest(path: str) -> Manifest:
             f"{path} has manifest format {version!r}, this version reads {FORMAT_VERSION}: generate it again"
         )
     try:
-        instances = [from_record(GeneratedInstance, item) for item in content["instances"]]
-        asked = {int(category): int(count) for category, count in content["asked"].items()}
-        manifest = from_record(Manifest, {**content, "instances": [], "asked": {}})
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        instances = [from_record(GeneratedInstance, item) for item in _part(content, "instances", list)]
+        asked = {int(category): count for category, count in _part(content, "asked", dict).items()}
+        manifest = from_record(Manifest, {**content, "instances": []})
+        if manifest.round < 0 or not 0 <= manifest.shard < manifest.num_shards or manifest.seconds < 0:
+            raise ValueError("round, shard, number of shards or seconds are out of range")
+        if not all(0 <= category < 1 << 31 for category in [*asked, *(i.category_id for i in instances)]):
+            raise ValueError("a category id is negative or beyond 32 bits")
+        if any(number < 0 for number in [*asked.values(), *(i.instance for i in instances)]):
+            raise ValueError("a number of images or of an image is negative")
+    except ValueError as error:
         raise UserError(f"{path} is not a generator manifest ({error}): generate it again") from error
     for instance in instances:
-        if not instance.file or set(instance.file) & set("/\\\0") or instance.file.startswith("."):
-            raise UserError(f"{path} names the file {instance.file!r}: only plain file names may stand there")
+        name = instance.file
+        if not name or set(name) & set("/\\") or name.startswith(".") or len(name.encode()) > _LONGEST_NAME:
+            raise UserError(f"{path} names the file {name[:80]!r}: only plain file names may stand there")
     return dataclasses.replace(manifest, asked=asked, instances=instances)
+
+
+def _part(content: dict[str, Any], name: str, kind: type[Any]) -> Any:
+    if not isinstance(content.get(name), kind):
+        raise ValueError(f"{name!r} is no {kind.__name__}")
+    return content[name]
 
 
 def read_round(layout: RunLayout, round_: int) -> list[Manifest]:

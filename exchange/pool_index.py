@@ -8,6 +8,7 @@ import bisect
 import functools
 import io
 import itertools
+import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,12 @@ from exchange.layout import RunLayout
 FORMAT_VERSION = b"1"
 _AGAIN = "remove it and run stage 2 again (tools/pool.py verify names everything that is damaged)"
 _ROWS_PER_BATCH = 1 << 16
+MAX_SIDE, MAX_PIXELS = 16_383, 64_000_000  # of an image; the first is the most that WebP holds
+_OPTIONAL = ("clip_white", "clip_black")
+_PART = r"[^./\\\x00][^/\\\x00]*"
+_NAMES = {"file": rf"\A{_PART}\z", "cutout": rf"\A{_PART}(/{_PART})*\z"}
+_HINTS = {"file": ", which is no plain file name", "cutout": ", which leads out of the pool"}
+_LONGEST_NAME = 200
 _SCHEMA = pa.schema(
     [
         ("file", pa.string()),
@@ -102,8 +109,8 @@ def write_index(layout: RunLayout, round_: int, instances: Sequence[PoolInstance
 class PoolIndex:
     """The instances of some rounds in the order of round and row, the kept ones or all (``dropped_too``).
 
-    Opening maps the files into memory and reads three small columns of them. Processes that are forked share
-    the map; a pickled index opens it again.
+    Opening maps the files into memory, checks every value once and keeps three small columns. Processes that are
+    forked share the map; a pickled index opens it again.
 
     Attributes:
         category_ids: int32 (N,).
@@ -170,6 +177,11 @@ class PoolIndex:
         batches = [batch for path in paths for batch in _open(path, _OUTLINES)]
         if [batch.num_rows for batch in batches] != [batch.num_rows for batch in self._batches]:
             raise UserError(f"{', '.join(paths)}: not the outlines of the index beside: {_AGAIN}")
+        try:
+            for outlines, rows in zip(batches, self._batches, strict=True):
+                _check_outlines(outlines, rows)
+        except ValueError as error:
+            raise UserError(f"{', '.join(paths)}: damaged ({error}): {_AGAIN}") from error
         return batches
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -185,7 +197,7 @@ def _write(path: str, schema: pa.Schema, instances: Sequence[PoolInstance]) -> N
 
 
 def _open(path: str, schema: pa.Schema) -> list[pa.RecordBatch]:
-    """The record batches of one index file, mapped if it is local."""
+    """The record batches of one index file, mapped if it is local; those of the index itself are checked row by row."""
     if not files.exists(path):
         raise UserError(f"there is no pool index {path}: run stage 2 for that round, or tools/pool.py import")
     try:
@@ -193,9 +205,83 @@ def _open(path: str, schema: pa.Schema) -> list[pa.RecordBatch]:
         reader = pa.ipc.open_file(source)
         if reader.schema.metadata != schema.metadata or reader.schema != schema:
             raise UserError(f"{path} is a pool index of another version: {_AGAIN}")
-        batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        source.seek(8)  # the same messages follow the file's magic number, one after the other
+        _, *messages = pa.ipc.MessageReader.open_stream(source)
+        if len(messages) != reader.num_record_batches or any(map(_is_compressed, messages)):
+            raise ValueError("it lacks a part, or is compressed")
+        batches = [pa.ipc.read_record_batch(message, schema) for message in messages]
         for batch in batches:
             batch.validate(full=True)
+            if schema is _SCHEMA:
+                _check_rows(batch)
         return batches
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}): {_AGAIN}") from error
+
+
+def _is_compressed(message: pa.Message) -> bool:
+    """Whether a record batch is: reading it might take any amount of memory, and stage 2 compresses none.
+
+    Arrow does not tell before it has unpacked the batch, but its format does: field 3 of the table RecordBatch, to
+    which field 2 of the table Message leads.
+    """
+    data = message.metadata.to_pybytes()
+
+    def field(table: int, number: int) -> int:
+        vtable = table - int.from_bytes(data[table : table + 4], "little", signed=True)
+        size = int.from_bytes(data[vtable : vtable + 2], "little")
+        place = vtable + 4 + 2 * number
+        offset = int.from_bytes(data[place : place + 2], "little") if 4 + 2 * number < size else 0
+        return table + offset if offset else 0
+
+    header = field(int.from_bytes(data[:4], "little"), 2)
+    return bool(field(header + int.from_bytes(data[header : header + 4], "little"), 3))
+
+
+def _check_rows(batch: pa.RecordBatch) -> None:
+    """Raises ValueError for the first value that no row of a pool can have; what it holds is valid Arrow."""
+    column = dict(zip(batch.schema.names, batch.columns, strict=True))
+    for name, values in column.items():
+        if (values.null_count and name not in _OPTIONAL) or (name == "bbox" and values.flatten().null_count):
+            raise ValueError(f"{name!r} is missing in a row")
+    numbers = ("round", "category_id", "width", "height", "area", "objects", "offset", "length")
+    value = {name: column[name].to_numpy().astype(np.int64) for name in numbers}
+    width, height, area = value["width"], value["height"], value["area"]
+    x, y, w, h = column["bbox"].flatten().to_numpy().astype(np.int64).reshape(-1, 4).T
+    kept = np.asarray(pc.equal(column["reason"], ""))  # a dropped one may show nothing: no box, no area
+    wrong = {name: value[name] < 0 for name in ("round", "category_id", "objects", "offset")}
+    wrong["width"] = (width < 1) | (width > MAX_SIDE) | (width * height > MAX_PIXELS)
+    wrong["height"] = (height < 1) | (height > MAX_SIDE)
+    wrong["bbox"] = (x < 0) | (y < 0) | (w < kept) | (h < kept) | (x + w > width) | (y + h > height)
+    wrong["area"] = (area < kept) | (area > w * h)
+    wrong["length"] = value["length"] < -1
+    for name in _OPTIONAL:
+        wrong[name] = ~np.asarray(pc.fill_null(pc.is_finite(column[name]), True))
+    for name, pattern in _NAMES.items():
+        good = pc.match_substring_regex(column[name], pattern)
+        wrong[name] = ~np.asarray(good) | (np.asarray(pc.binary_length(column[name])) > _LONGEST_NAME)
+    for name, rows in wrong.items():
+        if rows.any():
+            row = int(rows.argmax())
+            what = reprlib.repr(column[name][row].as_py())
+            raise ValueError(
+                f"{name!r} of {column['file'][row].as_py()[:80]!r} is {what}{_HINTS.get(name, '')}"
+            )
+
+
+def _check_outlines(outlines: pa.RecordBatch, rows: pa.RecordBatch) -> None:
+    """Raises ValueError where a polygon is none, or leaves the image that its row in the index tells of."""
+    of_rows = outlines.column("segmentation")
+    of_polygons = of_rows.flatten()
+    numbers = of_polygons.flatten()
+    if of_rows.null_count or of_polygons.null_count or numbers.null_count:
+        raise ValueError("a polygon or a number of it is missing")
+    polygons, points = of_rows.value_lengths().to_numpy(), of_polygons.value_lengths().to_numpy()
+    if (points % 2).any() or (points < 6).any():
+        raise ValueError("a polygon is not three points or more of two numbers each")
+    before = np.concatenate([[0], np.cumsum(points // 2)])[np.concatenate([[0], np.cumsum(polygons)])]
+    corners = numbers.to_numpy().reshape(-1, 2)
+    for axis, name in enumerate(("width", "height")):
+        most = np.repeat(rows.column(name).to_numpy(), np.diff(before))
+        if ((corners[:, axis] < 0) | (corners[:, axis] > most)).any():
+            raise ValueError("a polygon leaves its image")

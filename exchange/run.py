@@ -2,13 +2,15 @@
 
 import math
 import platform
+import reprlib
 from importlib import metadata
+from typing import Any
 
 import yaml
 from fvcore.common.config import CfgNode
 
 from exchange import files
-from exchange.config import flatten, from_repository
+from exchange.config import flatten, from_repository, parse_yaml
 from exchange.errors import UserError
 from exchange.layout import RunLayout
 
@@ -46,7 +48,11 @@ def versions() -> dict[str, str]:
 
 
 def num_rounds(cfg: CfgNode) -> int:
-    """Rounds of the schedule, the last of which may be shorter than SOLVER.ROUND_ITERS."""
+    """Rounds of the schedule, the last of which may be shorter than SOLVER.ROUND_ITERS; UserError if that is 0."""
+    if cfg.SOLVER.ROUND_ITERS < 1:
+        raise UserError(
+            f"SOLVER.ROUND_ITERS is {cfg.SOLVER.ROUND_ITERS}: a round takes an iteration at least"
+        )
     rounds: int = math.ceil(cfg.SOLVER.MAX_ITER / cfg.SOLVER.ROUND_ITERS)
     return rounds
 
@@ -56,24 +62,43 @@ def run_layout(cfg: CfgNode) -> RunLayout:
     return RunLayout(from_repository(cfg.OUTPUT_DIR))
 
 
-def open_run(cfg: CfgNode) -> RunLayout:
+def open_run(cfg: CfgNode, *writes: str) -> RunLayout:
     """Opens the run folder ``cfg.OUTPUT_DIR``, made if there is none yet.
 
-    Raises UserError when the folder belongs to a run with other settings.
+    ``writes``: the folders below it that the caller's stage writes to; what killed writers left there, and in the run
+    folder itself, is removed.
+
+    Raises UserError when the folder belongs to a run with other settings, or its run.yaml is damaged.
     """
     layout = run_layout(cfg)
+    for folder in ("", *writes):
+        files.remove_leftovers(files.join(layout.root, folder))
     settings = {key: value for key, value in flatten(cfg) if key not in _FREE_KEYS}
     if not files.exists(layout.settings_file):
         content = {"settings": settings, "versions": versions()}
-        files.write_bytes(layout.settings_file, yaml.safe_dump(content, sort_keys=True).encode())
+        data = yaml.safe_dump(content, sort_keys=True).encode()
+        parse_yaml(data, layout.settings_file)  # so that the next call can read it
+        files.write_bytes(layout.settings_file, data)
         return layout
-    written = yaml.safe_load(files.read_bytes(layout.settings_file))["settings"]
+    written = _read_settings(layout.settings_file)
     changed = sorted(key for key in settings | written if settings.get(key) != written.get(key))
     if changed:
         key = changed[0]
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         raise UserError(
-            f"{layout.root} belongs to a run with {key} {written.get(key)!r}, not {settings.get(key)!r}{more}: "
-            "choose another OUTPUT_DIR, or the settings in its run.yaml"
+            f"{layout.root} belongs to a run with {key} {reprlib.repr(written.get(key))}, not "
+            f"{reprlib.repr(settings.get(key))}{more}: choose another OUTPUT_DIR, or the settings in its run.yaml"
         )
     return layout
+
+
+def _read_settings(path: str) -> dict[str, Any]:
+    content = parse_yaml(files.read_bytes(path), path)
+    parts = [content.get(part) for part in ("settings", "versions")] if isinstance(content, dict) else [None]
+    if not all(isinstance(part, dict) and all(isinstance(key, str) for key in part) for part in parts):
+        raise UserError(
+            f"{path} does not hold the settings and versions of a run, whole: restore it, or remove it if the "
+            "settings of the run are those of this call"
+        )
+    settings: dict[str, Any] = content["settings"]
+    return settings

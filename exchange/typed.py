@@ -3,18 +3,23 @@
 import dataclasses
 import functools
 import math
+import re
+import reprlib
 import types
 import typing
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+_SURROGATE = re.compile(
+    "[\\ud800-\\udfff]"
+)  # half a character, which JSON can hold and no file or terminal takes
 
 
 def from_record(kind: type[T], record: Any) -> T:
     """An instance of the dataclass ``kind`` with the values of the JSON object ``record``.
 
-    Keys that are no fields are left out; numbers must be finite. Raises ValueError that names the field which is
-    missing or of another type.
+    Keys that are no fields are left out; numbers must be finite and whole ones have 64 bits, texts must be Unicode
+    without a zero byte. Raises ValueError that names the field which is missing or of another type.
     """
     if not isinstance(record, dict):
         raise ValueError(f"it holds {type(record).__name__} instead of an object")
@@ -22,7 +27,7 @@ def from_record(kind: type[T], record: Any) -> T:
     for name, (hint, required) in _fields(typing.cast(Any, kind)).items():
         if name in record:
             if not _fits(record[name], hint):
-                raise ValueError(f"{name!r} is {str(record[name])[:80]!r}")
+                raise ValueError(f"{name!r} is {reprlib.repr(record[name])}")
             values[name] = record[name]
         elif required:
             raise ValueError(f"{name!r} is missing")
@@ -50,4 +55,6 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint in (int, float):
         fits = isinstance(value, (int, hint)) and not isinstance(value, bool)
         return fits and abs(value) < 1 << 63 and math.isfinite(value)
+    if hint is str:
+        return isinstance(value, str) and "\0" not in value and _SURROGATE.search(value) is None
     return isinstance(value, hint)

@@ -14,7 +14,6 @@ from exchange import files
 from exchange.errors import UserError
 
 _NAME = re.compile(r"model_(\d{7,})\.pth")
-_LEFTOVER = re.compile(r"model_\w+\.pth\.\w+\.tmp")
 
 
 class RunCheckpoints:
@@ -62,12 +61,6 @@ class RunCheckpoints:
                 "or remove it to start from MODEL.WEIGHTS"
             )
         return path
-
-    def remove_leftovers(self) -> None:
-        """Removes what a process that was killed while writing has left; only for the one process that writes."""
-        for name in files.list_dir(self._folder):
-            if _LEFTOVER.fullmatch(name):
-                files.remove(files.join(self._folder, name))
 
     @property
     def _marker(self) -> str:

@@ -93,10 +93,8 @@ class TrainingRun:
             state.load_state_dict(read_checkpoint(latest))
             _log.info("resumed from %s", latest)
         ranks.barrier()
-        if ranks.is_first:
-            self._checkpoints.remove_leftovers()
-            if latest is None:
-                self._checkpoints.save(state)
+        if ranks.is_first and latest is None:
+            self._checkpoints.save(state)
         ranks.barrier()
         return state
 

@@ -1,8 +1,12 @@
 import pytest
 import yaml
 
+from exchange import files
 from exchange.config import flatten, load_config
 from exchange.errors import UserError
+from exchange.run import open_run
+
+MULTIPLYING = "a0: &a0 [x]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}]\n" for i in range(40))
 
 
 def write(path, content):
@@ -47,6 +51,72 @@ def test_a_missing_file_a_missing_base_and_broken_yaml_are_named(tmp_path):
     (tmp_path / "y.yaml").write_text("a: [1")
     with pytest.raises(UserError, match=r"y\.yaml is not valid YAML"):
         load_config(str(tmp_path / "y.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"SOLVER: {MAX_ITER: 5}\n# \xff", "not valid YAML"),
+        (b"SEED: \x07", "not valid YAML"),
+        (b"[" * 500, "not valid YAML"),
+        (b"OUTPUT_DIR: 2026-01-01", "quotation marks"),
+        (b'OUTPUT_DIR: "\\ud800"', "not valid YAML"),
+        (b'OUTPUT_DIR: "\\0"', "zero byte"),
+        (b"SOLVER: {BASE_LR: .nan}", "neither number"),
+        (b"SOLVER: {MAX_ITER: 9223372036854775808}", "64 bits"),
+        (b"SEED: " + b"1" * (1 << 16), "longer than"),
+        (b"- a", "holds a list"),
+        (b"a text", "holds a str"),
+        (b"SOLVER: 3", "SOLVER a value: it is a group"),
+        (b"SOLVER: {MAX_ITER: {A: 1}}", r"SOLVER\.MAX_ITER\.A, which is no setting"),
+        (b"SOLVER: {BASE_LR: True}", r"BASE_LR the value True: it takes a float"),
+        (b"SOLVER: {BASE_LR: 1" + b"0" * 400 + b"}", "64 bits"),
+        (b"MODEL: {PIXEL_MEAN: [a, 1, 2]}", "a list of float"),
+        (b"_BASE_: null", "builds on None"),
+        (b"_BASE_: .", "builds on '.'"),
+        (b"_BASE_: [[x.yaml]]", "which is no file"),
+        (b"_BASE_: ~nobody/x.yaml", "which is no file"),
+        (b"_BASE_: x.yaml", "builds on itself"),
+        (b"_BASE_: list.yaml", "list.yaml holds a list"),
+        (b"_BASE_: value.yaml\nSOLVER: {MAX_ITER: 5}", "SOLVER a value: it is a group"),
+        (MULTIPLYING.encode(), "aliases repeat"),
+        (b"a: &a [*a]", "aliases repeat"),
+    ],
+)  # fmt: skip
+def test_whatever_a_yaml_holds_the_error_is_one_sentence(tmp_path, content, message):
+    (tmp_path / "list.yaml").write_text("[1]")
+    (tmp_path / "value.yaml").write_text("SOLVER: 3")
+    (tmp_path / "x.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        load_config(str(tmp_path / "x.yaml"))
+    assert len(str(error.value)) < 500 and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "tag", ["object/apply:os.mkdir ['{}']", "object/new:os.mkdir ['{}']", "name:os.mkdir", "module:os"]
+)
+def test_no_yaml_ever_makes_a_python_object(tmp_path, tag):
+    tag = "!!python/" + tag.format(tmp_path / "made")
+    (tmp_path / "base.yaml").write_text(f"OUTPUT_DIR: {tag}")
+    (tmp_path / "x.yaml").write_text("_BASE_: base.yaml")
+    for name in ("base.yaml", "x.yaml"):
+        with pytest.raises(
+            UserError, match=r"base\.yaml is not valid YAML: could not determine a constructor"
+        ):
+            load_config(str(tmp_path / name))
+    cfg = load_config(
+        write(tmp_path / "y.yaml", {}), ["GENERATOR.MODEL", tag, "OUTPUT_DIR", str(tmp_path / "run")]
+    )
+    assert cfg.GENERATOR.MODEL == tag  # a text like any other
+    files.write_bytes(str(tmp_path / "run/run.yaml"), f"settings: {tag}\nversions: {{}}".encode())
+    with pytest.raises(UserError, match=r"run\.yaml is not valid YAML: could not determine a constructor"):
+        open_run(cfg)
+    assert not (tmp_path / "made").exists()
+
+
+def test_numbers_in_a_list_are_read_as_those_of_its_default(tmp_path):
+    cfg = load_config(write(tmp_path / "x.yaml", {"INPUT": {"SCALE_RANGE": [1, "1e-4"]}}))
+    assert cfg.INPUT.SCALE_RANGE == [1.0, 1e-4] and type(cfg.INPUT.SCALE_RANGE[0]) is float
 
 
 def test_the_configuration_is_frozen_and_flattens_to_its_keys(tmp_path):

@@ -1,8 +1,12 @@
+import fcntl
 import os
+import subprocess
+import sys
 
 import pytest
 
 from exchange import files
+from exchange.config import REPOSITORY
 from exchange.errors import UserError
 
 
@@ -51,3 +55,64 @@ def test_waiting_in_vain_says_for_what_and_where(tmp_path):
 def test_the_digest_is_sha256(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
     assert files.sha256(str(tmp_path / "x")).startswith("ba7816bf8f01cfea414140de5dae2223")
+
+
+@pytest.mark.parametrize(("offset", "length"), [(2, 1 << 50), (1 << 50, 1), (3, 1)])
+def test_a_piece_beyond_the_end_is_refused_whatever_its_length(tmp_path, offset, length):
+    (tmp_path / "x").write_bytes(b"abc")
+    with pytest.raises(UserError, match="cut off"):
+        files.read_range(str(tmp_path / "x"), offset, length)
+
+
+@pytest.mark.parametrize("path", ["nobody://x", "x" * 300, "folder", "file/x"])
+def test_what_cannot_be_a_file_is_named(tmp_path, path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=path):
+        files.read_bytes(path if "://" in path else str(tmp_path / path))
+
+
+WRITER = """
+import sys
+from exchange import files
+with files.atomic_writer(sys.argv[1]) as file:
+    file.write(b"whole")
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_writer_left_goes_and_what_a_living_one_writes_stays(tmp_path):
+    (tmp_path / "notes.tmp").touch()
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    killed, living = (
+        subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path / name)], cwd=REPOSITORY, **pipes)
+        for name in ("a.bin", "b.bin")
+    )
+    assert killed.stdout.readline() == living.stdout.readline() == b"writing\n"
+    killed.kill()
+    killed.wait()
+    assert len(os.listdir(tmp_path)) == 3
+    files.remove_leftovers(str(tmp_path))
+    assert [name[:5] for name in sorted(os.listdir(tmp_path))] == ["b.bin", "notes"]
+    living.communicate()
+    assert living.returncode == 0 and (tmp_path / "b.bin").read_bytes() == b"whole"
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_what_another_machine_may_write_goes_only_from_a_disk_of_this_one(tmp_path, monkeypatch, on_disk):
+    (tmp_path / "a.bin.0123456789ab-01234567.tmp").touch()
+    monkeypatch.setattr(files, "_on_disk", lambda path: on_disk)
+    files.remove_leftovers(str(tmp_path))
+    assert bool(os.listdir(tmp_path)) is not on_disk
+
+
+def test_a_writer_whose_file_is_removed_before_it_has_its_lock_starts_again(tmp_path, monkeypatch):
+    def remove_first(file, how):
+        monkeypatch.undo()
+        files.remove_leftovers(str(tmp_path))
+        fcntl.flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    files.write_bytes(str(tmp_path / "a.bin"), b"whole")
+    assert os.listdir(tmp_path) == ["a.bin"]

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import pytest
 import yaml
@@ -9,7 +10,14 @@ from exchange.config import load_config
 from exchange.errors import UserError
 from exchange.feedback import Feedback, read_feedback, write_feedback
 from exchange.layout import RunLayout
-from exchange.manifest import GeneratedInstance, Manifest, is_complete, read_round, write_manifest
+from exchange.manifest import (
+    GeneratedInstance,
+    Manifest,
+    is_complete,
+    read_manifest,
+    read_round,
+    write_manifest,
+)
 from exchange.run import open_run
 from exchange.seeds import instance_seed
 
@@ -48,7 +56,17 @@ def test_the_initial_weights_have_a_history_file_of_their_own(tmp_path):
     [
         ({"format": 2}, "format 2"),
         ({"drift": [1.0]}, "drift"),
+        ({"mask_ap": [1.0, 1.0, 1.0]}, "'mask_ap' must list one value for each of the 2"),
+        ({"box_ap": []}, "box_ap"),
         ({"mask_ap": [1.0, "x"]}, "mask_ap"),
+        ({"mask_ap": [1.0, -1.0]}, "percentage"),
+        ({"ap_r": 100.5}, "percentage"),
+        ({"drift": [0.0, -1.0]}, "'drift' is negative"),
+        ({"categories": [5, 1]}, "ascending"),
+        ({"categories": [1, 1]}, "ascending"),
+        ({"categories": [1, 1 << 31]}, "32 bits"),
+        ({"round": -2}, "'round'"),
+        ({"checkpoint": "\ud800"}, "'checkpoint'"),
     ],
 )
 def test_feedback_of_another_format_or_inconsistent_is_refused(tmp_path, change, message):
@@ -83,11 +101,37 @@ def test_shards_of_different_divisions_are_not_mixed(tmp_path):
         read_round(layout, 0)
 
 
-def test_a_manifest_that_names_a_file_elsewhere_is_refused(tmp_path):
+@pytest.mark.parametrize("file", ["../../secret.png", "/etc/x", "a\\b.png", "", ".hidden", "..", "x" * 201])
+def test_a_manifest_that_names_a_file_elsewhere_is_refused(tmp_path, file):
     layout = RunLayout(str(tmp_path))
-    write_manifest(layout, make_manifest(0, file="../../secret.png"))
-    with pytest.raises(UserError, match="secret"):
+    write_manifest(layout, make_manifest(0, file=file))
+    with pytest.raises(UserError, match="only plain file names"):
         read_round(layout, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"asked": {"1": 1e999}}, "not valid JSON"),
+        ({"asked": {"1": 1.5}}, "'asked'"),
+        ({"asked": {"one": 1}}, "'one'"),
+        ({"asked": {"1": -1}}, "negative"),
+        ({"asked": {str(1 << 31): 1}}, "32 bits"),
+        ({"asked": []}, "'asked' is no dict"),
+        ({"instances": {}}, "'instances' is no list"),
+        ({"shard": 2}, "out of range"),
+        ({"seconds": -1.0}, "out of range"),
+        ({"model": "\ud800"}, "'model'"),
+    ],
+)
+def test_a_manifest_with_values_that_no_generator_writes_is_refused(tmp_path, change, message):
+    content = {"format": 1, **dataclasses.asdict(make_manifest(0)), **change}
+    (tmp_path / "m.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        read_manifest(str(tmp_path / "m.json"))
+    (tmp_path / "m.json").write_text(json.dumps(content).replace("Infinity", "1e999"))
+    with pytest.raises(UserError):
+        read_manifest(str(tmp_path / "m.json"))
 
 
 def test_annotations_are_sorted_by_category_and_counted(tmp_path):

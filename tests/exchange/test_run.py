@@ -1,10 +1,13 @@
 """The settings of a run: what must stay, what may change, how many rounds they make."""
 
+import functools
+import shutil
 from pathlib import Path
 
 import pytest
+from fvcore.common.config import CfgNode
 
-from exchange.config import REPOSITORY, load_config
+from exchange.config import REPOSITORY, flatten, load_config
 from exchange.errors import UserError
 from exchange.run import num_rounds, open_run
 
@@ -15,19 +18,72 @@ def settings(root: Path, *overrides: str):
     return load_config(CONFIG, ["OUTPUT_DIR", str(root), *overrides])
 
 
+FREE = {
+    "OUTPUT_DIR",
+    "MODEL.DEVICE",
+    "DATALOADER.NUM_WORKERS",
+    "DATALOADER.PREFETCH_FACTOR",
+    "FEEDBACK.TIMEOUT",
+    "GENERATOR.EMBEDDING_CACHE",
+    "GENERATOR.GUIDANCE_CHECKPOINTING",
+    "GENERATOR.GUIDANCE_CHUNK",
+    "SEGMENTER.ANNOTATION_FILES",
+    "SEGMENTER.BATCH_SIZE",
+    "SEGMENTER.KEEP_RAW",
+    "SEGMENTER.TRUST_REMOTE_CODE",
+    "SEGMENTER.WORKERS",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.KEEP_CHECKPOINTS",
+    "SOLVER.LOG_PERIOD",
+}
+
+
+def with_others(cfg: CfgNode, keys: set[str]) -> CfgNode:
+    """``cfg`` with another value at each of these keys, but for that of the run folder."""
+    other = cfg.clone()
+    other.defrost()
+    for key in keys - {"OUTPUT_DIR"}:
+        *parents, name = key.split(".")
+        functools.reduce(dict.__getitem__, parents, other)[name] = "another"
+    return other
+
+
+def test_what_changes_no_result_may_change_on_resumption(tmp_path):
+    cfg = settings(tmp_path / "run")
+    open_run(cfg)
+    shutil.move(tmp_path / "run", tmp_path / "moved")
+    free = with_others(cfg, FREE)
+    free.OUTPUT_DIR = str(tmp_path / "moved")
+    assert open_run(free).root == str(tmp_path / "moved")
+
+
+def test_whatever_else_changes_is_refused(tmp_path):
+    cfg = settings(tmp_path)
+    open_run(cfg)
+    fixed = {key for key, _ in flatten(cfg)} - FREE
+    with pytest.raises(UserError, match=rf"\(and {len(fixed) - 1} more\)"):
+        open_run(with_others(cfg, fixed))
+
+
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("old", "new", "message"),
     [
-        ("SOLVER.CHECKPOINT_PERIOD", "7"),
-        ("SOLVER.KEEP_CHECKPOINTS", "3"),
-        ("SOLVER.LOG_PERIOD", "1"),
-        ("MODEL.DEVICE", "cpu"),
-        ("DATALOADER.NUM_WORKERS", "2"),
+        ("  SEED: 0\n", "", "a run with SEED None, not 0"),
+        ("  SEED: 0\n", "  SEED: 0\n  OLD: 1\n", "a run with OLD 1, not None"),
+        ("settings:", "others:", r"run\.yaml does not hold"),
+        ("  SEED: 0\n", "  1: 0\n", r"run\.yaml does not hold"),
+        ("versions:", "more:", r"run\.yaml does not hold"),
+        ("SEED: 0", "SEED: \0", r"run\.yaml is not valid YAML"),
     ],
 )
-def test_what_changes_no_result_may_change_on_resumption(tmp_path, key, value):
-    open_run(settings(tmp_path))
-    assert open_run(settings(tmp_path, key, value)).root == str(tmp_path)
+def test_a_run_yaml_with_more_or_fewer_lines_or_cut_off_is_refused(tmp_path, old, new, message):
+    cfg = settings(tmp_path)
+    path = Path(open_run(cfg).settings_file)
+    whole = path.read_text()
+    assert old in whole
+    path.write_text(whole.replace(old, new))
+    with pytest.raises(UserError, match=message):
+        open_run(cfg)
 
 
 def test_another_setting_is_refused_with_both_values(tmp_path):
@@ -39,3 +95,8 @@ def test_another_setting_is_refused_with_both_values(tmp_path):
 @pytest.mark.parametrize(("iterations", "rounds"), [(300, 3), (301, 4), (299, 3), (100, 1), (50, 1)])
 def test_the_last_round_may_be_short(tmp_path, iterations, rounds):
     assert num_rounds(settings(tmp_path, "SOLVER.MAX_ITER", str(iterations))) == rounds
+
+
+def test_a_round_of_no_iterations_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"SOLVER\.ROUND_ITERS is 0"):
+        num_rounds(settings(tmp_path, "SOLVER.ROUND_ITERS", "0"))

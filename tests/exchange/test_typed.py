@@ -29,6 +29,8 @@ def test_values_arrive_and_defaults_fill_in():
     [
         ("name", 3),
         ("name", None),
+        ("name", "half a character: \ud800"),
+        ("name", "a\0b"),
         ("number", 3.5),
         ("number", True),
         ("number", 1 << 63),

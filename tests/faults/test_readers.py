@@ -1,6 +1,8 @@
-"""Damaged input of every kind: a reader raises its documented error or reads something correctly typed."""
+"""Damaged input of every kind: a reader raises its documented error or reads something correctly typed.
 
-import copy
+How many inputs, and how many more by night: tests/faults/mutations.py.
+"""
+
 import dataclasses
 import io
 import json
@@ -10,96 +12,173 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+import yaml
+from fvcore.common.config import CfgNode
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from diSegmenter.images import MAX_PIXELS, UnreadableImage, decode_rgba, read_record, write_alpha
 from diSegmenter.pool.foreign import read_xpaste
-from exchange import files
-from exchange.annotations import read_annotations
+from exchange.config import load_config
 from exchange.errors import UserError
 from exchange.feedback import Feedback, read_feedback
+from exchange.layout import RunLayout
 from exchange.manifest import GeneratedInstance, Manifest, read_manifest
-from tests.diSegmenter.conftest import CATEGORIES, disc_image, png
+from exchange.pool_index import PoolIndex, write_index
+from exchange.run import open_run
+from tests.diSegmenter.conftest import disc_image, png, pool_instance
+from tests.faults.mutations import FUZZING, memory_bounded, mutated_bytes, mutated_json
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=4,
-)
 INSTANCE = GeneratedInstance("00_0003_0000.png", 3, 0, 1, "a photo of {}", "a photo of red disc", False)
 MANIFEST = Manifest(0, 0, 1, "m", True, {3: 1}, [INSTANCE], 1.5)
 FEEDBACK = Feedback(
     0, 9, "c.pth", "ab", "d", [3, 7], [1.0, None], [2.0, 3.0], [0.1, 0.2], 1.0, 2.0, None, 2.0, 3.0, "t"
 )
-ANNOTATIONS = {
-    "images": [{"id": 1, "height": 4, "width": 5, "file_name": "a.png"}],
-    "annotations": [
-        {"id": 1, "image_id": 1, "category_id": 3, "bbox": [0, 0, 2, 2], "area": 4, "segmentation": []}
-    ],
-    "categories": CATEGORIES,
-}
 READERS: dict[str, tuple[Callable[[str], Any], Any]] = {
     "manifest": (read_manifest, {"format": 1, **dataclasses.asdict(MANIFEST)}),
     "feedback": (read_feedback, {"format": 1, **dataclasses.asdict(FEEDBACK)}),
-    "annotations": (read_annotations, ANNOTATIONS),
     "X-Paste's list": (
         lambda path: list(read_xpaste(path, "/", [3, 7])),
         {"0": ["*a.png"], "1": ["b.png|c.png"]},
     ),
 }
-RELAXED = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60
+POOL = [pool_instance(0, 3, 0), pool_instance(0, 7, 1, reason="too small"), pool_instance(0, 7, 2)]
+WHOLE = (
+    st.none()
+    | st.sampled_from([-(1 << 31), -1, 0, 1, 64, (1 << 31) - 1])
+    | st.integers(-(1 << 31), (1 << 31) - 1)
 )
+LARGE = WHOLE | st.sampled_from([-(1 << 63), 1 << 40, (1 << 63) - 1])
+TEXT = (
+    st.none()
+    | st.sampled_from(["", "..", "../../x", "/etc/passwd", "a/../../x", "a\\b", "x" * 300])
+    | st.text(max_size=3)
+)
+COLUMNS = (
+    dict.fromkeys(("round", "category_id", "width", "height", "area", "objects"), WHOLE)
+    | dict.fromkeys(("seed", "offset", "length"), LARGE)
+    | dict.fromkeys(("clip_white", "clip_black"), st.none() | st.floats())
+    | dict.fromkeys(
+        ("file", "cutout", "reason", "model", "prompt"),
+        TEXT.map(lambda t: t and t.encode(errors="replace").decode()),
+    )
+    | {"bbox": st.none() | st.lists(WHOLE, min_size=4, max_size=4)}
+    | {"segmentation": st.none() | st.lists(st.none() | st.lists(WHOLE, max_size=8), max_size=2)}
+)
+YAML = {
+    "SOLVER": {"MAX_ITER": 5, "BASE_LR": 0.1, "CLIP_GRADIENTS": {"ENABLED": True}},
+    "INPUT": {"SCALE_RANGE": [0.1, 2.0], "FORMAT": "RGB"},
+    "DATASETS": {"TRAIN": ["a"], "CUSTOM": [["a", "b", "c"]]},
+}
+RUN = {"settings": {"SEED": 0, "SOLVER.BASE_LR": 0.1, "DATASETS.TRAIN": ["a"]}, "versions": {"python": "3"}}
+BASE = "SOLVER: {MAX_ITER: 3}\nMODEL: {PIXEL_MEAN: [1.0, 2.0, 3.0]}\n"
 
 
-def spots(value: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The place of every value inside a JSON value, and of the whole."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [place] + [spot for key, item in inner for spot in spots(item, (*place, key))]
-
-
-def put(value: Any, place: tuple[Any, ...], new: Any) -> Any:
-    if not place:
-        return new
-    changed = copy.deepcopy(value)
-    target = changed
-    for key in place[:-1]:
-        target = target[key]
-    target[place[-1]] = new
-    return changed
+def check_reading(read: Callable[[str], Any], path: Path, damaged: bytes) -> None:
+    """Reads it: the documented error, which names the file, or a value; a record can then be written again."""
+    path.write_bytes(damaged)
+    try:
+        with memory_bounded(len(damaged)):
+            value = read(str(path))
+    except UserError as error:
+        assert path.name in str(error) or str(path.parent) in str(error)
+    else:
+        if dataclasses.is_dataclass(value):
+            json.dumps(dataclasses.asdict(value), ensure_ascii=False, allow_nan=False).encode()
 
 
 @pytest.mark.parametrize("reader", READERS)
-@RELAXED
+@FUZZING
 @given(data=st.data())
-def test_json_with_a_value_exchanged(reader, data, tmp_path):
+def test_json_with_values_exchanged(reader, data, tmp_path):
     read, content = READERS[reader]
-    path = str(tmp_path / "file.json")
-    content = json.loads(json.dumps(content))
-    place = data.draw(st.sampled_from(spots(content)))
-    files.write_bytes(path, json.dumps(put(content, place, data.draw(JSON))).encode())
-    try:
-        read(path)
-    except UserError as error:
-        assert "file.json" in str(error)
+    changed = data.draw(mutated_json(json.loads(json.dumps(content))))
+    check_reading(read, tmp_path / "file.json", json.dumps(changed).replace("Infinity", "1e999").encode())
 
 
 @pytest.mark.parametrize("reader", READERS)
-@RELAXED
+@FUZZING
 @given(data=st.data())
-def test_json_with_bytes_changed_or_cut_off(reader, data, tmp_path):
+def test_json_with_bytes_changed(reader, data, tmp_path):
     read, content = READERS[reader]
-    path = str(tmp_path / "file.json")
-    damaged = bytearray(json.dumps(content).encode())
-    for _ in range(data.draw(st.integers(0, 3))):
-        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
-    files.write_bytes(path, bytes(damaged[: data.draw(st.integers(0, len(damaged)))]))
+    check_reading(read, tmp_path / "file.json", data.draw(mutated_bytes(json.dumps(content).encode())))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> CfgNode:
+    """Settings of a run whose run.yaml gets damaged."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "x.yaml").touch()
+    return load_config(str(folder / "x.yaml"), ["OUTPUT_DIR", str(folder)])
+
+
+@pytest.mark.parametrize("damage", [mutated_json, mutated_bytes])
+@FUZZING
+@given(data=st.data())
+def test_a_damaged_configuration(damage, data, tmp_path):
+    (tmp_path / "base.yaml").write_text(BASE)
+    content = {"_BASE_": "base.yaml", **YAML}
+    changed = data.draw(damage(content if damage is mutated_json else yaml.safe_dump(content).encode()))
+    text = yaml.safe_dump(changed).encode() if damage is mutated_json else changed
+    check_reading(load_config, tmp_path / "file.yaml", text)
+
+
+@pytest.mark.parametrize("damage", [mutated_json, mutated_bytes])
+@FUZZING
+@given(data=st.data())
+def test_a_damaged_run_yaml(damage, data, run):
+    changed = data.draw(damage(RUN if damage is mutated_json else yaml.safe_dump(RUN).encode()))
+    text = yaml.safe_dump(changed).encode() if damage is mutated_json else changed
+    check_reading(lambda path: open_run(run).root, Path(run.OUTPUT_DIR, "run.yaml"), text)
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory) -> tuple[RunLayout, dict[str, bytes]]:
+    """The pool whose files get damaged, and what they hold when whole."""
+    layout = RunLayout(str(tmp_path_factory.mktemp("pool")))
+    write_index(layout, 0, POOL)
+    return layout, {path: Path(path).read_bytes() for path in (layout.pool_index(0), layout.pool_outlines(0))}
+
+
+@pytest.mark.parametrize("file", [0, 1])
+@FUZZING
+@given(data=st.data())
+def test_a_pool_index_with_bytes_changed(file, data, pool):
+    layout, whole = pool
+    path = Path(sorted(whole)[file])
     try:
-        read(path)
+        check_reading(
+            lambda path: [dataclasses.asdict(row) for row in PoolIndex(layout, [0])],
+            path,
+            data.draw(mutated_bytes(whole[str(path)])),
+        )
+    finally:
+        path.write_bytes(whole[str(path)])
+
+
+@FUZZING
+@given(data=st.data())
+def test_a_pool_index_with_values_exchanged(data):
+    """Of Arrow's type: what is read then lies within its image, and what is not there is named."""
+    layout = RunLayout("memory://readers")
+    rows = [
+        dataclasses.replace(row, **data.draw(st.fixed_dictionaries({}, optional=COLUMNS))) for row in POOL
+    ]
+    write_index(layout, 0, rows)
+    try:
+        with memory_bounded(1000):
+            index = PoolIndex(layout, [0])
+            found = list(index)
+            for row in range(len(index)):
+                index.read(row)
     except UserError as error:
-        assert "file.json" in str(error)
+        assert "memory://readers/pool" in str(error)
+        return
+    for row in found:
+        x, y, width, height = row.bbox
+        assert 0 <= x < x + width <= row.width and 0 <= y < y + height <= row.height
+        assert 0 < row.area <= width * height < 1 << 26
 
 
 def encoded(kind: str) -> bytes:
@@ -109,14 +188,12 @@ def encoded(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
-@RELAXED
+@FUZZING
 @given(data=st.data())
 def test_a_damaged_image_is_unreadable_or_an_image(kind, data):
-    damaged = bytearray(encoded(kind))
-    for _ in range(data.draw(st.integers(0, 3))):
-        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    damaged = data.draw(mutated_bytes(encoded(kind)))
     try:
-        image = decode_rgba(bytes(damaged[: data.draw(st.integers(0, len(damaged)))]), "x.png")
+        image = decode_rgba(damaged, "x.png")
     except UnreadableImage as error:
         assert "x.png" in str(error)
     else:
@@ -134,13 +211,10 @@ def test_an_image_that_claims_to_be_huge_is_refused():
         decode_rgba(long.getvalue(), "long.png")
 
 
-@RELAXED
+@FUZZING
 @given(data=st.data())
 def test_a_damaged_mask_has_a_record_or_none(data, tmp_path):
     path = tmp_path / "mask.png"
     write_alpha(str(path), np.zeros((9, 9), np.uint8), {"area": 3})
-    damaged = bytearray(path.read_bytes())
-    for _ in range(data.draw(st.integers(0, 3))):
-        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
-    Path(path).write_bytes(bytes(damaged[: data.draw(st.integers(0, len(damaged)))]))
+    path.write_bytes(data.draw(mutated_bytes(path.read_bytes())))
     assert read_record(str(path)) in ({"area": 3}, None)

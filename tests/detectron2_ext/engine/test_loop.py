@@ -129,19 +129,6 @@ def test_checkpoints_of_ends_of_rounds_stay_and_others_go(tmp_path: Path) -> Non
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000019.pth"
 
 
-def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
-    names = [
-        "model_0000003.pth.0a1b2c3d.tmp",
-        "model_initial.pth.0a1b2c3d.tmp",
-        "model_0000003.pth",
-        "notes.tmp",
-    ]
-    for name in names:
-        (tmp_path / name).touch()
-    RunCheckpoints(str(tmp_path), 10, 1).remove_leftovers()
-    assert sorted(path.name for path in tmp_path.iterdir()) == names[2:]
-
-
 def test_a_checkpoint_has_detectron2s_layout_and_the_settings(tmp_path: Path) -> None:
     state = _state()
     path = _run(state, tmp_path, 4).latest()

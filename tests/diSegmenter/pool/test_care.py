@@ -98,10 +98,10 @@ def forget_an_annotation(layout):
     [
         (lose, "00_0007_0001.png", "there is no file"),
         (cut_off, "00_0007_0001.webp", "does not decode"),
-        (lambda run: change(run, 0, 1, bbox=[0, 0, 5, 5]), "00_0007_0001.webp", "box"),
+        (lambda run: change(run, 0, 1, bbox=[0, 0, 30, 30]), "00_0007_0001.webp", "box"),
         (lambda run: change(run, 0, 1, area=3), "00_0007_0001.webp", "area 3"),
         (lambda run: change(run, 0, 1, category_id=8), "00_0007_0001.png", "category 8"),
-        (lambda run: change(run, 0, 1, cutout="../../x"), "00_0007_0001.png", "leads out of"),
+        (lambda run: change(run, 0, 1, cutout="../../x"), "rd00.arrow", "leads out of"),
         (lose_the_marker, "rd01.arrow", "no marker"),
         (lose_the_index, "rd01.arrow", "there is no pool index"),
         (halve_the_annotations, "rd01.json", "not valid JSON"),
