@@ -81,8 +81,8 @@ class _Polygons:
                     f"more than {_MAX_LENGTH} numbers" if length % 2 == 0 else "an x without a y in a polygon"
                 )
                 raise BadSegmentation(index, f"has {what}")
+            self._numbers.fromlist(polygon)
             if length:
-                self._numbers.fromlist(polygon)
                 self._lengths.append(length // 2)
                 self._owners.append(index)
         if len(self._numbers) > _BATCH:
