@@ -153,10 +153,10 @@ class _RunLengths:
         bits = np.frombuffer(self._texts, dtype=np.uint8) - np.uint8(48)
         is_last = bits < 32
         good = np.logical_and.reduceat(bits < 64, np.append(0, text_ends[:-1])) & is_last[text_ends - 1]
-        ends = np.flatnonzero(is_last)
+        ends = np.flatnonzero(is_last).astype(np.int32)
         first = np.append(0, np.searchsorted(ends, text_ends[:-1]))  # run of each text
         if good.all():
-            starts = np.append(0, ends[:-1] + 1)
+            starts = np.append(np.int32(0), ends[:-1] + 1)
             length = ends - starts + 1
             good = np.maximum.reduceat(length, first) <= _MAX_RUN_CHARACTERS
         if good.all():
@@ -172,23 +172,30 @@ class _RunLengths:
         return BadSegmentation(index, f"has runs that do not add up to its {height} x {width} pixels")
 
     @staticmethod
-    def _totals(bits: npt.NDArray[np.uint8], starts: _Ints, length: _Ints, first: _Ints) -> _Ints:
+    def _totals(
+        bits: npt.NDArray[np.uint8],
+        starts: npt.NDArray[np.int32],
+        length: npt.NDArray[np.int32],
+        first: _Ints,
+    ) -> _Ints:
         """Pixels of each text's runs, -1 where one is negative."""
-        values = np.zeros(len(starts), dtype=np.int64)
+        values = np.zeros(len(starts), dtype=np.int32)
         for place in range(int(length.max())):
             has = length > place
-            values[has] |= (bits[starts[has] + place] & 31).astype(np.int64) << (5 * place)
+            values[has] |= (bits[starts[has] + place] & 31).astype(np.int32) << (5 * place)
         values -= (values >> (5 * length - 1)) << (5 * length)  # the highest bit is the sign
-        counts = np.append(first[1:], len(values)) - first
-        slots = np.arange(len(values)) + np.repeat(np.cumsum(counts % 2) - counts % 2, counts)
-        # Every other run is summed up, over all texts at once; each text begins at an even slot.
-        differences = np.zeros(int(slots[-1]) // 2 * 2 + 2, dtype=np.int64)
-        differences[slots] = values
-        differences[slots[first]] = 0
-        sums = differences.reshape(-1, 2).cumsum(axis=0)
-        before = (sums - differences.reshape(-1, 2))[slots[first] // 2]
-        rows = slots // 2
-        runs = sums[rows, slots % 2] - np.repeat(before, counts, axis=0)[np.arange(len(slots)), slots % 2]
+        # Every other run is summed up, in a column of its own and over all texts at once: a text's first row
+        # takes away what the text before it came to.
+        counts = np.diff(np.append(first, len(values)))
+        gaps = (
+            np.cumsum(counts % 2) - counts % 2
+        )  # empty slots before each text, so that it begins with a row
+        slots = np.arange(len(values)) + np.repeat(gaps, counts)
+        table = np.zeros((int(slots[-1]) // 2 + 1, 2), dtype=np.int64)
+        table.reshape(-1)[slots] = values
+        table.reshape(-1)[slots[first]] = 0  # nothing is added to the first run
+        rows = slots[first] // 2
+        table[rows[1:]] -= np.add.reduceat(table, rows, axis=0)[:-1]
+        runs = table.cumsum(axis=0).reshape(-1)[slots]
         runs[first] = values[first]
-        totals = np.add.reduceat(runs, first)
-        return np.where(np.minimum.reduceat(runs, first) < 0, -1, totals)
+        return np.where(np.minimum.reduceat(runs, first) < 0, -1, np.add.reduceat(runs, first))

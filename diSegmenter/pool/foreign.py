@@ -75,7 +75,10 @@ def read_coco(path: str, image_root: str, category_ids: Mapping[str, int]) -> It
             )
         if annotation.get("iscrowd", 0) or not isinstance(annotation.get("segmentation"), list):
             continue
-        picture = files.join(image_root, names[annotation["image_id"]])
+        try:
+            picture = files.join(image_root, names[annotation["image_id"]])
+        except UserError as error:
+            raise UserError(f"{path}: annotation {annotation.get('id')}: {error}") from error
         load = _polygon_loader(picture, annotation["segmentation"])
         yield ForeignInstance(f"{path}#{annotation.get('id')}", category_ids[name], load)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as coco_mask
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from detectron2_ext.data.dataset import DetectionDataset
@@ -128,6 +128,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @FUZZING
 @given(content=mutated_json(CONTENT))
+@example(
+    content=CONTENT | {"images": [CONTENT["images"][0] | {"file_name": "../a.png"}, CONTENT["images"][1]]}
+)
 def test_values_exchanged(content, path):
     read_bounded(path, json.dumps(content).encode())
 
@@ -136,6 +139,28 @@ def test_values_exchanged(content, path):
 @given(data=mutated_bytes(json.dumps(CONTENT).encode()))
 def test_bytes_exchanged(data, path):
     read_bounded(path, data)
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        [[0, 0, 2e8, 0, 2e8, 2e8]],
+        [[0, 0, 15_000, 15_000] * 10_000],
+        [[0.5, 0.5] * 250_000],
+        {"counts": [400_000_000]},
+        {"counts": [2**31, 2**31 - 1]},
+        {"counts": "0" * 500_000},
+        {"counts": "0" * 9_000_000},
+    ],
+    ids=["far", "zigzag", "many points", "one run", "beyond the mask", "many runs", "endless runs"],
+)
+def test_no_segmentation_takes_gigabytes(segmentation, path):
+    content = copy.deepcopy(CONTENT)
+    content["images"][0] |= {"height": 20_000, "width": 20_000}
+    if isinstance(segmentation, dict):
+        segmentation = {**segmentation, "size": [20_000, 20_000]}
+    content["annotations"] = [{**_OBJECT, "id": 7, "segmentation": segmentation}]
+    read_bounded(path, json.dumps(content).encode())
 
 
 _BAD: dict[str, list[Any]] = {
