@@ -40,7 +40,7 @@ def write_overview(cfg: CfgNode, layout: RunLayout, summary: dict[str, Any], pat
 def _draw_generated(figure: Any, layout: RunLayout, round_: int) -> None:
     """Instances of a round, evenly spread over its classes, above their masks."""
     pool = read_annotations(layout.annotations(round_))
-    newest = {image["id"]: image["file_name"] for image in pool.images}
+    newest = pool.file_names()
     prefix = f"{round_:02}_"
     kept = [a for a in pool.annotations if newest[a["image_id"]].startswith(prefix)] or pool.annotations
     chosen = np.linspace(0, len(kept) - 1, min(2 * _COLUMNS, len(kept)), dtype=int)

@@ -9,6 +9,7 @@ import numpy as np
 
 from detectron2_ext.data.decode import BadImage, decode_rgba, read_gray, read_rgba
 from exchange import files
+from exchange.annotations import read_annotations
 from exchange.errors import UserError
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex
@@ -91,20 +92,14 @@ class ImagesWithMasks:
     @classmethod
     def of_annotations(cls, annotation_file: str, folder: str) -> ImagesWithMasks:
         """What a file in LVIS or COCO format lists, one object an image, in ``folder``/raw and /segmented."""
-        content = files.read_json(annotation_file)
-        try:
-            names = {image["id"]: image["file_name"] for image in content["images"]}
-            objects = [(names[a["image_id"]], int(a["category_id"])) for a in content["annotations"]]
-        except (KeyError, TypeError) as error:
-            raise UserError(
-                f"{annotation_file} is not a pool in LVIS or COCO format: correct INPUT.INST_POOL_PATH"
-            ) from error
+        pool = read_annotations(annotation_file)
+        names = pool.file_names()
         return cls(
             files.join(folder, "raw"),
             files.join(folder, "segmented"),
-            [name for name, _ in objects],
-            np.array([category for _, category in objects], dtype=np.int64),
-            np.full(len(objects), -1),
+            [names[annotation["image_id"]] for annotation in pool.annotations],
+            np.array([annotation["category_id"] for annotation in pool.annotations], dtype=np.int64),
+            np.full(len(pool.annotations), -1),
         )
 
     def name(self, index: int) -> str:

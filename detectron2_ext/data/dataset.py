@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import pycocotools.mask as coco_mask
 
 from exchange.annotations import AnnotationFile, read_annotations
 from exchange.errors import UserError
+from exchange.segmentations import enclosing
 
 _log = logging.getLogger(__name__)
 
@@ -50,18 +50,15 @@ class DetectionDataset:
     The annotations are held as flat arrays and not as millions of Python objects, so that the processes of a
     loader share the memory: reading one touches no reference count that would copy its page.
 
-    An object that cannot be learnt is left out, counted and logged: a box without area, a segmentation
-        without
-    any polygon of three points or more, or run lengths of another image size. ``iscrowd`` objects are kept
-    and marked.
+    An object that cannot be learnt is left out, counted and logged: a box without area, or a segmentation without
+    any polygon of three points or more. ``iscrowd`` objects are kept and marked.
 
     Args:
         annotations: the file's content. A box is XYWH there; class indices follow the sorted category ids.
-        image_root: folder (or fsspec URL) that the images' ``file_name`` is relative to. LVIS v1 has no
-            ``file_name``; its place is the end of ``coco_url`` (``train2017/000000000009.jpg``).
+        image_root: folder (or fsspec URL) that the images' names are relative to.
 
     Raises:
-        UserError: an annotation has no box of four numbers, or an image has no name.
+        UserError: an annotation has no box, or an image has no name.
     """
 
     def __init__(self, annotations: AnnotationFile, image_root: str) -> None:
@@ -70,7 +67,7 @@ class DetectionDataset:
         self._path = annotations.path
         self._root = image_root.rstrip("/")
         images = annotations.images
-        self._names = _Texts(self._file_name(image) for image in images)
+        self._names = _Texts(annotations.file_names().values())
         self.image_ids = np.array([image["id"] for image in images], dtype=np.int64)
         self.sizes = np.array([(i["height"], i["width"]) for i in images], dtype=np.int32).reshape(-1, 2)
 
@@ -174,38 +171,21 @@ class DetectionDataset:
             "annotations": annotations,
         }
 
-    def _file_name(self, image: dict[str, Any]) -> str:
-        name = image.get("file_name")
-        if name is None and "coco_url" in image:
-            name = "/".join(PurePosixPath(image["coco_url"]).parts[-2:])
-        if not isinstance(name, str):
-            raise UserError(f"{self._path}: image {image['id']} has no 'file_name': add it")
-        return name
-
     def _box(self, annotation: dict[str, Any]) -> tuple[float, float, float, float]:
-        try:
-            x, y, width, height = (float(value) for value in annotation["bbox"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{self._path}: annotation {annotation.get('id')} has no 'bbox' of four numbers: add it"
-            ) from error
+        if "bbox" not in annotation:
+            raise UserError(f"{self._path}: annotation {annotation.get('id')} has no 'bbox': add it")
+        x, y, width, height = annotation["bbox"]
         return x, y, x + width, y + height
 
 
 def _usable(segmentation: Any, image_size: tuple[int, int]) -> Segmentation | None:
     """The part of a JSON segmentation that encloses pixels, or None."""
     if isinstance(segmentation, dict):
-        counts, size = segmentation.get("counts"), segmentation.get("size")
-        if not counts or list(size or ()) != list(image_size):
-            return None
+        counts = segmentation["counts"]
         if isinstance(counts, list):
-            counts = coco_mask.frPyObjects({"counts": counts, "size": size}, *size)["counts"]
+            counts = coco_mask.frPyObjects(segmentation, *image_size)["counts"]
         return RunLengths(image_size, counts.encode() if isinstance(counts, str) else counts)
-    polygons = [
-        np.asarray(part, dtype=np.float32).reshape(-1, 2)
-        for part in segmentation or ()
-        if len(part) >= 6 and len(part) % 2 == 0 and np.isfinite(part).all()
-    ]
+    polygons = [np.array(part, dtype=np.float32).reshape(-1, 2) for part in enclosing(segmentation or ())]
     return polygons or None
 
 

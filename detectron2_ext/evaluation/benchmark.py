@@ -68,7 +68,7 @@ def read_ancestors(path: str, annotations: AnnotationFile) -> dict[int, set[int]
     try:
         for category_id, upper in visit(files.read_json(from_repository(path)), set()):
             above.setdefault(category_id, set()).update(upper)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path} (TEST.HIERARCHY) is no tree of LabelName and Subcategory as Open Images publishes it"
         ) from error

@@ -20,6 +20,7 @@ from faster_coco_eval.core import mask as mask_api
 from detectron2_ext.evaluation.predictions import Predictions
 from detectron2_ext.evaluation.scoring import Evaluation, Summary, require_fields
 from exchange.annotations import AnnotationFile
+from exchange.segmentations import enclosing
 
 Ancestors = Mapping[int, Collection[int]]
 _Floats = npt.NDArray[np.float64]
@@ -79,7 +80,7 @@ class PascalTruth:
         for image_id, image in self.images.items():
             for names, expanded in (("pos_category_ids", above), ("neg_category_ids", below)):
                 for category_id in image.get(names, ()):
-                    self._judged.update((image_id, one) for one in expanded[category_id])
+                    self._judged.update((image_id, one) for one in expanded.get(category_id, ()))
 
     def counted(self, predictions: Predictions) -> npt.NDArray[np.bool_]:
         """Which predictions the rules look at, (N,)."""
@@ -198,12 +199,15 @@ def _hand_out(
 
 def _encoded(segmentation: Any, image: dict[str, Any]) -> dict[str, Any]:
     """Polygons or run lengths of a JSON file as compressed run lengths."""
+    height, width = image["height"], image["width"]
     if isinstance(segmentation, list):
-        parts = mask_api.frPyObjects(segmentation, image["height"], image["width"])
-        merged: dict[str, Any] = mask_api.merge(parts)
-        return merged
+        polygons = enclosing(segmentation)
+        if polygons:
+            merged: dict[str, Any] = mask_api.merge(mask_api.frPyObjects(polygons, height, width))
+            return merged
+        segmentation = {"size": [height, width], "counts": [height * width]}
     if isinstance(segmentation["counts"], list):
-        compressed: dict[str, Any] = mask_api.frPyObjects(segmentation, image["height"], image["width"])
+        compressed: dict[str, Any] = mask_api.frPyObjects(segmentation, height, width)
         return compressed
     return dict(segmentation)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
@@ -12,6 +11,7 @@ from diSegmenter.images import UnreadableImage, read_rgba
 from exchange import files
 from exchange.annotations import read_annotations
 from exchange.errors import UserError
+from exchange.segmentations import enclosing
 
 _IMAGE_ENDINGS = (".png", ".webp")
 # X-Paste takes what is above 128 and its largest part when it loads an instance that is not cropped yet.
@@ -66,7 +66,7 @@ def read_folders(root: str, category_ids: Mapping[str, int]) -> Iterator[Foreign
 def read_coco(path: str, image_root: str, category_ids: Mapping[str, int]) -> Iterator[ForeignInstance]:
     """The objects of a COCO or LVIS file with polygons, each cut out of its picture; crowds are left out."""
     annotations = read_annotations(path)
-    images = {image["id"]: image for image in annotations.images}
+    names = annotations.file_names()
     for annotation in annotations.annotations:
         name = annotations.category_names[annotation["category_id"]]
         if name not in category_ids:
@@ -75,10 +75,10 @@ def read_coco(path: str, image_root: str, category_ids: Mapping[str, int]) -> It
             )
         if annotation.get("iscrowd", 0) or not isinstance(annotation.get("segmentation"), list):
             continue
-        image = images[annotation["image_id"]]
-        if not isinstance(image.get("file_name"), str):
-            raise UserError(f"{path}: image {image['id']} has no file_name: add it")
-        picture = files.join(image_root, image["file_name"])
+        try:
+            picture = files.join(image_root, names[annotation["image_id"]])
+        except UserError as error:
+            raise UserError(f"{path}: annotation {annotation.get('id')}: {error}") from error
         load = _polygon_loader(picture, annotation["segmentation"])
         yield ForeignInstance(f"{path}#{annotation.get('id')}", category_ids[name], load)
 
@@ -101,14 +101,11 @@ def _xpaste_loader(entry: str, root: str) -> Callable[[], np.ndarray]:
     return load
 
 
-def _polygon_loader(path: str, polygons: list[Any]) -> Callable[[], np.ndarray]:
+def _polygon_loader(path: str, polygons: list[list[float]]) -> Callable[[], np.ndarray]:
     def load() -> np.ndarray:
         image = read_rgba(path)
         alpha = np.zeros(image.shape[:2], np.uint8)
-        try:
-            points = [np.rint(np.asarray(p, np.float64)).astype(np.int32).reshape(-1, 1, 2) for p in polygons]
-        except ValueError as error:
-            raise UnreadableImage(f"{path}: a polygon is not a list of x, y pairs") from error
+        points = [np.rint(p).astype(np.int32).reshape(-1, 1, 2) for p in enclosing(polygons)]
         cv2.fillPoly(alpha, points, 255)
         return np.dstack([image[..., :3], alpha])
 

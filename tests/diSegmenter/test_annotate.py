@@ -19,3 +19,10 @@ def test_box_area_and_polygons_are_those_of_alpha_above_zero():
     filled = (alpha > 0).astype(np.uint8)
     filled[22:24, 33:35], filled[0, 0] = 1, 0
     np.testing.assert_array_equal(drawn, filled)
+
+
+def test_a_triangle_of_three_points_is_a_polygon_and_a_line_is_none():
+    alpha = np.zeros((20, 20), np.uint8)
+    alpha[4:9, 3:8] = np.tri(5)
+    alpha[15, 2:9] = 1
+    assert [len(polygon) for polygon in outline(alpha)["segmentation"]] == [6]

@@ -85,8 +85,9 @@ def test_only_what_is_missing_or_cut_off_is_made_again(layout):
         path.write_bytes(path.read_bytes()[:-10])
     os.remove(layout.cutout(names[2]))
     files.write_bytes(layout.segmented(names[3]), files.read_bytes(layout.raw(names[3])))  # no record
+    files.write_bytes(layout.segmented(names[5]), files.read_bytes(layout.segmented(names[0])))  # of another
     assert len(segment(layout, again)) == 6
-    assert again.seen == 4 and contents(layout) == before
+    assert again.seen == 5 and contents(layout) == before
 
 
 def test_a_call_that_dies_half_way_is_resumed(layout):

@@ -14,6 +14,7 @@ from pycocotools import mask as coco_mask
 from detectron2_ext.evaluation.benchmark import build_truth, read_ancestors
 from detectron2_ext.evaluation.pascal import OPEN_IMAGES, VOC, PascalTruth
 from detectron2_ext.evaluation.predictions import Predictions
+from detectron2_ext.evaluation.scoring import GroundTruth
 from detectron2_ext.structures import Instances
 from exchange.annotations import AnnotationFile
 from exchange.config import REPOSITORY, load_config
@@ -244,6 +245,14 @@ def test_a_group_is_found_once_and_swallows_the_rest() -> None:
     truth = PascalTruth(_world(group, _square(1, 3, 45)), OPEN_IMAGES)
     found = _squares((0, 0.9), (10, 0.8), (20, 0.7), (45, 0.6))
     assert truth.score(_predictions({1: found})).box["AP50"] == pytest.approx(100.0)
+
+
+@pytest.mark.parametrize("build", [GroundTruth, lambda world: PascalTruth(world, VOC)])
+@pytest.mark.parametrize("segmentation", [[], [[]], [[0, 0, 10, 10]]])
+def test_polygons_of_fewer_than_three_points_are_no_mask_and_no_box(build, segmentation) -> None:
+    truth = build(_world(_square(1, 3, 0) | {"segmentation": segmentation}))
+    evaluation = truth.score(_predictions({1: _squares((0, 0.9))}))
+    assert (evaluation.box["AP"], evaluation.mask["AP"]) == (pytest.approx(100.0), 0.0)
 
 
 def test_a_category_counts_only_where_it_was_looked_for() -> None:

@@ -1,0 +1,145 @@
+"""Fields of many JSON records that nobody vouches for, checked a field at a time in all records at once.
+
+LVIS has 1.27 million annotations: what looks at them one by one takes as long as reading them.
+"""
+
+import reprlib
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from exchange.errors import UserError
+
+_Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """``column`` makes an array of values; TypeError, ValueError or OverflowError say that one is not ``what``."""
+
+    what: str
+    column: Callable[[list[Any]], npt.NDArray[Any]]
+
+
+def _numbers(code: str, low: int, high: int) -> Callable[[list[Any]], npt.NDArray[Any]]:
+    """``array`` takes nothing but numbers, for ``q`` whole ones of 64 bits, and takes them fast."""
+
+    def column(values: list[Any]) -> npt.NDArray[Any]:
+        numbers = np.array(array(code, values))
+        if not ((numbers >= low) & (numbers <= high)).all():  # NaN is neither
+            raise ValueError
+        return numbers
+
+    return column
+
+
+def whole(high: int, low: int = 0) -> Kind:
+    """Whole numbers from ``low`` to ``high``, which 64 bits hold."""
+    return Kind(f"a whole number from {low} to {high}", _numbers("q", low, high))
+
+
+def _boxes(values: list[Any]) -> npt.NDArray[np.float64]:
+    if any(len(box) != 4 for box in values):
+        raise ValueError
+    numbers = array("d")
+    for box in values:
+        numbers.fromlist(box)
+    return np.array(numbers).reshape(-1, 4)
+
+
+def _id_lists(values: list[Any]) -> _Ints:
+    numbers = array("q")
+    for ids in values:
+        numbers.fromlist(ids)
+    return np.array(numbers)
+
+
+def _texts(values: list[Any]) -> npt.NDArray[Any]:
+    if b"\0" in "".join(values).encode():
+        raise ValueError
+    return np.empty(0)
+
+
+def _text_lists(values: list[Any]) -> npt.NDArray[Any]:
+    if not all(isinstance(texts, list) for texts in values):
+        raise ValueError
+    return _texts(["".join(texts) for texts in values])
+
+
+def _frequencies(values: list[Any]) -> npt.NDArray[Any]:
+    if not all(value in ("r", "c", "f") for value in values):
+        raise ValueError
+    return np.empty(0)
+
+
+AREA = Kind("a number of pixels from 0 up", _numbers("d", 0, 2**63))
+BOX = Kind("a list of four numbers", _boxes)
+FREQUENCY = Kind("'r', 'c' or 'f'", _frequencies)
+ID = whole(2**63 - 1)
+IDS = Kind("a list of whole numbers", _id_lists)
+TEXT = Kind("a text that UTF-8 holds, without NUL", _texts)
+TEXTS = Kind("a list of texts that UTF-8 holds", _text_lists)
+
+
+class Records:
+    """One of the lists of an annotation file, checked a field at a time in all records at once: LVIS has 1.27 million
+    annotations. All methods raise UserError that names the first bad record."""
+
+    _SINGULAR = {"images": "image", "annotations": "annotation", "categories": "category"}
+
+    def __init__(self, path: str, part: str, records: list[Any]) -> None:
+        self.records = records
+        self._path, self._part = path, part
+        for index, record in enumerate(records):
+            if not isinstance(record, dict):
+                raise self.error(index, "is no JSON object")
+
+    def error(self, index: int, what: str) -> UserError:
+        record, kind = self.records[index], self._SINGULAR[self._part]
+        known = isinstance(record, dict) and isinstance(record.get("id"), int)
+        name = f"{kind} {str(record['id'])[:40]}" if known else f"record {index} of {self._part!r}"
+        return UserError(f"{self._path}: {name} {what}: correct it or remove the {kind}")
+
+    def check(self, field: str, kind: Kind, required: bool = False) -> npt.NDArray[Any]:
+        """The values of ``field`` in the records that have it, all of them where it is ``required``."""
+        try:
+            return kind.column([record[field] for record in self.records if required or field in record])
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            for index, record in enumerate(self.records):
+                if field not in record:
+                    if required:
+                        raise self.error(index, f"has no {field!r}") from error
+                elif not _fits(record[field], kind):
+                    what = f"{reprlib.repr(record[field])}, which is not {kind.what}"
+                    raise self.error(index, f"has {field} {what}") from error
+            raise
+
+    def ids(self, kind: Kind) -> _Ints:
+        """The ids, which must differ."""
+        ids = self.check("id", kind, required=True)
+        if len(np.unique(ids)) != len(ids):
+            raise UserError(f"{self._path} lists an id twice in {self._part!r}: ids must be unique")
+        return ids
+
+    def refer(self, field: str, ids: _Ints, part: str) -> _Ints:
+        """The place in ``ids``, those of another list, of what each record names in ``field``."""
+        named = self.check(field, ID, required=True)
+        order = np.argsort(ids)
+        places = np.searchsorted(ids, named, sorter=order)
+        unknown = ~np.isin(named, ids)
+        if unknown.any():
+            index = int(unknown.argmax())
+            raise self.error(index, f"has {field} {named[index]}, which is not in {part!r}")
+        return order[places]
+
+
+def _fits(value: Any, kind: Kind) -> bool:
+    try:
+        kind.column([value])
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return True

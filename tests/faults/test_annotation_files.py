@@ -1,0 +1,287 @@
+"""Annotation files that nobody vouches for: one sentence that names file and record, or something safe to use."""
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as coco_mask
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from detectron2_ext.data.dataset import DetectionDataset
+from detectron2_ext.data.geometry import View
+from detectron2_ext.data.rasterize import rasterize
+from detectron2_ext.evaluation.pascal import OPEN_IMAGES, PascalTruth
+from detectron2_ext.evaluation.predictions import Predictions
+from detectron2_ext.evaluation.scoring import GroundTruth
+from diSegmenter.pool.foreign import read_coco
+from exchange.annotations import read_annotations
+from exchange.errors import UserError
+from generator.prompts import PromptBook
+from tests.faults.mutations import FUZZING, memory_bounded, mutated_bytes, mutated_json
+
+_MASK = np.zeros((6, 8), np.uint8, order="F")
+_MASK[2:5, 1:7] = 1
+_COMPRESSED = {"size": [6, 8], "counts": coco_mask.encode(_MASK)["counts"].decode()}
+_RUNS = {"size": [6, 8], "counts": [8, 3, 3, 3, 31]}
+_OBJECT = {"image_id": 3, "category_id": 2, "bbox": [1, 2, 6.5, 3], "area": 18.0, "iscrowd": 0}
+_POLYGONS = [[1, 2, 7, 2.5, 7, 5], [1, 1, 2, 2]]
+CONTENT = {
+    "images": [
+        {
+            "id": 3,
+            "height": 6,
+            "width": 8,
+            "file_name": "a.png",
+            "neg_category_ids": [5],
+            "pos_category_ids": [2],
+        },
+        {
+            "id": 4,
+            "height": 9,
+            "width": 5,
+            "coco_url": "http://x/y/b.jpg",
+            "not_exhaustive_category_ids": [2],
+        },
+    ],
+    "annotations": [
+        {**_OBJECT, "id": 7, "segmentation": _POLYGONS},
+        {**_OBJECT, "id": 8, "segmentation": _COMPRESSED, "difficult": 1},
+        {**_OBJECT, "id": 9, "segmentation": _RUNS, "iscrowd": 1},
+        {**_OBJECT, "id": 10, "segmentation": []},
+    ],
+    "categories": [
+        {
+            "id": 2,
+            "name": "cat",
+            "frequency": "r",
+            "synonyms": ["cat", "puss"],
+            "def": "a pet",
+            "freebase_id": "/m/1",
+        },
+        {"id": 5, "name": "dog", "frequency": "f"},
+    ],
+}
+
+
+def use(path: str) -> None:
+    """Everything that training, evaluation, stage 1 and the import of stage 2 do with an annotation file."""
+    annotations = read_annotations(path)
+    annotations.instance_counts(), annotations.image_counts()
+    for category in annotations.categories:
+        PromptBook(["a {synonym}, {definition}"], "clean").prompt(category, 5)
+    list(read_coco(path, "/", {name: 1 for name in annotations.category_names.values()}))
+    dataset = DetectionDataset(annotations, "/")
+    for index in range(len(dataset)):
+        record = dataset.record(index)
+        size = record.height, record.width
+        if math.prod(size) < 1e6:  # an image file of the same size has been read before
+            for number in range(len(record.boxes)):
+                rasterize(dataset.segmentation(record.first_object + number), View(1.0, size, (0, 0), size))
+    for truth in (GroundTruth(annotations), PascalTruth(annotations, OPEN_IMAGES)):
+        truth.score(_found(dataset))
+
+
+def _found(dataset: DetectionDataset) -> Predictions:
+    """An object of one pixel in each image."""
+    masks = [{"size": size, "counts": [0, 1, math.prod(size) - 1]} for size in dataset.sizes.tolist()]
+    number = len(masks) if dataset.num_classes else 0
+    return Predictions.from_json(
+        [
+            {
+                "image_id": image_id,
+                "category_id": int(dataset.category_ids[0]),
+                "score": 0.5,
+                "bbox": [0, 0, 1, 1],
+                "segmentation": {
+                    "size": mask["size"],
+                    "counts": coco_mask.frPyObjects(mask, *mask["size"])["counts"].decode(),
+                },
+            }
+            for image_id, mask in zip(dataset.image_ids.tolist()[:number], masks, strict=False)
+        ],
+        dataset.category_ids,
+    )
+
+
+def read_bounded(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+    with memory_bounded(len(data)):
+        try:
+            use(str(path))
+        except UserError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a file that has been used once, so that all libraries are loaded."""
+    path = tmp_path_factory.mktemp("set") / "annotations.json"
+    path.write_text(json.dumps(CONTENT))
+    use(str(path))
+    return path
+
+
+@FUZZING
+@given(content=mutated_json(CONTENT))
+@example(
+    content=CONTENT | {"images": [CONTENT["images"][0] | {"file_name": "../a.png"}, CONTENT["images"][1]]}
+)
+def test_values_exchanged(content, path):
+    read_bounded(path, json.dumps(content).encode())
+
+
+@FUZZING
+@given(data=mutated_bytes(json.dumps(CONTENT).encode()))
+def test_bytes_exchanged(data, path):
+    read_bounded(path, data)
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        [[0, 0, 2e8, 0, 2e8, 2e8]],
+        [[0, 0, 15_000, 15_000] * 10_000],
+        [[0.5, 0.5] * 250_000],
+        {"counts": [400_000_000]},
+        {"counts": [2**31, 2**31 - 1]},
+        {"counts": "0" * 500_000},
+        {"counts": "0" * 9_000_000},
+    ],
+    ids=["far", "zigzag", "many points", "one run", "beyond the mask", "many runs", "endless runs"],
+)
+def test_no_segmentation_takes_gigabytes(segmentation, path):
+    content = copy.deepcopy(CONTENT)
+    content["images"][0] |= {"height": 20_000, "width": 20_000}
+    if isinstance(segmentation, dict):
+        segmentation = {**segmentation, "size": [20_000, 20_000]}
+    content["annotations"] = [{**_OBJECT, "id": 7, "segmentation": segmentation}]
+    read_bounded(path, json.dumps(content).encode())
+
+
+_BAD: dict[str, list[Any]] = {
+    "segmentation": [
+        *(
+            5,
+            "text",
+            None,
+            [5],
+            ["text"],
+            [{}],
+            [[1, 2, "3", 4, 5, 6]],
+            [[1, [2], 3, 4, 5, 6]],
+            [[1, 2, 3, 4, 5]],
+        ),
+        *(
+            [[0, 0, 1, 1, 2, math.nan]],
+            [[0, 0, 1, 1, 2, 2**70]],
+            [[0, 0, 1, 1, 1e9, 1]],
+            [[0, 0, 8, 6] * 40_000],
+        ),
+        *({}, {**_RUNS, "size": [8, 6]}, {**_RUNS, "size": [6.0, 8]}, {**_RUNS, "size": 6}),
+        *(
+            {**_RUNS, "counts": counts}
+            for counts in ([], [49], [-1, 49], [47], [48.0], ["48"], [2**64], [2**62] * 8)
+        ),
+        *(
+            {**_COMPRESSED, "counts": c}
+            for c in ("", "é", "\ud800", "o" * 9 + "0", _COMPRESSED["counts"] + "O", "P")
+        ),
+    ],
+    "bbox": [
+        5,
+        "1234",
+        [1, 2, 3],
+        [1, 2, 3, None],
+        [1, 2, -3, 4],
+        [1, 2, math.nan, 4],
+        [1, 2, 1e300, 4],
+        [2**70] * 4,
+    ],
+    "area": [None, "5", -1, math.nan, math.inf, 2**70],
+    "iscrowd": [None, 2, -1, "0", [], 0.0],
+    "id": ["7", -1, 7.0, 2**63, [], None],
+    "image_id": [None, 99, "3", 3.0, 2**64],
+    "category_id": [None, 99, "2", 2**64],
+}
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field in _BAD for value in _BAD[field]])
+def test_a_bad_annotation_is_named(field, value, tmp_path):
+    content = copy.deepcopy(CONTENT)
+    content["annotations"][1][field] = value
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(content))
+    name = r"(annotation \S+|record 1 of 'annotations')" if field == "id" else "annotation 8"
+    with pytest.raises(UserError, match=rf"annotations.json: {name} has .*{field}.*: correct it or remove"):
+        read_annotations(str(path))
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        *(("images", "height", value) for value in (-1, 0, "6", 6.0, None, 2**31, 2**64, math.nan)),
+        *(("images", "file_name", value) for value in (5, None, "\ud800", "a\0")),
+        *(("images", "neg_category_ids", value) for value in (5, None, ["2"], [[2]], [2**64])),
+        *(("categories", "name", value) for value in (5, "\ud800", [])),
+        *(("categories", "frequency", value) for value in ("x", None, [])),
+        *(("categories", "id", value) for value in (-1, 2**31)),
+        ("categories", "synonyms", "cat"),
+    ],
+)
+def test_a_bad_image_or_category_is_named(part, field, value, tmp_path):
+    content = copy.deepcopy(CONTENT)
+    content[part][0][field] = value
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"annotations.json: .* has .*{field} .*: correct it or remove"):
+        read_annotations(str(path))
+
+
+def decoded(text: str) -> list[int]:
+    """Runs of COCO's compressed form, a character at a time: five bits each, 32 for more to come, the last one's 16
+    for a negative number; from the fourth run on, what is added to the run before the last."""
+    runs, value, place = [], 0, 0
+    for character in text:
+        bits = ord(character) - 48
+        value |= (bits & 31) << place
+        place += 5
+        if not bits & 32:
+            value -= (1 << place) if bits & 16 else 0
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = place = 0
+    return runs
+
+
+@FUZZING
+@given(data=st.data())
+def test_compressed_runs_are_accepted_exactly_where_they_add_up(data, tmp_path):
+    content = copy.deepcopy(CONTENT)
+    height, width = content["images"][0]["height"], content["images"][0]["width"] = (
+        data.draw(st.integers(1, 300)),
+        data.draw(st.integers(1, 300)),
+    )
+    content["annotations"], good = [], []
+    for number in range(data.draw(st.integers(1, 5))):
+        rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+        mask = np.asfortranarray(rng.random((height, width)) < rng.choice([0.001, 0.1, 1.0]), dtype=np.uint8)
+        text = bytearray(coco_mask.encode(mask)["counts"])
+        if data.draw(st.integers(0, 5)) == 0:
+            text[data.draw(st.integers(0, len(text) - 1))] = data.draw(st.integers(48, 79))
+        runs = decoded(text.decode())
+        good.append(min(runs) >= 0 and sum(runs) == height * width)
+        segmentation = {"size": [height, width], "counts": text.decode()}
+        content["annotations"].append(
+            {"image_id": 3, "category_id": 2, "id": number, "segmentation": segmentation}
+        )
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(content))
+    if all(good):
+        assert len(read_annotations(str(path)).annotations) == len(good)
+    else:
+        with pytest.raises(UserError, match=f"annotation {good.index(False)} has .* do not add up"):
+            read_annotations(str(path))
