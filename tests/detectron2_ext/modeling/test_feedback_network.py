@@ -3,7 +3,7 @@ import torch
 from network_scenes import NUM_CLASSES, small_config
 
 from detectron2_ext.modeling import FeedbackNetwork, build_model, load_feedback_network
-from detectron2_ext.modeling.weight_files import file_sha256
+from exchange import files
 from exchange.errors import UserError
 
 
@@ -70,7 +70,7 @@ def test_a_checkpoint_becomes_a_network_without_gradients(detector, tmp_path):
     batch = images(2)
     plain = FeedbackNetwork(detector)(batch)
     torch.testing.assert_close(load_feedback_network(small_config(), path)(batch), plain + 1)
-    network = load_feedback_network(small_config(), path, use_ema=False, sha256=file_sha256(path))
+    network = load_feedback_network(small_config(), path, use_ema=False, sha256=files.sha256(path))
     torch.testing.assert_close(network(batch), plain)
     assert not network.training
     assert not any(parameter.requires_grad for parameter in network.parameters())
