@@ -1,12 +1,12 @@
-"""Weight files, damaged and hostile: the documented error or weights, no code, no more memory than the file warrants."""
+"""Weight files, damaged and hostile: the documented error or weights, no code, memory as the file's size warrants."""
 
 import io
 import json
+import os
 import pickle
 import struct
 import warnings
 import zipfile
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import nn
 from detectron2_ext import train_net
 from detectron2_ext.modeling import load_weights
 from detectron2_ext.modeling.weight_files import read_weight_file
+from exchange import files
 from exchange.errors import UserError
 from tests.detectron2_ext.engine.small_run import write_config
 from tests.faults.mutations import FUZZING, memory_bounded, mutated_bytes, mutated_json
@@ -87,10 +88,16 @@ PIECES = (
     st.sampled_from([bytes([code]) for code in b"()tR}]lda esubQN.\x85\x86\x87\x88\x89\x81\x93\x94\x8f"])
     | st.sampled_from([b"c" + name.replace(" ", "\n").encode() + b"\n" for name in NAMES])
     | st.builds(lambda n: b"J" + struct.pack("<i", n), NUMBERS)
-    | st.builds(lambda op, n: op + struct.pack("<I", n), st.sampled_from([b"r", b"j", b"X", b"B", b"T"]), NUMBERS)
-    | st.builds(lambda op, n: op + struct.pack("<Q", n), st.sampled_from([b"\x95", b"\x8e", b"\x96"]), NUMBERS)
+    | st.builds(
+        lambda op, n: op + struct.pack("<I", n), st.sampled_from([b"r", b"j", b"X", b"B", b"T"]), NUMBERS
+    )
+    | st.builds(
+        lambda op, n: op + struct.pack("<Q", n), st.sampled_from([b"\x95", b"\x8e", b"\x96"]), NUMBERS
+    )
     | st.builds(lambda op, n: op + bytes([n]), st.sampled_from([b"q", b"h", b"K"]), st.integers(0, 5))
-    | st.builds(lambda text: b"\x8c" + bytes([len(text)]) + text, st.sampled_from([b"f4", b"<", b"storage", b"0"]))
+    | st.builds(
+        lambda text: b"\x8c" + bytes([len(text)]) + text, st.sampled_from([b"f4", b"<", b"storage", b"0"])
+    )
 )
 INSTRUCTIONS = st.builds(lambda pieces: b"\x80\x02" + b"".join(pieces) + b".", st.lists(PIECES, max_size=30))
 FILES = {
@@ -135,3 +142,67 @@ def test_weights_of_any_structure_are_loaded_or_refused(content, tmp_path):
             load_weights(network, str(tmp_path / "x.pth"), use_ema=use_ema)
         except UserError as error:
             assert "x.pth" in str(error)
+
+
+def instructions(*pieces: bytes) -> bytes:
+    return b"\x80\x02" + b"".join(pieces) + b"."
+
+
+LEGACY_START = b"".join(
+    pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
+)
+STORAGE = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000X\3\0\0\0cpuJ\xff\xff\xff\x7ftQ"
+HOSTILE = {
+    "an archive that unfolds to 128 MiB": lambda: archive(
+        pickle_of_archive(), zipfile.ZIP_DEFLATED, bytes(1 << 27)
+    ),
+    "a call of bytearray": lambda: archive(instructions(b"cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R")),
+    "a storage of 2**31 numbers": lambda: LEGACY_START + instructions(STORAGE) + instructions(b"]"),
+    "a table of 2**31 values": lambda: instructions(b"Nr\xff\xff\xff\x7f"),
+    "bytes of 2**62": lambda: instructions(b"\x8e" + struct.pack("<Q", 1 << 62)),
+    "an array of 2**33 bytes": lambda: instructions(b"\x96" + struct.pack("<Q", 1 << 33)),
+    "a frame of 2**62 bytes": lambda: instructions(b"\x95" + struct.pack("<Q", 1 << 62)),
+    "millions of dictionaries": lambda: instructions(b"(" + b"}" * (1 << 23) + b"l"),
+    "one text as bytes, a thousand times": lambda: instructions(
+        b"X" + struct.pack("<I", 1 << 21) + b"x" * (1 << 21) + b"q\0(",
+        b"c_codecs\nencode\nh\0X\6\0\0\0latin1\x86R" * 1000 + b"l",
+    ),
+}
+
+
+@pytest.mark.parametrize("claim", HOSTILE)
+def test_what_claims_to_be_large_is_refused_before_it_takes_memory(claim, tmp_path):
+    data = HOSTILE[claim]()
+    (tmp_path / "x.pth").write_bytes(data)
+    with memory_bounded(len(data)), pytest.raises(UserError, match=r"x\.pth"):
+        read_weight_file(str(tmp_path / "x.pth"))
+
+
+class Touches:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mknod, (str(self.path),)
+
+
+@pytest.mark.parametrize("place", ["MODEL.WEIGHTS", "the checkpoint to resume from"])
+@pytest.mark.parametrize("form", ["archive", "legacy", "plain pickle"])
+def test_a_checkpoint_with_code_in_it_stops_the_training_and_the_code_never_runs(place, form, tmp_path):
+    content = {"optimizer": Touches(tmp_path / "ran"), "model": WEIGHTS, "iteration": 3}
+    data = (
+        pickle.dumps(content)
+        if form == "plain pickle"
+        else saved(content, _use_new_zipfile_serialization=form == "archive")
+    )
+    files.write_bytes(str(tmp_path / "run/train/evil.pth"), data)
+    options = ["--config", str(write_config(tmp_path))]
+    if place == "MODEL.WEIGHTS":
+        options += [place, str(tmp_path / "run/train/evil.pth")]
+    else:
+        files.write_bytes(str(tmp_path / "run/train/last_checkpoint"), b"evil.pth")
+    with pytest.raises(UserError, match=r"evil\.pth cannot be read as weights.* wants to load posix\.mknod"):
+        train_net.main(options)
+    assert not (tmp_path / "ran").exists()
