@@ -154,7 +154,7 @@ LEGACY_START = b"".join(
 STORAGE = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000X\3\0\0\0cpuJ\xff\xff\xff\x7ftQ"
 HOSTILE = {
     "an archive that unfolds to 128 MiB": lambda: archive(
-        pickle_of_archive(), zipfile.ZIP_DEFLATED, bytes(1 << 27)
+        pickle_of_archive(), zipfile.ZIP_DEFLATED, bytes(1 << 25)
     ),
     "a call of bytearray": lambda: archive(instructions(b"cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R")),
     "a storage of 2**31 numbers": lambda: LEGACY_START + instructions(STORAGE) + instructions(b"]"),
