@@ -90,7 +90,9 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     try:
         content = read_weight_file(path)
     except UserError as error:
-        raise UserError(f"{error}; to resume from an older one, write its name into last_checkpoint") from error
+        raise UserError(
+            f"{error}; to resume from an older one, write its name into last_checkpoint"
+        ) from error
     missing = [name for name in _PARTS if name not in content]
     if missing:
         raise UserError(f"{path} is no checkpoint of a run: it has no {' and no '.join(missing)}")

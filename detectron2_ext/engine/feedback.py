@@ -60,7 +60,9 @@ def make_feedback(
     moved: list[float | None] = [None] * len(category_ids)
     if before is not None:
         old = read_checkpoint(before)
-        rows = (classifier_rows(each, len(category_ids)) for each in (weights, old.get("model_ema", old["model"])))
+        rows = (
+            classifier_rows(each, len(category_ids)) for each in (weights, old.get("model_ema", old["model"]))
+        )
         moved = list(drift(*rows))
     return Feedback(
         round=round_,

@@ -116,7 +116,14 @@ def _parsing_archive() -> Iterator[None]:
     """Around calls of zipfile, which lets through what its helpers raise for a damaged file."""
     try:
         yield
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, struct.error) as error:
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        struct.error,
+    ) as error:
         raise _Damaged(str(error)) from error
     except OSError as error:
         if error.errno != errno.EINVAL:  # a place before the file's beginning; anything else is of the disk
