@@ -188,6 +188,18 @@ def remove(path: str) -> None:
         pass
 
 
+@contextmanager
+def open_to_read(path: str) -> Iterator[BinaryIO]:
+    """Yields the file ``path``, which can be read from any place on; raises UserError where there is none."""
+    filesystem, local = _locate(path)
+    try:
+        file = filesystem.open(local, "rb")
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise UserError(f"there is no file {path}: check the path, or run the step that writes it") from error
+    with file:
+        yield file
+
+
 def read_bytes(path: str) -> bytes:
     """The content of ``path``; raises UserError where there is no such file."""
     filesystem, local = _locate(path)

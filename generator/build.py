@@ -68,6 +68,11 @@ def build_guidance(cfg: CfgNode, classifier: Classifier, decoder: nn.Module | No
     node = cfg.GENERATOR
     if node.CRITERION not in CRITERIA:
         raise UserError(f"GENERATOR.CRITERION is one of {', '.join(CRITERIA)}, not {node.CRITERION!r}")
+    if cfg.MODEL.META_ARCHITECTURE == "EmbedRCNN" and node.GUIDANCE_SCALE > 0:
+        raise UserError(
+            "MODEL.META_ARCHITECTURE EmbedRCNN returns a feature, which is not uncertain of any class: draw with "
+            "CustomRCNN or FeedbackRCNN, or set GENERATOR.GUIDANCE_SCALE to 0"
+        )
     low, high = node.GUIDANCE_SIGMAS
     return Guidance(
         classifier,

@@ -8,7 +8,13 @@ from typing import Any
 
 import diffusers
 import torch
-from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    StrictDataclassError,
+)
+from safetensors import SafetensorError
 
 from exchange.config import model_source
 from exchange.errors import UserError
@@ -17,6 +23,11 @@ from generator.denoiser_call import denoiser_of
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TEXT_PARTS = ("tokenizer", "text_encoder")
 _IMAGE_PARTS = ("transformer", "unet", "vae", "safety_checker", "image_encoder", "feature_extractor")
+# What diffusers and transformers let through for a model that is not whole, or not of a kind that they have.
+_LOADING_ERRORS = (
+    *(OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError),
+    *(SafetensorError, StrictDataclassError),
+)
 _log = logging.getLogger(__name__)
 
 
@@ -81,7 +92,7 @@ class PipelineSource:
         """The pipeline's ``model_index.json``: its class, and library and class of its parts."""
         try:
             return dict(diffusers.DiffusionPipeline.load_config(model_source(self.name), **self._hub))
-        except (OSError, ValueError) as error:
+        except _LOADING_ERRORS as error:
             raise UserError(_explain("GENERATOR.MODEL", self.name, error)) from error
 
     def load(self) -> Any:
@@ -112,9 +123,9 @@ class PipelineSource:
         }
         try:
             pipeline = diffusers.DiffusionPipeline.from_pretrained(
-                model_source(self.name), dtype=DTYPES[self.dtype], **absent, **self._hub
+                model_source(self.name), dtype=DTYPES[self.dtype], use_safetensors=True, **absent, **self._hub
             )
-        except (OSError, ValueError, AttributeError) as error:  # the last for a class that diffusers lacks
+        except _LOADING_ERRORS as error:
             raise UserError(_explain("GENERATOR.MODEL", self.name, error)) from error
         vae = pipeline.vae
         if self.dtype == "float16" and vae is not None and vae.config.get("force_upcast"):
@@ -136,9 +147,9 @@ def load_tiny_autoencoder(name: str, dtype: str, device: torch.device) -> diffus
     """A distilled autoencoder such as TAESD, for latents of the same pipeline; UserError if it is none."""
     try:
         model = diffusers.AutoencoderTiny.from_pretrained(
-            model_source(name), dtype=DTYPES[dtype], token=os.environ.get("HF_TOKEN")
+            model_source(name), dtype=DTYPES[dtype], use_safetensors=True, token=os.environ.get("HF_TOKEN")
         )
-    except (OSError, ValueError) as error:
+    except _LOADING_ERRORS as error:
         raise UserError(_explain("GENERATOR.GUIDANCE_DECODER", name, error)) from error
     return model.to(device).eval().requires_grad_(False)
 
@@ -154,4 +165,8 @@ def _explain(key: str, name: str, error: BaseException) -> str:
         )
     if any(isinstance(cause, (HFValidationError, RepositoryNotFoundError)) for cause in causes):
         return f"{key} {name!r} is neither a folder nor a repository on the Hugging Face hub"
-    return f"{key} {name!r} cannot be loaded ({str(error).splitlines()[0]}): check name and network"
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return (
+        f"{key} {name!r} cannot be loaded ({reason}): check name and network; weights are read from .safetensors "
+        "only, which save_pretrained writes"
+    )

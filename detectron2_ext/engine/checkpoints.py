@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from typing import Any
 
-import fsspec
 import torch
 
 from detectron2_ext.engine.state import TrainingState
+from detectron2_ext.modeling.weight_files import read_weight_file
 from exchange import files
 from exchange.errors import UserError
 
 _NAME = re.compile(r"model_(\d{7,})\.pth")
+_PARTS = ("model", "optimizer", "scheduler", "scaler", "iteration")
 
 
 class RunCheckpoints:
@@ -76,22 +76,19 @@ class RunCheckpoints:
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
-    """The content of a checkpoint, on the CPU: tensors and plain values only.
+    """The content of a run's checkpoint, as TrainingState.state_dict returns it, on the CPU.
 
-    Raises UserError where the file is missing, cut short or holds anything else.
+    Raises UserError where the file is missing, damaged or holds anything else.
     """
-    if not files.exists(path):
-        raise UserError(f"there is no checkpoint {path}: check MODEL.WEIGHTS or train/last_checkpoint")
     try:
-        with fsspec.open(path, "rb") as file:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        content = read_weight_file(path)
+    except UserError as error:
         raise UserError(
-            f"{path} is not a whole checkpoint ({_reason(error)}): remove it and resume from an older one by "
-            "writing that one's name into last_checkpoint"
+            f"{error}; to resume from an older one, write its name into last_checkpoint"
         ) from error
-    if not isinstance(content, dict) or "model" not in content:
-        raise UserError(f"{path} holds no 'model': it is no checkpoint of a run")
+    missing = [name for name in _PARTS if name not in content]
+    if missing:
+        raise UserError(f"{path} is no checkpoint of a run: it has no {' and no '.join(missing)}")
     return content
 
 

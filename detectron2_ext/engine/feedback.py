@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -18,8 +18,8 @@ from exchange.feedback import Feedback
 _CLASSIFIER = re.compile(r"roi_heads\.box_predictor\.(\d+)\.cls_score\.weight")
 
 
-def classifier_rows(weights: dict[str, Tensor], num_classes: int) -> Tensor:
-    """Rows of the last cascade stage's classifier, float64 (C, D); row ``c`` is that of class index ``c``.
+def classifier_rows(weights: Mapping[str, Tensor], num_classes: int) -> Tensor:
+    """Rows of the last cascade stage's classifier, float64 (C, D) on the CPU; row ``c`` is that of class index ``c``.
 
     The last row, the background's, is left out.
     """
@@ -32,7 +32,7 @@ def classifier_rows(weights: dict[str, Tensor], num_classes: int) -> Tensor:
             f"the classifier has {len(rows) - 1} classes and the validation set {num_classes}: "
             "MODEL.ROI_HEADS.NUM_CLASSES and DATASETS.TEST must agree"
         )
-    return rows[:num_classes].double()
+    return rows[:num_classes].double().cpu()
 
 
 def drift(now: Tensor, before: Tensor) -> list[float]:
@@ -41,34 +41,29 @@ def drift(now: Tensor, before: Tensor) -> list[float]:
     return moved
 
 
-def averaged_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights of a checkpoint that evaluation uses: the average, where there is one."""
-    weights: dict[str, Tensor] = checkpoint.get("model_ema", checkpoint["model"])
-    return weights
-
-
 def make_feedback(
     evaluation: Evaluation,
     *,
     round_: int,
     iteration: int,
     checkpoint: str,
+    weights: Mapping[str, Tensor],
     before: str | None,
     dataset: str,
     category_ids: list[int],
 ) -> Feedback:
     """The feedback of a round.
 
-    ``checkpoint``: path of the round's last checkpoint, which was evaluated; ``before``: that of the round
-    before, None for the starting weights.
+    ``checkpoint``: path of the round's last checkpoint, ``weights``: those in it that were evaluated; ``before``:
+    path of the checkpoint of the round before, None for the starting weights.
     """
     moved: list[float | None] = [None] * len(category_ids)
     if before is not None:
-        now, then = (
-            classifier_rows(averaged_weights(read_checkpoint(path)), len(category_ids))
-            for path in (checkpoint, before)
+        old = read_checkpoint(before)
+        rows = (
+            classifier_rows(each, len(category_ids)) for each in (weights, old.get("model_ema", old["model"]))
         )
-        moved = list(drift(now, then))
+        moved = list(drift(*rows))
     return Feedback(
         round=round_,
         iteration=iteration,

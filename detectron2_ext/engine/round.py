@@ -157,6 +157,7 @@ class TrainingRun:
                 round_=round_,
                 iteration=state.iteration,
                 checkpoint=checkpoint,
+                weights=state.evaluated.state_dict(),
                 before=self._checkpoints.path(before) if round_ >= 0 else None,
                 dataset=name,
                 category_ids=read_test_set(cfg, name)[0].category_ids.tolist(),

@@ -75,8 +75,7 @@ def build_model(
         UserError: a setting asks for what this network does not have.
     """
     detector = build_detector(cfg, class_image_counts, generator)
-    output = _FEEDBACK_OUTPUTS.get(cfg.MODEL.META_ARCHITECTURE)
-    return detector if output is None else FeedbackNetwork(detector, output)
+    return detector if cfg.MODEL.META_ARCHITECTURE == "CustomRCNN" else build_feedback_network(cfg, detector)
 
 
 def build_detector(
@@ -97,9 +96,15 @@ def build_detector(
     )
 
 
-def feedback_output(cfg: CfgNode) -> str:
-    """What the feedback network of this configuration returns: ``logits`` or ``embedding``."""
-    return _FEEDBACK_OUTPUTS.get(cfg.MODEL.META_ARCHITECTURE, "logits")
+def build_feedback_network(cfg: CfgNode, detector: CenterNet2) -> FeedbackNetwork:
+    """What ``detector`` thinks of whole images: its embedding for EmbedRCNN, logits for the others.
+
+    Raises UserError for an order of channels that there is not.
+    """
+    if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
+        raise UserError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}, which does not exist: choose from RGB, BGR")
+    output = _FEEDBACK_OUTPUTS.get(cfg.MODEL.META_ARCHITECTURE, "logits")
+    return FeedbackNetwork(detector, output, bgr=cfg.INPUT.FORMAT == "BGR")
 
 
 def _check_choices(model: CfgNode) -> None:

@@ -15,6 +15,7 @@ _log = logging.getLogger(__name__)
 
 _BACKBONE = "backbone.bottom_up."
 _CLASSIFIER_PARTS = (".cls_score.weight", ".cls_score.bias", ".freq_weight")
+_FIRST_CLASSIFIER = "roi_heads.box_predictor.0.cls_score.bias"
 _NEVER_WEIGHTS = (
     "pixel_mean",
     "pixel_std",
@@ -57,7 +58,8 @@ def load_weights(
             is then unchanged.
     """
     content = read_weight_file(path, sha256)
-    report = LoadReport(path, averaged=use_ema and bool(content.get("model_ema")))
+    average = content.get("model_ema")
+    report = LoadReport(path, averaged=use_ema and isinstance(average, dict) and len(average) > 0)
     weights = _weights_of(content, report)
     expected = model.state_dict()
     if any(name.startswith(("roi_heads.", "proposal_generator.")) for name in weights):
@@ -93,10 +95,8 @@ def _match_network(
     if differing and only_classifier and new_classifier and not missing and not surplus:
         report.fresh = differing
         return {name: value for name, value in weights.items() if name not in differing}
-    if differing and only_classifier:
-        classes, ours = (
-            len(source["roi_heads.box_predictor.0.cls_score.bias"]) - 1 for source in (weights, expected)
-        )
+    if _FIRST_CLASSIFIER in differing and weights[_FIRST_CLASSIFIER].ndim == 1 and only_classifier:
+        classes, ours = (len(source[_FIRST_CLASSIFIER]) - 1 for source in (weights, expected))
         raise UserError(
             f"{report.path} was trained on {classes} classes, but MODEL.ROI_HEADS.NUM_CLASSES is {ours}: "
             f"set it to {classes} or take another file"
@@ -158,7 +158,7 @@ def _official_swin_names(weights: dict[str, Tensor]) -> dict[str, str]:
     renamed = {}
     for name in weights:
         parts = name.split(".")
-        if parts[0] == "layers" and parts[2] == "downsample":
+        if parts[0] == "layers" and parts[2:3] == ["downsample"] and parts[1].isdecimal():
             renamed[name] = ".".join(["layers", str(int(parts[1]) - 1), *parts[2:]])
     return renamed
 

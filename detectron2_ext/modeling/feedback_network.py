@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from fvcore.common.config import CfgNode
 
-from detectron2_ext.modeling.builder import build_detector, feedback_output
+from detectron2_ext.modeling.builder import build_detector, build_feedback_network
 from detectron2_ext.modeling.checkpoint import load_weights
 from detectron2_ext.modeling.whole_image import FeedbackNetwork
 
@@ -34,7 +34,7 @@ def load_feedback_network(
     """
     detector = build_detector(cfg)
     load_weights(detector, checkpoint_path, use_ema=use_ema, sha256=sha256)
-    network = FeedbackNetwork(detector, feedback_output(cfg)).to(device)
+    network = build_feedback_network(cfg, detector).to(device)
     for part in (network.backbone, network.box_head, network.classifier):
         part.to(dtype)
     return network.eval().requires_grad_(False)

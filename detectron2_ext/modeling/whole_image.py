@@ -17,10 +17,14 @@ class FeedbackNetwork(nn.Module):
         detector: gives its backbone and the last stage's box head and classifier (shared, not copied).
         output: ``logits``, of the C classes and background; or ``embedding``, the feature before the
             classifier.
+        bgr: whether the detector was trained on channels in the order BGR (INPUT.FORMAT).
     """
 
-    def __init__(self, detector: CenterNet2, output: Literal["logits", "embedding"] = "logits") -> None:
+    def __init__(
+        self, detector: CenterNet2, output: Literal["logits", "embedding"] = "logits", bgr: bool = False
+    ) -> None:
         super().__init__()
+        self.bgr = bgr
         self.preprocessor = detector.preprocessor
         self.backbone = detector.backbone
         self.levels = detector.roi_features
@@ -30,12 +34,14 @@ class FeedbackNetwork(nn.Module):
         self.classifier = last_predictor.cls_score if output == "logits" else nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) in [0, 1], channels in the order of the detector's pixel mean.
+        """Images (N, 3, H, W) in [0, 1], channels in the order RGB.
 
         Returns:
             float32 logits (N, C + 1), background last, or features (N, width of the box head).
         """
         height, width = images.shape[-2:]
+        if self.bgr:
+            images = images.flip(1)
         dtype = next(self.box_head.parameters()).dtype
         features = self.backbone(self.preprocessor.from_batch(images.float() * 255).to(dtype))
         boxes = torch.tensor([[0.0, 0.0, width, height]], device=images.device).expand(len(images), 4)

@@ -189,6 +189,7 @@ def test_dry_run_needs_neither_model_nor_gpu(world, monkeypatch):
         (["GENERATOR.MIN_PER_CLASS", "4"], "MIN_PER_CLASS"),
         (["GENERATOR.DTYPE", "int8"], "GENERATOR.DTYPE"),
         (["GENERATOR.CRITERION", "doubt"], "GENERATOR.CRITERION"),
+        (["MODEL.META_ARCHITECTURE", "EmbedRCNN"], "MODEL.META_ARCHITECTURE EmbedRCNN returns a feature"),
         (["GENERATOR.GUIDANCE_MODE", "magic"], "GENERATOR.GUIDANCE_MODE"),
         (["GENERATOR.GUIDANCE_EVERY", "0"], "GENERATOR.GUIDANCE_EVERY"),
         (["GENERATOR.MODEL", "no/such/model"], "GENERATOR.MODEL"),

@@ -1,11 +1,13 @@
 """What the loader of pipelines says when it cannot."""
 
 import json
+import shutil
 
 import diffusers
 import pytest
 import torch
 from huggingface_hub.errors import GatedRepoError
+from safetensors.torch import load_file
 
 from exchange.errors import UserError
 from generator.pipelines import PipelineSource, choose_device, load_tiny_autoencoder
@@ -46,6 +48,23 @@ def test_folder_without_a_pipeline_is_named(tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "NoSuchPipeline"}))
     with pytest.raises(UserError, match=str(tmp_path)):
         source(tmp_path).load()
+
+
+@pytest.mark.parametrize("damage", ["only .bin", "cut off", "a text for a number"])
+@pytest.mark.parametrize(("part", "key"), [("text_encoder", "hidden_size"), ("transformer", "num_layers")])
+def test_damaged_part_of_a_pipeline_is_named(part, key, damage, saved_sd3, tmp_path):
+    shutil.copytree(saved_sd3, tmp_path / "sd3")
+    (weights,) = (tmp_path / "sd3" / part).glob("*.safetensors")
+    if damage == "only .bin":
+        torch.save(load_file(weights), weights.with_suffix(".bin"))
+        weights.unlink()
+    elif damage == "cut off":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    else:
+        config = tmp_path / "sd3" / part / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {key: "x"}))
+    with pytest.raises(UserError, match=r"GENERATOR\.MODEL '.*sd3' cannot be loaded .*\.safetensors only"):
+        source(tmp_path / "sd3").load()
 
 
 def test_name_that_cannot_be_a_repository_is_told():

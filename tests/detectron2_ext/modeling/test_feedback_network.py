@@ -3,7 +3,7 @@ import torch
 from network_scenes import NUM_CLASSES, small_config
 
 from detectron2_ext.modeling import FeedbackNetwork, build_model, load_feedback_network
-from detectron2_ext.modeling.weight_files import file_sha256
+from exchange import files
 from exchange.errors import UserError
 
 
@@ -62,6 +62,30 @@ def test_pixels_are_normalized_once_as_in_training(detector):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", ["FeedbackRCNN", "EmbedRCNN"])
+def test_a_network_for_bgr_gives_what_the_same_one_for_rgb_does(detector, kind, tmp_path):
+    weights = {name: value.clone() for name, value in detector.state_dict().items()}
+    torch.save({"model": weights}, tmp_path / "rgb.pth")
+    first = "backbone.bottom_up.base.conv1.0.weight"
+    weights[first] = weights[first].flip(1)
+    torch.save({"model": weights}, tmp_path / "bgr.pth")
+    rgb = small_config(META_ARCHITECTURE=kind)
+    bgr = rgb.clone()
+    bgr.defrost()
+    bgr.INPUT.FORMAT, bgr.MODEL.PIXEL_STD = "BGR", rgb.MODEL.PIXEL_STD[::-1]
+    bgr.MODEL.PIXEL_MEAN = rgb.MODEL.PIXEL_MEAN[::-1]
+    batch = images(2)
+    expected = load_feedback_network(rgb, str(tmp_path / "rgb.pth"))(batch)
+    loaded, built = load_feedback_network(bgr, str(tmp_path / "bgr.pth")), build_model(bgr).eval()
+    built.load_state_dict(loaded.state_dict())
+    for network in (loaded, built):
+        torch.testing.assert_close(network(batch), expected)
+    bgr.INPUT.FORMAT = "GBR"
+    with pytest.raises(UserError, match="INPUT.FORMAT is 'GBR'"):
+        load_feedback_network(bgr, str(tmp_path / "bgr.pth"))
+
+
+@torch.no_grad()
 def test_a_checkpoint_becomes_a_network_without_gradients(detector, tmp_path):
     path = str(tmp_path / "x.pth")
     averaged = {name: value.clone() for name, value in detector.state_dict().items()}
@@ -70,7 +94,7 @@ def test_a_checkpoint_becomes_a_network_without_gradients(detector, tmp_path):
     batch = images(2)
     plain = FeedbackNetwork(detector)(batch)
     torch.testing.assert_close(load_feedback_network(small_config(), path)(batch), plain + 1)
-    network = load_feedback_network(small_config(), path, use_ema=False, sha256=file_sha256(path))
+    network = load_feedback_network(small_config(), path, use_ema=False, sha256=files.sha256(path))
     torch.testing.assert_close(network(batch), plain)
     assert not network.training
     assert not any(parameter.requires_grad for parameter in network.parameters())

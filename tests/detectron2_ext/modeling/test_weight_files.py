@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from detectron2_ext.modeling.weight_files import file_sha256, read_weight_file
+from detectron2_ext.modeling.weight_files import read_weight_file
+from exchange import files
 from exchange.errors import UserError
 
 
@@ -37,7 +38,7 @@ def test_a_file_that_runs_code_is_refused_and_runs_nothing(suffix, tmp_path):
 @pytest.mark.parametrize("value", [np.array([print], dtype=object), collections.Counter(), {1, 2}.__class__])
 def test_a_pickle_with_more_than_arrays_is_refused(value, tmp_path):
     (tmp_path / "x.pkl").write_bytes(pickle.dumps({"model": value}))
-    with pytest.raises(UserError, match="it wants to load"):
+    with pytest.raises(UserError, match="it wants to load|something else than numbers"):
         read_weight_file(str(tmp_path / "x.pkl"))
 
 
@@ -83,6 +84,6 @@ def test_a_file_that_is_not_there_or_holds_something_else_is_named(tmp_path):
 def test_another_file_than_the_feedbacks_is_refused(tmp_path):
     torch.save({"w": torch.zeros(1)}, tmp_path / "x.pth")
     path = str(tmp_path / "x.pth")
-    assert set(read_weight_file(path, file_sha256(path))) == {"w"}
+    assert set(read_weight_file(path, files.sha256(path))) == {"w"}
     with pytest.raises(UserError, match="not the file that the feedback was computed with"):
         read_weight_file(path, "0" * 64)

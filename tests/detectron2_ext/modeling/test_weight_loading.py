@@ -82,6 +82,21 @@ def test_a_checkpoint_of_another_network_is_refused_and_changes_nothing(source, 
     assert same(network, before)
 
 
+def test_a_file_whose_names_mislead_is_refused_too(source, tmp_path):
+    bias = "roi_heads.box_predictor.0.cls_score.bias"
+    weights = dict(source.state_dict()) | {bias: torch.tensor(1.0)}
+    swin = {
+        f"layers.{rest}": torch.zeros(1) for rest in ("3.downsample.reduction.weight", "x.downsample.y", "1")
+    }
+    swin_config = {"BACKBONE__NAME": "build_swintransformer_fpn_backbone", "SWIN__SIZE": "T"}
+    swin_config["FPN__IN_FEATURES"] = ["swin1", "swin2", "swin3"]
+    no_average = {"model": {}, "model_ema": torch.ones(2)}
+    for content, config in ((weights, {}), (no_average, {}), (swin, swin_config)):
+        torch.save(content, tmp_path / "x.pth")
+        with pytest.raises(UserError, match="x.pth"):
+            load_weights(fresh(**config), str(tmp_path / "x.pth"), use_ema=True)
+
+
 def test_another_number_of_classes_is_an_error_unless_the_classifier_may_be_new(source, tmp_path, caplog):
     path = str(tmp_path / "x.pth")
     torch.save({"model": source.state_dict()}, path)

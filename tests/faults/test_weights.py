@@ -1,0 +1,208 @@
+"""Weight files, damaged and hostile: the documented error or weights, no code, memory as the file's size warrants."""
+
+import io
+import json
+import os
+import pickle
+import struct
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save
+from torch import nn
+
+from detectron2_ext import train_net
+from detectron2_ext.modeling import load_weights
+from detectron2_ext.modeling.weight_files import read_weight_file
+from exchange import files
+from exchange.errors import UserError
+from tests.detectron2_ext.engine.small_run import write_config
+from tests.faults.mutations import FUZZING, memory_bounded, mutated_bytes, mutated_json
+
+HEAD = "roi_heads.box_predictor.0.cls_score"
+WEIGHTS = {f"{HEAD}.weight": torch.ones(3, 2), f"{HEAD}.bias": torch.zeros(3)}
+HALF = {"layers.0.x": torch.ones(2, dtype=torch.bfloat16), "n": torch.tensor(3)}
+CONTENT = {"model": WEIGHTS, "model_ema": HALF, "iteration": 4, "rest": [1.5, None, {"a": (True, "b")}]}
+ARRAYS = {name: value.numpy() for name, value in WEIGHTS.items()} | {"n": np.int64(3)}
+
+
+def saved(content: Any, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **options)
+    return buffer.getvalue()
+
+
+def archive(pickled: bytes, compression: int = zipfile.ZIP_STORED, storage: bytes | None = None) -> bytes:
+    """What torch.save writes for CONTENT, with another pickle and other numbers."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(saved(CONTENT))) as old, zipfile.ZipFile(buffer, "w", compression) as new:
+        for name in old.namelist():
+            data = old.read(name)
+            if name.endswith("data.pkl"):
+                data = pickled
+            elif storage is not None and name.endswith("/data/0"):
+                data = storage
+            new.writestr(name, data)
+    return buffer.getvalue()
+
+
+def pickle_of_archive() -> bytes:
+    with zipfile.ZipFile(io.BytesIO(saved(CONTENT))) as file:
+        return file.read("archive/data.pkl")
+
+
+def with_header(header: Any) -> bytes:
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + SAFE[8 + struct.unpack("<Q", SAFE[:8])[0] :]
+
+
+def safe_header() -> Any:
+    return json.loads(SAFE[8 : 8 + struct.unpack("<Q", SAFE[:8])[0]])
+
+
+SAFE = save(WEIGHTS)
+NAMES = [
+    "collections OrderedDict",
+    "torch FloatStorage",
+    "torch._utils _rebuild_tensor_v2",
+    "torch._utils _rebuild_parameter",
+    "_codecs encode",
+    "numpy dtype",
+    "numpy ndarray",
+    "numpy._core.multiarray _reconstruct",
+    "numpy._core.multiarray scalar",
+    "numpy._core.numeric _frombuffer",
+    "builtins bytearray",
+    "torch Tensor",
+    "no_such_module x",
+]
+NUMBERS = st.sampled_from([0, 1, 2, 3, 4, 255, 2**16 - 1, 2**31 - 1])
+PIECES = (
+    st.sampled_from([bytes([code]) for code in b"()tR}]lda esubQN.\x85\x86\x87\x88\x89\x81\x93\x94\x8f"])
+    | st.sampled_from([b"c" + name.replace(" ", "\n").encode() + b"\n" for name in NAMES])
+    | st.builds(lambda n: b"J" + struct.pack("<i", n), NUMBERS)
+    | st.builds(
+        lambda op, n: op + struct.pack("<I", n), st.sampled_from([b"r", b"j", b"X", b"B", b"T"]), NUMBERS
+    )
+    | st.builds(
+        lambda op, n: op + struct.pack("<Q", n), st.sampled_from([b"\x95", b"\x8e", b"\x96"]), NUMBERS
+    )
+    | st.builds(lambda op, n: op + bytes([n]), st.sampled_from([b"q", b"h", b"K"]), st.integers(0, 5))
+    | st.builds(
+        lambda text: b"\x8c" + bytes([len(text)]) + text, st.sampled_from([b"f4", b"<", b"storage", b"0"])
+    )
+)
+INSTRUCTIONS = st.builds(lambda pieces: b"\x80\x02" + b"".join(pieces) + b".", st.lists(PIECES, max_size=30))
+FILES = {
+    "archive": ("x.pth", mutated_bytes(saved(CONTENT))),
+    "pickle of an archive": ("x.pth", mutated_bytes(pickle_of_archive()).map(archive)),
+    "instructions in an archive": ("x.pth", INSTRUCTIONS.map(archive)),
+    "legacy": ("x.pth", mutated_bytes(saved(CONTENT, _use_new_zipfile_serialization=False))),
+    "arrays of protocol 2": ("x.pkl", mutated_bytes(pickle.dumps({"model": ARRAYS}, 2))),
+    "arrays of protocol 5": ("x.pkl", mutated_bytes(pickle.dumps({"model": ARRAYS}, 5))),
+    "instructions": ("x.pkl", INSTRUCTIONS),
+    "safetensors": ("x.safetensors", mutated_bytes(SAFE)),
+    "header of safetensors": ("x.safetensors", mutated_json(safe_header()).map(with_header)),
+}
+
+
+def read_or_refuse(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+    with memory_bounded(len(data)), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # zipfile's about names that are there twice
+        try:
+            assert isinstance(read_weight_file(str(path)), dict)
+        except UserError as error:
+            assert path.name in str(error)
+
+
+@pytest.mark.parametrize("form", FILES)
+@FUZZING
+@given(data=st.data())
+def test_damaged_weights_are_read_or_refused(form, data, tmp_path):
+    name, content = FILES[form]
+    read_or_refuse(tmp_path / name, data.draw(content))
+
+
+@FUZZING
+@given(content=mutated_json(CONTENT))
+def test_weights_of_any_structure_are_loaded_or_refused(content, tmp_path):
+    network = nn.ModuleDict({"roi_heads": nn.ModuleDict({"box_predictor": nn.ModuleList([nn.Module()])})})
+    network["roi_heads"]["box_predictor"][0].cls_score = nn.Linear(2, 3)
+    torch.save(content, tmp_path / "x.pth")
+    for use_ema in (False, True):
+        try:
+            load_weights(network, str(tmp_path / "x.pth"), use_ema=use_ema)
+        except UserError as error:
+            assert "x.pth" in str(error)
+
+
+def instructions(*pieces: bytes) -> bytes:
+    return b"\x80\x02" + b"".join(pieces) + b"."
+
+
+LEGACY_START = b"".join(
+    pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
+)
+STORAGE = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000X\3\0\0\0cpu\x8a\6\0\0\0\0\0\x20tQ"
+HOSTILE = {
+    "an archive that unfolds to 128 MiB": lambda: archive(
+        pickle_of_archive(), zipfile.ZIP_DEFLATED, bytes(1 << 27)
+    ),
+    "a call of bytearray": lambda: archive(instructions(b"cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R")),
+    "a storage of 2**45 numbers": lambda: LEGACY_START + instructions(STORAGE) + instructions(b"]"),
+    "a table of 2**31 values": lambda: instructions(b"Nr\xff\xff\xff\x7f"),
+    "bytes of 2**62": lambda: instructions(b"\x8e" + struct.pack("<Q", 1 << 62)),
+    "an array of 2**33 bytes": lambda: instructions(b"\x96" + struct.pack("<Q", 1 << 33)),
+    "a frame of 2**62 bytes": lambda: instructions(b"\x95" + struct.pack("<Q", 1 << 62)),
+    "millions of dictionaries": lambda: instructions(b"(" + b"}" * (1 << 23) + b"l"),
+    "one text as bytes, a thousand times": lambda: instructions(
+        b"X" + struct.pack("<I", 1 << 21) + b"x" * (1 << 21) + b"q\0(",
+        b"c_codecs\nencode\nh\0X\6\0\0\0latin1\x86R" * 1000 + b"l",
+    ),
+}
+
+
+@pytest.mark.parametrize("claim", HOSTILE)
+def test_what_claims_to_be_large_is_refused_before_it_takes_memory(claim, tmp_path):
+    data = HOSTILE[claim]()
+    (tmp_path / "x.pth").write_bytes(data)
+    with memory_bounded(len(data)), pytest.raises(UserError, match=r"x\.pth"):
+        read_weight_file(str(tmp_path / "x.pth"))
+
+
+class Touches:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mknod, (str(self.path),)
+
+
+@pytest.mark.parametrize("place", ["MODEL.WEIGHTS", "the checkpoint to resume from"])
+@pytest.mark.parametrize("form", ["archive", "legacy", "plain pickle"])
+def test_a_checkpoint_with_code_in_it_stops_the_training_and_the_code_never_runs(place, form, tmp_path):
+    content = {"optimizer": Touches(tmp_path / "ran"), "model": WEIGHTS, "iteration": 3}
+    data = (
+        pickle.dumps(content)
+        if form == "plain pickle"
+        else saved(content, _use_new_zipfile_serialization=form == "archive")
+    )
+    files.write_bytes(str(tmp_path / "run/train/evil.pth"), data)
+    options = ["--config", str(write_config(tmp_path))]
+    if place == "MODEL.WEIGHTS":
+        options += [place, str(tmp_path / "run/train/evil.pth")]
+    else:
+        files.write_bytes(str(tmp_path / "run/train/last_checkpoint"), b"evil.pth")
+    with pytest.raises(UserError, match=r"evil\.pth cannot be read as weights.* wants to load posix\.mknod"):
+        train_net.main(options)
+    assert not (tmp_path / "ran").exists()
