@@ -54,7 +54,9 @@ def reference(settings, weights, features, batch):
         num_centers += len(centers)
         for cell, target in enumerate(target_distances):
             if target is not None:
-                box_loss = box_loss + giou_loss(distances[image, cell].unbind(), torch.tensor(target).double())
+                box_loss = box_loss + giou_loss(
+                    distances[image, cell].unbind(), torch.tensor(target).double()
+                )
                 num_boxes += 1
     assert (heat > ignored).any() and (heat == clamp).any() and (distances == 0).any()
     losses = (box_loss / max(num_boxes, 1), positive / max(num_centers, 1), negative / max(num_centers, 1))
@@ -84,7 +86,9 @@ def test_losses_and_gradients_are_the_formula(settings, batch):
         spread = 2.0 if "agn_hm" in name else 0.3
         torch.nn.init.normal_(parameter, 0.5 * name.endswith("scale"), spread)
     features = [torch.randn(len(batch), 64, *shape, requires_grad=True) for shape in SHAPES]
-    truth = GroundTruth.from_instances([objects(b, [0] * len(b), (64, 96)) for b in batch], torch.device("cpu"))
+    truth = GroundTruth.from_instances(
+        [objects(b, [0] * len(b), (64, 96)) for b in batch], torch.device("cpu")
+    )
     proposals, losses = network(features, truth)
     assert not proposals[0].boxes.requires_grad and not proposals[0].scores.requires_grad
     names = list(dict(network.centernet_head.named_parameters()))
