@@ -6,7 +6,6 @@ from network_scenes import objects
 from torch import nn
 
 from detectron2_ext.modeling.centernet import CenterNet, HeatMapLoss, ProposalSelection
-from detectron2_ext.modeling.centernet_head import CenterNetHead
 from detectron2_ext.modeling.centernet_targets import CenterNetTargetAssigner
 from detectron2_ext.modeling.ground_truth import GroundTruth
 
@@ -117,14 +116,3 @@ def test_losses_are_divided_by_the_objects_of_the_whole_batch():
         for name, loss in single(single_features, truth)[1].items():
             totals[name] += loss.item() / 2
     assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(totals, rel=1e-5)
-
-
-def test_an_untrained_head_expects_objects_with_the_prior_probability():
-    torch.manual_seed(0)
-    heat, distances = CenterNetHead(64, 2, prior_prob=0.01)(
-        [torch.randn(2, 64, 5, 5), torch.randn(2, 64, 3, 3)]
-    )
-    assert [tuple(level.shape) for level in heat] == [(2, 1, 5, 5), (2, 1, 3, 3)]
-    assert heat[0].sigmoid().mean().item() == pytest.approx(0.01, rel=0.1)
-    assert distances[1].shape == (2, 4, 3, 3)
-    assert distances[0].mean().item() == pytest.approx(8.0, rel=0.1)

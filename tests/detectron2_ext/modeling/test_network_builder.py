@@ -1,5 +1,7 @@
 import gzip
 import json
+import math
+import re
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,46 @@ def test_what_the_network_does_not_have_is_refused_by_name(key, value):
     cfg = small_config(**{key: value})
     with pytest.raises(UserError, match=rf"MODEL\.{key.replace('__', '.')} is .*set it to"):
         build_model(cfg)
+
+
+# Of each layer: standard deviation of the weights, from fan-in and fan-out; their distribution; the bias.
+INITIAL = {
+    r"fpn_(lateral|output)|top_block|box_head.*fc": (lambda fan_in, _: fan_in**-0.5, "uniform", 0.0),
+    r"bbox_tower.[03]": (lambda *_: 0.01, "normal", 0.0),
+    r"centernet_head.bbox_pred": (lambda *_: 0.01, "normal", 8.0),
+    r"agn_hm": (lambda *_: 0.01, "normal", -math.log(99)),
+    r"cls_score": (lambda *_: 0.01, "normal", -math.log(99)),  # the prior probability 0.01
+    r"box_predictor.*bbox_pred": (lambda *_: 0.001, "normal", 0.0),
+    r"mask_fcn|deconv": (lambda _, fan_out: (2 / fan_out) ** 0.5, "normal", 0.0),
+    r"mask_head.predictor": (lambda *_: 0.001, "normal", 0.0),
+    r"attn.(qkv|proj)|mlp.fc|reduction": (lambda *_: 0.02, "normal", 0.0),
+}
+
+
+def test_untrained_layers_start_as_in_the_method():
+    settings = {"FPN__OUT_CHANNELS": 64, "CENTERNET__NUM_BOX_CONVS": 2, "ROI_MASK_HEAD__CONV_DIM": 64}
+    settings |= {"BACKBONE__NAME": "build_swintransformer_fpn_backbone", "SWIN__SIZE": "T"}
+    settings |= {"FPN__IN_FEATURES": "[swin1, swin2, swin3]"}
+    torch.manual_seed(0)
+    state = build_model(small_config(**settings)).state_dict()
+    seen = set()
+    for name, weight in state.items():
+        pattern = next((pattern for pattern in INITIAL if re.search(pattern, name)), None)
+        if pattern is None or not name.endswith("weight"):
+            continue
+        seen.add(pattern)
+        std, distribution, bias = INITIAL[pattern]
+        cells = weight[0, 0].numel()
+        std = std(weight.shape[1] * cells, weight.shape[0] * cells)
+        assert weight.std().item() == pytest.approx(std, rel=0.01 + 4 / (2 * weight.numel()) ** 0.5), name
+        assert (weight.abs().max() < 1.7321 * std) == (distribution == "uniform"), name
+        if "reduction" not in name:
+            assert state[name.removesuffix("weight") + "bias"].unique().tolist() == pytest.approx([bias]), (
+                name
+            )
+    assert seen == set(INITIAL)
+    tables = [value for name, value in state.items() if "relative_position_bias_table" in name]
+    assert torch.cat(tables, 1).std().item() == pytest.approx(0.02, rel=0.03)
 
 
 def test_chances_of_the_federated_loss_follow_the_image_counts(tmp_path):
