@@ -9,6 +9,8 @@ import torch
 from network_scenes import CONFIGS, small_config
 
 from detectron2_ext.modeling import FeedbackNetwork, build_model
+from detectron2_ext.modeling.centernet import ProposalSelection
+from detectron2_ext.modeling.postprocessing import DetectionSelection
 from exchange.config import load_config
 from exchange.errors import UserError
 
@@ -117,6 +119,35 @@ def test_image_counts_of_other_categories_are_refused(tmp_path):
             path.write_text(content)
         with pytest.raises(UserError, match=reason):
             build_model(small_config(ROI_BOX_HEAD__CAT_FREQ_PATH=path))
+
+
+def test_every_limit_reaches_its_place():
+    heat_map = {"INFERENCE_TH": 0.1, "NMS_TH_TRAIN": 0.2, "NMS_TH_TEST": 0.3, "PRE_NMS_TOPK_TRAIN": 4}
+    heat_map |= {"PRE_NMS_TOPK_TEST": 5, "POST_NMS_TOPK_TRAIN": 6, "POST_NMS_TOPK_TEST": 7}
+    settings = {f"CENTERNET__{key}": value for key, value in heat_map.items()} | {
+        "ROI_HEADS__BATCH_SIZE_PER_IMAGE": 8,
+        "ROI_HEADS__POSITIVE_FRACTION": 0.9,
+        "ROI_BOX_CASCADE_HEAD__IOUS": "[0.11, 0.12, 0.13]",
+        "ROI_HEADS__SCORE_THRESH_TEST": 0.14,
+        "ROI_HEADS__NMS_THRESH_TEST": 0.15,
+        "ROI_BOX_HEAD__FED_LOSS_NUM_CAT": 16,
+        "ROI_BOX_HEAD__FED_LOSS_FREQ_WEIGHT": 1.5,
+        "ROI_BOX_HEAD__PRIOR_PROB": 0.2,
+        "CENTERNET__PRIOR_PROB": 0.1,
+    }
+    network = build_model(small_config(**settings), [4, 0, 1, 9, 0])
+    assert network.proposal_generator.when_training == ProposalSelection(0.1, 0.2, 4, 6)
+    assert network.proposal_generator.when_testing == ProposalSelection(0.1, 0.3, 5, 7)
+    heads = network.roi_heads
+    sampler = heads.sampler
+    assert (sampler.per_image, sampler.foreground_share, sampler.iou_threshold) == (8, 0.9, 0.11)
+    assert heads.iou_thresholds == [0.11, 0.12, 0.13]
+    assert heads.selection == DetectionSelection(0.14, 0.15, 100)
+    assert heads.class_sampler.num_classes == 16
+    for predictor in heads.box_predictor:
+        assert predictor.freq_weight.tolist() == [8, 0, 1, 27, 0]
+        assert predictor.cls_score.bias.sigmoid().tolist() == pytest.approx([0.2] * 6)
+    assert network.proposal_generator.centernet_head.agn_hm.bias.sigmoid().item() == pytest.approx(0.1)
 
 
 def test_no_mask_head_is_an_option():
