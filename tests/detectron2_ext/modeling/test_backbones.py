@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from detectron2_ext.modeling.checkpoint import load_weights
 from detectron2_ext.modeling.fpn import FeaturePyramid
 from detectron2_ext.modeling.resnet import FrozenBatchNorm2d, TimmResNet
-from detectron2_ext.modeling.swin import SwinBlock, SwinSize, SwinTransformer
+from detectron2_ext.modeling.swin import SWIN_SIZES, SwinBlock, SwinSize, SwinTransformer
 
 TINY_SWIN = SwinSize(width=16, depths=(2, 2, 2, 2), heads=(1, 2, 4, 8), window=4, drop_path=0.1)
 
@@ -131,13 +131,26 @@ def test_recomputing_activations_changes_no_gradient():
     kept, recomputed = (SwinTransformer(TINY_SWIN, recompute) for recompute in (False, True))
     recomputed.load_state_dict(kept.state_dict())
     images = torch.randn(1, 3, 64, 64)
-    gradients = []
+    gradients, runs = [], []
     for network in (kept, recomputed):
         torch.manual_seed(1)  # stochastic depth
+        runs.append(0)
+        for layer in network.layers:
+            layer.blocks[0].register_forward_pre_hook(lambda *_: runs.append(runs.pop() + 1))
         with torch.enable_grad():
             network.train()(images)["swin3"].square().sum().backward()
         gradients.append([p.grad for p in network.parameters() if p.grad is not None])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert runs == [4, 8]
+
+
+def test_residuals_are_dropped_more_often_the_deeper_they_are():
+    with torch.device("meta"):
+        network = SwinTransformer(SWIN_SIZES["L-22k-384"])
+    shares = [block.drop_path.drop_prob for layer in network.layers for block in layer.blocks]
+    assert shares == pytest.approx([0.3 * block / 23 for block in range(24)])
+    tokens = torch.randn(1, 8, 8, 16)
+    assert torch.equal(SwinBlock(16, heads=2, window=4, shift=0, drop_path=1.0).train()(tokens), tokens)
 
 
 @torch.no_grad()

@@ -1,76 +1,114 @@
-import math
+"""Losses and gradients of the whole proposal generator against the method, written out in float64."""
 
 import pytest
 import torch
+from network_scenes import objects, small_config
+from test_centernet_targets import RANGES, SHAPES, oracle
+from torch.nn import functional as F
 
-from detectron2_ext.modeling.centernet_losses import giou_distance_loss, heat_map_focal_loss
+from detectron2_ext.modeling import build_model
+from detectron2_ext.modeling.centernet_losses import heat_map_focal_loss
+from detectron2_ext.modeling.ground_truth import GroundTruth
 
-
-def focal(logits, heat, centers):
-    """Zhou et al., 2019, equation 1, in float64, with CenterNet2's weights, clamp and ignored negatives."""
-    probability = [min(max(1 / (1 + math.exp(-x)), 1e-4), 1 - 1e-4) for x in logits]
-    positive = sum(-0.25 * math.log(probability[i]) * (1 - probability[i]) ** 2 for i in centers)
-    negative = sum(
-        -0.75 * math.log(1 - p) * p**2 * (1 - h) ** 4
-        for p, h in zip(probability, heat, strict=True)
-        if p < 0.85
-    )
-    return positive, negative
-
-
-@pytest.mark.parametrize("centers", [[], [3], [3, 3, 17, 40]], ids=["no object", "one", "two in one cell"])
-def test_heat_map_loss_is_the_formula(centers):
-    random = torch.Generator().manual_seed(0)
-    logits = torch.randn(1, 50, generator=random) * 5
-    logits[0, 40] = -30.0  # clamped
-    heat = torch.rand(1, 50, generator=random)
-    heat[0, centers] = 1.0
-    index = torch.tensor([[*centers, 0]])  # padded with a cell that does not count
-    counts = torch.tensor([[True] * len(centers) + [False]])
-    positive, negative = heat_map_focal_loss(logits, heat, index, counts)
-    expected = focal(logits[0].double().tolist(), heat[0].double().tolist(), centers)
-    assert positive.item() == pytest.approx(expected[0], rel=1e-5)
-    assert negative.item() == pytest.approx(expected[1], rel=1e-5)
+METHOD = {
+    "HM_FOCAL_ALPHA": 0.25,
+    "HM_FOCAL_BETA": 4,
+    "LOSS_GAMMA": 2,
+    "SIGMOID_CLAMP": 1e-4,
+    "IGNORE_HIGH_FP": 0.85,
+    "POS_WEIGHT": 0.5,
+    "NEG_WEIGHT": 0.5,
+    "REG_WEIGHT": 1,
+    "HM_MIN_OVERLAP": 0.8,
+    "MIN_RADIUS": 4,
+}
+OTHERS = dict(zip(METHOD, (0.4, 3.0, 1.5, 0.01, 0.7, 0.3, 0.9, 2.0, 0.6, 9), strict=True))
+OBJECTS = [[10, 12, 40, 50], [60, 5, 90, 30], [16, 16, 22, 22], [17, 17, 21, 23], [-30, -10, 12, 20]]
+BATCHES = {"objects": [OBJECTS, [], [[0, 0, 96, 64]]], "no object": [[], []]}
 
 
-def test_heat_map_loss_sums_over_images():
-    random = torch.Generator().manual_seed(0)
-    logits, heat = torch.randn(3, 20, generator=random), torch.rand(3, 20, generator=random)
-    index, counts = torch.randint(0, 20, (3, 4), generator=random), torch.rand(3, 4, generator=random) > 0.5
-    together = torch.stack(heat_map_focal_loss(logits, heat, index, counts))
-    alone = [
-        torch.stack(heat_map_focal_loss(*(t[n : n + 1] for t in (logits, heat, index, counts))))
-        for n in range(3)
-    ]
-    torch.testing.assert_close(together, torch.stack(alone).sum(0))
+def reference(settings, weights, features, batch):
+    """The losses, from weights and features in float64; ``settings`` as ``METHOD``."""
+    alpha, beta, gamma, clamp, ignored, *factors, min_overlap, min_radius = settings.values()
+    heat, distances = [], []
+    for level, hidden in enumerate(features):
+        for conv, norm in (("0", "1"), ("3", "4")):
+            weight, bias = weights[f"bbox_tower.{conv}.weight"], weights[f"bbox_tower.{conv}.bias"]
+            hidden = F.conv2d(hidden, weight, bias, padding=1).unflatten(1, (32, -1))  # 32 groups
+            variance, mean = torch.var_mean(hidden, (2, 3, 4), correction=0, keepdim=True)
+            hidden = ((hidden - mean) / (variance + 1e-5).sqrt()).flatten(1, 2).permute(0, 2, 3, 1)
+            hidden = hidden * weights[f"bbox_tower.{norm}.weight"] + weights[f"bbox_tower.{norm}.bias"]
+            hidden = hidden.permute(0, 3, 1, 2).relu()
+        heat.append(F.conv2d(hidden, weights["agn_hm.weight"], weights["agn_hm.bias"], padding=1).flatten(1))
+        box = F.conv2d(hidden, weights["bbox_pred.weight"], weights["bbox_pred.bias"], padding=1)
+        distances.append((box * weights[f"scales.{level}.scale"]).relu().flatten(2).mT)
+    heat, distances = torch.cat(heat, 1).sigmoid().clamp(clamp, 1 - clamp), torch.cat(distances, 1)
+    box_loss = positive = negative = 0 * heat.sum()
+    num_centers = num_boxes = 0
+    for image, boxes in enumerate(batch):
+        target_heat, target_distances, centers = oracle(boxes, min_overlap, min_radius)
+        p = heat[image]
+        positive = positive - alpha * (p[centers].log() * (1 - p[centers]) ** gamma).sum()
+        penalty = (1 - p).log() * p**gamma * (1 - torch.tensor(target_heat).double()) ** beta
+        negative = negative - (1 - alpha) * penalty[p < ignored].sum()
+        num_centers += len(centers)
+        for cell, target in enumerate(target_distances):
+            if target is not None:
+                box_loss = box_loss + giou_loss(
+                    distances[image, cell].unbind(), torch.tensor(target).double()
+                )
+                num_boxes += 1
+    assert (heat > ignored).any() and (heat == clamp).any() and (distances == 0).any()
+    losses = (box_loss / max(num_boxes, 1), positive / max(num_centers, 1), negative / max(num_centers, 1))
+    factors = [factors[2], factors[0], factors[1]]
+    return [factor * loss for factor, loss in zip(factors, losses, strict=True)]
 
 
 def giou_loss(a, b):
-    """Rezatofighi et al., 2019, on boxes given by distances from one point, in float64."""
+    """Rezatofighi et al., 2019, on boxes given by distances from one point, with CenterNet2's ones."""
     area_a, area_b = (a[0] + a[2]) * (a[1] + a[3]), (b[0] + b[2]) * (b[1] + b[3])
-    intersection = (min(a[0], b[0]) + min(a[2], b[2])) * (min(a[1], b[1]) + min(a[3], b[3]))
-    hull = (max(a[0], b[0]) + max(a[2], b[2])) * (max(a[1], b[1]) + max(a[3], b[3]))
+    smaller, larger = torch.minimum(torch.stack(a), b), torch.maximum(torch.stack(a), b)
+    intersection = (smaller[0] + smaller[2]) * (smaller[1] + smaller[3])
+    hull = (larger[0] + larger[2]) * (larger[1] + larger[3])
     union = area_a + area_b - intersection
     return 1 - ((intersection + 1) / (union + 1) - (hull - union) / hull)
 
 
-def test_box_loss_is_the_formula_where_there_is_a_box():
-    random = torch.Generator().manual_seed(0)
-    predicted = torch.rand(2, 30, 4, generator=random) * 9
-    predicted[0, 0] = 0.0  # a prediction without area
-    targets = torch.rand(2, 30, 4, generator=random) * 9 + 0.01
-    counts = torch.rand(2, 30, generator=random) > 0.5
-    counts[0, 0] = True
-    expected = sum(
-        giou_loss(a, b)
-        for a, b in zip(predicted[counts].double().tolist(), targets[counts].double().tolist(), strict=True)
+@pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
+@pytest.mark.parametrize("settings", [METHOD, OTHERS], ids=["method", "others"])
+def test_losses_and_gradients_are_the_formula(settings, batch):
+    torch.manual_seed(0)
+    configured = {} if settings is METHOD else {f"CENTERNET__{key}": value for key, value in settings.items()}
+    ranges = {"CENTERNET__IN_FEATURES": "[p3, p4, p5]", "CENTERNET__SOI": RANGES}
+    widths = {"FPN__OUT_CHANNELS": 64, "CENTERNET__NUM_BOX_CONVS": 2}
+    network = build_model(small_config(**widths, **ranges, **configured)).proposal_generator
+    for name, parameter in network.centernet_head.named_parameters():
+        spread = 2.0 if "agn_hm" in name else 0.3
+        torch.nn.init.normal_(parameter, 0.5 * name.endswith("scale"), spread)
+    features = [torch.randn(len(batch), 64, *shape, requires_grad=True) for shape in SHAPES]
+    truth = GroundTruth.from_instances(
+        [objects(b, [0] * len(b), (64, 96)) for b in batch], torch.device("cpu")
     )
-    assert giou_distance_loss(predicted, targets, counts).item() == pytest.approx(expected, rel=1e-5)
+    proposals, losses = network(features, truth)
+    assert not proposals[0].boxes.requires_grad and not proposals[0].scores.requires_grad
+    names = list(dict(network.centernet_head.named_parameters()))
+    exact = [tensor.detach().double().requires_grad_() for tensor in (*network.parameters(), *features)]
+    weights = dict(zip(names, exact[: len(names)], strict=True))
+    expected = reference(settings, weights, exact[len(names) :], batch)
+    for part, wanted in zip(("loc", "agn_pos", "agn_neg"), expected, strict=True):
+        loss = losses[f"loss_centernet_{part}"]
+        assert loss.item() == pytest.approx(wanted.item(), rel=1e-5), part
+        options = {"retain_graph": True, "materialize_grads": True}
+        found = torch.autograd.grad(loss, [*network.parameters(), *features], **options)
+        gradients = torch.autograd.grad(wanted, exact, **options)
+        for name, single, gradient in zip([*names, "p3", "p4", "p5"], found, gradients, strict=True):
+            atol = 1e-4 * gradient.abs().max().item()
+            message = f"gradient of {part} by {name}"
+            torch.testing.assert_close(single.double(), gradient, rtol=1e-3, atol=atol, msg=message)
 
 
-def test_box_loss_without_boxes_is_zero_and_differentiable():
-    predicted = torch.zeros(1, 5, 4, requires_grad=True)
-    loss = giou_distance_loss(predicted, torch.ones(1, 5, 4), torch.zeros(1, 5, dtype=torch.bool))
-    loss.backward()
-    assert loss.item() == 0.0
-    assert predicted.grad.abs().sum() == 0.0
+def test_a_negative_as_sure_as_the_limit_is_ignored():
+    """Only those below it count, so the limit itself, where a probability can be exactly it, does not."""
+    logits, none = torch.tensor([[0.0, -1.0]]), torch.zeros(1, 0)
+    alone = heat_map_focal_loss(logits[:, 1:], torch.zeros(1, 1), none.long(), none, ignore_above=0.5)
+    assert heat_map_focal_loss(logits, torch.zeros(1, 2), none.long(), none, ignore_above=0.5) == alone

@@ -6,7 +6,6 @@ from network_scenes import objects
 from torch import nn
 
 from detectron2_ext.modeling.centernet import CenterNet, HeatMapLoss, ProposalSelection
-from detectron2_ext.modeling.centernet_head import CenterNetHead
 from detectron2_ext.modeling.centernet_targets import CenterNetTargetAssigner
 from detectron2_ext.modeling.ground_truth import GroundTruth
 
@@ -28,6 +27,7 @@ class Predictions(nn.Module):
 def make(batch, seed=0, pre_nms=30, post_nms=20, threshold=0.3, nms=0.5):
     random = torch.Generator().manual_seed(seed)
     heat = [torch.randn(batch, 1, *shape, generator=random) for shape in SHAPES]
+    heat[0][:, :, 0, 0] = 0.0  # probability one half, exactly
     distances = [(torch.randn(batch, 4, *shape, generator=random) * 2).relu() for shape in SHAPES]
     testing = ProposalSelection(threshold, nms, pre_nms, post_nms)
     training = ProposalSelection(threshold, 0.9, pre_nms, post_nms)
@@ -76,7 +76,7 @@ def decode(heat, distances, image, pre_nms, post_nms, threshold, nms):
 
 
 @pytest.mark.parametrize("limits", [(30, 20), (4, 20), (30, 3), (1000, 1000)])
-@pytest.mark.parametrize("threshold", [0.3, 0.9999])
+@pytest.mark.parametrize("threshold", [0.5, 0.9999])
 def test_proposals_are_the_decoded_heat_map(limits, threshold):
     network, features, heat, distances = make(3, 0, *limits, threshold)
     proposals, losses = network.eval()(features)
@@ -119,12 +119,16 @@ def test_losses_are_divided_by_the_objects_of_the_whole_batch():
     assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(totals, rel=1e-5)
 
 
-def test_an_untrained_head_expects_objects_with_the_prior_probability():
-    torch.manual_seed(0)
-    heat, distances = CenterNetHead(64, 2, prior_prob=0.01)(
-        [torch.randn(2, 64, 5, 5), torch.randn(2, 64, 3, 3)]
+def test_losses_are_divided_by_the_objects_of_a_mean_process(monkeypatch):
+    network, features, _, _ = make(1)
+    truth = GroundTruth.from_instances([objects([[4, 4, 30, 30]], [0], (48, 56))], torch.device("cpu"))
+    _, alone = network(features, truth)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(
+        torch.distributed, "all_reduce", lambda counts: counts.mul_(4)
+    )  # the other has three times as many
+    _, losses = network(features, truth)
+    assert [2 * loss.item() for loss in losses.values()] == pytest.approx(
+        [loss.item() for loss in alone.values()]
     )
-    assert [tuple(level.shape) for level in heat] == [(2, 1, 5, 5), (2, 1, 3, 3)]
-    assert heat[0].sigmoid().mean().item() == pytest.approx(0.01, rel=0.1)
-    assert distances[1].shape == (2, 4, 3, 3)
-    assert distances[0].mean().item() == pytest.approx(8.0, rel=0.1)

@@ -17,6 +17,9 @@ AWKWARD = {
     "one inside the other": [[10, 10, 60, 60], [30, 30, 40, 40]],
     "two in one cell": [[16, 16, 30, 30], [17, 17, 29, 30]],
     "without width": [[30, 20, 30, 40]],
+    "half diagonals at the ends of the ranges": [[30, 10, 54, 42], [16, 2, 64, 66], [20, 1, 58.4, 52.2]],
+    "edges and middle on cells' middles": [[12, 12, 28, 44], [44, 4, 60, 36], [64, 32, 80, 48]],
+    "a cell as far from one object as from the other": [[4, 20, 32, 40], [24, 20, 52, 40]],
     "whole image": [[0, 0, 96, 64]],
 }
 
@@ -27,9 +30,9 @@ def crowd():
     return torch.cat([corner, corner + 1 + torch.rand(300, 2, generator=random) * 50], dim=1).tolist()
 
 
-def oracle(boxes):
+def oracle(boxes, min_overlap=0.8, min_radius=4.0):
     """Zhou et al., 2021, section 4.1, cell by cell in float64: heat, distances (or None), centres by level."""
-    radius_share = (1 - 0.8) / (1 + 0.8)
+    radius_share = (1 - min_overlap) / (1 + min_overlap)
     heat, distances, centers = [], [], []
     start = 0
     for stride, (rows, columns), (lowest, highest) in zip(STRIDES, SHAPES, RANGES, strict=True):
@@ -50,7 +53,7 @@ def oracle(boxes):
                     squared = (x - (x1 + x2) / 2) ** 2 + (y - (y1 + y2) / 2) ** 2
                     if cell == (column, row):
                         squared = 0.0
-                    radius = max(2 * radius_share**2 * (x2 - x1) * (y2 - y1), 4.0**2)
+                    radius = max(2 * radius_share**2 * (x2 - x1) * (y2 - y1), min_radius**2)
                     peak = max(peak, math.exp(-squared / radius))
                     around = abs(cell[0] - column) <= 1 and abs(cell[1] - row) <= 1
                     if x1 < x < x2 and y1 < y < y2 and around and on_level and squared / radius < nearest:

@@ -1,5 +1,7 @@
 import gzip
 import json
+import math
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,8 @@ import torch
 from network_scenes import CONFIGS, small_config
 
 from detectron2_ext.modeling import FeedbackNetwork, build_model
+from detectron2_ext.modeling.centernet import ProposalSelection
+from detectron2_ext.modeling.postprocessing import DetectionSelection
 from exchange.config import load_config
 from exchange.errors import UserError
 
@@ -51,6 +55,46 @@ def test_what_the_network_does_not_have_is_refused_by_name(key, value):
         build_model(cfg)
 
 
+# Of each layer: standard deviation of the weights, from fan-in and fan-out; their distribution; the bias.
+INITIAL = {
+    r"fpn_(lateral|output)|top_block|box_head.*fc": (lambda fan_in, _: fan_in**-0.5, "uniform", 0.0),
+    r"bbox_tower.[03]": (lambda *_: 0.01, "normal", 0.0),
+    r"centernet_head.bbox_pred": (lambda *_: 0.01, "normal", 8.0),
+    r"agn_hm": (lambda *_: 0.01, "normal", -math.log(99)),
+    r"cls_score": (lambda *_: 0.01, "normal", -math.log(99)),  # the prior probability 0.01
+    r"box_predictor.*bbox_pred": (lambda *_: 0.001, "normal", 0.0),
+    r"mask_fcn|deconv": (lambda _, fan_out: (2 / fan_out) ** 0.5, "normal", 0.0),
+    r"mask_head.predictor": (lambda *_: 0.001, "normal", 0.0),
+    r"attn.(qkv|proj)|mlp.fc|reduction": (lambda *_: 0.02, "normal", 0.0),
+}
+
+
+def test_untrained_layers_start_as_in_the_method():
+    settings = {"FPN__OUT_CHANNELS": 64, "CENTERNET__NUM_BOX_CONVS": 2, "ROI_MASK_HEAD__CONV_DIM": 64}
+    settings |= {"BACKBONE__NAME": "build_swintransformer_fpn_backbone", "SWIN__SIZE": "T"}
+    settings |= {"FPN__IN_FEATURES": "[swin1, swin2, swin3]"}
+    torch.manual_seed(0)
+    state = build_model(small_config(**settings)).state_dict()
+    seen = set()
+    for name, weight in state.items():
+        pattern = next((pattern for pattern in INITIAL if re.search(pattern, name)), None)
+        if pattern is None or not name.endswith("weight"):
+            continue
+        seen.add(pattern)
+        std, distribution, bias = INITIAL[pattern]
+        cells = weight[0, 0].numel()
+        std = std(weight.shape[1] * cells, weight.shape[0] * cells)
+        assert weight.std().item() == pytest.approx(std, rel=0.01 + 4 / (2 * weight.numel()) ** 0.5), name
+        assert (weight.abs().max() < 1.7321 * std) == (distribution == "uniform"), name
+        if "reduction" not in name:
+            assert state[name.removesuffix("weight") + "bias"].unique().tolist() == pytest.approx([bias]), (
+                name
+            )
+    assert seen == set(INITIAL)
+    tables = [value for name, value in state.items() if "relative_position_bias_table" in name]
+    assert torch.cat(tables, 1).std().item() == pytest.approx(0.02, rel=0.03)
+
+
 def test_chances_of_the_federated_loss_follow_the_image_counts(tmp_path):
     counts = [100, 4, 0, 1, 25]
     network = build_model(small_config(), counts)
@@ -75,6 +119,35 @@ def test_image_counts_of_other_categories_are_refused(tmp_path):
             path.write_text(content)
         with pytest.raises(UserError, match=reason):
             build_model(small_config(ROI_BOX_HEAD__CAT_FREQ_PATH=path))
+
+
+def test_every_limit_reaches_its_place():
+    heat_map = {"INFERENCE_TH": 0.1, "NMS_TH_TRAIN": 0.2, "NMS_TH_TEST": 0.3, "PRE_NMS_TOPK_TRAIN": 4}
+    heat_map |= {"PRE_NMS_TOPK_TEST": 5, "POST_NMS_TOPK_TRAIN": 6, "POST_NMS_TOPK_TEST": 7}
+    settings = {f"CENTERNET__{key}": value for key, value in heat_map.items()} | {
+        "ROI_HEADS__BATCH_SIZE_PER_IMAGE": 8,
+        "ROI_HEADS__POSITIVE_FRACTION": 0.9,
+        "ROI_BOX_CASCADE_HEAD__IOUS": "[0.11, 0.12, 0.13]",
+        "ROI_HEADS__SCORE_THRESH_TEST": 0.14,
+        "ROI_HEADS__NMS_THRESH_TEST": 0.15,
+        "ROI_BOX_HEAD__FED_LOSS_NUM_CAT": 16,
+        "ROI_BOX_HEAD__FED_LOSS_FREQ_WEIGHT": 1.5,
+        "ROI_BOX_HEAD__PRIOR_PROB": 0.2,
+        "CENTERNET__PRIOR_PROB": 0.1,
+    }
+    network = build_model(small_config(**settings), [4, 0, 1, 9, 0])
+    assert network.proposal_generator.when_training == ProposalSelection(0.1, 0.2, 4, 6)
+    assert network.proposal_generator.when_testing == ProposalSelection(0.1, 0.3, 5, 7)
+    heads = network.roi_heads
+    sampler = heads.sampler
+    assert (sampler.per_image, sampler.foreground_share, sampler.iou_threshold) == (8, 0.9, 0.11)
+    assert heads.iou_thresholds == [0.11, 0.12, 0.13]
+    assert heads.selection == DetectionSelection(0.14, 0.15, 100)
+    assert heads.class_sampler.num_classes == 16
+    for predictor in heads.box_predictor:
+        assert predictor.freq_weight.tolist() == [8, 0, 1, 27, 0]
+        assert predictor.cls_score.bias.sigmoid().tolist() == pytest.approx([0.2] * 6)
+    assert network.proposal_generator.centernet_head.agn_hm.bias.sigmoid().item() == pytest.approx(0.1)
 
 
 def test_no_mask_head_is_an_option():

@@ -45,8 +45,9 @@ def random_candidates(count, classes, seed=0):
 )
 def test_detections_are_suppressed_class_by_class(count, classes, limit):
     boxes, scores = random_candidates(count, classes)
-    found = DetectionSelection(0.4, 0.5, limit)(boxes, scores, SIZE)
-    expected = select(boxes.double().tolist(), scores.double().tolist(), 0.4, 0.5, limit)
+    scores[count // 2 :, 0] = 0.5  # the threshold itself is too low
+    found = DetectionSelection(0.5, 0.5, limit)(boxes, scores, SIZE)
+    expected = select(boxes.double().tolist(), scores.double().tolist(), 0.5, 0.5, limit)
     assert found.pred_classes.tolist() == [label for _, _, label in expected]
     torch.testing.assert_close(found.scores, torch.tensor([score for _, score, _ in expected]))
     torch.testing.assert_close(found.pred_boxes, torch.tensor([box for box, _, _ in expected]).reshape(-1, 4))
@@ -86,6 +87,7 @@ def test_masks_are_interpolated_into_the_image():
         decided = (exact - 0.5).abs() > 1e-5
         assert torch.equal(found[n][decided], (exact >= 0.5)[decided])
     assert found[0].any() and not found[0].all()
+    assert paste_masks(torch.full((1, 2, 2), 0.5), torch.tensor([[0.0, 0.0, 2.0, 2.0]]), 2, 2).all()
 
 
 def test_detections_move_to_the_original_image():

@@ -55,15 +55,18 @@ def test_sampling_keeps_the_share_of_objects_and_adds_their_own_boxes():
     assert torch.equal(shown.classes, truth.classes[shown.image_index, shown.gt_index])
 
 
-def test_sampling_is_uniform_over_boxes():
+def test_sampling_is_uniform_over_objects_and_over_background():
     truth = ground_truth(crowd(16))
+    proposals = [torch.arange(40.0)[:, None] + torch.tensor([100.0, 100.0, 110.0, 110.0])]
     sampler = RoiSampler(16, 0.25, 0.6, BACKGROUND, torch.Generator().manual_seed(0))
-    seen = torch.zeros(16)
+    seen, background = torch.zeros(16), torch.zeros(40)
     for _ in range(400):
-        rois = sampler([torch.zeros(0, 4)], truth)
-        seen[rois.gt_index] += 1
-    expected = 400 * 4 / 16
-    assert ((seen - expected).abs() < 5 * expected**0.5).all()
+        rois = sampler(proposals, truth)
+        seen[rois.gt_index[rois.classes < BACKGROUND]] += 1
+        background[rois.boxes[rois.classes == BACKGROUND, 0].long() - 100] += 1
+    for counts, expected in ((seen, 400 * 4 / 16), (background, 400 * 12 / 40)):
+        assert counts.sum() == expected * len(counts)
+        assert ((counts - expected).abs() < 5 * expected**0.5).all()
 
 
 def test_the_generator_alone_decides_the_draw():
