@@ -2,10 +2,15 @@ import itertools
 import json
 import logging
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
 from detectron2_ext.data.loader import build_dataset, build_pool, build_test_loader, build_train_loader
+from detectron2_ext.data.paste_builder import build_pasters
+from detectron2_ext.data.scene import Scene
+from detectron2_ext.data.scene_reader import SceneReader
 from exchange.config import load_config
 from exchange.errors import UserError
 from exchange.feedback import Feedback
@@ -228,6 +233,8 @@ def test_objects_come_from_where_the_method_says(configure, method, from_pool, f
     sources = [[info.pool_index >= 0 for info in item["paste_info"]] for item in items]
     assert any(True in image for image in sources) == from_pool
     assert any(False in image for image in sources) == from_images
+    if method == "both":  # objects of another image lie over those of the pool
+        assert all(image == sorted(image, reverse=True) for image in sources)
     if method == "p:0.5":
         assert not any(len(set(image)) == 2 for image in sources)
     for item in items:
@@ -244,3 +251,71 @@ def test_sizes_rotation_and_colour_follow_the_settings(configure):
         ("INPUT.COLOR_AUG", "True"),
     ):
         assert content(train_loader(configure(*overrides), num_iterations=4)) != plain
+
+
+def pasted_shares(cfg, pool, count=4000) -> np.ndarray:
+    """How often each instance is pasted into a bare canvas, as a share of all."""
+    (paster,) = build_pasters(cfg, SceneReader(build_dataset(cfg, "small"), None), None, pool, None, 0, 0)
+    drawn = []
+    for k in range(count):
+        canvas = Scene(np.zeros((16, 16, 3), np.uint8), [])
+        drawn += [info.pool_index for info in paster(canvas, k, np.random.default_rng(k), [])]
+    return np.bincount(drawn, minlength=len(pool)) / len(drawn)
+
+
+WEIGHTED = ("INPUT.INST_POOL_SAMPLE_TYPE", "weighted", "INPUT.INST_POOL_SIZE", "uniform")
+WEIGHTED += ("INPUT.INST_POOL_SIZE_RANGE", "[0.5, 0.5]")
+
+
+@pytest.mark.parametrize("latest_only", [False, True])
+@pytest.mark.parametrize("weight", ["class", "clip_white", "area"])
+def test_instances_of_the_runs_pool_are_weighted_by_what_the_settings_name(
+    configure, filled_lvis, index_of, tmp_path, weight, latest_only
+):
+    for category, count in ((0, 3), (1, 40)):
+        for _ in range(count):
+            filled_lvis.add_object(2, category, [1, 1, 30, 30], iscrowd=category)  # crowds do not count
+    filled_lvis.write()
+    real = [
+        sum(a["category_id"] == c and not a["iscrowd"] for a in filled_lvis.annotations) for c in (10, 20)
+    ]
+    cfg = configure(
+        *("INPUT.INST_POOL", "False", "INPUT.INST_POOL_FEED", "True", "INPUT.INST_POOL_WEIGHT", weight),
+        *("SEGMENTER.LATEST_ROUND_ONLY", str(latest_only), *WEIGHTED),
+    )
+    pool = build_pool(cfg, index_of(tmp_path / "pool/pool.json"), 1, build_dataset(cfg, "small"))
+    numbers = [1, 3] if latest_only else [0, 2, 4, 1, 3]  # of classes n % 3
+    shown = {0: real[0], 1: real[1], 2: 1}
+    of_class = [
+        1 / shown[n % 3] / sum(other % 3 == n % 3 for other in numbers) if weight == "class" else 0
+        for n in numbers
+    ]
+    expected = {
+        "class": of_class,
+        "clip_white": [20 + n for n in numbers],
+        "area": [700 + 100 * n for n in numbers],
+    }[weight]
+    np.testing.assert_allclose(pasted_shares(cfg, pool), np.array(expected) / sum(expected), atol=0.02)
+
+
+@pytest.mark.parametrize(("flip", "mirrored"), [("none", {False}), ("horizontal", {False, True})])
+def test_cutouts_are_mirrored_only_where_the_settings_say(configure, tmp_path, flip, mirrored):
+    half = np.zeros((48, 48, 3), np.uint8)
+    half[:, :24] = 255
+    for path in (tmp_path / "pool/raw").iterdir():
+        cv2.imwrite(str(path), half)
+    cfg = configure("INPUT.RANDOM_FLIP", flip)
+    pool = build_pool(cfg, RunLayout("unused"), 0, build_dataset(cfg, "small"))
+    (paster,) = build_pasters(cfg, SceneReader(build_dataset(cfg, "small"), None), None, pool, None, 0, 0)
+    seen = set()
+    for k in range(20):
+        canvas = Scene(np.full((100, 100, 3), 100, np.uint8), [])
+        paster(canvas, k, np.random.default_rng(k), [])
+        bright, dark = ((canvas.image[..., 0] == value).nonzero()[1] for value in (255, 0))
+        if len(canvas.objects) == 1 and len(bright) and len(dark):
+            seen.add(bool(bright.mean() > dark.mean()))
+    assert seen == mirrored
+
+
+def test_another_seed_gives_other_images(configure):
+    assert content(train_loader(configure("SEED", "1"))) != content(train_loader(configure()))

@@ -71,6 +71,7 @@ def test_the_layout_of_another_image_gives_classes_sizes_and_places(small_lvis, 
     for category, box in boxes.items():
         small_lvis.add_object(image, category, box)
     small_lvis.add_object(image, 2, [1, 1, 20, 20])
+    small_lvis.add_object(image, 1, [0, 0, 60, 40], iscrowd=1)  # which is not imitated
     pool = pool_at(write_pool(2))  # no instance of class 2
     plan = LikeAnotherImage(pool.categories, small_lvis.read(), np.array([0]))
     scene = black(96, 200)

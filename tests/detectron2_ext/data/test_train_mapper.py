@@ -86,6 +86,13 @@ def test_pasting_does_not_change_the_view(filled_lvis, write_pool):
     assert changed == 12
 
 
+def test_what_is_pasted_is_independent_of_the_view(filled_lvis):
+    drawn = []
+    mapper = mapper_of(filled_lvis, pasters=[lambda scene, k, rng, skipped: drawn.append(rng.random()) or []])
+    widths = [mapper[k, 0]["width"] for k in range(300)]  # one image, whose width is its drawn scale
+    assert len(set(widths)) > 20 and abs(np.corrcoef(widths, drawn)[0, 1]) < 0.15
+
+
 def test_an_image_that_cannot_be_read_is_replaced_by_the_same_one_every_time(filled_lvis):
     (filled_lvis.folder / "0003.png").write_bytes(b"damaged")
     mapper = mapper_of(filled_lvis)

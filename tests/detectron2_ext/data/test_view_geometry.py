@@ -45,9 +45,9 @@ def test_pixels_and_coordinates_move_alike(flip):
 
 
 def test_boxes_are_cut_at_the_border():
-    view = View(scale=1.0, scaled_size=(50, 50), offset=(0, 0), size=(50, 50))
-    boxes = view.boxes(np.array([[-5, 10, 70, 60], [60, 60, 70, 70]], np.float32))
-    np.testing.assert_array_equal(boxes, [[0, 10, 50, 50], [50, 50, 50, 50]])
+    view = View(scale=1.0, scaled_size=(40, 60), offset=(0, 0), size=(40, 60))
+    boxes = view.boxes(np.array([[-5, 10, 70, 60], [50, 5, 58, 45], [65, 60, 70, 70]], np.float32))
+    np.testing.assert_array_equal(boxes, [[0, 10, 60, 40], [50, 5, 58, 40], [60, 40, 60, 40]])
 
 
 @pytest.mark.parametrize("flip", [False, True])

@@ -292,7 +292,7 @@ def test_a_step_goes_down_the_clipped_gradient_and_the_average_follows(number_fo
     )
     torch.manual_seed(0)
     state = TrainingState.start(TinyNet(noise=0.0), cfg)
-    if number_format == "float16":  # a resumed scale of the loss: the first one is too large for the gradients
+    if number_format == "float16":  # resumes with another scale: the first is too large for these gradients
         saved = state.state_dict()
         state.load_state_dict(saved | {"scaler": saved["scaler"] | {"scale": 64.0}})
     (batch,) = TinyLoader(0, 1)

@@ -116,9 +116,7 @@ def test_gradients_are_clipped_by_element_by_parameter_or_all_together() -> None
     scale = 1 / math.sqrt(25 + 0.05)
     torch.testing.assert_close(together[1], torch.tensor([0.1, 0.2]) * scale)
     torch.testing.assert_close(_clipped("norm", 1.0, norm_type=1.0)[0], torch.tensor([3.0, -4.0, 0.0]) / 7)
-    torch.testing.assert_close(
-        _clipped("full_model", 1.0, norm_type=1.0)[1], torch.tensor([0.1, 0.2]) / 7.3
-    )
+    torch.testing.assert_close(_clipped("full_model", 1.0, norm_type=1.0)[1], torch.tensor([0.1, 0.2]) / 7.3)
 
 
 @pytest.mark.parametrize(
