@@ -212,9 +212,12 @@ def test_nothing_is_pasted_where_no_method_is_chosen(configure):
 
 @pytest.mark.parametrize("kind", ["one", "random", "cas_random", "cats_random", "weighted", "reference"])
 def test_every_kind_of_sampling_pastes_from_the_pool(configure, kind):
-    items = [item for batch in train_loader(configure("INPUT.INST_POOL_SAMPLE_TYPE", kind)) for item in batch]
+    cfg = configure("INPUT.INST_POOL_SAMPLE_TYPE", kind, "INPUT.INST_POOL_MAX_SAMPLES", "4")
+    items = [item for batch in train_loader(cfg) for item in batch]
     infos = [info for item in items for info in item["paste_info"]]
     assert len({info.pool_index for info in infos}) >= 8
+    most = {"one": 2, "weighted": 2, "reference": 5}.get(kind, 3)
+    assert max(len(item["paste_info"]) for item in items) == most
 
 
 @pytest.mark.parametrize(
@@ -251,6 +254,33 @@ def test_sizes_rotation_and_colour_follow_the_settings(configure):
         ("INPUT.COLOR_AUG", "True"),
     ):
         assert content(train_loader(configure(*overrides), num_iterations=4)) != plain
+
+
+def test_images_are_repeated_only_as_the_sampler_and_its_threshold_say(configure, filled_lvis):
+    filled_lvis.add_image()  # without an object
+    filled_lvis.write()
+    seen = {}
+    for sampler in ("TrainingSampler", "RepeatFactorTrainingSampler"):
+        cfg = configure("DATALOADER.SAMPLER_TRAIN", sampler, "DATALOADER.REPEAT_THRESHOLD", "1.0")
+        seen[sampler] = [item["image_id"] for batch in train_loader(cfg) for item in batch]
+    assert sorted(seen["TrainingSampler"]) == sorted(10 * list(range(1, 13)))
+    counts = np.bincount(seen["RepeatFactorTrainingSampler"], minlength=14)
+    assert counts[1] > 1.5 * counts[2:].max() and counts[13] == 0  # it alone shows class 2
+
+
+def test_the_networks_order_of_channels_reaches_training_and_testing(configure):
+    rgb, bgr = configure(), configure("INPUT.FORMAT", "BGR")
+    dataset = build_dataset(rgb, "small")
+    for build in (train_loader, lambda cfg: build_test_loader(cfg, dataset)):
+        one, other = (next(iter(build(cfg)))[0]["image"] for cfg in (rgb, bgr))
+        assert torch.equal(one, other.flip(0)) and not torch.equal(one, other)
+
+
+def test_a_pool_keeps_its_surroundings_where_the_settings_say(configure):
+    for crop, side in (("True", 31), ("False", 48)):
+        cfg = configure("INPUT.INST_POOL_CROP", crop)
+        pool = build_pool(cfg, RunLayout("unused"), 0, build_dataset(cfg, "small"))
+        assert pool.load(0).shape == (side, side, 4)
 
 
 def pasted_shares(cfg, pool, count=4000) -> np.ndarray:

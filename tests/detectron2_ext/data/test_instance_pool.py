@@ -78,6 +78,7 @@ def test_decoded_cutouts_stay_in_memory_up_to_the_limit(write_pool):
     first = [pool.load(index) for index in range(3)]
     assert pool.load(2) is first[2] and pool.load(1) is first[1]
     assert pool.load(0) is not first[0]  # it was pushed out
+    assert pool.load(1) is first[1]  # used after 2, which had to go for 0
     np.testing.assert_array_equal(pool.load(0), first[0])
 
 

@@ -144,8 +144,10 @@ def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path) -
 
 def test_a_checkpoint_has_detectron2s_layout_and_the_settings(tmp_path: Path) -> None:
     state = _state()
+    state.model.eval()  # as an evaluation leaves it
     path = _run(state, tmp_path, 4).latest()
     assert path is not None
+    assert state.model.calls == 4  # it was in training mode
     content = torch.load(path, weights_only=True)
     assert content["iteration"] == 3
     assert_equal_weights(content["model"], weights_of(state.model))

@@ -107,6 +107,13 @@ def _clipped(kind: str, limit: float, norm_type: float = 2.0) -> list[torch.Tens
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
+def test_gradients_are_left_alone_where_clipping_is_off() -> None:
+    parameter = nn.Parameter(torch.zeros(1))
+    parameter.grad = torch.tensor([7.0])
+    build_clip(tiny_config("SOLVER.CLIP_GRADIENTS.ENABLED", "False"))([parameter])
+    assert parameter.grad.tolist() == [7.0]
+
+
 def test_gradients_are_clipped_by_element_by_parameter_or_all_together() -> None:
     torch.testing.assert_close(_clipped("value", 1.0)[0], torch.tensor([1.0, -1.0, 0.0]))
     by_parameter = _clipped("norm", 1.0)

@@ -258,8 +258,13 @@ def test_starting_weights_are_evaluated_before_round_0_if_a_pool_is_pasted(tmp_p
     assert not (tmp_path / "run/train/metrics.json").exists()
 
 
-def test_starting_weights_are_evaluated_on_request(tmp_path: Path) -> None:
-    _call(write_config(tmp_path), "--eval-initial")
+def test_starting_weights_are_evaluated_on_request(finished: Path, tmp_path: Path) -> None:
+    _call(write_config(tmp_path), "--eval-initial", "SEED", "1")
+    start, other = (
+        torch.load(folder / "run/train/model_initial.pth", weights_only=True)["model"]
+        for folder in (tmp_path, finished)
+    )
+    assert not torch.equal(start[_LAST_CLASSIFIER], other[_LAST_CLASSIFIER])  # which the seed decides
     assert read_feedback(str(tmp_path / "run/feedback.json")).round == -1
 
 
