@@ -11,7 +11,8 @@ import pytest
 from detectron2_ext.data.dataset import DetectionDataset
 from exchange import files
 from exchange.layout import RunLayout
-from exchange.pool_index import PoolInstance, write_index
+from exchange.pool_index import write_index
+from tests.detectron2_ext.engine.small_run import pool_instance
 
 
 def rectangle(x: float, y: float, width: float, height: float) -> list[float]:
@@ -133,26 +134,13 @@ def index_of(tmp_path: Path) -> Callable[[Path], RunLayout]:
                     files.write_bytes(target, cv2.imencode(".png", pixels)[1].tobytes())
                 cutout = np.dstack([image, alpha[..., 0]])[9:40, 9:40]
                 files.write_bytes(layout.pool(f"cutouts/{n}.png"), cv2.imencode(".png", cutout)[1].tobytes())
-                rows.append(
-                    PoolInstance(
-                        file=name,
-                        round=round_,
-                        category_id=10 * (n % 3 + 1),
-                        width=48,
-                        height=48,
-                        bbox=[9, 9, 31, 31],
-                        area=700 + 100 * n,
-                        segmentation=[],
-                        objects=1,
-                        clip_white=20.0 + n,
-                        clip_black=None,
-                        reason="",
-                        seed=0,
-                        model="",
-                        prompt="",
-                        cutout=f"cutouts/{n}.png",
-                    )
-                )
+                known = {
+                    "file": name,
+                    "round": round_,
+                    "category_id": 10 * (n % 3 + 1),
+                    "cutout": f"cutouts/{n}.png",
+                }
+                rows.append(pool_instance(**known, area=700 + 100 * n, clip_white=20.0 + n))
             write_index(layout, round_, rows)
         return layout
 

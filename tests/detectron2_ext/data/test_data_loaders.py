@@ -1,4 +1,3 @@
-import itertools
 import json
 import logging
 
@@ -11,6 +10,7 @@ from detectron2_ext.data.loader import build_dataset, build_pool, build_test_loa
 from detectron2_ext.data.paste_builder import build_pasters
 from detectron2_ext.data.scene import Scene
 from detectron2_ext.data.scene_reader import SceneReader
+from detectron2_ext.data.skipped import SkippedFiles
 from exchange.config import load_config
 from exchange.errors import UserError
 from exchange.feedback import Feedback
@@ -74,16 +74,6 @@ def test_batches_are_the_same_for_any_number_of_workers_and_ranks(configure):
     assert {**ranks[0], **ranks[1]} == expected and not ranks[0].keys() & ranks[1].keys()
 
 
-def test_two_ranks_of_three_workers_draw_each_instance_once_per_pass(configure):
-    cfg = configure("DATALOADER.NUM_WORKERS", "3", "INPUT.TRAIN_SIZE", "300", "INPUT.SCALE_RANGE", "[1, 2]")
-    parts = [content(train_loader(cfg, num_iterations=12, rank=rank, world_size=2)) for rank in (0, 1)]
-    items = {**parts[0], **parts[1]}
-    drawn = list(itertools.chain.from_iterable(items[k][2] for k in sorted(items)))
-    passes = [drawn[start : start + 11] for start in range(0, len(drawn) - 11, 11)]
-    assert len(passes) >= 4
-    assert all(sorted(one) == list(range(11)) for one in passes)
-
-
 def test_a_resumed_training_sees_what_an_uninterrupted_one_sees(configure):
     whole = content(train_loader(configure()))
     resumed = content(train_loader(configure(), start_iteration=17, num_iterations=13))
@@ -104,23 +94,8 @@ def test_the_default_length_is_what_the_schedule_leaves(configure):
 
 def feedback(box_ap, categories=(10, 20, 30)) -> Feedback:
     none = [None] * len(categories)
-    return Feedback(
-        1,
-        20,
-        "m.pth",
-        "0" * 64,
-        "small",
-        list(categories),
-        box_ap,
-        none,
-        none,
-        0.0,
-        0.0,
-        None,
-        None,
-        None,
-        "",
-    )
+    where = (1, 20, "m.pth", "0" * 64, "small", list(categories))
+    return Feedback(*where, box_ap, none, none, 0.0, 0.0, None, None, None, "")
 
 
 def test_feedback_changes_object_sizes_from_its_round_on(configure):
@@ -153,6 +128,10 @@ def test_more_than_five_percent_of_bad_files_are_an_error_and_fewer_are_listed(
         list(train_loader(configure()))
     with pytest.raises(UserError, match="cannot be used"):
         list(build_test_loader(configure(), build_dataset(configure(), "small")))
+    skipped = SkippedFiles(40)
+    skipped.add(["one", "two", "one"])
+    with pytest.raises(UserError, match="3 files of a data set of 40"):
+        skipped.add(["three"])
     for _ in range(20):
         filled_lvis.add_object(filled_lvis.add_image(), 0, [1, 1, 9, 9])
     filled_lvis.write()

@@ -78,20 +78,6 @@ def test_pasting_in_windows_equals_pasting_on_whole_canvases(seed, num_objects, 
     assert_equal_scenes(scene, image, objects)
 
 
-def test_three_hundred_objects_below_three_pasted_ones():
-    rng = np.random.default_rng(0)
-    image = rng.integers(0, 256, (120, 160, 3), dtype=np.uint8)
-    objects = random_objects(rng, 300, 120, 160)
-    scene = scene_of(image, objects)
-    for n in range(3):
-        cutout = rng.integers(0, 256, (50, 60, 4), dtype=np.uint8)
-        cutout[..., 3] *= blob(rng, 50, 60)
-        image, objects = paste(image, objects, cutout, 30 * n, 20 * n, n)
-        overlay(scene, cutout, 30 * n, 20 * n, n, basic)
-    assert len(objects) < 303
-    assert_equal_scenes(scene, image, objects)
-
-
 def one_object(height: int, width: int) -> Scene:
     mask = np.ones((height, width), bool)
     return scene_of(np.zeros((100, 100, 3), np.uint8), [(np.array([0, 0, width, height]), pad(mask), 5, 0)])

@@ -50,11 +50,6 @@ def test_an_unchanged_view_is_the_annotated_image(small_lvis):
     assert instances.instance_source.tolist() == [0] and item["paste_info"] == [] == item["skipped"]
 
 
-def test_bgr_reverses_the_channels(filled_lvis):
-    rgb, bgr = mapper_of(filled_lvis)[3, 0], mapper_of(filled_lvis, bgr=True)[3, 0]
-    assert torch.equal(rgb["image"], bgr["image"].flip(0))
-
-
 def test_an_item_depends_on_its_place_in_the_stream_alone(filled_lvis, write_pool):
     path = write_pool(7)
     one = mapper_of(filled_lvis, pasters=[paster_of(path)])

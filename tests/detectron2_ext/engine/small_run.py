@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -102,6 +103,13 @@ def write_config(folder: Path, **solver: object) -> Path:
     return config
 
 
+def pool_instance(**known: Any) -> PoolInstance:
+    """A row of the pool's index of which little is ``known``."""
+    row = {"width": 24, "height": 24, "bbox": [0, 0, 24, 24], "area": 576, "segmentation": [], "objects": 1}
+    row |= {"clip_white": None, "clip_black": None, "reason": "", "seed": 0, "model": "", "prompt": ""}
+    return PoolInstance(**row | known)
+
+
 def write_pool(layout: RunLayout, round_: int) -> None:
     """What stage 2 leaves of a round: a square of each category."""
     instances = []
@@ -110,13 +118,7 @@ def write_pool(layout: RunLayout, round_: int) -> None:
         buffer = io.BytesIO()
         Image.new("RGBA", (24, 24), (*colour, 255)).save(buffer, "PNG")
         files.write_bytes(layout.cutout(name), buffer.getvalue())
-        instances.append(
-            PoolInstance(
-                **{"file": name, "round": round_, "category_id": category_id, "width": 24, "height": 24},
-                **{"bbox": [0, 0, 24, 24], "area": 576, "segmentation": [], "objects": 1, "reason": ""},
-                **{"clip_white": None, "clip_black": None, "seed": 0, "model": "", "prompt": ""},
-                cutout=layout.cutout_name(name),
-            )
-        )
+        known = {"file": name, "round": round_, "category_id": category_id}
+        instances.append(pool_instance(**known, cutout=layout.cutout_name(name)))
     write_index(layout, round_, instances)
     files.write_bytes(layout.annotations_done(round_), b"")

@@ -8,7 +8,6 @@ import pytest
 
 from detectron2_ext import train_net
 from detectron2_ext.engine import engines
-from detectron2_ext.engine.checkpoints import RunCheckpoints
 from detectron2_ext.engine.state import TrainingState
 from exchange.errors import UserError
 from tests.detectron2_ext.engine.small_run import write_config
@@ -30,15 +29,6 @@ def test_seed_and_periods_of_the_settings_reach_the_loop(
     told: dict[str, object] = {}
     monkeypatch.setattr(engines, "train", lambda *arguments, **options: told.update(options))
     cfg = tiny_config("SEED", "7", "SOLVER.CHECKPOINT_PERIOD", "11", "SOLVER.LOG_PERIOD", "13")
-    folder = str(tmp_path)
-    engines.train_round(
-        cfg,
-        TrainingState.start(TinyNet(), cfg),
-        [],
-        3,
-        checkpoints=RunCheckpoints(folder, 10, 1),
-        folder=folder,
-        title="round 0",
-        ranks=ALONE,
-    )
+    options = {"checkpoints": None, "folder": str(tmp_path), "title": "round 0", "ranks": ALONE}
+    engines.train_round(cfg, TrainingState.start(TinyNet(), cfg), [], 3, **options)
     assert (told["seed"], told["checkpoint_period"], told["log_period"]) == (7, 11, 13)

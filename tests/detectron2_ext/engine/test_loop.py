@@ -49,6 +49,7 @@ def _run(
     end: int,
     *,
     loader: Any = None,
+    step: Any = None,
     period: int = 4,
     keep: int = 1,
     log_period: int = 3,
@@ -57,7 +58,7 @@ def _run(
     with Reporter(str(folder / "metrics.json"), state.iteration, end, "round 0", ALONE) as reporter:
         train(
             state,
-            TrainingStep.from_config(state, ALONE, _CFG),
+            step or TrainingStep.from_config(state, ALONE, _CFG),
             loader or TinyLoader(state.iteration, end),
             end,
             checkpoints=checkpoints,
@@ -335,19 +336,7 @@ def test_metrics_are_means_since_the_line_before_with_the_learning_rate_of_their
         value = torch.tensor(next(values))
         return {"loss_value": value, "loss_cls": 10 * value}
 
-    with Reporter(str(tmp_path / "metrics.json"), 0, 5, "round 0", ALONE) as reporter:
-        train(
-            state,
-            step,
-            TinyLoader(0, 5),
-            5,
-            checkpoints=RunCheckpoints(str(tmp_path), 10, 1),
-            checkpoint_period=5,
-            reporter=reporter,
-            log_period=3,
-            seed=0,
-            ranks=ALONE,
-        )
+    _run(state, tmp_path, 5, step=step, period=5)
     lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
     assert [line["iteration"] for line in lines] == [3, 5]
     assert [line["loss_value"] for line in lines] == [3.0, 6.0]
