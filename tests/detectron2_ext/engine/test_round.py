@@ -121,17 +121,34 @@ def test_a_run_folder_of_other_settings_is_refused(finished: Path) -> None:
         _call(finished / "config.yaml", "SOLVER.BASE_LR", "0.004")
 
 
-def test_a_call_that_was_killed_while_evaluating_is_made_good(finished: Path, tmp_path: Path) -> None:
-    config = write_config(tmp_path)
-    shutil.copytree(finished / "run", tmp_path / "run")
-    settings = (tmp_path / "run/run.yaml").read_text().replace(str(finished), str(tmp_path))
-    (tmp_path / "run/run.yaml").write_text(settings)
-    expected = read_feedback(str(tmp_path / "run/feedback/rd01.json"))
-    (tmp_path / "run/feedback/rd01.json").unlink()
-    shutil.copy(tmp_path / "run/feedback/rd00.json", tmp_path / "run/feedback.json")
+def _copy(finished: Path, folder: Path) -> tuple[Path, Path]:
+    """Configuration and run folder of a copy of the finished run."""
+    config, run = write_config(folder), folder / "run"
+    shutil.copytree(finished / "run", run)
+    (run / "run.yaml").write_text((run / "run.yaml").read_text().replace(str(finished), str(folder)))
+    return config, run
+
+
+@pytest.mark.parametrize("lost", ["both", "newest"])
+def test_a_call_that_was_killed_while_evaluating_is_made_good(
+    finished: Path, tmp_path: Path, lost: str
+) -> None:
+    config, run = _copy(finished, tmp_path)
+    expected = read_feedback(str(run / "feedback/rd01.json"))
+    if lost == "both":
+        (run / "feedback/rd01.json").unlink()
+    shutil.copy(run / "feedback/rd00.json", run / "feedback.json")
     _call(config)
-    again = read_feedback(str(tmp_path / "run/feedback.json"))
+    again = read_feedback(str(run / "feedback.json"))
     assert (again.round, again.mask_ap, again.drift) == (1, expected.mask_ap, expected.drift)
+
+
+def test_starting_weights_are_evaluated_even_after_the_training(finished: Path, tmp_path: Path) -> None:
+    config, run = _copy(finished, tmp_path)
+    (run / "feedback.json").unlink()
+    _call(config, "--eval-initial")
+    told = read_feedback(str(run / "feedback.json"))
+    assert (told.round, told.iteration, told.checkpoint) == (-1, 0, str(run / "train/model_initial.pth"))
 
 
 def test_a_killed_and_resumed_run_equals_the_uninterrupted_one_bit_by_bit(tmp_path: Path) -> None:
