@@ -129,15 +129,17 @@ def _copy(finished: Path, folder: Path) -> tuple[Path, Path]:
     return config, run
 
 
-@pytest.mark.parametrize("lost", ["both", "newest"])
+@pytest.mark.parametrize("lost", ["history and newest", "newest", "any newest"])
 def test_a_call_that_was_killed_while_evaluating_is_made_good(
     finished: Path, tmp_path: Path, lost: str
 ) -> None:
     config, run = _copy(finished, tmp_path)
     expected = read_feedback(str(run / "feedback/rd01.json"))
-    if lost == "both":
+    (run / "feedback.json").unlink()
+    if lost == "history and newest":
         (run / "feedback/rd01.json").unlink()
-    shutil.copy(run / "feedback/rd00.json", run / "feedback.json")
+    if lost != "any newest":
+        shutil.copy(run / "feedback/rd00.json", run / "feedback.json")
     _call(config)
     again = read_feedback(str(run / "feedback.json"))
     assert (again.round, again.mask_ap, again.drift) == (1, expected.mask_ap, expected.drift)
