@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 
 from detectron2_ext.data.dataset import DetectionDataset
+from exchange import files
+from exchange.layout import RunLayout
+from exchange.pool_index import write_index
+from tests.detectron2_ext.engine.small_run import pool_instance
 
 
 def rectangle(x: float, y: float, width: float, height: float) -> list[float]:
@@ -114,3 +118,31 @@ def write_pool(tmp_path: Path) -> WritePool:
         return path
 
     return write
+
+
+@pytest.fixture
+def index_of(tmp_path: Path) -> Callable[[Path], RunLayout]:
+    """Makes the first five instances of ``write_pool`` two rounds of a run: 0, 2, 4 and 1, 3."""
+
+    def index(path: Path) -> RunLayout:
+        layout = RunLayout(str(tmp_path / "run"))
+        for round_, numbers in ((0, range(0, 5, 2)), (1, range(1, 5, 2))):
+            rows = []
+            for n in numbers:
+                name = f"00_{10 * (n % 3 + 1):04}_{n:04}.png"
+                image, alpha = (cv2.imread(str(path.parent / f / name)) for f in ("raw", "segmented"))
+                for target, pixels in ((layout.raw(name), image), (layout.segmented(name), alpha[..., 0])):
+                    files.write_bytes(target, cv2.imencode(".png", pixels)[1].tobytes())
+                cutout = np.dstack([image, alpha[..., 0]])[9:40, 9:40]
+                files.write_bytes(layout.pool(f"cutouts/{n}.png"), cv2.imencode(".png", cutout)[1].tobytes())
+                known = {
+                    "file": name,
+                    "round": round_,
+                    "category_id": 10 * (n % 3 + 1),
+                    "cutout": f"cutouts/{n}.png",
+                }
+                rows.append(pool_instance(**known, area=700 + 100 * n, clip_white=20.0 + n))
+            write_index(layout, round_, rows)
+        return layout
+
+    return index

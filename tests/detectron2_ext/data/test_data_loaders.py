@@ -1,11 +1,16 @@
-import itertools
 import json
 import logging
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
 from detectron2_ext.data.loader import build_dataset, build_pool, build_test_loader, build_train_loader
+from detectron2_ext.data.paste_builder import build_pasters
+from detectron2_ext.data.scene import Scene
+from detectron2_ext.data.scene_reader import SceneReader
+from detectron2_ext.data.skipped import SkippedFiles
 from exchange.config import load_config
 from exchange.errors import UserError
 from exchange.feedback import Feedback
@@ -69,16 +74,6 @@ def test_batches_are_the_same_for_any_number_of_workers_and_ranks(configure):
     assert {**ranks[0], **ranks[1]} == expected and not ranks[0].keys() & ranks[1].keys()
 
 
-def test_two_ranks_of_three_workers_draw_each_instance_once_per_pass(configure):
-    cfg = configure("DATALOADER.NUM_WORKERS", "3", "INPUT.TRAIN_SIZE", "300", "INPUT.SCALE_RANGE", "[1, 2]")
-    parts = [content(train_loader(cfg, num_iterations=12, rank=rank, world_size=2)) for rank in (0, 1)]
-    items = {**parts[0], **parts[1]}
-    drawn = list(itertools.chain.from_iterable(items[k][2] for k in sorted(items)))
-    passes = [drawn[start : start + 11] for start in range(0, len(drawn) - 11, 11)]
-    assert len(passes) >= 4
-    assert all(sorted(one) == list(range(11)) for one in passes)
-
-
 def test_a_resumed_training_sees_what_an_uninterrupted_one_sees(configure):
     whole = content(train_loader(configure()))
     resumed = content(train_loader(configure(), start_iteration=17, num_iterations=13))
@@ -99,23 +94,8 @@ def test_the_default_length_is_what_the_schedule_leaves(configure):
 
 def feedback(box_ap, categories=(10, 20, 30)) -> Feedback:
     none = [None] * len(categories)
-    return Feedback(
-        1,
-        20,
-        "m.pth",
-        "0" * 64,
-        "small",
-        list(categories),
-        box_ap,
-        none,
-        none,
-        0.0,
-        0.0,
-        None,
-        None,
-        None,
-        "",
-    )
+    where = (1, 20, "m.pth", "0" * 64, "small", list(categories))
+    return Feedback(*where, box_ap, none, none, 0.0, 0.0, None, None, None, "")
 
 
 def test_feedback_changes_object_sizes_from_its_round_on(configure):
@@ -148,6 +128,10 @@ def test_more_than_five_percent_of_bad_files_are_an_error_and_fewer_are_listed(
         list(train_loader(configure()))
     with pytest.raises(UserError, match="cannot be used"):
         list(build_test_loader(configure(), build_dataset(configure(), "small")))
+    skipped = SkippedFiles(40)
+    skipped.add(["one", "two", "one"])
+    with pytest.raises(UserError, match="3 files of a data set of 40"):
+        skipped.add(["three"])
     for _ in range(20):
         filled_lvis.add_object(filled_lvis.add_image(), 0, [1, 1, 9, 9])
     filled_lvis.write()
@@ -207,9 +191,12 @@ def test_nothing_is_pasted_where_no_method_is_chosen(configure):
 
 @pytest.mark.parametrize("kind", ["one", "random", "cas_random", "cats_random", "weighted", "reference"])
 def test_every_kind_of_sampling_pastes_from_the_pool(configure, kind):
-    items = [item for batch in train_loader(configure("INPUT.INST_POOL_SAMPLE_TYPE", kind)) for item in batch]
+    cfg = configure("INPUT.INST_POOL_SAMPLE_TYPE", kind, "INPUT.INST_POOL_MAX_SAMPLES", "4")
+    items = [item for batch in train_loader(cfg) for item in batch]
     infos = [info for item in items for info in item["paste_info"]]
     assert len({info.pool_index for info in infos}) >= 8
+    most = {"one": 2, "weighted": 2, "reference": 5}.get(kind, 3)
+    assert max(len(item["paste_info"]) for item in items) == most
 
 
 @pytest.mark.parametrize(
@@ -228,6 +215,8 @@ def test_objects_come_from_where_the_method_says(configure, method, from_pool, f
     sources = [[info.pool_index >= 0 for info in item["paste_info"]] for item in items]
     assert any(True in image for image in sources) == from_pool
     assert any(False in image for image in sources) == from_images
+    if method == "both":  # objects of another image lie over those of the pool
+        assert all(image == sorted(image, reverse=True) for image in sources)
     if method == "p:0.5":
         assert not any(len(set(image)) == 2 for image in sources)
     for item in items:
@@ -244,3 +233,98 @@ def test_sizes_rotation_and_colour_follow_the_settings(configure):
         ("INPUT.COLOR_AUG", "True"),
     ):
         assert content(train_loader(configure(*overrides), num_iterations=4)) != plain
+
+
+def test_images_are_repeated_only_as_the_sampler_and_its_threshold_say(configure, filled_lvis):
+    filled_lvis.add_image()  # without an object
+    filled_lvis.write()
+    seen = {}
+    for sampler in ("TrainingSampler", "RepeatFactorTrainingSampler"):
+        cfg = configure("DATALOADER.SAMPLER_TRAIN", sampler, "DATALOADER.REPEAT_THRESHOLD", "1.0")
+        seen[sampler] = [item["image_id"] for batch in train_loader(cfg) for item in batch]
+    assert sorted(seen["TrainingSampler"]) == sorted(10 * list(range(1, 13)))
+    counts = np.bincount(seen["RepeatFactorTrainingSampler"], minlength=14)
+    assert counts[1] > 1.5 * counts[2:].max() and counts[13] == 0  # it alone shows class 2
+
+
+def test_the_networks_order_of_channels_reaches_training_and_testing(configure):
+    rgb, bgr = configure(), configure("INPUT.FORMAT", "BGR")
+    dataset = build_dataset(rgb, "small")
+    for build in (train_loader, lambda cfg: build_test_loader(cfg, dataset)):
+        one, other = (next(iter(build(cfg)))[0]["image"] for cfg in (rgb, bgr))
+        assert torch.equal(one, other.flip(0)) and not torch.equal(one, other)
+
+
+def test_a_pool_keeps_its_surroundings_where_the_settings_say(configure):
+    for crop, side in (("True", 31), ("False", 48)):
+        cfg = configure("INPUT.INST_POOL_CROP", crop)
+        pool = build_pool(cfg, RunLayout("unused"), 0, build_dataset(cfg, "small"))
+        assert pool.load(0).shape == (side, side, 4)
+
+
+def pasted_shares(cfg, pool, count=4000) -> np.ndarray:
+    """How often each instance is pasted into a bare canvas, as a share of all."""
+    (paster,) = build_pasters(cfg, SceneReader(build_dataset(cfg, "small"), None), None, pool, None, 0, 0)
+    drawn = []
+    for k in range(count):
+        canvas = Scene(np.zeros((16, 16, 3), np.uint8), [])
+        drawn += [info.pool_index for info in paster(canvas, k, np.random.default_rng(k), [])]
+    return np.bincount(drawn, minlength=len(pool)) / len(drawn)
+
+
+WEIGHTED = ("INPUT.INST_POOL_SAMPLE_TYPE", "weighted", "INPUT.INST_POOL_SIZE", "uniform")
+WEIGHTED += ("INPUT.INST_POOL_SIZE_RANGE", "[0.5, 0.5]")
+
+
+@pytest.mark.parametrize("latest_only", [False, True])
+@pytest.mark.parametrize("weight", ["class", "clip_white", "area"])
+def test_instances_of_the_runs_pool_are_weighted_by_what_the_settings_name(
+    configure, filled_lvis, index_of, tmp_path, weight, latest_only
+):
+    for category, count in ((0, 3), (1, 40)):
+        for _ in range(count):
+            filled_lvis.add_object(2, category, [1, 1, 30, 30], iscrowd=category)  # crowds do not count
+    filled_lvis.write()
+    real = [
+        sum(a["category_id"] == c and not a["iscrowd"] for a in filled_lvis.annotations) for c in (10, 20)
+    ]
+    cfg = configure(
+        *("INPUT.INST_POOL", "False", "INPUT.INST_POOL_FEED", "True", "INPUT.INST_POOL_WEIGHT", weight),
+        *("SEGMENTER.LATEST_ROUND_ONLY", str(latest_only), *WEIGHTED),
+    )
+    pool = build_pool(cfg, index_of(tmp_path / "pool/pool.json"), 1, build_dataset(cfg, "small"))
+    numbers = [1, 3] if latest_only else [0, 2, 4, 1, 3]  # of classes n % 3
+    shown = {0: real[0], 1: real[1], 2: 1}
+    of_class = [
+        1 / shown[n % 3] / sum(other % 3 == n % 3 for other in numbers) if weight == "class" else 0
+        for n in numbers
+    ]
+    expected = {
+        "class": of_class,
+        "clip_white": [20 + n for n in numbers],
+        "area": [700 + 100 * n for n in numbers],
+    }[weight]
+    np.testing.assert_allclose(pasted_shares(cfg, pool), np.array(expected) / sum(expected), atol=0.02)
+
+
+@pytest.mark.parametrize(("flip", "mirrored"), [("none", {False}), ("horizontal", {False, True})])
+def test_cutouts_are_mirrored_only_where_the_settings_say(configure, tmp_path, flip, mirrored):
+    half = np.zeros((48, 48, 3), np.uint8)
+    half[:, :24] = 255
+    for path in (tmp_path / "pool/raw").iterdir():
+        cv2.imwrite(str(path), half)
+    cfg = configure("INPUT.RANDOM_FLIP", flip)
+    pool = build_pool(cfg, RunLayout("unused"), 0, build_dataset(cfg, "small"))
+    (paster,) = build_pasters(cfg, SceneReader(build_dataset(cfg, "small"), None), None, pool, None, 0, 0)
+    seen = set()
+    for k in range(20):
+        canvas = Scene(np.full((100, 100, 3), 100, np.uint8), [])
+        paster(canvas, k, np.random.default_rng(k), [])
+        bright, dark = ((canvas.image[..., 0] == value).nonzero()[1] for value in (255, 0))
+        if len(canvas.objects) == 1 and len(bright) and len(dark):
+            seen.add(bool(bright.mean() > dark.mean()))
+    assert seen == mirrored
+
+
+def test_another_seed_gives_other_images(configure):
+    assert content(train_loader(configure("SEED", "1"))) != content(train_loader(configure()))

@@ -100,6 +100,7 @@ def test_class_frequencies_count_images_not_objects(small_lvis):
             small_lvis.add_object(image, category, [1, 1, 9, 9])
     dataset = small_lvis.read()
     np.testing.assert_allclose(class_frequencies(dataset, np.arange(3)), [2 / 3, 1 / 3, 1 / 3])
+    np.testing.assert_allclose(class_frequencies(dataset, [0, 1]), [1, 1 / 2, 0])
 
 
 def test_dicts_speak_detectron2(filled_lvis):

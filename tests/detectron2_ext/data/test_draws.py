@@ -34,14 +34,20 @@ def test_uniform_draws_far_into_the_training_continue_the_same_pass(monkeypatch)
     monkeypatch.setattr(UniformDraws, "_BLOCK", 50)  # several blocks of counts
     sequence = sum(drawn(UniformDraws(500, 1, 7), range(7, 1007)), [])
     assert sorted(sequence[:500]) == list(range(500)) and sorted(sequence[500:1000]) == list(range(500))
+    counts = [len(rows) for rows in drawn(UniformDraws(500, 1, 7), range(7, 107))]
+    assert counts[:50] != counts[50:]
     later = drawn(UniformDraws(500, 1, 7), range(900, 1007))
     assert sum(later, []) == sequence[-sum(map(len, later)) :]
 
 
 def test_uniform_draws_of_another_round_or_seed_differ():
     one = drawn(UniformDraws(500, 1, 0), range(100))
-    assert one != drawn(UniformDraws(500, 2, 0), range(100))
-    assert one != drawn(UniformDraws(500, 1, 400), range(400, 500))
+    for other in (
+        drawn(UniformDraws(500, 2, 0), range(100)),
+        drawn(UniformDraws(500, 1, 400), range(400, 500)),
+    ):
+        assert sum(one, [])[:100] != sum(other, [])[:100]  # in their order …
+        assert list(map(len, one)) != list(map(len, other))  # … and in how many an image gets
 
 
 @pytest.mark.parametrize(("counts", "mean"), [((1, 3), 1.5), ((0, 20), 9.5)])

@@ -7,10 +7,7 @@ import pytest
 from detectron2_ext.data.cutouts import ImagesWithMasks, IndexedCutouts, JoinedCutouts
 from detectron2_ext.data.decode import BadImage
 from detectron2_ext.data.pool import InstancePool
-from exchange import files
 from exchange.errors import UserError
-from exchange.layout import RunLayout
-from exchange.pool_index import PoolInstance, write_index
 
 CATEGORY_IDS = np.array([10, 20, 30])
 
@@ -35,45 +32,9 @@ def test_a_cutout_is_the_tight_box_of_its_alpha(write_pool):
     assert read(path, crop=False).load(1).shape == (48, 48, 4)
 
 
-def index_of(path, tmp_path) -> RunLayout:
-    """The instances of ``write_pool`` as two rounds of a run."""
-    layout = RunLayout(str(tmp_path / "run"))
-    for round_, numbers in ((0, range(0, 5, 2)), (1, range(1, 5, 2))):
-        rows = []
-        for n in numbers:
-            name = f"00_{10 * (n % 3 + 1):04}_{n:04}.png"
-            image, alpha = (cv2.imread(str(path.parent / f / name)) for f in ("raw", "segmented"))
-            for target, pixels in ((layout.raw(name), image), (layout.segmented(name), alpha[..., 0])):
-                files.write_bytes(target, cv2.imencode(".png", pixels)[1].tobytes())
-            cutout = np.dstack([image, alpha[..., 0]])[9:40, 9:40]
-            files.write_bytes(layout.pool(f"cutouts/{n}.png"), cv2.imencode(".png", cutout)[1].tobytes())
-            rows.append(
-                PoolInstance(
-                    file=name,
-                    round=round_,
-                    category_id=10 * (n % 3 + 1),
-                    width=48,
-                    height=48,
-                    bbox=[9, 9, 31, 31],
-                    area=700,
-                    segmentation=[],
-                    objects=1,
-                    clip_white=20.0 + n,
-                    clip_black=None,
-                    reason="",
-                    seed=0,
-                    model="",
-                    prompt="",
-                    cutout=f"cutouts/{n}.png",
-                )
-            )
-        write_index(layout, round_, rows)
-    return layout
-
-
-def test_the_index_of_a_run_gives_the_same_cutouts_as_images_and_masks(write_pool, tmp_path):
+def test_the_index_of_a_run_gives_the_same_cutouts_as_images_and_masks(write_pool, index_of):
     path = write_pool(5)
-    layout = index_of(path, tmp_path)
+    layout = index_of(path)
     cropped = InstancePool(IndexedCutouts(layout, [0, 1]), CATEGORY_IDS)
     whole = InstancePool(ImagesWithMasks.of_run(layout, [0, 1]), CATEGORY_IDS)
     expected = read(path)
@@ -85,9 +46,9 @@ def test_the_index_of_a_run_gives_the_same_cutouts_as_images_and_masks(write_poo
     assert InstancePool(ImagesWithMasks.of_run(layout, [0]), CATEGORY_IDS, crop=False).load(0).shape[0] == 48
 
 
-def test_a_number_of_the_index_can_be_asked_for(write_pool, tmp_path):
+def test_a_number_of_the_index_can_be_asked_for(write_pool, index_of):
     path = write_pool(5)
-    pool = InstancePool(IndexedCutouts(index_of(path, tmp_path), [0, 1]), CATEGORY_IDS)
+    pool = InstancePool(IndexedCutouts(index_of(path), [0, 1]), CATEGORY_IDS)
     assert pool.column("clip_white").tolist() == [20, 22, 24, 21, 23]
     with pytest.raises(UserError, match="which some instances of the pool lack"):
         pool.column("clip_black")
@@ -97,9 +58,9 @@ def test_a_number_of_the_index_can_be_asked_for(write_pool, tmp_path):
         read(path).column("clip_white")
 
 
-def test_joined_pools_are_one_after_the_other(write_pool, tmp_path):
+def test_joined_pools_are_one_after_the_other(write_pool, index_of):
     path = write_pool(5)
-    layout = index_of(path, tmp_path)
+    layout = index_of(path)
     parts = [IndexedCutouts(layout, [1]), ImagesWithMasks.of_annotations(str(path), str(path.parent))]
     joined = InstancePool(JoinedCutouts(parts), CATEGORY_IDS)
     expected = read(path)
@@ -117,6 +78,7 @@ def test_decoded_cutouts_stay_in_memory_up_to_the_limit(write_pool):
     first = [pool.load(index) for index in range(3)]
     assert pool.load(2) is first[2] and pool.load(1) is first[1]
     assert pool.load(0) is not first[0]  # it was pushed out
+    assert pool.load(1) is first[1]  # used after 2, which had to go for 0
     np.testing.assert_array_equal(pool.load(0), first[0])
 
 

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -76,20 +78,6 @@ def test_pasting_in_windows_equals_pasting_on_whole_canvases(seed, num_objects, 
     assert_equal_scenes(scene, image, objects)
 
 
-def test_three_hundred_objects_below_three_pasted_ones():
-    rng = np.random.default_rng(0)
-    image = rng.integers(0, 256, (120, 160, 3), dtype=np.uint8)
-    objects = random_objects(rng, 300, 120, 160)
-    scene = scene_of(image, objects)
-    for n in range(3):
-        cutout = rng.integers(0, 256, (50, 60, 4), dtype=np.uint8)
-        cutout[..., 3] *= blob(rng, 50, 60)
-        image, objects = paste(image, objects, cutout, 30 * n, 20 * n, n)
-        overlay(scene, cutout, 30 * n, 20 * n, n, basic)
-    assert len(objects) < 303
-    assert_equal_scenes(scene, image, objects)
-
-
 def one_object(height: int, width: int) -> Scene:
     mask = np.ones((height, width), bool)
     return scene_of(np.zeros((100, 100, 3), np.uint8), [(np.array([0, 0, width, height]), pad(mask), 5, 0)])
@@ -159,10 +147,18 @@ def test_a_native_object_keeps_its_number_of_pixels():
 
 
 def test_a_target_under_five_pixels_or_as_large_as_the_image_is_dropped():
-    rng = np.random.default_rng(0)
-    assert draw_object_size((50, 50), 0.03, (100, 100), rng) is None
-    assert draw_object_size((500, 10), 0.5, (100, 100), rng) is None
-    assert draw_object_size((50, 50), 0.1, (100, 100), rng) is not None
+    shown = set()
+    for seed in range(600):
+        root = float(np.random.default_rng(seed + 1000).choice([0.1, 0.15, 0.7, 1.0]))
+        ratio = 60 / 40 * np.random.default_rng(seed).uniform(0.8, 1.2)
+        width = (root**2 * 40 * 60 * ratio) ** 0.5
+        expected = int(width / ratio), int(width)
+        dropped = min(expected) < 5 or expected[0] >= 40 or expected[1] >= 60
+        size = draw_object_size((40, 60), root, (40, 60), np.random.default_rng(seed))
+        assert size == (None if dropped else expected)
+        shown.add((dropped, *expected))
+    assert any(not dropped and 5 in size for dropped, *size in shown)
+    assert any(dropped and width == 60 and height < 40 for dropped, height, width in shown)
 
 
 @pytest.mark.parametrize("size", [(10, 10), (31, 20), (90, 80), (200, 200), (5, 150)])
@@ -175,11 +171,21 @@ def test_resizing_a_cutout_skips_no_pixel(size):
         assert np.abs(resized.astype(int) - 100).max() <= 30
 
 
+def test_resizing_keeps_what_one_side_has_room_for_and_interpolates():
+    cutout = np.zeros((100, 100, 4), np.uint8)
+    cutout[:, (np.arange(100) // 4) % 2 == 1] = 200
+    assert resize_cutout(cutout, (5, 150))[2, :, 0].std() > 80  # the height shrinks, the width grows
+    ramp = np.repeat(np.arange(0, 200, 20, dtype=np.uint8)[None, :, None], 10, 0).repeat(4, 2)
+    assert len(set(resize_cutout(ramp, (10, 20))[0, :, 0].tolist())) == 20
+
+
 def test_the_centre_is_anywhere_in_the_image():
     rng = np.random.default_rng(0)
     corners = np.array([draw_position((48, 64), (11, 20), rng) for _ in range(20000)])
     centers = corners + [10, 5.5]
     assert (centers.min(axis=0) >= -0.5).all() and (centers.max(axis=0) <= [64.5, 48.5]).all()
+    corner = draw_position((48, 64), (11, 20), SimpleNamespace(uniform=lambda low, high: 0.3 * high))
+    assert (np.abs(corner + np.array([10, 5.5]) - [0.3 * 64, 0.3 * 48]) <= 0.5).all()  # to the nearest pixel
     for axis, extent in enumerate((64, 48)):
         np.testing.assert_allclose(
             np.quantile(centers[:, axis] / extent, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.015

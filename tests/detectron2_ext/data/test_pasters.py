@@ -1,3 +1,5 @@
+from colorsys import rgb_to_hsv
+
 import numpy as np
 import pytest
 
@@ -65,28 +67,38 @@ def test_each_blend_and_augmentation_of_the_list_is_used(write_pool):
     assert all(used.count(n) > 8 for n in range(3))
 
 
-def test_the_layout_of_another_image_gives_classes_sizes_and_places(small_lvis, write_pool):
+def test_the_layout_of_another_image_gives_classes_sizes_and_places(small_lvis):
     image = small_lvis.add_image(64, 48)
     boxes = {0: [4, 6, 20, 10], 1: [30, 20, 12, 24]}
     for category, box in boxes.items():
         small_lvis.add_object(image, category, box)
     small_lvis.add_object(image, 2, [1, 1, 20, 20])
-    pool = pool_at(write_pool(2))  # no instance of class 2
-    plan = LikeAnotherImage(pool.categories, small_lvis.read(), np.array([0]))
+    small_lvis.add_object(image, 1, [0, 0, 60, 40], iscrowd=1)  # which is not imitated
+    categories = np.array([0, 1, 0, 1, 1])  # no instance of class 2
+    plan = LikeAnotherImage(categories, small_lvis.read(), np.array([0]))
     scene = black(96, 200)
-    for seed in range(20):
+    scales, used = [], set()
+    for seed in range(200):
         placements = list(plan(scene, 0, np.random.default_rng(seed)))
-        assert [pool.categories[p.pool_index] for p in placements] == [0, 1]
-        scales = [
+        used |= {p.pool_index for p in placements}
+        assert [categories[p.pool_index] for p in placements] == [0, 1]
+        one, other = (
             p.area_root * (96 * 200) ** 0.5 / (w * h) ** 0.5
             for p, (_, _, w, h) in zip(placements, boxes.values(), strict=True)
-        ]
-        assert scales[0] == pytest.approx(scales[1]) and 1.6 <= scales[0] <= 2.0  # 0.8 to 1 of what fits
-        (x1, y1), (x2, y2) = (p.corner for p in placements)
-        assert x2 - x1 == pytest.approx(26 * scales[0], abs=1) and y2 - y1 == pytest.approx(
-            14 * scales[0], abs=1
         )
-        assert x1 >= 4 * scales[0] - 1 and x1 <= 200 - 60 * scales[0] + 1
+        assert one == pytest.approx(other)
+        (x1, y1), (x2, y2) = (p.corner for p in placements)
+        assert x2 - x1 == pytest.approx(26 * one, abs=1) and y2 - y1 == pytest.approx(14 * one, abs=1)
+        free = (x1 - 4 * one) / (200 - 64 * one), (y1 - 6 * one) / (96 - 48 * one + 1e-9)
+        scales.append((one, *free))
+    one, right, down = np.array(scales).T
+    assert used == set(range(5))
+    np.testing.assert_allclose(
+        np.quantile(one, [0, 0.5, 1]), [1.6, 1.8, 2.0], atol=0.03
+    )  # 0.8 to 1 of what fits
+    np.testing.assert_allclose(np.quantile(right, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.08)
+    roomy = one < 1.9
+    assert abs(np.corrcoef(right[roomy], down[roomy])[0, 1]) < 0.3
 
 
 def test_objects_of_a_second_image_come_with_their_pixels_masks_and_places(small_lvis):
@@ -158,7 +170,7 @@ def test_a_turned_cutout_holds_the_whole_object_tightly():
     rng = np.random.default_rng(0)
     heights = []
     for _ in range(200):
-        turned = RandomRotation(30)(cutout(), rng)
+        turned = RandomRotation()(cutout(), rng)
         alpha = turned[..., 3] > 0
         assert (turned[alpha][:, 0] == 200).all()  # no dark fringe
         assert alpha.sum() == pytest.approx(600, rel=0.2)
@@ -166,6 +178,18 @@ def test_a_turned_cutout_holds_the_whole_object_tightly():
         assert alpha[0].any() and alpha[-1].any() and alpha[:, 0].any() and alpha[:, -1].any()
         heights.append(turned.shape[0])
     assert max(heights) == pytest.approx(20 * np.cos(np.pi / 6) + 30 * np.sin(np.pi / 6), abs=2)
+
+
+def test_colour_jitter_turns_hues_by_a_fifth_and_scales_brightness_by_a_fifth():
+    rng = np.random.default_rng(0)
+    grey, red = np.full((1, 1, 4), 100, np.uint8), np.array([[[200, 50, 50, 255]]], np.uint8)
+    levels, hues = [], []
+    for _ in range(300):
+        levels.append(RandomColor()(grey, rng)[0, 0, 0])
+        hue = rgb_to_hsv(*RandomColor(probability=1.0)(red, rng)[0, 0, :3] / 255)[0]
+        hues.append((hue + 0.5) % 1 - 0.5)
+    np.testing.assert_allclose(np.quantile(levels, [0, 1]), [80, 120], atol=3)
+    np.testing.assert_allclose(np.quantile(hues, [0, 1]), [-0.2, 0.2], atol=0.02)
 
 
 def test_colour_jitter_changes_colours_of_half_of_the_cutouts_and_no_shape():

@@ -36,23 +36,18 @@ def paster_of(path) -> PoolPaster:
 def test_an_unchanged_view_is_the_annotated_image(small_lvis):
     pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     image_id = small_lvis.add_image(64, 48, pixels)
-    small_lvis.add_object(image_id, 1, [10, 5, 20, 8])
+    small_lvis.add_object(image_id, 1, [10.25, 5, 20, 8])  # the box stays that of the annotation
     small_lvis.add_object(image_id, 0, [0, 0, 60, 40], iscrowd=1)
     item = mapper_of(small_lvis, UPRIGHT)[9, 0]
     assert item["image"].dtype == torch.uint8
     np.testing.assert_array_equal(item["image"].permute(1, 2, 0).numpy(), pixels)
     assert (item["height"], item["width"], item["image_id"], item["stream_index"]) == (48, 64, image_id, 9)
     instances = item["instances"]
-    assert instances.gt_boxes.tolist() == [[10, 5, 30, 13]] and instances.gt_classes.tolist() == [1]
+    assert instances.gt_boxes.tolist() == [[10.25, 5, 30.25, 13]] and instances.gt_classes.tolist() == [1]
     expected = torch.zeros(1, 48, 64, dtype=torch.bool)
     expected[0, 5:13, 10:30] = True
     assert torch.equal(instances.gt_masks.to_full(), expected)
     assert instances.instance_source.tolist() == [0] and item["paste_info"] == [] == item["skipped"]
-
-
-def test_bgr_reverses_the_channels(filled_lvis):
-    rgb, bgr = mapper_of(filled_lvis)[3, 0], mapper_of(filled_lvis, bgr=True)[3, 0]
-    assert torch.equal(rgb["image"], bgr["image"].flip(0))
 
 
 def test_an_item_depends_on_its_place_in_the_stream_alone(filled_lvis, write_pool):
@@ -60,6 +55,7 @@ def test_an_item_depends_on_its_place_in_the_stream_alone(filled_lvis, write_poo
     one = mapper_of(filled_lvis, pasters=[paster_of(path)])
     other = mapper_of(filled_lvis, pasters=[paster_of(path)])
     items = {k: one[k, k % 12] for k in range(20)}
+    assert all(item["image"].shape == (3, item["height"], item["width"]) for item in items.values())
     for k in reversed(range(20)):
         again = other[k, k % 12]
         assert torch.equal(again["image"], items[k]["image"])
@@ -86,6 +82,13 @@ def test_pasting_does_not_change_the_view(filled_lvis, write_pool):
     assert changed == 12
 
 
+def test_what_is_pasted_is_independent_of_the_view(filled_lvis):
+    drawn = []
+    mapper = mapper_of(filled_lvis, pasters=[lambda scene, k, rng, skipped: drawn.append(rng.random()) or []])
+    widths = [mapper[k, 0]["width"] for k in range(300)]  # one image, whose width is its drawn scale
+    assert len(set(widths)) > 20 and abs(np.corrcoef(widths, drawn)[0, 1]) < 0.15
+
+
 def test_an_image_that_cannot_be_read_is_replaced_by_the_same_one_every_time(filled_lvis):
     (filled_lvis.folder / "0003.png").write_bytes(b"damaged")
     mapper = mapper_of(filled_lvis)
@@ -93,6 +96,15 @@ def test_an_image_that_cannot_be_read_is_replaced_by_the_same_one_every_time(fil
     assert item["image_id"] != 3 and len(item["skipped"]) == 1 and "0003.png" in item["skipped"][0]
     again = mapper_of(filled_lvis)[7, 2]
     assert again["image_id"] == item["image_id"] and torch.equal(again["image"], item["image"])
+
+
+def test_a_replacement_is_drawn_anew_until_one_can_be_read_among_the_images_to_train_on(filled_lvis):
+    for _ in range(12):
+        filled_lvis.add_image()  # without an object
+    for number in range(1, 9):
+        (filled_lvis.folder / f"{number:04}.png").write_bytes(b"damaged")
+    mapper = mapper_of(filled_lvis)
+    assert {mapper[k, 0]["image_id"] for k in range(30)} == {9, 10, 11, 12}
 
 
 def test_a_size_other_than_annotated_counts_as_an_image_that_cannot_be_read(filled_lvis):

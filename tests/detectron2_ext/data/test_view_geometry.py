@@ -27,6 +27,21 @@ def test_scale_is_uniform_over_its_range_and_half_of_the_views_are_mirrored():
     assert not any(view.flip for view in draws(100, flip_probability=0.0))
 
 
+def test_the_crop_is_anywhere_in_both_directions_independently():
+    room = [(v.offset, np.array(v.scaled_size) - 640) for v in draws(20000) if min(v.scaled_size) > 740]
+    places = np.array([offset / free for offset, free in room])
+    quantiles = np.quantile(places, [0.1, 0.5, 0.9], axis=0)
+    np.testing.assert_allclose(quantiles, np.tile([[0.1], [0.5], [0.9]], 2), atol=0.02)
+    assert abs(np.corrcoef(places.T)[0, 1]) < 0.03
+
+
+def test_an_image_is_resized_bilinearly():
+    ramp = np.tile(np.arange(0, 200, 10, dtype=np.uint8)[None, :, None], (4, 1, 3))
+    view = View(scale=2.0, scaled_size=(8, 40), offset=(0, 0), size=(8, 40))
+    expected = 10 * ((np.arange(40) + 0.5) / 2 - 0.5)
+    np.testing.assert_allclose(view.image(ramp)[3, 1:-1, 0], expected[1:-1], atol=1)
+
+
 def test_a_portrait_image_fits_its_longer_side():
     view = ResizeCropFlip(100, (1.0, 1.0)).draw((400, 200), np.random.default_rng(0))
     assert view.scale == 0.25 and view.size == (100, 50)
@@ -45,9 +60,9 @@ def test_pixels_and_coordinates_move_alike(flip):
 
 
 def test_boxes_are_cut_at_the_border():
-    view = View(scale=1.0, scaled_size=(50, 50), offset=(0, 0), size=(50, 50))
-    boxes = view.boxes(np.array([[-5, 10, 70, 60], [60, 60, 70, 70]], np.float32))
-    np.testing.assert_array_equal(boxes, [[0, 10, 50, 50], [50, 50, 50, 50]])
+    view = View(scale=1.0, scaled_size=(40, 60), offset=(0, 0), size=(40, 60))
+    boxes = view.boxes(np.array([[-5, 10, 70, 60], [50, 5, 58, 45], [65, 60, 70, 70]], np.float32))
+    np.testing.assert_array_equal(boxes, [[0, 10, 60, 40], [50, 5, 58, 40], [60, 40, 60, 40]])
 
 
 @pytest.mark.parametrize("flip", [False, True])

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
 from PIL import Image
+
+from exchange import files
+from exchange.layout import RunLayout
+from exchange.pool_index import PoolInstance, write_index
 
 _COLOURS = ((255, 40, 40), (40, 255, 40), (40, 40, 255))
 SIDE = 64
@@ -95,3 +101,24 @@ def write_config(folder: Path, **solver: object) -> Path:
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(settings))
     return config
+
+
+def pool_instance(**known: Any) -> PoolInstance:
+    """A row of the pool's index of which little is ``known``."""
+    row = {"width": 24, "height": 24, "bbox": [0, 0, 24, 24], "area": 576, "segmentation": [], "objects": 1}
+    row |= {"clip_white": None, "clip_black": None, "reason": "", "seed": 0, "model": "", "prompt": ""}
+    return PoolInstance(**row | known)
+
+
+def write_pool(layout: RunLayout, round_: int) -> None:
+    """What stage 2 leaves of a round: a square of each category."""
+    instances = []
+    for category_id, colour in zip((2, 5, 9), _COLOURS, strict=True):
+        name = layout.instance_name(round_, category_id, 0)
+        buffer = io.BytesIO()
+        Image.new("RGBA", (24, 24), (*colour, 255)).save(buffer, "PNG")
+        files.write_bytes(layout.cutout(name), buffer.getvalue())
+        known = {"file": name, "round": round_, "category_id": category_id}
+        instances.append(pool_instance(**known, cutout=layout.cutout_name(name)))
+    write_index(layout, round_, instances)
+    files.write_bytes(layout.annotations_done(round_), b"")

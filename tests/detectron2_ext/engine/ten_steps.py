@@ -61,7 +61,10 @@ def detector(ranks: Ranks) -> tuple[CfgNode, nn.Module, Batches]:
 
 
 def ten_steps(work: str, folder: str) -> None:
-    """Leaves checkpoint and metrics of the ten iterations in ``folder``."""
+    """Leaves checkpoint and metrics of the ten iterations in ``folder``, and each process's weights.
+
+    ``rankN.pth`` has its ``own`` trained ones, and the ``shared`` ones that it evaluates.
+    """
     with join_ranks("cpu") as ranks:
         torch.manual_seed(ranks.rank)  # the first process decides about the starting weights
         cfg, model, batches = {"regression": regression, "detector": detector}[work](ranks)
@@ -79,6 +82,9 @@ def ten_steps(work: str, folder: str) -> None:
                 seed=0,
                 ranks=ranks,
             )
+        ranks.share(state.evaluated)
+        content = {"own": state.model.state_dict(), "shared": state.evaluated.state_dict()}
+        torch.save(content, f"{folder}/rank{ranks.rank}.pth")
 
 
 if __name__ == "__main__":

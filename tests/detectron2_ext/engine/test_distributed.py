@@ -14,6 +14,7 @@ import torch
 
 from exchange.config import REPOSITORY
 from tests.detectron2_ext.engine.ten_steps import ten_steps
+from tests.detectron2_ext.engine.tiny import TinyLoader, assert_equal_weights
 
 
 @pytest.mark.parametrize("work", ["regression", "detector"])
@@ -34,6 +35,14 @@ def test_two_processes_train_as_one_does_with_the_same_batches(work: str, tmp_pa
         for name, tensor in one[part].items():
             if "running" not in name:  # a statistic of each process's own images
                 torch.testing.assert_close(two[part][name], tensor, rtol=1e-5, atol=2e-7)
+    ranks = [torch.load(tmp_path / f"two/rank{rank}.pth", weights_only=True) for rank in range(2)]
+    assert_equal_weights(ranks[0]["shared"], ranks[1]["shared"])
+    if work == "regression":  # its buffer is a statistic as batch norm's are
+        for rank, weights in enumerate(ranks):
+            running = 0.0
+            for batch in TinyLoader(0, 10, rank=rank, world_size=2):
+                running = 0.5 * running + float(torch.stack([r["image"] for r in batch]).double().mean())
+            assert weights["own"]["running"].tolist() == pytest.approx([running] * 2, rel=1e-5)
     lines = [
         [json.loads(line) for line in (tmp_path / name / "metrics.json").read_text().splitlines()]
         for name in ("one", "two")

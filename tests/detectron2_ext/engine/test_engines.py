@@ -1,4 +1,4 @@
-"""The choice of the engine where there is none to choose from."""
+"""The choice of the engine, and what it is told."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import pytest
 
 from detectron2_ext import train_net
 from detectron2_ext.engine import engines
+from detectron2_ext.engine.state import TrainingState
 from exchange.errors import UserError
 from tests.detectron2_ext.engine.small_run import write_config
+from tests.detectron2_ext.engine.tiny import ALONE, TinyNet, tiny_config
 
 
 def test_detectron2_s_engine_says_what_to_install_where_it_is_missing(
@@ -19,3 +21,14 @@ def test_detectron2_s_engine_says_what_to_install_where_it_is_missing(
     with pytest.raises(UserError, match=r"not installed.*requirements-detectron2\.txt"):
         train_net.main(["--config", str(write_config(tmp_path)), "--engine", "detectron2"])
     assert not (tmp_path / "run").exists()
+
+
+def test_seed_and_periods_of_the_settings_reach_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, object] = {}
+    monkeypatch.setattr(engines, "train", lambda *arguments, **options: told.update(options))
+    cfg = tiny_config("SEED", "7", "SOLVER.CHECKPOINT_PERIOD", "11", "SOLVER.LOG_PERIOD", "13")
+    options = {"checkpoints": None, "folder": str(tmp_path), "title": "round 0", "ranks": ALONE}
+    engines.train_round(cfg, TrainingState.start(TinyNet(), cfg), [], 3, **options)
+    assert (told["seed"], told["checkpoint_period"], told["log_period"]) == (7, 11, 13)

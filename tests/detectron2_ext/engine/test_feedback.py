@@ -38,8 +38,10 @@ def test_feedback_compares_the_weights_in_memory_with_the_average_of_the_round_b
     rest = {"optimizer": {}, "scheduler": {}, "scaler": {}, "iteration": 39}
     torch.save({"model": _weights(11), "model_ema": _weights(1), **rest}, tmp_path / "before.pth")
     (tmp_path / "now.pth").write_bytes(b"is not read again, but for its digest")
-    mask = {"AP": 8.0, "APr": None, "APc": 7.0, "APf": 9.0}
-    evaluation = Evaluation({"AP": 10.0}, mask, [1.0, None, 2.0], [3.0, None, 4.0])
+    mask = {"AP": 8.0, "APr": 6.0, "APc": 7.0, "APf": None}
+    evaluation = Evaluation(
+        {"AP": 10.0, "APr": 1.0, "APc": 2.0, "APf": 3.0}, mask, [1.0, None, 2.0], [3.0, None, 4.0]
+    )
     feedback = make_feedback(
         evaluation,
         round_=4,
@@ -56,7 +58,7 @@ def test_feedback_compares_the_weights_in_memory_with_the_average_of_the_round_b
     assert feedback.checkpoint_sha256 == files.sha256(str(tmp_path / "now.pth"))
     assert (feedback.box_ap, feedback.mask_ap) == ([1.0, None, 2.0], [3.0, None, 4.0])
     assert (feedback.mean_box_ap, feedback.mean_mask_ap) == (10.0, 8.0)
-    assert (feedback.ap_r, feedback.ap_c, feedback.ap_f) == (None, 7.0, 9.0)
+    assert (feedback.ap_r, feedback.ap_c, feedback.ap_f) == (6.0, 7.0, None)
 
 
 def test_a_classifier_of_another_width_or_network_is_named() -> None:

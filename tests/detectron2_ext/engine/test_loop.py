@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def _run(
     end: int,
     *,
     loader: Any = None,
+    step: Any = None,
     period: int = 4,
     keep: int = 1,
     log_period: int = 3,
@@ -56,7 +58,7 @@ def _run(
     with Reporter(str(folder / "metrics.json"), state.iteration, end, "round 0", ALONE) as reporter:
         train(
             state,
-            TrainingStep.from_config(state, ALONE, _CFG),
+            step or TrainingStep.from_config(state, ALONE, _CFG),
             loader or TinyLoader(state.iteration, end),
             end,
             checkpoints=checkpoints,
@@ -131,8 +133,10 @@ def test_checkpoints_of_ends_of_rounds_stay_and_others_go(tmp_path: Path) -> Non
 
 def test_a_checkpoint_has_detectron2s_layout_and_the_settings(tmp_path: Path) -> None:
     state = _state()
+    state.model.eval()  # as an evaluation leaves it
     path = _run(state, tmp_path, 4).latest()
     assert path is not None
+    assert state.model.calls == 4  # it was in training mode
     content = torch.load(path, weights_only=True)
     assert content["iteration"] == 3
     assert_equal_weights(content["model"], weights_of(state.model))
@@ -258,20 +262,76 @@ def test_an_error_of_the_user_in_a_loader_process_keeps_its_sentence() -> None:
 
 def test_a_batch_taken_in_parts_has_the_gradient_of_the_whole() -> None:
     whole, parts = _state(), _state()
+    returned: list[dict[str, Tensor]] = []
     for state, accumulation in ((whole, 1), (parts, 3)):
         state.model._noise = 0.0
         step = TrainingStep(state, ALONE, lambda parameters: None, accumulation, None)
         losses = step(next(iter(TinyLoader(0, 1, batch_size=7))))
-        assert list(losses) == ["loss_value", "loss_cls"]
+        returned.append(losses)
+    assert list(returned[0]) == ["loss_value", "loss_cls"]
+    torch.testing.assert_close(returned[1], returned[0])
     for name, parameter in whole.model.named_parameters():
         other = parts.model.get_parameter(name)
         torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-5, atol=1e-7)
 
 
-def test_mixed_precision_computes_in_bfloat16_and_keeps_float32_weights() -> None:
-    state = _state()
+@pytest.mark.parametrize("number_format", ["", "bfloat16", "float16"])
+def test_a_step_goes_down_the_clipped_gradient_and_the_average_follows(number_format: str) -> None:
+    cfg = tiny_config(
+        *("SOLVER.OPTIMIZER", "SGD", "SOLVER.MOMENTUM", "0.0", "SOLVER.WEIGHT_DECAY", "0.0"),
+        *("SOLVER.BASE_LR", "0.1", "SOLVER.WARMUP_ITERS", "0", "SOLVER.MODEL_EMA", "0.75"),
+        *("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "0.1", "SOLVER.AMP.ENABLED", str(bool(number_format))),
+        *("SOLVER.AMP.DTYPE", number_format or "float16"),
+    )
+    torch.manual_seed(0)
+    state = TrainingState.start(TinyNet(noise=0.0), cfg)
+    if number_format == "float16":  # resumes with another scale: the first is too large for these gradients
+        saved = state.state_dict()
+        state.load_state_dict(saved | {"scaler": saved["scaler"] | {"scale": 64.0}})
+    (batch,) = TinyLoader(0, 1)
+    before = {name: weight.double() for name, weight in weights_of(state.model).items()}
+    exact = deepcopy(state.model).double()
+    exact_batch = [record | {key: record[key].double() for key in ("image", "target")} for record in batch]
+    torch.stack(list(exact(exact_batch).values())).sum().backward()
     seen: list[torch.dtype] = []
     state.model.backbone.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    TrainingStep(state, ALONE, lambda parameters: None, 1, torch.bfloat16)(next(iter(TinyLoader(0, 1))))
-    assert seen == [torch.bfloat16]
-    assert all(parameter.dtype == torch.float32 for parameter in state.model.parameters())
+    TrainingStep.from_config(state, ALONE, cfg)(batch)
+    assert seen == [getattr(torch, number_format or "float32")]
+    assert state.scaler.get_scale() == (64.0 if number_format == "float16" else 1.0)
+    tolerance = 0.01 if number_format else 1e-6
+    largest = 0.0
+    for name, weight in state.model.named_parameters():
+        assert weight.dtype == torch.float32
+        gradient = exact.get_parameter(name).grad
+        largest = max(largest, float(gradient.abs().max()))
+        moved = (before[name] - weight.detach().double()) / 0.1
+        torch.testing.assert_close(moved, gradient.clamp(-0.1, 0.1), rtol=tolerance, atol=tolerance)
+        average = 0.75 * before[name] + 0.25 * weight.detach().double()
+        torch.testing.assert_close(state.ema.model.get_parameter(name).double(), average, rtol=0, atol=1e-7)
+    assert largest > 0.15
+
+
+def test_metrics_are_means_since_the_line_before_with_the_learning_rate_of_their_iteration(
+    tmp_path: Path,
+) -> None:
+    state = _state()
+    rates: list[float] = []
+    values = iter([1.0, 2.0, 6.0, 4.0, 8.0])
+
+    def step(batch: Any) -> dict[str, Tensor]:
+        rates.append(state.optimizer.param_groups[0]["lr"])
+        state.optimizer.step()
+        state.schedule.step()
+        state.iteration += 1
+        value = torch.tensor(next(values))
+        return {"loss_value": value, "loss_cls": 10 * value}
+
+    _run(state, tmp_path, 5, step=step, period=5)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [3, 5]
+    assert [line["loss_value"] for line in lines] == [3.0, 6.0]
+    assert [line["total_loss"] for line in lines] == [33.0, 66.0]
+    assert [line["lr"] for line in lines] == [rates[2], rates[4]] and len(set(rates)) == 5
+    for line in lines:
+        assert line["images_per_second"] * line["time"] == pytest.approx(4)
+        assert line["eta_seconds"] == pytest.approx(line["time"] * (5 - line["iteration"]))

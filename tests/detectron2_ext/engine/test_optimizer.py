@@ -59,7 +59,7 @@ def test_defaults_are_those_of_the_method() -> None:
 def test_backbone_and_named_parameters_have_their_own_learning_rates() -> None:
     cfg = tiny_config(
         *("SOLVER.BASE_LR", "0.1", "SOLVER.BACKBONE_MULTIPLIER", "0.5"),
-        *("SOLVER.CUSTOM_MULTIPLIER", "3.0", "SOLVER.CUSTOM_MULTIPLIER_NAME", "[cls_score]"),
+        *("SOLVER.CUSTOM_MULTIPLIER", "3.0", "SOLVER.CUSTOM_MULTIPLIER_NAME", "[cls_score, backbone.bias]"),
     )
     model = TinyNet()
     model.head.bias.requires_grad_(False)
@@ -70,19 +70,48 @@ def test_backbone_and_named_parameters_have_their_own_learning_rates() -> None:
     }
     named = {name: rates.get(id(parameter)) for name, parameter in model.named_parameters()}
     assert named["backbone.weight"] == pytest.approx(0.05)
+    assert named["backbone.bias"] == pytest.approx(0.15)  # both factors
     assert named["head.weight"] == pytest.approx(0.1)
     assert named["roi_heads.box_predictor.0.cls_score.weight"] == pytest.approx(0.3)
     assert named["head.bias"] is None
 
 
-def _clipped(kind: str, limit: float) -> list[torch.Tensor]:
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_follows_its_formula_in_float64(nesterov: bool) -> None:
+    cfg = tiny_config(
+        *("SOLVER.OPTIMIZER", "SGD", "SOLVER.MOMENTUM", "0.8", "SOLVER.NESTEROV", str(nesterov)),
+        *("SOLVER.BASE_LR", "0.1", "SOLVER.WEIGHT_DECAY", "0.02"),
+    )
+    weight = (model := TinyNet()).head.weight
+    optimizer = build_optimizer(model, cfg)
+    expected, velocity = weight.detach().double(), torch.zeros_like(weight, dtype=torch.float64)
+    for _ in range(3):
+        weight.grad = torch.randn_like(weight)
+        optimizer.step()
+        gradient = weight.grad.double() + 0.02 * expected
+        velocity = 0.8 * velocity + gradient
+        expected = expected - 0.1 * (gradient + 0.8 * velocity if nesterov else velocity)
+    torch.testing.assert_close(weight.detach().double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def _clipped(kind: str, limit: float, norm_type: float = 2.0) -> list[torch.Tensor]:
     parameters = [nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(2))]
     parameters[0].grad, parameters[1].grad = torch.tensor([3.0, -4.0, 0.0]), torch.tensor([0.1, 0.2])
     clip = build_clip(
-        tiny_config("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", kind, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", str(limit))
+        tiny_config(
+            *("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", kind, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", str(limit)),
+            *("SOLVER.CLIP_GRADIENTS.NORM_TYPE", str(norm_type)),
+        )
     )
     clip(parameters)
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def test_gradients_are_left_alone_where_clipping_is_off() -> None:
+    parameter = nn.Parameter(torch.zeros(1))
+    parameter.grad = torch.tensor([7.0])
+    build_clip(tiny_config("SOLVER.CLIP_GRADIENTS.ENABLED", "False"))([parameter])
+    assert parameter.grad.tolist() == [7.0]
 
 
 def test_gradients_are_clipped_by_element_by_parameter_or_all_together() -> None:
@@ -93,6 +122,8 @@ def test_gradients_are_clipped_by_element_by_parameter_or_all_together() -> None
     together = _clipped("full_model", 1.0)
     scale = 1 / math.sqrt(25 + 0.05)
     torch.testing.assert_close(together[1], torch.tensor([0.1, 0.2]) * scale)
+    torch.testing.assert_close(_clipped("norm", 1.0, norm_type=1.0)[0], torch.tensor([3.0, -4.0, 0.0]) / 7)
+    torch.testing.assert_close(_clipped("full_model", 1.0, norm_type=1.0)[1], torch.tensor([0.1, 0.2]) / 7.3)
 
 
 @pytest.mark.parametrize(

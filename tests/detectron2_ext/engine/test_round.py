@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -10,17 +11,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from detectron2_ext import train_net
+from detectron2_ext.engine import engines
+from detectron2_ext.engine import round as engine_round
+from detectron2_ext.engine.distributed import Ranks
 from exchange import files
 from exchange.config import REPOSITORY
 from exchange.errors import UserError
-from exchange.feedback import read_feedback
-from tests.detectron2_ext.engine.small_run import write_config
-from tests.detectron2_ext.engine.tiny import assert_equal_weights
+from exchange.feedback import read_feedback, write_feedback
+from exchange.layout import RunLayout
+from tests.detectron2_ext.engine.small_run import write_config, write_pool
+from tests.detectron2_ext.engine.tiny import assert_equal_weights, weights_of
 
 _LAST_CLASSIFIER = "roi_heads.box_predictor.2.cls_score.weight"
 
@@ -115,17 +121,36 @@ def test_a_run_folder_of_other_settings_is_refused(finished: Path) -> None:
         _call(finished / "config.yaml", "SOLVER.BASE_LR", "0.004")
 
 
-def test_a_call_that_was_killed_while_evaluating_is_made_good(finished: Path, tmp_path: Path) -> None:
-    config = write_config(tmp_path)
-    shutil.copytree(finished / "run", tmp_path / "run")
-    settings = (tmp_path / "run/run.yaml").read_text().replace(str(finished), str(tmp_path))
-    (tmp_path / "run/run.yaml").write_text(settings)
-    expected = read_feedback(str(tmp_path / "run/feedback/rd01.json"))
-    (tmp_path / "run/feedback/rd01.json").unlink()
-    shutil.copy(tmp_path / "run/feedback/rd00.json", tmp_path / "run/feedback.json")
+def _copy(finished: Path, folder: Path) -> tuple[Path, Path]:
+    """Configuration and run folder of a copy of the finished run."""
+    config, run = write_config(folder), folder / "run"
+    shutil.copytree(finished / "run", run)
+    (run / "run.yaml").write_text((run / "run.yaml").read_text().replace(str(finished), str(folder)))
+    return config, run
+
+
+@pytest.mark.parametrize("lost", ["history and newest", "newest", "any newest"])
+def test_a_call_that_was_killed_while_evaluating_is_made_good(
+    finished: Path, tmp_path: Path, lost: str
+) -> None:
+    config, run = _copy(finished, tmp_path)
+    expected = read_feedback(str(run / "feedback/rd01.json"))
+    (run / "feedback.json").unlink()
+    if lost == "history and newest":
+        (run / "feedback/rd01.json").unlink()
+    if lost != "any newest":
+        shutil.copy(run / "feedback/rd00.json", run / "feedback.json")
     _call(config)
-    again = read_feedback(str(tmp_path / "run/feedback.json"))
+    again = read_feedback(str(run / "feedback.json"))
     assert (again.round, again.mask_ap, again.drift) == (1, expected.mask_ap, expected.drift)
+
+
+def test_starting_weights_are_evaluated_even_after_the_training(finished: Path, tmp_path: Path) -> None:
+    config, run = _copy(finished, tmp_path)
+    (run / "feedback.json").unlink()
+    _call(config, "--eval-initial")
+    told = read_feedback(str(run / "feedback.json"))
+    assert (told.round, told.iteration, told.checkpoint) == (-1, 0, str(run / "train/model_initial.pth"))
 
 
 @pytest.mark.bits
@@ -156,6 +181,87 @@ def test_a_killed_and_resumed_run_equals_the_uninterrupted_one_bit_by_bit(tmp_pa
         assert_equal_weights(one, other)
 
 
+@dataclasses.dataclass
+class _Watched:
+    """What two rounds did: the images of each, the network of each evaluation, and what was shared before it."""
+
+    run: Path
+    images: list[list[dict[str, Any]]]
+    evaluated: list[tuple[str, torch.nn.Module, dict[str, torch.Tensor]]]
+    shared: list[torch.nn.Module]
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> _Watched:
+    """Two rounds that paste from the run's pool; the feedback of the first is made up in between."""
+    folder = tmp_path_factory.mktemp("watched")
+    config, layout = write_config(folder), RunLayout(str(folder / "run"))
+    seen = _Watched(folder / "run", [], [], [])
+    build_train_loader, validate = engine_round.build_train_loader, engines.validate
+
+    def watched_loader(*arguments: Any, **options: Any) -> Any:
+        seen.images.append([])
+        for batch in build_train_loader(*arguments, **options):
+            seen.images[-1].extend(batch)
+            yield batch
+
+    def watched_validate(cfg: Any, model: torch.nn.Module, *arguments: Any, **context: Any) -> Any:
+        seen.evaluated.append((context["checkpoint"], model, weights_of(model)))
+        return validate(cfg, model, *arguments, **context)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_round, "build_train_loader", watched_loader)
+        patch.setattr(engines, "validate", watched_validate)
+        patch.setattr(Ranks, "share", lambda ranks, model: seen.shared.append(model))
+        for round_ in range(2):
+            write_pool(layout, round_)
+        for round_ in range(2):
+            pasting = ("INPUT.USE_COPY_METHOD", "syn_copy", "INPUT.INST_POOL_FEED", "True")
+            _call(config, *pasting, "FEEDBACK.FROM_ROUND", "1")
+            told = read_feedback(layout.feedback_history(round_))
+            write_feedback(layout, dataclasses.replace(told, box_ap=[0.0, 50.0, 100.0]))
+    return seen
+
+
+def test_a_round_pastes_the_whole_pool_up_to_its_own_instances(watched: _Watched) -> None:
+    for round_, images in enumerate(watched.images):
+        pasted = {(info.round, info.class_index) for image in images for info in image["paste_info"]}
+        assert pasted == {(made, c) for made in range(round_ + 1) for c in range(3)}
+
+
+def test_objects_have_the_sizes_that_the_feedback_of_the_round_before_asks_for(watched: _Watched) -> None:
+    sides: list[list[list[float]]] = [[[], [], []], [[], [], []]]
+    for round_, images in enumerate(watched.images):
+        for image in images:
+            for info in image["paste_info"]:
+                x1, y1, x2, y2 = info.box
+                share = ((x2 - x1) * (y2 - y1) / (image["height"] * image["width"])) ** 0.5
+                sides[round_][info.class_index].append(share)
+    assert all(0.2 < share < 0.5 for of_class in sides[0] for share in of_class)
+    assert min(sides[1][0]) > 0.46  # AP 0: sixteen times the mean of 0.36, which the limit of 0.5 stops
+    assert all(0.2 < share < 0.5 for share in sides[1][1])  # the mean AP
+    assert max(sides[1][2]) < 0.24  # AP 100: a sixteenth, stopped by the limit of 10 pixels
+
+
+def test_the_average_weights_are_evaluated_the_same_in_every_process(watched: _Watched) -> None:
+    assert len(watched.evaluated) == 3  # the starting weights, too
+    for (path, model, weights), shared in zip(watched.evaluated, watched.shared, strict=True):
+        checkpoint = torch.load(path, weights_only=True)
+        assert_equal_weights(weights, checkpoint["model_ema"])
+        assert shared is model
+    assert not torch.equal(weights[_LAST_CLASSIFIER], checkpoint["model"][_LAST_CLASSIFIER])
+
+
+def test_the_federated_loss_knows_how_many_training_images_show_each_class(watched: _Watched) -> None:
+    content = json.loads((watched.run.parent / "small_train/annotations.json").read_text())
+    shown = {(a["image_id"], a["category_id"]) for a in content["annotations"]}
+    counts = [sum(category == shows for _, shows in shown) for category in (2, 5, 9)]
+    assert len(set(counts)) > 1
+    _, model, _ = watched.evaluated[0]
+    for predictor in model.roi_heads.box_predictor:
+        assert predictor.freq_weight.tolist() == pytest.approx([count**0.5 for count in counts])
+
+
 def test_starting_weights_are_evaluated_before_round_0_if_a_pool_is_pasted(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     pasting = ("INPUT.USE_COPY_METHOD", "syn_copy", "INPUT.INST_POOL_FEED", "True", "FEEDBACK.TIMEOUT", "0")
@@ -172,8 +278,13 @@ def test_starting_weights_are_evaluated_before_round_0_if_a_pool_is_pasted(tmp_p
     assert not (tmp_path / "run/train/metrics.json").exists()
 
 
-def test_starting_weights_are_evaluated_on_request(tmp_path: Path) -> None:
-    _call(write_config(tmp_path), "--eval-initial")
+def test_starting_weights_are_evaluated_on_request(finished: Path, tmp_path: Path) -> None:
+    _call(write_config(tmp_path), "--eval-initial", "SEED", "1")
+    start, other = (
+        torch.load(folder / "run/train/model_initial.pth", weights_only=True)["model"]
+        for folder in (tmp_path, finished)
+    )
+    assert not torch.equal(start[_LAST_CLASSIFIER], other[_LAST_CLASSIFIER])  # which the seed decides
     assert read_feedback(str(tmp_path / "run/feedback.json")).round == -1
 
 
