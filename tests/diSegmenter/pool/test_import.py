@@ -54,7 +54,7 @@ def test_a_folder_per_class_comes_in(layout, tmp_path):
     assert [cutout.shape[0] for cutout in cutouts] == [11, 15]
 
 
-def test_the_objects_of_a_coco_file_come_in(layout, tmp_path):
+def test_the_objects_of_a_coco_file_come_in_but_no_crowds(layout, tmp_path):
     root = str(tmp_path / "coco")
     picture = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
     files.write_bytes(f"{root}/a.png", png(picture))
@@ -67,7 +67,8 @@ def test_the_objects_of_a_coco_file_come_in(layout, tmp_path):
     }
     files.write_json(f"{root}/coco.json", content)
     index, cutouts, _ = imported(layout, read_coco(f"{root}/coco.json", root, IDS))
-    assert index[0].category_id == 7 and index[0].bbox == [10, 4, 10, 10]
+    (instance,) = index
+    assert instance.category_id == 7 and instance.bbox == [10, 4, 10, 10]
     np.testing.assert_array_equal(cutouts[0][..., :3], picture[4:14, 10:20])
     assert (cutouts[0][..., 3] == 255).all()
 
