@@ -74,8 +74,9 @@ def pack(layout: RunLayout, round_: int) -> int:
     """Moves the cut-outs of a round into tar files (WebDataset's layout), read by offset; returns how many.
 
     For file systems that take badly to a file per instance. The tar files are written first, then the index
-    that points into them, then the single files go: what a crash leaves is whole. A dropped instance that
-    shows no object, or whose cut-out was pruned, has none to move; no tar file that the index points into already is written again.
+    that points into them, then the single files go: what a crash leaves is whole. No tar file that the index
+    points into already is written again. A dropped instance without an object, or whose cut-out was pruned,
+    has nothing to move.
     """
     instances = list(PoolIndex(layout, [round_], dropped_too=True))
     single = [
