@@ -56,6 +56,15 @@ def test_haze_goes_and_only_the_largest_part_stays():
     np.testing.assert_array_equal(cleaned, expected)
 
 
+def test_parts_that_touch_at_a_corner_are_one():
+    alpha = np.zeros((12, 12), np.uint8)
+    alpha[:4, :4] = alpha[4:8, 4:8] = 129
+    alpha[9:, :9] = 255
+    cleaned, objects = MaskCleaner(floor=128, largest_component=True)(alpha)
+    alpha[9:] = 0
+    assert objects == 2 and np.array_equal(cleaned, alpha)
+
+
 def test_every_part_above_the_floor_stays_if_asked():
     alpha = np.array([[0, 8, 9, 255], [0, 0, 0, 0], [40, 0, 0, 0]], np.uint8)
     cleaned, objects = MaskCleaner(floor=8, largest_component=False)(alpha)
