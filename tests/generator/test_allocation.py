@@ -90,10 +90,11 @@ def test_largest_remainder_gets_the_image_and_the_lower_id_in_a_tie():
     # 8 images for four classes of 1/N = 1, 1, 1, 1/7: three remainders tie at .545
     images = allocate(AllocationRule(per_class=2), np.array([9, 2, 5, 1]), np.array([1, 1, 1, 7])).images
     assert images.tolist() == [2, 3, 3, 0]
-    # 1.5 and 0.5 images: of equal remainders that of the larger share, whatever its id
-    assert allocate(rule, np.array([7, 3]), np.array([1, 3])).images.tolist() == [2, 0]
-    # 49 · 1/49 is less than 1 in the last bit only, so that this is a tie, too
-    images = allocate(rule, ids(3), np.array([49, 1, 1]), np.array([49, 1, 1 / 7])).images
+    # 1.4, 0.4 and 1.2 images: of equal remainders that of the larger share, whatever its id
+    images = allocate(rule, np.array([9, 5, 1]), np.array([1, 1, 1]), np.array([7, 2, 6])).images
+    assert images.tolist() == [2, 0, 1]
+    # 1.4 / 2 and 3.5 / 5 differ in their last bit only, so that this is a tie, too
+    images = allocate(rule, ids(3), np.array([2, 5, 1]), np.array([1.4, 3.5, 1 / 7])).images
     assert images.tolist() == [2, 1, 0]
 
 
