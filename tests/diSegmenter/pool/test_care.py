@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import sys
 import tarfile
 from unittest.mock import Mock
@@ -109,12 +110,24 @@ def forget_an_annotation(layout):
     files.write_json(layout.annotations(0), content)
 
 
+def loosen(layout):
+    """A cut-out with an empty column, and the index says so."""
+    index = PoolIndex(layout, [0])
+    padded = np.pad(decode_rgba(index.read(1), ""), ((0, 0), (0, 1), (0, 0)))
+    x, y, width, height = index[1].bbox
+    files.write_bytes(index.name(1), encode_cutout(padded, padded[..., 3], [0, 0, width + 1, height]))
+    change(layout, 0, 1, bbox=[x, y, width + 1, height])
+
+
 @pytest.mark.parametrize(
     ("damage", "file", "what"),
     [
         (lose, "00_0007_0001.png", "there is no file"),
         (cut_off, "00_0007_0001.webp", "does not decode"),
         (lambda run: change(run, 0, 1, bbox=[0, 0, 5, 5]), "00_0007_0001.webp", "box"),
+        (lambda run: change(run, 0, 1, width=20), "00_0007_0001.webp", "box"),
+        (lambda run: change(run, 0, 1, height=20), "00_0007_0001.webp", "box"),
+        (loosen, "00_0007_0001.webp", "box"),
         (lambda run: change(run, 0, 1, area=3), "00_0007_0001.webp", "area 3"),
         (lambda run: change(run, 0, 1, category_id=8), "00_0007_0001.png", "category 8"),
         (lambda run: change(run, 0, 1, cutout="../../x"), "00_0007_0001.png", "leads out of"),
@@ -130,16 +143,26 @@ def test_each_damage_is_found_and_has_a_remedy(layout, damage, file, what):
     assert problem.file.endswith(file) and what in problem.what and problem.remedy
 
 
+def test_every_instance_of_a_large_pool_is_looked_at(layout):
+    rows = [next(iter(PoolIndex(layout, [0])))] * 600
+    for row in (255, 256, 511, 599):
+        rows[row] = dataclasses.replace(rows[row], area=row)
+    write_index(layout, 0, rows)
+    found = [problem.what for problem in verify(layout, IDS) if "area" in problem.what]
+    assert [int(re.search(r"area (\d+)", what)[1]) for what in found] == [255, 256, 511, 599]
+
+
 def test_a_duplicate_is_found_and_goes_by_prune(layout):
     data = files.read_bytes(layout.pool("cutouts/00_0003_0000.webp"))
-    files.write_bytes(layout.pool("cutouts/01_0003_0000.webp"), data)
+    files.write_bytes(layout.pool("cutouts/00_0003_0002.webp"), data)
     first = PoolIndex(layout, [0])[0]
-    change(layout, 1, 0, bbox=first.bbox, area=first.area)
+    change(layout, 0, 2, bbox=first.bbox, area=first.area)
     (problem,) = verify(layout, IDS)
     assert "the same picture as" in problem.what and "--duplicates" in problem.remedy
     assert prune_duplicates(layout, CATEGORIES) == 1
     assert list(verify(layout, IDS)) == []
-    assert len(read_annotations(layout.annotations(1)).images) == len(PoolIndex(layout, [0, 1])) == 5
+    listed = [len(read_annotations(layout.annotations(round_)).images) for round_ in (0, 1)]
+    assert listed == [2, 5] and len(PoolIndex(layout, [0, 1])) == 5
 
 
 def test_pruning_leaves_every_cut_out_that_is_kept_and_can_be_packed_then(pool):
@@ -151,6 +174,7 @@ def test_pruning_leaves_every_cut_out_that_is_kept_and_can_be_packed_then(pool):
     assert not files.list_dir(pool.raw("")) and not files.list_dir(pool.segmented(""))
     for _ in range(2):
         assert pixels(pool) == before and list(verify(pool, IDS)) == []
+        assert prune_duplicates(pool, CATEGORIES) == 0
         for round_ in (0, 1):
             pack(pool, round_)
 
