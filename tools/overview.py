@@ -7,11 +7,13 @@ import matplotlib
 import numpy as np
 from fvcore.common.config import CfgNode
 from matplotlib.figure import Figure
-from PIL import Image
 
+from diSegmenter.images import decode_rgba
 from exchange import files
 from exchange.annotations import read_annotations
+from exchange.catalog import dataset_paths
 from exchange.layout import RunLayout
+from exchange.pool_index import PoolIndex
 from tools.drawing import PASTED, REAL
 from tools.visualize import training_sheet
 
@@ -24,7 +26,7 @@ def write_overview(cfg: CfgNode, layout: RunLayout, summary: dict[str, Any], pat
     last = len(summary["rounds"]) - 1
     figure = Figure(figsize=(14, 4.6), layout="constrained")
     generated, training, gain = figure.subfigures(1, 3, width_ratios=(1.15, 1.1, 1))
-    _draw_generated(generated, layout, last)
+    _draw_generated(generated, cfg, layout, last)
     generated.suptitle("1, 2  drawn where the segmenter is uncertain, cut out")
     axes = training.subplots()
     axes.imshow(training_sheet(cfg, layout, last, _NUM_TRAINING))
@@ -37,25 +39,22 @@ def write_overview(cfg: CfgNode, layout: RunLayout, summary: dict[str, Any], pat
     files.write_bytes(path, buffer.getvalue())
 
 
-def _draw_generated(figure: Any, layout: RunLayout, round_: int) -> None:
-    """Instances of a round, evenly spread over its classes, above their masks."""
-    pool = read_annotations(layout.annotations(round_))
-    newest = pool.file_names()
-    prefix = f"{round_:02}_"
-    kept = [a for a in pool.annotations if newest[a["image_id"]].startswith(prefix)] or pool.annotations
-    chosen = np.linspace(0, len(kept) - 1, min(2 * _COLUMNS, len(kept)), dtype=int)
+def _draw_generated(figure: Any, cfg: CfgNode, layout: RunLayout, round_: int) -> None:
+    """Cut-outs of a round (of all up to it, if it has none), evenly spread over their classes, above their masks."""
+    names = read_annotations(dataset_paths(cfg.DATASETS.TRAIN[0], cfg)[0]).category_names
+    pool = PoolIndex(layout, [round_])
+    if not len(pool):
+        pool = PoolIndex(layout, [earlier for earlier in layout.pool_rounds() if earlier < round_])
+    chosen = np.linspace(0, len(pool) - 1, min(2 * _COLUMNS, len(pool)), dtype=int)
     grid = figure.subplots(4, _COLUMNS, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
     for place, index in enumerate(chosen.tolist()):
-        name = newest[kept[index]["image_id"]]
         row, column = divmod(place, _COLUMNS)
-        for offset, picture in enumerate((layout.raw(name), layout.segmented(name))):
-            grid[2 * row + offset, column].imshow(
-                Image.open(io.BytesIO(files.read_bytes(picture))), cmap="gray"
-            )
-        title = pool.category_names[kept[index]["category_id"]]
-        grid[2 * row, column].set_title(title, fontsize=8)
+        cutout = decode_rgba(pool.read(index), pool.name(index))
+        for offset, picture in enumerate((cutout[..., :3], cutout[..., 3])):
+            grid[2 * row + offset, column].imshow(picture, cmap="gray", vmin=0, vmax=255)
+        grid[2 * row, column].set_title(names[pool.category_ids[index]], fontsize=8)
 
 
 def _draw_gain(figure: Any, summary: dict[str, Any]) -> None:

@@ -18,13 +18,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tabulate import tabulate
 
 from exchange import files
-from exchange.annotations import read_annotations
 from exchange.catalog import dataset_paths
 from exchange.config import REPOSITORY, add_config_arguments, from_repository, load_config
 from exchange.errors import UserError, run_cli
 from exchange.feedback import Feedback, read_feedback
 from exchange.layout import RunLayout
 from exchange.manifest import read_round
+from exchange.pool_index import PoolIndex
 from exchange.run import num_rounds, versions
 from tools.overview import write_overview
 
@@ -67,7 +67,8 @@ def main() -> None:
         visualize = [sys.executable, "tools/visualize.py", "data", "--round", str(round_), "--out", picture]
         _run([*visualize, *common, "OUTPUT_DIR", out])
 
-    summary = summarise(RunLayout(out), RunLayout(f"{out}/control"), rounds)
+    latest_only = cfg.SEGMENTER.LATEST_ROUND_ONLY
+    summary = summarise(RunLayout(out), RunLayout(f"{out}/control"), rounds, latest_only)
     summary |= {"seconds": time.monotonic() - started, "seed": args.seed, "versions": versions()}
     files.write_json(files.join(out, "summary.json"), summary)
     overview = files.join(out, "pictures", "overview.png")
@@ -77,12 +78,15 @@ def main() -> None:
     print(f"\n{as_table(summary)}\n\nPictures: {out}/pictures   Summary: {out}/summary.json")
 
 
-def summarise(run: RunLayout, control: RunLayout, rounds: int) -> dict[str, Any]:
-    """Mask APs of the starting weights, of the control and of each round, with what each round made."""
+def summarise(run: RunLayout, control: RunLayout, rounds: int, latest_only: bool = False) -> dict[str, Any]:
+    """Mask APs of the starting weights, of the control and of each round, with what each round made.
+
+    ``latest_only``: the pool of a round is that round alone (SEGMENTER.LATEST_ROUND_ONLY).
+    """
     return {
         "baseline": _aps(read_feedback(run.feedback_history(-1))),
         "control": _aps(read_feedback(control.feedback_file)),
-        "rounds": [_round(run, round_) for round_ in range(rounds)],
+        "rounds": [_round(run, round_, latest_only) for round_ in range(rounds)],
     }
 
 
@@ -105,17 +109,17 @@ def _aps(feedback: Feedback) -> dict[str, float | None]:
     }
 
 
-def _round(run: RunLayout, round_: int) -> dict[str, Any]:
+def _round(run: RunLayout, round_: int, latest_only: bool) -> dict[str, Any]:
     manifests = read_round(run, round_)
-    before = len(read_annotations(run.annotations(round_ - 1)).annotations) if round_ else 0
-    pool = len(read_annotations(run.annotations(round_)).annotations)
+    kept = len(PoolIndex(run, [round_]))
+    pool = kept if latest_only else len(PoolIndex(run, range(round_ + 1)))
     started, ended = (
         os.path.getmtime(path) for path in (run.feedback_history(round_ - 1), run.feedback_history(round_))
     )
     return (
         {"round": round_}
         | _aps(read_feedback(run.feedback_history(round_)))
-        | {"pool": pool, "generated": sum(len(m.instances) for m in manifests), "kept": pool - before}
+        | {"pool": pool, "generated": sum(len(m.instances) for m in manifests), "kept": kept}
         | {"seconds": ended - started}
     )
 

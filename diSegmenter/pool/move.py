@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import tarfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -73,13 +74,21 @@ def pack(layout: RunLayout, round_: int) -> int:
     """Moves the cut-outs of a round into tar files (WebDataset's layout), read by offset; returns how many.
 
     For file systems that take badly to a file per instance. The tar files are written first, then the index
-    that points into them, then the single files go: what a crash leaves is whole.
+    that points into them, then the single files go: what a crash leaves is whole. No tar file that the index
+    points into already is written again. A dropped instance without an object, or whose cut-out was pruned,
+    has nothing to move.
     """
     instances = list(PoolIndex(layout, [round_], dropped_too=True))
-    single = [row for row, instance in enumerate(instances) if instance.length < 0 and instance.area]
+    single = [
+        row
+        for row, instance in enumerate(instances)
+        if instance.length < 0 and (not instance.reason or files.exists(layout.pool(instance.cutout)))
+    ]
     loose = [instances[row].cutout for row in single]
-    for number, start in enumerate(range(0, len(single), _FILES_PER_PACK)):
-        name = f"cutouts/rd{round_:02}_{number:04}.tar"
+    taken = {instance.cutout for instance in instances if instance.length >= 0}
+    names = (f"cutouts/rd{round_:02}_{number:04}.tar" for number in itertools.count())
+    free = (name for name in names if name not in taken)
+    for start, name in zip(range(0, len(single), _FILES_PER_PACK), free, strict=False):
         with files.atomic_writer(layout.pool(name)) as file:
             tar = tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)
             for row in single[start : start + _FILES_PER_PACK]:

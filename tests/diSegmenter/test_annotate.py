@@ -2,22 +2,25 @@ import cv2
 import numpy as np
 
 from diSegmenter.annotate import outline
+from tests.diSegmenter.conftest import disc_image
 
 
 def test_box_area_and_polygons_are_those_of_alpha_above_zero():
-    alpha = np.zeros((30, 40), np.uint8)
+    alpha = np.zeros((30, 60), np.uint8)
     alpha[5:15, 8:20] = 1
-    alpha[20:28, 30:39] = 255
-    alpha[22:24, 33:35] = 0  # a hole stays inside the outer contour
-    alpha[0, 0] = 9  # too small for a polygon, but in box and area
+    alpha[20:28, 10:19] = 255
+    alpha[22:24, 13:15] = 0  # a hole stays inside the outer contour
+    alpha[2:27, 35:60][disc_image(9, size=(25, 25))[..., 1] < 255] = 40
+    alpha[25, 2:4] = alpha[26, 2] = 5  # the smallest polygon
+    alpha[0, :2] = 9  # too thin for a polygon, but in box and area
     found = outline(alpha)
-    assert found["bbox"] == [0, 0, 39, 28]
+    assert found["bbox"] == [0, 0, 57, 28] and len(found["segmentation"]) == 4
     assert found["area"] == int((alpha > 0).sum())
     drawn = np.zeros_like(alpha)
     for polygon in found["segmentation"]:
         cv2.fillPoly(drawn, [np.array(polygon).reshape(-1, 1, 2)], 1)
     filled = (alpha > 0).astype(np.uint8)
-    filled[22:24, 33:35], filled[0, 0] = 1, 0
+    filled[22:24, 13:15], filled[0, :2] = 1, 0
     np.testing.assert_array_equal(drawn, filled)
 
 

@@ -22,6 +22,7 @@ def test_a_good_instance_is_kept():
         ({"area": 4750}, "too large"),
         ({"objects": 2}, "several objects"),
         ({"bbox": [0, 10, 40, 30]}, "touches the border"),
+        ({"bbox": [20, 0, 40, 30]}, "touches the border"),
         ({"bbox": [60, 10, 40, 30]}, "touches the border"),
         ({"bbox": [20, 20, 40, 30]}, "touches the border"),
         ({"segmentation": []}, "no object"),
@@ -46,14 +47,23 @@ def test_switched_off_checks_drop_nothing():
 
 def test_haze_goes_and_only_the_largest_part_stays():
     alpha = np.full((20, 20), 100, np.uint8)
-    alpha[2:10, 2:10] = 200
-    alpha[12:18, 12:16] = 250
-    alpha[0, 19] = 255
+    alpha[1:11, 1:11] = 200
+    alpha[13:18, 13:15] = 250
+    alpha[19, :9] = 255
     cleaned, objects = MaskCleaner(floor=128, largest_component=True)(alpha)
-    assert objects == 2  # the single pixel is a speck
+    assert objects == 2  # a tenth of the largest is an object, less is a speck
     expected = np.zeros_like(alpha)
-    expected[2:10, 2:10] = 200
+    expected[1:11, 1:11] = 200
     np.testing.assert_array_equal(cleaned, expected)
+
+
+def test_parts_that_touch_at_a_corner_are_one():
+    alpha = np.zeros((12, 12), np.uint8)
+    alpha[:4, :4] = alpha[4:8, 4:8] = 129
+    alpha[9:, :9] = 255
+    cleaned, objects = MaskCleaner(floor=128, largest_component=True)(alpha)
+    alpha[9:] = 0
+    assert objects == 2 and np.array_equal(cleaned, alpha)
 
 
 def test_every_part_above_the_floor_stays_if_asked():

@@ -1,3 +1,5 @@
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +48,20 @@ def test_texts_are_encoded_once_whatever_is_asked_for(clip_folder):
     for _ in range(3):
         scorer(IMAGES, ALPHAS, [3, 70, 100])
     assert len(encoded) == 100
+
+
+@pytest.mark.parametrize(
+    ("kind", "padding"), [("clip", "longest"), ("siglip", "max_length"), ("siglip2", "max_length")]
+)
+def test_texts_are_padded_as_the_model_was_trained(kind, padding):
+    model, processor = Mock(), Mock()
+    model.to.return_value.eval.return_value = model
+    model.config.model_type = kind
+    model.get_text_features.return_value.pooler_output = torch.ones(2, 8)
+    processor.tokenizer.return_value.to.return_value = {}
+    ClipScorer(model, processor, PROMPTS, CPU)
+    options = {"padding": padding, "truncation": True, "return_tensors": "pt"}
+    processor.tokenizer.assert_called_once_with(list(PROMPTS.values()), **options)
 
 
 def test_what_alpha_hides_does_not_count(clip_folder):

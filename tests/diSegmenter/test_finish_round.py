@@ -49,6 +49,8 @@ def test_the_pool_is_cumulative_in_lvis_format(layout):
     annotation = second.annotations[3]
     assert (annotation["id"], annotation["image_id"], annotation["category_id"]) == (4, 4, 7)
     assert (annotation["bbox"], annotation["area"], annotation["iscrowd"]) == ([3, 4, 10, 11], 90, 0)
+    assert (annotation["segmentation"], annotation["clip_score"]) == ([[3, 4, 12, 4, 12, 14]], 40)
+    assert (second.images[3]["id"], second.images[3]["width"], second.images[3]["height"]) == (4, 48, 40)
     assert is_finished(layout, 0) and is_finished(layout, 1)
 
 

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -44,7 +46,10 @@ def test_the_network_sees_a_square_normalised_as_for_imagenet():
             seen.append(pixels)
             return [torch.zeros(1), torch.full((len(pixels), 1, 8, 8), 3.0)]
 
-    image = np.full((20, 30, 4), 51, np.uint8)
+    image = np.zeros((60, 80, 4), np.uint8)
+    image[:, ::5] = (
+        255  # of five columns one: a fifth of white where each is seen, black where one is sampled
+    )
     (alpha,) = MattingForeground(Spy(), 16, CPU)([image])
     assert seen[0].shape == (1, 3, 16, 16)
     expected = (0.2 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
@@ -78,6 +83,21 @@ def test_the_alpha_that_an_image_brings_is_a_choice():
 def test_a_choice_that_does_not_exist_is_named():
     with pytest.raises(UserError, match="SEGMENTER.FOREGROUND is 'mating'"):
         load_foreground("mating", "", "main", False, 32, CPU)
+
+
+def test_sam_2_is_asked_for_what_is_in_a_box_of_nine_tenths_of_the_image():
+    asked = []
+
+    def model(pixel_values, input_boxes):
+        asked.append(input_boxes)
+        masks = torch.arange(3.0).view(1, 1, 3, 1, 1).expand(2, 1, 3, 16, 16)
+        return SimpleNamespace(
+            iou_scores=torch.tensor([[[0.1, 0.9, 0.5]], [[0.3, 0.1, 0.5]]]), pred_masks=masks
+        )
+
+    logits = BoxPromptedSam2(model)(torch.zeros(2, 3, 40, 40))
+    torch.testing.assert_close(asked[0], torch.tensor([[[2.0, 2.0, 38.0, 38.0]]]).expand(2, 1, 4))
+    assert logits.shape == (2, 1, 16, 16) and logits[:, 0, 0, 0].tolist() == [1.0, 2.0]
 
 
 def test_sam_2_loads_and_gives_the_mask_that_it_trusts_most(tmp_path):

@@ -1,9 +1,11 @@
 import base64
+import dataclasses
 import io
 import re
 from html.parser import HTMLParser
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from diSegmenter.checks import Checks
@@ -41,18 +43,33 @@ class Page(HTMLParser):
 
 def report(layout, scores):
     instances = []
-    for item, score in zip(generate(layout, 0, len(scores)), scores, strict=True):
+    generated = [item for shard in (0, 1) for item in generate(layout, 0, len(scores), shard, 2)]
+    for item, score in zip(sorted(generated, key=lambda i: i.instance), scores, strict=True):
         write_alpha(layout.segmented(item.file), np.full((40, 48), 255, np.uint8), {})
         instances.append(pool_instance(0, item.category_id, item.instance, clip_black=score))
     judged = judge_round(layout, 0, instances, Checks(25.0, (0.0, 1.0), 0, False))
-    write_pictures(layout, judged, NAMES)
+    write_pictures(layout, dataclasses.replace(judged, unreadable=["a.png", "b.png", "c.png"]), NAMES)
     return files.read_bytes(files.join(layout.pictures_dir, "report_rd00.html")).decode()
 
 
 def test_the_report_counts_what_was_asked_made_and_kept(layout):
-    page = Page(report(layout, [30, 20, 31, 21, 32, 33]))
-    assert ["CLIP score", "2"] in page.rows
-    assert page.rows[-2:] == [["<blue> disc", "3", "3", "1"], ["red disc", "3", "3", "3"]]
+    text = report(layout, [20, 30, 21, 31, 33, 32])
+    assert "Asked for: 6. Thresholds: clip threshold 25.0, area share (0.0, 1.0), max objects 0" in text
+    page = Page(text)
+    assert page.rows[1:3] == [["does not decode", "3"], ["CLIP score", "2"]]
+    assert page.rows[-2:] == [["red disc", "3", "3", "1"], ["<blue> disc", "3", "3", "3"]]
+
+
+def test_the_histogram_shows_kept_and_dropped_scores_and_the_threshold_between_them(layout):
+    text = report(layout, [20, 30, 21, 31, 33, 32])
+    bars = re.findall(r'<rect x="(.*?)" .*? height="(.*?)" fill="(.*?)"/>', text)
+    places = {
+        colour: [float(x) for x, height, c in bars if c == colour and float(height)] for *_, colour in bars
+    }
+    threshold = float(re.search(r'<path d="M(.*?) 0V', text)[1])
+    assert threshold == pytest.approx(900 * (25 - 19.5) / (33.5 - 19.5), abs=0.1)
+    assert len(places["#16823c"]) == 4 and min(places["#16823c"]) > threshold
+    assert len(places["#be2828"]) == 2 and max(places["#be2828"]) < threshold
 
 
 def test_the_report_carries_its_pictures_with_it(layout):

@@ -7,8 +7,10 @@ import pytest
 import yaml
 
 from diSegmenter import segmentAndFilter
+from diSegmenter.checks import Checks, MaskCleaner
 from exchange import files
 from exchange.annotations import read_annotations
+from exchange.config import load_config
 from exchange.errors import UserError
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex
@@ -82,6 +84,38 @@ def test_rounds_and_shares_are_chosen_on_the_command_line(monkeypatch, config, l
     assert not files.exists(layout.annotations_done(1))
     with pytest.raises(UserError, match="--div 2"):
         call(monkeypatch, "--config", config, "--div", "2", "--num_div", "2")
+
+
+def test_the_latest_round_alone_without_an_annotation_file_is_a_choice(monkeypatch, config, layout):
+    for round_ in (0, 1):
+        generate(layout, round_, 4)
+    options = ["--config", config, "--round", "1", "SEGMENTER.LATEST_ROUND_ONLY", "True"]
+    call(monkeypatch, *options, "--st_rd", "1")
+    assert {a["round"] for a in read_annotations(layout.annotations(1)).annotations} == {1}
+    call(monkeypatch, *options, "SEGMENTER.ANNOTATION_FILES", "False")
+    assert files.exists(layout.annotations_done(0)) and not files.exists(layout.annotations(0))
+
+
+def test_every_key_of_the_segmenter_reaches_what_it_is_for(monkeypatch, config, layout):
+    built = {name: Mock() for name in ("RoundSegmenter", "load_foreground", "load_clip_scorer")}
+    monkeypatch.setattr("diSegmenter.segment_round.RoundSegmenter", built["RoundSegmenter"])
+    monkeypatch.setattr("diSegmenter.foreground.load_foreground", built["load_foreground"])
+    monkeypatch.setattr("diSegmenter.clip_filter.load_clip_scorer", built["load_clip_scorer"])
+    values = {
+        "FOREGROUND": "sam2", "FOREGROUND_MODEL": "f", "FOREGROUND_REVISION": "r", "INPUT_SIZE": 48,
+        "CLIP_MODEL": "c", "CLIP_REVISION": "s", "CLIP_PROMPT": "one {}", "ALPHA_FLOOR": 9,
+        "LARGEST_COMPONENT": False, "BATCH_SIZE": 3, "WORKERS": 2, "AREA_SHARE": [0.1, 0.8],
+        "MAX_OBJECTS": 2, "DROP_TOUCHING_BORDER": True,
+    }  # fmt: skip
+    cfg = load_config(config, [text for key, v in values.items() for text in (f"SEGMENTER.{key}", str(v))])
+    dataset = read_annotations(cfg.DATASETS.CUSTOM[0][1])
+    segmentAndFilter.build_segmenter(cfg, layout, dataset, Mock(gpu=0, div=1, num_div=4))
+    assert built["load_foreground"].call_args.args[:5] == ("sam2", "f", "r", True, 48)
+    texts = {3: "one red disc", 7: "one blue_disc"}
+    assert built["load_clip_scorer"].call_args.args[:3] == ("c", "s", texts)
+    assert built["RoundSegmenter"].call_args.args[2] == MaskCleaner(9, False)
+    assert built["RoundSegmenter"].call_args.args[4:] == (3, 2, 1, 4)
+    assert segmentAndFilter.build_checks(cfg, 23.0) == Checks(23.0, (0.1, 0.8), 2, True)
 
 
 def test_a_second_call_leaves_every_file_as_it_is(monkeypatch, config, layout):

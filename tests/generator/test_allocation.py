@@ -55,8 +55,17 @@ def test_class_without_ap_or_drift_takes_the_mean_of_the_others():
 
 
 @pytest.mark.parametrize("nothing", [[NAN] * 3, [0.0] * 3, None])
-def test_factor_that_tells_nothing_apart_is_left_out(nothing):
-    np.testing.assert_allclose(shares(AllocationRule(), [2, 4, 8], nothing, nothing), np.array([4, 2, 1]) / 7)
+@pytest.mark.parametrize(
+    ("drift", "ap", "weight"),
+    [
+        (None, None, [1 / 2, 1 / 4, 1 / 8]),
+        ([3, 5, 1], None, [3 / 2, 5 / 4, 1 / 8]),
+        (None, [10, 20, 40], [10 / 2, 20 / 4, 40 / 8]),
+    ],
+)
+def test_factor_that_tells_no_two_classes_apart_is_left_out_and_the_others_count(nothing, drift, ap, weight):
+    given = shares(AllocationRule(), [2, 4, 8], drift or nothing, ap or nothing)
+    np.testing.assert_allclose(given, np.array(weight) / sum(weight))
 
 
 def test_factors_that_together_spare_every_class_are_left_out():
@@ -81,6 +90,12 @@ def test_largest_remainder_gets_the_image_and_the_lower_id_in_a_tie():
     # 8 images for four classes of 1/N = 1, 1, 1, 1/7: three remainders tie at .545
     images = allocate(AllocationRule(per_class=2), np.array([9, 2, 5, 1]), np.array([1, 1, 1, 7])).images
     assert images.tolist() == [2, 3, 3, 0]
+    # 1.4, 0.4 and 1.2 images: of equal remainders that of the larger share, whatever its id
+    images = allocate(rule, np.array([9, 5, 1]), np.array([1, 1, 1]), np.array([7, 2, 6])).images
+    assert images.tolist() == [2, 0, 1]
+    # 1.4 / 2 and 3.5 / 5 differ in their last bit only, so that this is a tie, too
+    images = allocate(rule, ids(3), np.array([2, 5, 1]), np.array([1.4, 3.5, 1 / 7])).images
+    assert images.tolist() == [2, 1, 0]
 
 
 def test_balanced_mode_gives_every_class_the_same():

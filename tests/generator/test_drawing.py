@@ -1,12 +1,16 @@
 """Drawing batches, and the embeddings of their prompts, with small pipelines from disk."""
 
+import dataclasses
 import functools
 import inspect
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from exchange.errors import UserError
+from generator.criteria import loss
 from generator.drawing import Drawer, Sampling
 from generator.guidance import Guidance
 from generator.pipelines import PipelineSource, Tuning
@@ -15,7 +19,7 @@ from generator.prompt_embeddings import EmbeddingFolder, PromptEmbeddings
 from tests.generator.tiny_pipelines import FAMILIES, SIZE, make_classifier, make_pipeline
 
 BATCH = [
-    PlannedImage(f"{i}.png", 1, i % 3, i, 1000 + i, "a {}", prompt)
+    PlannedImage(f"{i}.png", (3, 40, 7)[i % 3], i % 3, i, 1000 + i, "a {}", prompt)
     for i, prompt in enumerate(["a cow", "a dog", "a cow", "the hen", "a dog"])
 ]
 SAMPLING = Sampling(SIZE, steps=2, cfg_scale=5.0)
@@ -170,10 +174,28 @@ def test_tuning_changes_nothing_beyond_rounding(sd3, name, monkeypatch):
 
 
 def test_guided_drawing_carries_the_criterion_before_and_after(sd3):
-    drawer, guidance = make_drawer(sd3), Guidance(make_classifier(3), every=1, scale=0.1)
+    drawer, guidance = make_drawer(sd3), Guidance(make_classifier(3), loss, every=1, scale=0.1)
     drawer.prepare(BATCH)
     drawings = drawer.draw(BATCH, guidance)
     images = pixels(drawings).permute(0, 3, 1, 2) / 255
     after = guidance.uncertainty(images, torch.tensor([image.class_index for image in BATCH]))
     assert [d.criterion_after for d in drawings] == pytest.approx(after.tolist(), abs=1e-2)
+    unshifted = drawer.draw(BATCH, dataclasses.replace(guidance, scale=0.0))
+    before = [d.criterion_before for d in unshifted]
+    assert [d.criterion_before for d in drawings] == pytest.approx(before, rel=1e-6)
     assert all(d.criterion_before > 0 and d.shifts_left_out == 0 for d in drawings)
+    assert all(
+        d.criterion_after > plain.criterion_after for d, plain in zip(drawings, unshifted, strict=True)
+    )
+
+
+def test_pixels_are_rounded_to_the_nearest_of_256_levels(monkeypatch):
+    levels = torch.arange(1, 255).repeat(3, 1).view(1, 3, 1, 254)
+    images = torch.cat([(levels + shift) / 255 for shift in (-0.4, 0.4)])
+    source = SimpleNamespace(
+        device=torch.device("cpu"), load=lambda: lambda **_: SimpleNamespace(images=images)
+    )
+    drawer = Drawer(source, Mock(supported=False, return_value={}), SAMPLING, limit=2)
+    drawer.prepare(BATCH[:2])
+    expected = levels.permute(0, 2, 3, 1).expand(2, -1, -1, -1)
+    assert torch.equal(pixels(drawer.draw(BATCH[:2])), expected.int())

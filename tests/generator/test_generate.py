@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from exchange.feedback import Feedback, write_feedback
 from exchange.files import write_done
 from exchange.layout import RunLayout
 from exchange.manifest import is_complete, read_round
+from exchange.seeds import instance_seed
 from generator import generate
 from generator.pipelines import PipelineSource
 from tests.generator.tiny_pipelines import SIZE, make_classifier
@@ -169,6 +171,50 @@ def test_allocation_of_round_two_follows_the_feedback(world, monkeypatch, capsys
     assert first == {1: 7, 2: 4, 5: 1, 9: 0}
     assert second == {1: 8, 2: 1, 5: 1, 9: 2}
     assert "round 2: 12 images" in capsys.readouterr().out
+
+
+def largest_remainder(weights: list[float], total: int) -> list[int]:
+    exact = total * np.array(weights) / sum(weights)
+    images = np.floor(exact + 1e-9).astype(int)
+    images[np.argsort(images - exact, kind="stable")[: total - images.sum()]] += 1
+    return images.tolist()
+
+
+@pytest.mark.parametrize(
+    ("drift", "ap", "weights"),
+    [
+        (
+            [3.0, 1.0, None, 40.0],
+            [0.0] * 4,
+            [3, 1 / 2, 44 / 3 / 5, 40 / 20],
+        ),  # an early round knows no class yet
+        ([3.0, 1.0, None, 40.0], [None] * 4, [3, 1 / 2, 44 / 3 / 5, 40 / 20]),
+        ([0.0] * 4, [10.0, 80.0, 0.0, None], [10, 80 / 2, 0, 30 / 20]),
+        ([None] * 4, [0.0] * 4, [1, 1 / 2, 1 / 5, 1 / 20]),
+        ([0.0, 0.0, 1.0, 0.0], [5.0, 5.0, 0.0, 5.0], [1, 1 / 2, 1 / 5, 1 / 20]),  # no class has both
+        ([1e-9, 1e9, 1e-9, None], [0.0, 100.0, 0.0, 0.0], [0, 1, 0, 0]),
+    ],
+)
+def test_plans_of_three_rounds_follow_whatever_feedback_there_is_and_share_no_seed(
+    world, monkeypatch, drift, ap, weights
+):
+    plans = []
+    monkeypatch.setattr(
+        generate, "produce", lambda _, round_, plan, *rest: plans.append(plan) or Mock(instances=[])
+    )
+    for round_ in (-1, 0, 1):
+        write_feedback(RunLayout(str(world.run)), feedback(round_, drift=drift, mask_ap=ap))
+    run(world, monkeypatch)
+    names = {1: "aerosol_can", 2: "bat_(animal)", 5: "cow", 9: "dog"}
+    for round_, plan in enumerate(plans):
+        images = largest_remainder([1, 1 / 2, 1 / 5, 1 / 20] if round_ < 2 else weights, 12)
+        expected = [(c, i, n) for i, c in enumerate(names) for n in range(1, images[i] + 1)]
+        assert [(p.category_id, p.class_index, p.instance) for p in plan] == expected
+        for image in plan:
+            assert image.file == f"{round_:02}_{image.category_id:04}_{image.instance:04}.png"
+            assert image.seed == instance_seed(0, round_, image.category_id, image.instance)
+            assert image.prompt == image.template.format(names[image.category_id])
+    assert len({image.seed for plan in plans for image in plan}) == 3 * 12
 
 
 def test_dry_run_needs_neither_model_nor_gpu(world, monkeypatch):

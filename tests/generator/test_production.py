@@ -1,5 +1,6 @@
 """A shard of a round with a drawer that needs no model."""
 
+import dataclasses
 import errno
 import itertools
 
@@ -64,6 +65,9 @@ def test_images_made_in_another_way_than_planned_are_drawn_again(tmp_path, plan)
     prepared = []
     make(layout, plan, lambda images: prepared.extend(images) or draw, guided=True)
     assert prepared == plan
+    other_prompts = [dataclasses.replace(image, prompt="another") for image in plan[:5]] + plan[5:]
+    make(layout, other_prompts, lambda images: prepared.extend(images) or draw, guided=True)
+    assert prepared[10:] == other_prompts[:6]  # the batches that hold them
 
 
 def test_manifest_counts_what_was_asked_and_lists_what_was_made(tmp_path, plan):
@@ -73,6 +77,9 @@ def test_manifest_counts_what_was_asked_and_lists_what_was_made(tmp_path, plan):
     assert manifest.complete and manifest.asked == {3: 1, 7: 3}
     assert [record.file for record in manifest.instances] == [i.file for i in plan[3:6] + plan[9:]]
     assert {(r.criterion_before, r.criterion_after) for r in manifest.instances} == {(0.1, 0.2)}
+    assert {(r.seed, r.prompt) for r in manifest.instances} == {
+        (i.seed, i.prompt) for i in plan[3:6] + plan[9:]
+    }
 
 
 def test_second_process_on_the_same_shard_stops(tmp_path, plan):

@@ -39,12 +39,14 @@ def test_names_are_raw_or_cleaned():
 
 
 def test_synonyms_and_definitions_fill_the_templates_that_ask_for_them():
-    book = PromptBook(["{synonym}: {definition}"], "clean")
+    book = PromptBook(["{synonym}: {definition}", "the {synonym}"], "clean")
     assert {book.prompt(BAT, seed)[1] for seed in range(20)} == {
         "bat animal: nocturnal mammal",
         "flying mouse: nocturnal mammal",
+        "the bat animal",
+        "the flying mouse",
     }
-    assert book.prompt({"id": 1, "name": "cow"}, 5)[1] == "cow: cow"
+    assert book.prompt({"id": 1, "name": "cow"}, 4)[1] == "cow: cow"
 
 
 @pytest.mark.parametrize("templates", [[], ["a photo"], ["{} of {other}"], ["{"], ["{} and {}"]])

@@ -1,14 +1,18 @@
-"""Verify, prune, pack, merge and export, on a pool of two rounds."""
+"""Verify, prune, pack, merge, export and import, on a pool of two rounds: single files, packed, or half of each."""
 
 import dataclasses
 import os
+import re
 import sys
+import tarfile
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from diSegmenter.annotate import lvis_file, outline
 from diSegmenter.images import decode_rgba, encode_cutout
+from diSegmenter.pool import move
 from diSegmenter.pool.move import export_coco, export_folders, merge, pack
 from diSegmenter.pool.prune import prune_dropped, prune_duplicates, prune_originals
 from diSegmenter.pool.verify import verify
@@ -26,22 +30,23 @@ NAMES = {category["id"]: category["name"] for category in CATEGORIES}
 
 @pytest.fixture
 def layout(tmp_path):
-    """A pool of two rounds with three kept discs each, and one that was dropped."""
-    layout = RunLayout(str(tmp_path / "run"))
+    """A pool of two rounds, each with three kept discs, one that was dropped, and an image without an object."""
+    layout, random = RunLayout(str(tmp_path / "run")), np.random.default_rng(0)
     for round_ in (0, 1):
         rows = []
         for number in range(4):
             category = CATEGORIES[number % 2]["id"]
             name = layout.instance_name(round_, category, number)
-            image = disc_image(5 + number + 4 * round_)
-            alpha = np.where(image[..., 1] < 255, 255, 0).astype(np.uint8)
-            found = outline(alpha)
+            alpha = np.where(disc_image(5 + number + 4 * round_)[..., 1] < 255, 255, 0).astype(np.uint8)
+            image, found = random.integers(0, 256, (40, 48, 3), dtype=np.uint8), outline(alpha)
             files.write_bytes(layout.cutout(name), encode_cutout(image, alpha, found["bbox"]))
             files.write_bytes(layout.raw(name), b"raw")
             files.write_bytes(layout.segmented(name), b"alpha")
             reason = "CLIP score" if number == 3 else ""
             values = found | {"clip_black": 26.0 + number, "reason": reason}
             rows.append(pool_instance(round_, category, number, **values))
+        nothing = outline(np.zeros((40, 48), np.uint8)) | {"reason": "no object"}
+        rows.insert(3, pool_instance(round_, 3, 9, **nothing))
         write_index(layout, round_, rows)
         pool = PoolIndex(layout, range(round_ + 1))
         files.write_json(layout.annotations(round_), lvis_file(pool, CATEGORIES, round_))
@@ -49,9 +54,21 @@ def layout(tmp_path):
     return layout
 
 
-def pixels(layout):
-    index = PoolIndex(layout, layout.pool_rounds())
-    return [(i.category_id, decode_rgba(index.read(row), "").tobytes()) for row, i in enumerate(index)]
+@pytest.fixture(params=[(), (0,), (0, 1)], ids=["single files", "half packed", "packed"])
+def pool(layout, request, monkeypatch):
+    """The same pool in each form, packed into tar files of three."""
+    monkeypatch.setattr(move, "_FILES_PER_PACK", 3)
+    for round_ in request.param:
+        pack(layout, round_)
+    return layout
+
+
+def pixels(layout, dropped_too=False):
+    """Category, size and every byte of each cut-out."""
+    index = PoolIndex(layout, layout.pool_rounds(), dropped_too)
+    instances = [(row, instance) for row, instance in enumerate(index) if instance.area]
+    cutouts = [(i.category_id, decode_rgba(index.read(row), "")) for row, i in instances]
+    return [(category, cutout.shape, cutout.tobytes()) for category, cutout in cutouts]
 
 
 def change(layout, round_, row, **values):
@@ -93,12 +110,24 @@ def forget_an_annotation(layout):
     files.write_json(layout.annotations(0), content)
 
 
+def loosen(layout):
+    """A cut-out with an empty column, and the index says so."""
+    index = PoolIndex(layout, [0])
+    padded = np.pad(decode_rgba(index.read(1), ""), ((0, 0), (0, 1), (0, 0)))
+    x, y, width, height = index[1].bbox
+    files.write_bytes(index.name(1), encode_cutout(padded, padded[..., 3], [0, 0, width + 1, height]))
+    change(layout, 0, 1, bbox=[x, y, width + 1, height])
+
+
 @pytest.mark.parametrize(
     ("damage", "file", "what"),
     [
         (lose, "00_0007_0001.png", "there is no file"),
         (cut_off, "00_0007_0001.webp", "does not decode"),
         (lambda run: change(run, 0, 1, bbox=[0, 0, 30, 30]), "00_0007_0001.webp", "box"),
+        (lambda run: change(run, 0, 1, width=20), "rd00.arrow", "box"),
+        (lambda run: change(run, 0, 1, height=20), "rd00.arrow", "box"),
+        (loosen, "00_0007_0001.webp", "box"),
         (lambda run: change(run, 0, 1, area=3), "00_0007_0001.webp", "area 3"),
         (lambda run: change(run, 0, 1, category_id=8), "00_0007_0001.png", "category 8"),
         (lambda run: change(run, 0, 1, cutout="../../x"), "rd00.arrow", "leads out of"),
@@ -114,51 +143,109 @@ def test_each_damage_is_found_and_has_a_remedy(layout, damage, file, what):
     assert problem.file.endswith(file) and what in problem.what and problem.remedy
 
 
+def test_every_instance_of_a_large_pool_is_looked_at(layout):
+    rows = [next(iter(PoolIndex(layout, [0])))] * 600
+    for row in (255, 256, 511, 599):
+        rows[row] = dataclasses.replace(rows[row], area=row)
+    write_index(layout, 0, rows)
+    found = [problem.what for problem in verify(layout, IDS) if "area" in problem.what]
+    assert [int(re.search(r"area (\d+)", what)[1]) for what in found] == [255, 256, 511, 599]
+
+
 def test_a_duplicate_is_found_and_goes_by_prune(layout):
     data = files.read_bytes(layout.pool("cutouts/00_0003_0000.webp"))
-    files.write_bytes(layout.pool("cutouts/01_0003_0000.webp"), data)
+    files.write_bytes(layout.pool("cutouts/00_0003_0002.webp"), data)
     first = PoolIndex(layout, [0])[0]
-    change(layout, 1, 0, bbox=first.bbox, area=first.area)
+    change(layout, 0, 2, bbox=first.bbox, area=first.area)
     (problem,) = verify(layout, IDS)
     assert "the same picture as" in problem.what and "--duplicates" in problem.remedy
     assert prune_duplicates(layout, CATEGORIES) == 1
     assert list(verify(layout, IDS)) == []
-    assert len(read_annotations(layout.annotations(1)).images) == len(PoolIndex(layout, [0, 1])) == 5
+    listed = [len(read_annotations(layout.annotations(round_)).images) for round_ in (0, 1)]
+    assert listed == [2, 5] and len(PoolIndex(layout, [0, 1])) == 5
 
 
-def test_pruning_leaves_what_training_reads(layout):
-    before = pixels(layout)
-    assert prune_originals(layout, 0) == 8 and prune_dropped(layout, 0) == 1
-    assert not files.list_dir(layout.raw(""))[0].startswith("00_")
-    assert pixels(layout) == before and list(verify(layout, IDS)) == []
+def test_pruning_leaves_every_cut_out_that_is_kept_and_can_be_packed_then(pool):
+    before = pixels(pool)
+    loose = [name for name in files.list_dir(pool.pool("cutouts")) if name.endswith("_0003.webp")]
+    for round_ in (0, 1):
+        assert prune_originals(pool, round_) == 8
+        assert prune_dropped(pool, round_) == sum(name.startswith(f"{round_:02}") for name in loose)
+    assert not files.list_dir(pool.raw("")) and not files.list_dir(pool.segmented(""))
+    for _ in range(2):
+        assert pixels(pool) == before and list(verify(pool, IDS)) == []
+        assert prune_duplicates(pool, CATEGORIES) == 0
+        for round_ in (0, 1):
+            pack(pool, round_)
 
 
-def test_a_packed_pool_reads_the_same(layout):
-    before = pixels(layout)
-    assert pack(layout, 0) == 4
-    assert files.list_dir(layout.pool("cutouts"))[0] == "01_0003_0000.webp"
-    assert pixels(layout) == before and list(verify(layout, IDS)) == []
-    assert pack(layout, 0) == 0 and pixels(layout) == before
+def test_packing_keeps_every_cut_out_kept_or_dropped_in_tar_files_that_anybody_reads(pool):
+    before = pixels(pool, dropped_too=True)
+    packed = sum(name.endswith(".tar") for name in files.list_dir(pool.pool("cutouts"))) // 2
+    assert [pack(pool, round_) for round_ in (0, 1)] == [4 * (packed < 1), 4 * (packed < 2)]
+    assert pack(pool, 0) == 0
+    tars = [f"rd{round_:02}_{number:04}.tar" for round_ in (0, 1) for number in (0, 1)]
+    assert files.list_dir(pool.pool("cutouts")) == tars
+    assert pixels(pool, dropped_too=True) == before and list(verify(pool, IDS)) == []
+    with tarfile.open(pool.pool(f"cutouts/{tars[2]}")) as tar:
+        members = [(tar.extractfile(name).read(), name) for name in tar.getnames()]
+    assert [decode_rgba(*member).tobytes() for member in members] == [data for *_, data in before[4:7]]
 
 
-def test_merged_pools_keep_every_instance(layout, tmp_path):
-    out = RunLayout(str(tmp_path / "out"))
-    assert merge(out, layout, CATEGORIES) == 6 and merge(out, layout, CATEGORIES) == 6
-    assert pixels(out) == pixels(layout) * 2
-    assert set(PoolIndex(out, out.pool_rounds()).rounds) == {0, 1, 2, 3}
+def test_a_cut_out_that_comes_back_is_packed_beside_the_tar_files_there_are(pool):
+    for round_ in (0, 1):
+        pack(pool, round_)
+    before, data = pixels(pool), PoolIndex(pool, [0]).read(0)
+    files.write_bytes(pool.pool("cutouts/back.webp"), data)
+    change(pool, 0, 0, cutout="cutouts/back.webp", offset=0, length=-1)
+    assert pack(pool, 0) == 1 and pixels(pool) == before
+
+
+def test_packing_that_is_killed_before_its_index_is_written_loses_nothing(layout, monkeypatch):
+    before = pixels(layout, dropped_too=True)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(move, "write_index", Mock(side_effect=KeyboardInterrupt))
+        pack(layout, 0)
+    assert pixels(layout, dropped_too=True) == before
+    assert pack(layout, 0) == 4 and pixels(layout, dropped_too=True) == before
+
+
+def test_a_merged_pool_keeps_every_cut_out_until_its_duplicates_go(pool, tmp_path):
+    out, before = RunLayout(str(tmp_path / "out")), pixels(pool)
+    assert merge(out, pool, CATEGORIES) == 6
+    pack(out, 1)
+    assert merge(out, pool, CATEGORIES) == 6
+    assert pixels(out) == before * 2 and pixels(pool) == before
+    assert PoolIndex(out, out.pool_rounds()).rounds.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
     assert all("the same picture" in problem.what for problem in verify(out, IDS))
+    assert prune_duplicates(out, CATEGORIES) == 6 and prune_duplicates(out, CATEGORIES) == 0
+    assert [prune_dropped(out, round_) for round_ in range(4)] == [0, 0, 3, 3]
+    assert pixels(out) == before and list(verify(out, IDS)) == []
+    listed = [len(read_annotations(out.annotations(round_)).images) for round_ in range(4)]
+    assert listed == [3, 6, 6, 6]
 
 
-def test_an_exported_pool_comes_back_the_same(layout, tmp_path):
+def test_an_exported_pool_comes_back_the_same(pool, tmp_path):
     folders, coco, back = (str(tmp_path / name) for name in ("folders", "coco", "back"))
-    export_folders(layout, NAMES, folders)
-    export_coco(layout, CATEGORIES, coco)
-    assert len(read_annotations(f"{coco}/annotations.json").annotations) == 6
+    backwards = dict(sorted(NAMES.items(), reverse=True))
+    export_folders(pool, backwards, folders)
+    export_coco(pool, CATEGORIES, coco)
     annotations = f"{coco}/annotations.json"
-    sources = {"folders": f"{folders}/images", "xpaste": f"{folders}/LVIS_instance_pools.json"}
+    assert [i["file_name"] for i in read_annotations(annotations).images] == [
+        i.file for i in PoolIndex(pool, [0, 1])
+    ]
+    listed = files.read_json(f"{folders}/LVIS_instance_pools.json")
+    assert {key: len(paths) for key, paths in listed.items()} == {"0": 4, "1": 2}
+    sources = {
+        "folders": f"{folders}/images",
+        "xpaste": f"{folders}/LVIS_instance_pools.json",
+        "coco": annotations,
+    }
     for kind, source in sources.items():
-        run([back + kind, source, "--from", kind, "--annotations", annotations], "import")
-        assert sorted(pixels(RunLayout(back + kind))) == sorted(pixels(layout))
+        root = ["--root", f"{coco}/images"] if kind == "coco" else []
+        run([back + kind, source, "--from", kind, "--annotations", annotations, *root], "import")
+        assert sorted(pixels(RunLayout(back + kind))) == sorted(pixels(pool))
+        assert list(verify(RunLayout(back + kind), IDS)) == []
 
 
 def run(arguments, name):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from diSegmenter.images import decode_rgba
+from diSegmenter.pool import add
 from diSegmenter.pool.add import import_round
 from diSegmenter.pool.foreign import read_coco, read_folders, read_xpaste
 from exchange import files
@@ -27,11 +28,14 @@ def imported(layout, foreign):
     return index, [decode_rgba(index.read(row), "") for row in range(count)], left_out
 
 
-def test_x_pastes_three_kinds_of_paths_come_in(layout, tmp_path):
+def test_x_pastes_three_kinds_of_paths_come_in(layout, tmp_path, monkeypatch):
+    monkeypatch.setattr(add, "_CHUNK", 2)
     folder = str(tmp_path / "xpaste")
     files.write_bytes(f"{folder}/images/0.png", png(disc_rgba(6, halo=90)))
     files.write_bytes(f"{folder}/images/1.png", png(disc_image(9)))
-    files.write_bytes(f"{folder}/masks/1.png", png(disc_rgba(9, halo=120)[..., 3]))
+    mask = disc_rgba(9, halo=120)[..., 3]
+    mask[0, 0] = 255  # a speck, which X-Paste leaves out, too
+    files.write_bytes(f"{folder}/masks/1.png", png(mask))
     files.write_bytes(f"{folder}/images/2.png", png(disc_rgba(4, halo=128)))
     pool = {"0": ["*images/0.png"], "1": ["images/1.png|masks/1.png", f"{folder}/images/2.png"]}
     files.write_json(f"{folder}/LVIS_instance_pools.json", pool)
@@ -52,13 +56,14 @@ def test_a_folder_per_class_comes_in(layout, tmp_path):
     index, cutouts, _ = imported(layout, read_folders(root, IDS))
     assert index.category_ids.tolist() == [3, 7]
     assert [cutout.shape[0] for cutout in cutouts] == [11, 15]
+    assert (index[0].model, index[0].prompt) == ("test", f"{root}/red disc/b.png")
 
 
-def test_the_objects_of_a_coco_file_come_in(layout, tmp_path):
+def test_the_objects_of_a_coco_file_come_in_but_no_crowds(layout, tmp_path):
     root = str(tmp_path / "coco")
     picture = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
     files.write_bytes(f"{root}/a.png", png(picture))
-    square = {"id": 1, "image_id": 5, "category_id": 1, "segmentation": [[10, 4, 19, 4, 19, 13, 10, 13]]}
+    square = {"id": 1, "image_id": 5, "category_id": 1, "segmentation": [[9.6, 4.4, 19, 4, 19, 13, 10, 13]]}
     crowd = {**square, "id": 2, "iscrowd": 1}
     content = {
         "images": [{"id": 5, "file_name": "a.png", "width": 40, "height": 30}],
@@ -67,7 +72,8 @@ def test_the_objects_of_a_coco_file_come_in(layout, tmp_path):
     }
     files.write_json(f"{root}/coco.json", content)
     index, cutouts, _ = imported(layout, read_coco(f"{root}/coco.json", root, IDS))
-    assert index[0].category_id == 7 and index[0].bbox == [10, 4, 10, 10]
+    (instance,) = index
+    assert instance.category_id == 7 and instance.bbox == [10, 4, 10, 10]
     np.testing.assert_array_equal(cutouts[0][..., :3], picture[4:14, 10:20])
     assert (cutouts[0][..., 3] == 255).all()
 
@@ -89,12 +95,15 @@ def test_a_second_import_is_a_round_of_its_own(layout, tmp_path):
         import_round(layout, read_folders(root, IDS), CATEGORIES, "test")
     assert PoolIndex(layout, layout.pool_rounds()).rounds.tolist() == [0, 1]
     assert len(read_annotations(layout.annotations(1)).annotations) == 2
+    files.remove(layout.pool_index(0))
+    import_round(layout, read_folders(root, IDS), CATEGORIES, "test")
+    assert PoolIndex(layout, layout.pool_rounds()).rounds.tolist() == [1, 2]  # nothing is overwritten
 
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ({"7": []}, "class index '7'"),
+        ({"2": []}, "class index '2'"),
         ({"red": []}, "class index 'red'"),
         ({"0": [5]}, "which is not a path"),
         ([], "is not a pool of X-Paste"),

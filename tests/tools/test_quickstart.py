@@ -1,0 +1,61 @@
+"""What the quickstart tells of a run of which only the pool's index and the cut-outs are left, as training reads it."""
+
+import io
+
+import numpy as np
+import pytest
+from fvcore.common.config import CfgNode
+from PIL import Image
+
+from diSegmenter.images import encode_cutout
+from exchange import files
+from exchange.feedback import Feedback, write_feedback
+from exchange.layout import RunLayout
+from exchange.pool_index import write_index
+from tests.diSegmenter.conftest import CATEGORIES, generate, pool_instance
+from tools import overview
+from tools.quickstart import as_table, summarise
+
+
+@pytest.fixture
+def layout(tmp_path) -> RunLayout:
+    """Two rounds: of six images each four and two were kept, all of them red; no annotation file, no image."""
+    layout = RunLayout(str(tmp_path / "run"))
+    red = encode_cutout(
+        np.full((40, 48, 3), (255, 0, 0), np.uint8), np.full((40, 48), 255, np.uint8), [3, 4, 10, 11]
+    )
+    for round_, kept in enumerate((4, 2)):
+        rows = []
+        for item in generate(layout, round_, 6):
+            reason = "" if item.instance < kept else "CLIP score"
+            rows.append(pool_instance(round_, item.category_id, item.instance, reason=reason))
+            files.write_bytes(layout.cutout(item.file), red)
+            files.remove(layout.raw(item.file))
+        write_index(layout, round_, rows)
+    for round_ in (-1, 0, 1):
+        ap = 10.0 * round_
+        values = ([3, 7], [ap] * 2, [ap] * 2, [None] * 2, ap, ap, ap + 1, ap + 2, ap + 3)
+        write_feedback(
+            layout, Feedback(round_, 10, "model.pth", "0" * 64, "discs", *values, "2026-01-01T00:00:00")
+        )
+    return layout
+
+
+@pytest.mark.parametrize(("latest_only", "pools"), [(False, [4, 6]), (True, [4, 2])])
+def test_the_table_counts_what_the_index_lists(layout, latest_only, pools):
+    summary = summarise(layout, layout, rounds=2, latest_only=latest_only)
+    assert [entry["pool"] for entry in summary["rounds"]] == pools
+    assert [(entry["generated"], entry["kept"]) for entry in summary["rounds"]] == [(6, 4), (6, 2)]
+    assert as_table(summary).splitlines()[-1].split() == [
+        "round", "1", "10.0", "11.0", "12.0", "13.0", "6", "2", str(pools[1]),
+    ]  # fmt: skip
+
+
+def test_the_overview_shows_the_cut_outs_of_the_last_round(layout, tmp_path, monkeypatch):
+    train = str(tmp_path / "train.json")
+    files.write_json(train, {"images": [], "annotations": [], "categories": CATEGORIES})
+    cfg = CfgNode({"DATASETS": {"TRAIN": ["discs"], "CUSTOM": [["discs", train, str(tmp_path)]]}})
+    monkeypatch.setattr(overview, "training_sheet", lambda *_: Image.new("RGB", (9, 9)))
+    overview.write_overview(cfg, layout, summarise(layout, layout, rounds=2), str(tmp_path / "a.png"))
+    picture = np.asarray(Image.open(io.BytesIO(files.read_bytes(str(tmp_path / "a.png")))).convert("RGB"))
+    assert (picture == (255, 0, 0)).all(axis=2).sum() > 1000
