@@ -38,7 +38,8 @@ def test_feedback_uses_the_averaged_weights_and_names_the_checkpoint(tmp_path: P
     for name, seed in (("before", 1), ("now", 2)):
         torch.save({"model": _weights(seed + 10), "model_ema": _weights(seed)}, tmp_path / f"{name}.pth")
     mask = {"AP": 8.0, "APr": None, "APc": 7.0, "APf": 9.0}
-    evaluation = Evaluation({"AP": 10.0}, mask, [1.0, None, 2.0], [3.0, None, 4.0])
+    box = {"AP": 10.0, "APr": 1.0, "APc": 2.0, "APf": 3.0}
+    evaluation = Evaluation(box, mask, [1.0, None, 2.0], [3.0, None, 4.0])
     feedback = make_feedback(
         evaluation,
         round_=4,

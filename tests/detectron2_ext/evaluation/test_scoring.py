@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detectron2_ext.evaluation.predictions import Predictions
 from detectron2_ext.evaluation.scoring import Evaluation, GroundTruth
+from detectron2_ext.structures import Instances
 from exchange.annotations import AnnotationFile
 from exchange.errors import UserError
 from tests.detectron2_ext.evaluation.worlds import random_world
@@ -96,13 +98,33 @@ def test_coco_scores_are_those_of_pycocotools(seed: int, iou_type: str) -> None:
         _assert_equal(value, theirs)
 
 
-def test_only_the_best_300_objects_of_an_image_count() -> None:
-    world, predictions = random_world(0, lvis=True)
-    image_id, found = next((i, p) for i, p in predictions.items() if len(p) > 4)
-    limited = Predictions.from_instances(image_id, found, 3)
-    assert len(limited) == 3
-    kept = np.sort(found.scores.numpy())[::-1][:3]
-    assert limited.scores.tolist() == kept.tolist()
+@pytest.mark.parametrize(("lvis", "limit"), [(False, 100), (True, 300)])
+def test_coco_looks_at_the_best_100_objects_of_an_image_and_lvis_at_300(lvis: bool, limit: int) -> None:
+    corners = torch.tensor([[0.0, 0, 4, 4]]).repeat(limit + 1, 1)
+    square = [[12, 12, 16, 12, 16, 16, 12, 16]]
+    annotation = {"id": 1, "image_id": 1, "category_id": 2, "area": 16, "segmentation": square}
+    frequency = {"frequency": "r"} if lvis else {}
+    world = AnnotationFile(
+        "squares.json",
+        [{"id": 1, "height": 20, "width": 20}],
+        [annotation | {"bbox": [12, 12, 4, 4]}],
+        [{"id": 2, "name": "square", **frequency}],
+    )
+    for rank, expected in ((limit, 100 / limit), (limit + 1, 0.0)):
+        boxes = corners.clone()
+        boxes[rank - 1] += 12
+        masks = torch.zeros(limit + 1, 20, 20, dtype=torch.bool)
+        for mask, (x, y, _, _) in zip(masks, boxes.long().tolist(), strict=True):
+            mask[y : y + 4, x : x + 4] = True
+        found = Instances(
+            (20, 20),
+            pred_boxes=boxes,
+            scores=torch.linspace(0.9, 0.1, limit + 1),
+            pred_classes=torch.zeros(limit + 1, dtype=torch.int64),
+            pred_masks=masks,
+        )
+        evaluation = _score(world, {1: found}, limit + 1)
+        assert evaluation.box_ap == evaluation.mask_ap == [pytest.approx(expected)]
 
 
 def test_predictions_that_lvis_cannot_judge_change_nothing() -> None:
