@@ -35,8 +35,8 @@ def test_rows_are_those_of_the_last_stage_without_the_background() -> None:
 
 
 def test_feedback_uses_the_averaged_weights_and_names_the_checkpoint(tmp_path: Path) -> None:
-    for name, seed in (("before", 1), ("now", 2)):
-        torch.save({"model": _weights(seed + 10), "model_ema": _weights(seed)}, tmp_path / f"{name}.pth")
+    torch.save({"model": _weights(1)}, tmp_path / "before.pth")  # of a run without an average
+    torch.save({"model": _weights(12), "model_ema": _weights(2)}, tmp_path / "now.pth")
     mask = {"AP": 8.0, "APr": None, "APc": 7.0, "APf": 9.0}
     box = {"AP": 10.0, "APr": 1.0, "APc": 2.0, "APf": 3.0}
     evaluation = Evaluation(box, mask, [1.0, None, 2.0], [3.0, None, 4.0])
@@ -52,14 +52,33 @@ def test_feedback_uses_the_averaged_weights_and_names_the_checkpoint(tmp_path: P
     last = _NAME.format(2)
     expected = (_weights(2)[last].double() - _weights(1)[last].double()).square().sum(dim=1).sqrt()[:3]
     assert feedback.drift == pytest.approx(expected.tolist(), rel=1e-12)
+    assert (feedback.round, feedback.iteration, feedback.dataset) == (4, 50, "val")
+    assert (feedback.checkpoint, feedback.categories) == (str(tmp_path / "now.pth"), [2, 5, 9])
     assert feedback.checkpoint_sha256 == files.sha256(str(tmp_path / "now.pth"))
     assert (feedback.box_ap, feedback.mask_ap) == ([1.0, None, 2.0], [3.0, None, 4.0])
     assert (feedback.mean_box_ap, feedback.mean_mask_ap) == (10.0, 8.0)
     assert (feedback.ap_r, feedback.ap_c, feedback.ap_f) == (None, 7.0, 9.0)
 
 
+def test_starting_weights_have_no_drift_and_a_data_set_without_objects_has_a_mean_of_0(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "now.pth").write_bytes(b"weights")
+    feedback = make_feedback(
+        Evaluation({"AP": None}, {"AP": None}, [None], [None]),
+        round_=-1,
+        iteration=0,
+        checkpoint=str(tmp_path / "now.pth"),
+        before=None,
+        dataset="val",
+        category_ids=[2],
+    )
+    assert (feedback.drift, feedback.mean_box_ap, feedback.mean_mask_ap) == ([None], 0.0, 0.0)
+
+
 def test_a_classifier_of_another_width_or_network_is_named() -> None:
-    with pytest.raises(UserError, match="has 3 classes and the validation set 4"):
-        classifier_rows(_weights(0), 4)
+    for num_classes in (2, 4):
+        with pytest.raises(UserError, match=f"has 3 classes and the validation set {num_classes}"):
+            classifier_rows(_weights(0), num_classes)
     with pytest.raises(UserError, match=r"no roi_heads\.box_predictor"):
         classifier_rows({"fc.weight": torch.zeros(2, 2)}, 1)

@@ -31,6 +31,8 @@ def _pixels(segmentation: Any, image: dict[str, Any]) -> np.ndarray:
     if isinstance(segmentation, list):
         parts = coco_mask.frPyObjects(segmentation, image["height"], image["width"])
         segmentation = coco_mask.merge(parts)
+    elif isinstance(segmentation["counts"], list):
+        segmentation = coco_mask.frPyObjects(segmentation, image["height"], image["width"])
     return coco_mask.decode(segmentation).astype(bool)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from detectron2_ext.evaluation.pascal import VOC, PascalTruth
 from detectron2_ext.evaluation.predictions import Predictions
 from detectron2_ext.evaluation.scoring import Evaluation, GroundTruth
 from detectron2_ext.structures import Instances
@@ -154,16 +157,21 @@ def test_a_network_that_finds_nothing_scores_zero_and_classes_without_objects_ha
     assert evaluation.box["AP"] == 0.0
 
 
-def test_an_annotation_without_an_area_is_named() -> None:
+@pytest.mark.parametrize("truth", [GroundTruth, partial(PascalTruth, rules=VOC)])
+def test_an_annotation_without_an_area_is_named(truth: Callable[[AnnotationFile], Any]) -> None:
     world, _ = random_world(3, lvis=True)
     del world.annotations[1]["area"]
     with pytest.raises(UserError, match="annotation 2 has no 'area'"):
-        GroundTruth(world)
+        truth(world)
 
 
-def test_predictions_survive_the_way_through_bytes() -> None:
+def test_predictions_survive_the_way_through_bytes_and_json() -> None:
     world, predictions = random_world(4, lvis=True)
     parts = [Predictions.from_instances(image_id, found, 300) for image_id, found in predictions.items()]
     before = Predictions.concatenate([*parts, Predictions.concatenate([])])
-    after = Predictions.from_bytes(before.to_bytes())
-    assert after.to_json(world.category_ids) == before.to_json(world.category_ids)
+    for some in (before, before.select(np.zeros(0, np.int64))):
+        written = some.to_json(world.category_ids)
+        read = Predictions.from_json([json.loads(record) for record in written], world.category_ids)
+        assert read.to_json(world.category_ids) == written
+        assert Predictions.from_bytes(some.to_bytes()).to_json(world.category_ids) == written
+        assert len(read.select(np.zeros(len(read), bool))) == 0
