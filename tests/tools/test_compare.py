@@ -1,10 +1,16 @@
 """The comparison of methods: what it computes from finished runs, and that finished runs stay as they are."""
 
-import numpy as np
+import dataclasses
+import subprocess
+
 import pytest
 
 from exchange import files
 from exchange.errors import UserError
+from exchange.feedback import write_feedback
+from exchange.layout import RunLayout
+from exchange.manifest import GeneratedInstance, Manifest, write_manifest
+from tests.exchange.test_formats import FEEDBACK
 from tools import compare
 from tools.compare import Point, Result, Run, plot, table_of
 
@@ -65,14 +71,41 @@ def test_a_finished_run_is_not_repeated_and_an_unfinished_one_goes_on(tmp_path, 
 
 def test_a_run_that_fails_names_its_log_and_keeps_the_time_that_it_took(tmp_path):
     run = Run(str(tmp_path / "absent.yaml"), 0, str(tmp_path), ())
+    files.write_json(str(tmp_path / "absent/seed0/seconds.json"), 1000.0)
     for _ in range(2):
         with pytest.raises(UserError, match=r"absent with seed 0 failed: mend what .*output\.txt ends with"):
             run.finish(gpus=1, threads=1)
     assert "there is no configuration" in (tmp_path / "absent/seed0/output.txt").read_text()
-    assert files.read_json(str(tmp_path / "absent/seed0/seconds.json")) > 0 and run.result() is None
+    assert files.read_json(str(tmp_path / "absent/seed0/seconds.json")) > 1000 and run.result() is None
 
 
-def test_classes_that_validation_lacks_leave_a_gap_and_not_a_zero():
-    nothing = [result("None", 0, float("nan"))]
-    assert cells(table_of(nothing, ["None"]), "None")[2] == "nan"
-    assert np.isnan(nothing[0].points[-1].ap_r)
+def test_a_finished_run_has_a_point_for_each_round_with_all_that_it_generated_by_then(tmp_path, monkeypatch):
+    def run_rounds(command, *, env, **_):
+        assert command[1:] == [
+            *("tools/run_rounds.py", "--config", "x/Ours.yaml", "--gpus", "2", "SOLVER.MAX_ITER", "4"),
+            *("OUTPUT_DIR", str(tmp_path / "Ours/seed3"), "SEED", "3"),
+        ]
+        assert env["OMP_NUM_THREADS"] == "5"
+        layout = RunLayout(str(tmp_path / "Ours/seed3"))
+        for round_ in (-1, 0, 1):
+            told = dataclasses.replace(FEEDBACK, round=round_, mean_mask_ap=9.0 + round_)
+            write_feedback(layout, told)
+        for round_, shard, count in ((0, 0, 2), (0, 1, 1), (1, 0, 4)):
+            one = GeneratedInstance("00_0001_0000.png", 1, 0, 7, "{}", "x", False)
+            shards = 2 - round_
+            write_manifest(layout, Manifest(round_, shard, shards, "m", True, {1: 4}, [one] * count, 1.0))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(compare.subprocess, "run", run_rounds)
+    run = Run("x/Ours.yaml", 3, str(tmp_path), ("SOLVER.MAX_ITER", "4"))
+    assert run.result() is None
+    run.finish(gpus=2, threads=5)
+    points = [dataclasses.astuple(point) for point in run.result().points]
+    assert points == [(9.0, None, 9.0, None, 3), (10.0, None, 9.0, None, 7)]
+    assert (run.result().method, run.result().seed) == ("Ours", 3)
+
+
+def test_classes_that_validation_lacks_leave_a_gap_and_not_a_zero(tmp_path):
+    coco = [Result(name, 0, [Point(9.0, None, None, None, 0)], 60.0) for name in ("None", "Ours")]
+    assert cells(table_of(coco, ["None", "Ours"]), "Ours")[2:6] == ["nan"] * 4
+    plot(coco, ["None", "Ours"], str(tmp_path / "x.png"))

@@ -1,7 +1,12 @@
+import json
+import os
 import sys
-import time
 
-from tools.run_rounds import Chain, Interpreters, pool_steps, training_steps
+import pytest
+
+from exchange.errors import UserError
+from tools import run_rounds
+from tools.run_rounds import Chain, Interpreters, pool_steps, run_chains
 
 
 def python(code):
@@ -40,15 +45,49 @@ def test_a_failed_command_stops_its_chain_and_is_named(tmp_path):
     assert not after.exists()
 
 
-def test_stopping_a_chain_ends_what_it_started(tmp_path):
-    started = tmp_path / "started"
-    chain = Chain("test", [[python(f"open({str(started)!r}, 'w'); import time; time.sleep(60)")]], {})
-    chain.start()
-    while not started.exists():
-        time.sleep(0.01)
-    chain.stop()
-    chain.join(timeout=20)
-    assert not chain.is_alive() and chain.failed is None
+def test_what_fails_in_one_chain_ends_the_other_with_everything_that_it_started(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    late = f"import time; pipe = open({str(pipe)!r}, 'w'); time.sleep(30); pipe.write('late')"
+    parent = python(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {late!r}])")
+    bad = python(f"open({str(pipe)!r}).read(0); raise SystemExit(3)")  # as soon as somebody writes
+    lasting, failing = (Chain("test", [[command]], dict(os.environ)) for command in (parent, bad))
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with pytest.raises(UserError, match="the stage .*SystemExit.* failed"):
+        run_chains([lasting, failing])
+    os.set_blocking(reader, True)
+    assert os.read(reader, 9) == b""  # all writers are gone
+    assert not lasting.is_alive() and lasting.failed is None
+    os.close(reader)
+
+
+def test_the_command_line_decides_rounds_folder_staleness_processes_and_interpreters(tmp_path, monkeypatch):
+    path = str(tmp_path / "x.yaml")
+    started = []
+    monkeypatch.setattr(run_rounds, "run_chains", started.extend)
+    monkeypatch.setattr(run_rounds, "Chain", lambda *parts: parts)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["run_rounds.py", "--config", path, *arguments])
+        started.clear()
+        run_rounds.main()
+        return started
+
+    for feed in (True, False):
+        solver = {"MAX_ITER": 25, "ROUND_ITERS": 10}
+        (tmp_path / "x.yaml").write_text(json.dumps({"SOLVER": solver, "INPUT": {"INST_POOL_FEED": feed}}))
+        names = [f"--python-{stage}={stage}" for stage in ("generator", "segmenter", "trainer")]
+        given = ["--rounds", "2", "--staleness", "0", "--out", str(tmp_path), "--gpus", "3", *names]
+        config = ["--config", path, "SEED", "7", "FEEDBACK.STALENESS", "0", "OUTPUT_DIR", str(tmp_path)]
+        pools, training = call(*given, "SEED", "7")
+        interpreters = Interpreters("generator", "segmenter", "trainer")
+        assert pools[1] == (pool_steps(config, 2, 3, interpreters) if feed else [])
+        assert training[1] == [[["bash", "launch.sh", "--num-gpus", "3", *config]]] * 2
+        assert training[2] == os.environ | {"MRCA_PYTHON": "trainer"}
+    assert len(call()[1][1]) == 3  # all of the schedule
+    for rounds in ("0", "4"):
+        with pytest.raises(UserError, match=f"--rounds {rounds}: the schedule has 3"):
+            call("--rounds", rounds)
 
 
 def test_each_round_has_one_generator_process_a_gpu_and_each_stage_its_own_interpreter():
@@ -57,4 +96,3 @@ def test_each_round_has_one_generator_process_a_gpu_and_each_stage_its_own_inter
     assert [len(step) for step in steps] == [3, 1, 3, 1]
     assert [command[0] for step in steps for command in step] == ["gen"] * 3 + ["seg"] + ["gen"] * 3 + ["seg"]
     assert steps[2][1][2:] == "--gpu 1 --div 1 --num_div 3 --st_rd 1 --round 1 --config x.yaml".split()
-    assert len(training_steps(["--config", "x.yaml"], rounds=2, gpus=3)) == 2

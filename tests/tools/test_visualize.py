@@ -3,9 +3,13 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from detectron2_ext.structures import Instances
+from exchange import files
 from exchange.errors import UserError
+from exchange.layout import RunLayout
 from tools import visualize
 from tools.drawing import PASTED, REAL, class_color, contact_sheet, draw_objects
 
@@ -15,7 +19,7 @@ def settings(tmp_path):
     """A data set of four images with one object each, and the settings that name it."""
     images, annotations = [], []
     for n in range(1, 5):
-        Image.new("RGB", (64, 48), (0, 90, 0)).save(tmp_path / f"{n}.png")
+        Image.new("RGB", (64, 48), (90, 30, 0)).save(tmp_path / f"{n}.png")
         images.append({"id": n, "file_name": f"{n}.png", "width": 64, "height": 48})
         polygon = [10, 10, 40, 10, 40, 30, 10, 30]
         annotations.append(
@@ -46,6 +50,67 @@ def test_a_sheet_of_training_images_goes_to_the_runs_pictures(settings, monkeypa
     sheet = np.asarray(Image.open(path))
     for color, expected in ((REAL, True), (PASTED, False)):
         assert (sheet == color).all(axis=-1).any() == expected
+    run(
+        monkeypatch,
+        "data",
+        "--config",
+        settings,
+        "--num",
+        3,
+        "SOLVER.IMS_PER_BATCH",
+        2,
+        "INPUT.FORMAT",
+        "BGR",
+    )
+    assert (np.asarray(Image.open(path)) == sheet).all()
+
+
+def test_training_images_are_those_of_the_newest_round_with_the_feedback_that_it_had(settings, monkeypatch):
+    asked = {}
+    layout = RunLayout(str(settings.parent / "run"))
+    for path in (layout.pool_index(3), layout.pool_index(0), layout.feedback_history(2)):
+        files.write_bytes(path, b"")
+    monkeypatch.setattr(visualize, "build_train_loader", lambda cfg, **values: asked.update(values) or [])
+    monkeypatch.setattr(visualize, "build_pool", lambda cfg, layout, round_, dataset: round_)
+    monkeypatch.setattr(visualize, "read_feedback", str)
+    run(monkeypatch, "data", "--config", settings, "--num", 5, "SOLVER.IMS_PER_BATCH", 2)
+    assert (asked["start_iteration"], asked["num_iterations"]) == (27000, 3)
+    assert (asked["pool"], asked["feedback"]) == (3, layout.feedback_history(2))
+    assert (settings.parent / "run/pictures/data_rd03.png").exists()
+    run(monkeypatch, "data", "--config", settings, "--round", 0)
+    assert (asked["start_iteration"], asked["pool"], asked["feedback"]) == (0, 0, None)
+
+
+def test_predictions_are_those_of_the_average_in_images_spread_over_the_test_set(settings, monkeypatch):
+    seen, loaded = [], []
+
+    def network(batch):
+        seen.append(batch[0]["image_id"])
+        scores = torch.tensor([0.9, 0.5, 0.4])
+        boxes, masks = torch.tensor([[8.0, 8, 40, 40]] * 3), torch.zeros(3, 48, 64, dtype=torch.bool)
+        labels = torch.zeros(3, dtype=torch.int64)
+        found = Instances((48, 64), pred_boxes=boxes, scores=scores, pred_classes=labels, pred_masks=masks)
+        return [{"instances": found}]
+
+    network.eval = lambda: None
+    drawn = []
+    monkeypatch.setattr(visualize, "build_model", lambda cfg: network)
+    monkeypatch.setattr(visualize, "load_weights", lambda *given, **options: loaded.append((*given, options)))
+    monkeypatch.setattr(visualize, "_draw_predictions", lambda item, found, *rest: drawn.append(found.scores))
+    monkeypatch.setattr(
+        visualize, "contact_sheet", lambda pictures, captions, title: Image.new("RGB", (1, 1))
+    )
+    train = settings.parent / "run/train"
+    train.mkdir(parents=True)
+    (train / "last_checkpoint").write_text("model_0000001.pth")
+    (train / "model_0000001.pth").touch()
+    for given in ((), ("MODEL.WEIGHTS", "/other.pth")):
+        run(monkeypatch, "predictions", "--config", settings, "--num", 2, "DATASETS.TEST", "['set']", *given)
+    assert loaded == [
+        (network, path, {"use_ema": True}) for path in (f"{train}/model_0000001.pth", "/other.pth")
+    ]
+    assert seen == [1, 4] * 2
+    assert [scores.tolist() for scores in drawn] == [pytest.approx([0.9, 0.5])] * 4
 
 
 def test_asking_for_no_image_is_refused(settings, monkeypatch):

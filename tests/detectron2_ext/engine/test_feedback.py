@@ -34,9 +34,13 @@ def test_rows_are_those_of_the_last_stage_without_the_background() -> None:
     assert torch.equal(rows, weights[_NAME.format(2)][:3].double())
 
 
-def test_feedback_compares_the_weights_in_memory_with_the_average_of_the_round_before(tmp_path: Path) -> None:
+@pytest.mark.parametrize("averaged", [True, False])
+def test_feedback_compares_the_weights_in_memory_with_the_evaluated_ones_of_the_round_before(
+    averaged: bool, tmp_path: Path
+) -> None:
     rest = {"optimizer": {}, "scheduler": {}, "scaler": {}, "iteration": 39}
-    torch.save({"model": _weights(11), "model_ema": _weights(1), **rest}, tmp_path / "before.pth")
+    weights = {"model": _weights(11), "model_ema": _weights(1)} if averaged else {"model": _weights(1)}
+    torch.save({**weights, **rest}, tmp_path / "before.pth")
     (tmp_path / "now.pth").write_bytes(b"is not read again, but for its digest")
     mask = {"AP": 8.0, "APr": 6.0, "APc": 7.0, "APf": None}
     evaluation = Evaluation(
@@ -55,14 +59,33 @@ def test_feedback_compares_the_weights_in_memory_with_the_average_of_the_round_b
     last = _NAME.format(2)
     expected = (_weights(2)[last].double() - _weights(1)[last].double()).square().sum(dim=1).sqrt()[:3]
     assert feedback.drift == pytest.approx(expected.tolist(), rel=1e-12)
+    assert (feedback.round, feedback.iteration, feedback.dataset) == (4, 50, "val")
+    assert (feedback.checkpoint, feedback.categories) == (str(tmp_path / "now.pth"), [2, 5, 9])
     assert feedback.checkpoint_sha256 == files.sha256(str(tmp_path / "now.pth"))
     assert (feedback.box_ap, feedback.mask_ap) == ([1.0, None, 2.0], [3.0, None, 4.0])
     assert (feedback.mean_box_ap, feedback.mean_mask_ap) == (10.0, 8.0)
     assert (feedback.ap_r, feedback.ap_c, feedback.ap_f) == (6.0, 7.0, None)
 
 
+def test_starting_weights_have_no_drift_and_a_data_set_without_objects_has_a_mean_of_0(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "now.pth").write_bytes(b"weights")
+    feedback = make_feedback(
+        Evaluation({"AP": None}, {"AP": None}, [None], [None]),
+        round_=-1,
+        iteration=0,
+        checkpoint=str(tmp_path / "now.pth"),
+        before=None,
+        dataset="val",
+        category_ids=[2],
+    )
+    assert (feedback.drift, feedback.mean_box_ap, feedback.mean_mask_ap) == ([None], 0.0, 0.0)
+
+
 def test_a_classifier_of_another_width_or_network_is_named() -> None:
-    with pytest.raises(UserError, match="has 3 classes and the validation set 4"):
-        classifier_rows(_weights(0), 4)
+    for num_classes in (2, 4):
+        with pytest.raises(UserError, match=f"has 3 classes and the validation set {num_classes}"):
+            classifier_rows(_weights(0), num_classes)
     with pytest.raises(UserError, match=r"no roi_heads\.box_predictor"):
         classifier_rows({"fc.weight": torch.zeros(2, 2)}, 1)

@@ -29,7 +29,7 @@ class _Oracle(nn.Module):
         self._predictions = predictions
 
     def forward(self, batch: list[dict[str, Any]]) -> list[dict[str, Instances]]:
-        assert not self.training
+        assert not self.training and torch.is_inference_mode_enabled()
         return [{"instances": self._predictions[record["image_id"]]} for record in batch]
 
 
@@ -52,14 +52,14 @@ class _OneAfterTheOther(Ranks):
 
 
 def _evaluate(
-    world: AnnotationFile, predictions: dict[int, Instances], folder: Path, world_size: int
+    world: AnnotationFile, predictions: dict[int, Instances], folder: Path, world_size: int, limit: int = 300
 ) -> Evaluation | None:
     model = _Oracle(predictions).train()
     evaluation = None
     for rank in reversed(range(world_size)):
         ranks = _OneAfterTheOther(rank, world_size, torch.device("cpu"))
         loader = _Loader(list(predictions)[rank::world_size])
-        evaluation = evaluate_model(model, loader, GroundTruth(world), str(folder), ranks)
+        evaluation = evaluate_model(model, loader, GroundTruth(world), str(folder), ranks, limit)
         assert (evaluation is None) == (rank > 0)
         assert model.training
     return evaluation
@@ -85,8 +85,20 @@ def test_scores_and_files_do_not_depend_on_the_number_of_processes(world_size: i
     assert by_image == sorted(expected, key=lambda record: (record["image_id"], -record["score"]))
 
 
-def test_a_data_set_without_frequencies_is_scored_by_cocos_rules(tmp_path: Path) -> None:
-    world, predictions = random_world(1, lvis=False, crowds=True)
+def test_only_the_best_objects_of_an_image_are_written_and_scored(tmp_path: Path) -> None:
+    world, predictions = random_world(0, lvis=True)
+    evaluation = _evaluate(world, predictions, tmp_path, 1, limit=3)
+    best = {
+        i: found[found.scores.argsort(descending=True, stable=True)[:3]] for i, found in predictions.items()
+    }
+    assert evaluation == _direct(world, best) != _direct(world, predictions)
+    written = json.loads((tmp_path / "lvis_instances_results.json").read_text())
+    assert [record["score"] for record in written] == torch.cat([b.scores for b in best.values()]).tolist()
+
+
+def test_a_data_set_that_lacks_a_frequency_is_scored_by_cocos_rules(tmp_path: Path) -> None:
+    world, predictions = random_world(1, lvis=True, crowds=True)
+    del world.categories[0]["frequency"]
     evaluation = _evaluate(world, predictions, tmp_path, 1)
     assert evaluation == _direct(world, predictions)
     assert "APr" not in evaluation.mask

@@ -32,6 +32,8 @@ def _pixels(segmentation: Any, image: dict[str, Any]) -> np.ndarray:
     if isinstance(segmentation, list):
         parts = coco_mask.frPyObjects(segmentation, image["height"], image["width"])
         segmentation = coco_mask.merge(parts)
+    elif isinstance(segmentation["counts"], list):
+        segmentation = coco_mask.frPyObjects(segmentation, image["height"], image["width"])
     return coco_mask.decode(segmentation).astype(bool)
 
 
@@ -283,6 +285,22 @@ def test_the_hierarchy_file_gives_the_categories_above(tmp_path: Path) -> None:
     path.write_text(json.dumps({"LabelName": "/m/stone"}))
     with pytest.raises(UserError, match="none of the categories"):
         build_truth(cfg, world)
+
+
+def test_a_category_has_all_the_categories_above_it_over_every_level_and_at_every_place(
+    tmp_path: Path,
+) -> None:
+    def node(name: str, *below: dict[str, Any]) -> dict[str, Any]:
+        return {"LabelName": name, "Subcategory": list(below)}
+
+    # Entity, unknown as "thing" is, over animal > thing > pet > poodle and over toy > poodle.
+    animal = node("animal", node("thing", node("pet", {"LabelName": "poodle"})))
+    tree = node("entity", animal, node("toy", {"LabelName": "poodle"}))
+    (tmp_path / "tree.json").write_text(json.dumps(tree))
+    ids = {"animal": 1, "pet": 2, "poodle": 3, "toy": 4}
+    categories = [{"id": number, "name": name, "freebase_id": name} for name, number in ids.items()]
+    above = read_ancestors(str(tmp_path / "tree.json"), AnnotationFile("x.json", [], [], categories))
+    assert above == {1: set(), 2: {1}, 3: {1, 2, 4}, 4: set()}
 
 
 def test_the_configuration_chooses_the_rules() -> None:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from detectron2_ext.evaluation.pascal import VOC, PascalTruth
 from detectron2_ext.evaluation.predictions import Predictions
 from detectron2_ext.evaluation.scoring import Evaluation, GroundTruth
+from detectron2_ext.structures import Instances
 from exchange.annotations import AnnotationFile
 from exchange.errors import UserError
 from tests.detectron2_ext.evaluation.worlds import random_world
@@ -96,13 +101,33 @@ def test_coco_scores_are_those_of_pycocotools(seed: int, iou_type: str) -> None:
         _assert_equal(value, theirs)
 
 
-def test_only_the_best_300_objects_of_an_image_count() -> None:
-    world, predictions = random_world(0, lvis=True)
-    image_id, found = next((i, p) for i, p in predictions.items() if len(p) > 4)
-    limited = Predictions.from_instances(image_id, found, 3)
-    assert len(limited) == 3
-    kept = np.sort(found.scores.numpy())[::-1][:3]
-    assert limited.scores.tolist() == kept.tolist()
+@pytest.mark.parametrize(("lvis", "limit"), [(False, 100), (True, 300)])
+def test_coco_looks_at_the_best_100_objects_of_an_image_and_lvis_at_300(lvis: bool, limit: int) -> None:
+    corners = torch.tensor([[0.0, 0, 4, 4]]).repeat(limit + 1, 1)
+    square = [[12, 12, 16, 12, 16, 16, 12, 16]]
+    annotation = {"id": 1, "image_id": 1, "category_id": 2, "area": 16, "segmentation": square}
+    frequency = {"frequency": "r"} if lvis else {}
+    world = AnnotationFile(
+        "squares.json",
+        [{"id": 1, "height": 20, "width": 20}],
+        [annotation | {"bbox": [12, 12, 4, 4]}],
+        [{"id": 2, "name": "square", **frequency}],
+    )
+    for rank, expected in ((limit, 100 / limit), (limit + 1, 0.0)):
+        boxes = corners.clone()
+        boxes[rank - 1] += 12
+        masks = torch.zeros(limit + 1, 20, 20, dtype=torch.bool)
+        for mask, (x, y, _, _) in zip(masks, boxes.long().tolist(), strict=True):
+            mask[y : y + 4, x : x + 4] = True
+        found = Instances(
+            (20, 20),
+            pred_boxes=boxes,
+            scores=torch.full((limit + 1,), 0.5),  # of equal ones the network's first
+            pred_classes=torch.zeros(limit + 1, dtype=torch.int64),
+            pred_masks=masks,
+        )
+        evaluation = _score(world, {1: found}, limit + 1)
+        assert evaluation.box_ap == evaluation.mask_ap == [pytest.approx(expected)]
 
 
 def test_predictions_that_lvis_cannot_judge_change_nothing() -> None:
@@ -132,16 +157,21 @@ def test_a_network_that_finds_nothing_scores_zero_and_classes_without_objects_ha
     assert evaluation.box["AP"] == 0.0
 
 
-def test_an_annotation_without_an_area_is_named() -> None:
+@pytest.mark.parametrize("truth", [GroundTruth, partial(PascalTruth, rules=VOC)])
+def test_an_annotation_without_an_area_is_named(truth: Callable[[AnnotationFile], Any]) -> None:
     world, _ = random_world(3, lvis=True)
     del world.annotations[1]["area"]
     with pytest.raises(UserError, match="annotation 2 has no 'area'"):
-        GroundTruth(world)
+        truth(world)
 
 
-def test_predictions_survive_the_way_through_bytes() -> None:
+def test_predictions_survive_the_way_through_bytes_and_json() -> None:
     world, predictions = random_world(4, lvis=True)
     parts = [Predictions.from_instances(image_id, found, 300) for image_id, found in predictions.items()]
     before = Predictions.concatenate([*parts, Predictions.concatenate([])])
-    after = Predictions.from_bytes(before.to_bytes())
-    assert after.to_json(world.category_ids) == before.to_json(world.category_ids)
+    for some in (before, before.select(np.zeros(0, np.int64))):
+        written = some.to_json(world.category_ids)
+        read = Predictions.from_json([json.loads(record) for record in written], world.category_ids)
+        assert read.to_json(world.category_ids) == written
+        assert Predictions.from_bytes(some.to_bytes()).to_json(world.category_ids) == written
+        assert len(read.select(np.zeros(len(read), bool))) == 0

@@ -18,8 +18,8 @@ def random_world(
     """A data set and predictions for each of its images.
 
     Scores have few levels (ties within and between images); the last two classes have no annotation; objects
-    range over the three areas; polygons and run lengths alternate; predictions follow the objects with errors
-    of place and class, and some follow nothing.
+    range over the three areas, and some, annotated or predicted, have none; polygons, compressed and plain run
+    lengths alternate; predictions follow the objects with errors of place and class, and some follow nothing.
     """
     rng = np.random.default_rng(seed)
     category_ids = np.sort(rng.choice(np.arange(1, 40), num_classes, replace=False)).tolist()
@@ -39,6 +39,8 @@ def random_world(
                     _annotation(len(annotations) + 1, image_id, category_ids[class_index], box, height, width)
                     | {"iscrowd": int(crowds and rng.random() < 0.25)}
                 )
+                if len(annotations) % 9 == 0:
+                    annotations[-1]["area"] = 0
         absent = np.setdiff1d(np.arange(num_classes), present)
         images.append({"id": image_id, "height": height, "width": width, "file_name": f"{image_id}.png"})
         if lvis:
@@ -69,14 +71,18 @@ def _annotation(
     x1, y1, x2, y2 = box
     polygon = [x1, y1, x2, y1, x2, y2, (x1 + x2) / 2, y2 - 0.2 * (y2 - y1), x1, y2]
     rle = mask_api.merge(mask_api.frPyObjects([polygon], height, width))
-    as_text = {"size": rle["size"], "counts": rle["counts"].decode()}
+    encoded = {"size": rle["size"], "counts": rle["counts"].decode()}
+    if number % 4 == 0:
+        pixels = mask_api.decode([rle]).ravel(order="F").astype(int)
+        changes = np.flatnonzero(np.diff(pixels, prepend=0))
+        encoded["counts"] = np.diff([0, *changes, len(pixels)]).tolist()
     return {
         "id": number,
         "image_id": image_id,
         "category_id": category_id,
         "bbox": [x1, y1, x2 - x1, y2 - y1],
         "area": float(mask_api.area([rle])[0]),
-        "segmentation": [polygon] if number % 2 else as_text,
+        "segmentation": [polygon] if number % 2 else encoded,
     }
 
 
@@ -104,6 +110,7 @@ def _predict(
     for mask, (x1, y1, x2, y2) in zip(masks, corners.round().long().tolist(), strict=True):
         mask[y1:y2, x1:x2] = True
         mask[y1 : (y1 + y2) // 2, x1 : (x1 + x2) // 2] &= bool(rng.random() < 0.5)
+    masks[6::7] = False
     scores = torch.from_numpy(rng.integers(1, 8, len(found)) / 8.0).float()
     return Instances(
         (height, width),
