@@ -326,5 +326,22 @@ def test_cutouts_are_mirrored_only_where_the_settings_say(configure, tmp_path, f
     assert seen == mirrored
 
 
+@pytest.mark.parametrize(("flip", "views"), [("none", 1), ("horizontal", 2)])
+def test_images_are_mirrored_only_where_the_settings_say(configure, flip, views):
+    cfg = configure("INPUT.RANDOM_FLIP", flip, "INPUT.SCALE_RANGE", "[1, 1]", "INPUT.USE_COPY_METHOD", "none")
+    seen = {}
+    for batch in train_loader(cfg):
+        for item in batch:
+            seen.setdefault(item["image_id"], set()).add(item["image"].numpy().tobytes())
+    assert max(map(len, seen.values())) == views
+
+
+def test_a_round_begins_with_a_pass_over_the_whole_pool(configure):
+    cfg = configure("INPUT.TRAIN_SIZE", "300", "INPUT.SCALE_RANGE", "[1, 2]")  # so that every target fits
+    items = [item for batch in train_loader(cfg, start_iteration=10, num_iterations=4) for item in batch]
+    drawn = [info.pool_index for item in items for info in item["paste_info"]]
+    assert sorted(drawn[:11]) == list(range(11))
+
+
 def test_another_seed_gives_other_images(configure):
     assert content(train_loader(configure("SEED", "1"))) != content(train_loader(configure()))

@@ -49,3 +49,4 @@ def test_two_processes_train_as_one_does_with_the_same_batches(work: str, tmp_pa
     ]
     for alone, together in zip(*lines, strict=True):
         assert together["total_loss"] == pytest.approx(alone["total_loss"], rel=1e-5)
+        assert together["images_per_second"] * together["time"] == pytest.approx(4)  # of both

@@ -63,6 +63,7 @@ def test_backbone_and_named_parameters_have_their_own_learning_rates() -> None:
     )
     model = TinyNet()
     model.head.bias.requires_grad_(False)
+    model.beside_backbone = nn.Linear(1, 1)
     rates = {
         id(parameter): group["lr"]
         for group in build_optimizer(model, cfg).param_groups
@@ -71,7 +72,7 @@ def test_backbone_and_named_parameters_have_their_own_learning_rates() -> None:
     named = {name: rates.get(id(parameter)) for name, parameter in model.named_parameters()}
     assert named["backbone.weight"] == pytest.approx(0.05)
     assert named["backbone.bias"] == pytest.approx(0.15)  # both factors
-    assert named["head.weight"] == pytest.approx(0.1)
+    assert named["head.weight"] == named["beside_backbone.weight"] == pytest.approx(0.1)
     assert named["roi_heads.box_predictor.0.cls_score.weight"] == pytest.approx(0.3)
     assert named["head.bias"] is None
 
