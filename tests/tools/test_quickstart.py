@@ -33,7 +33,7 @@ def layout(tmp_path) -> RunLayout:
             files.remove(layout.raw(item.file))
         write_index(layout, round_, rows)
     for round_ in (-1, 0, 1):
-        ap = 10.0 * round_
+        ap = 10.0 * (round_ + 1)
         values = ([3, 7], [ap] * 2, [ap] * 2, [None] * 2, ap, ap, ap + 1, ap + 2, ap + 3)
         write_feedback(
             layout, Feedback(round_, 10, "model.pth", "0" * 64, "discs", *values, "2026-01-01T00:00:00")
@@ -47,7 +47,7 @@ def test_the_table_counts_what_the_index_lists(layout, latest_only, pools):
     assert [entry["pool"] for entry in summary["rounds"]] == pools
     assert [(entry["generated"], entry["kept"]) for entry in summary["rounds"]] == [(6, 4), (6, 2)]
     assert as_table(summary).splitlines()[-1].split() == [
-        "round", "1", "10.0", "11.0", "12.0", "13.0", "6", "2", str(pools[1]),
+        "round", "1", "20.0", "21.0", "22.0", "23.0", "6", "2", str(pools[1]),
     ]  # fmt: skip
 
 
