@@ -128,7 +128,7 @@ def test_outlines_of_another_index_are_refused(layout):
     [
         *((name, None) for name in ("file", "category_id", "bbox", "area", "reason", "seed", "cutout", "length")),
         *(("bbox", box) for box in ([0, 0, 0, 9], [-1, 0, 9, 9], [60, 2, 31, 39], [0, 9, 31, 40], [0, 0, -9, 9])),
-        ("bbox", [1, 2, 1 << 30, (1 << 31) - 1]),
+        ("bbox", [0, 1, 1, (1 << 31) - 1]),
         ("bbox", [0, 2, 31, None]),
         *(("width", width) for width in (-1, 0, 16_384)),
         ("height", 0),
@@ -170,7 +170,7 @@ def test_a_polygon_that_is_none_or_leaves_its_image_is_refused_as_the_outlines_a
 
 
 @pytest.mark.parametrize(
-    ("compression", "message"), [("zstd", "compressed"), (None, "'area' of '00_0004_0002.png' is 0")]
+    ("compression", "message"), [("zstd", "or is compressed"), (None, "'area' of '00_0004_0002.png' is 0")]
 )
 def test_a_compressed_index_is_refused_before_it_takes_memory(tmp_path, compression, message):
     layout = RunLayout(str(tmp_path))
