@@ -83,8 +83,7 @@ def test_losses_and_gradients_are_the_formula(settings, batch):
     widths = {"FPN__OUT_CHANNELS": 64, "CENTERNET__NUM_BOX_CONVS": 2}
     network = build_model(small_config(**widths, **ranges, **configured)).proposal_generator
     for name, parameter in network.centernet_head.named_parameters():
-        spread = 2.0 if "agn_hm" in name else 0.3
-        torch.nn.init.normal_(parameter, 0.5 * name.endswith("scale"), spread)
+        torch.nn.init.normal_(parameter, std=2.0 if "agn_hm" in name else 0.3)
     features = [torch.randn(len(batch), 64, *shape, requires_grad=True) for shape in SHAPES]
     truth = GroundTruth.from_instances(
         [objects(b, [0] * len(b), (64, 96)) for b in batch], torch.device("cpu")

@@ -54,7 +54,7 @@ def test_boxes_are_pooled_from_the_level_that_fits_them(size):
     strides = [8, 16, 32]
     levels = [torch.randn(2, 3, size * 8 // stride, size * 8 // stride) for stride in strides]
     sides = [4.0, 111.0, 112.0, 112.5, 223.0, 224.0, 225.0, 447.0, 448.0, 449.0, 2000.0, 60.0]
-    boxes = torch.tensor([[10.0, 20.0, 10 + side, 20 + side] for side in sides])
+    boxes = torch.tensor([[10.0, 20.0, 10 + 2 * side, 20 + side / 2] for side in sides])
     image_index = torch.arange(len(sides)) % 2
     pooled = RoiPooler(7, strides)(levels, boxes, image_index)
     for n, side in enumerate(sides):
