@@ -114,5 +114,7 @@ def test_a_writer_whose_file_is_removed_before_it_has_its_lock_starts_again(tmp_
         fcntl.flock(file, how)
 
     monkeypatch.setattr(fcntl, "flock", remove_first)
-    files.write_bytes(str(tmp_path / "a.bin"), b"whole")
+    with files.atomic_writer(str(tmp_path / "a.bin")) as file:
+        file.write(b"whole")
+        files.remove_leftovers(str(tmp_path))
     assert os.listdir(tmp_path) == ["a.bin"]
