@@ -124,7 +124,7 @@ def test_every_shift_is_that_of_the_gradient_written_out_by_hand(
     pipeline = Pipeline(scheduler, cfg_scale)
     pipeline.scheduler.set_timesteps(7)
     levels = pipeline.scheduler.sigmas.tolist()
-    sigmas = (levels[4], levels[2])  # of the steps 0, 2, 4 and 6 the first lies above the range, the last below
+    sigmas = (levels[4], levels[2])  # of the steps 0, 2, 4 and 6 the first lies above, the last below
     passes = []
     guidance = Guidance(
         lambda images: passes.append(len(images)) or images.flatten(1) @ torch.tensor(LOGITS).T,
