@@ -57,7 +57,8 @@ def generate(
         category = CATEGORIES[number % 2]["id"]
         name = layout.instance_name(round_, category, number)
         files.write_bytes(layout.raw(name), png(disc_image(5 + number % 12)))
-        instances.append(GeneratedInstance(name, category, number, number, "a photo of {}", "a photo", False))
+        template, seed = "a photo of {}", 1000 + number
+        instances.append(GeneratedInstance(name, category, number, seed, template, "a photo", False))
     asked = {
         category["id"]: sum(i.category_id == category["id"] for i in instances) for category in CATEGORIES
     }

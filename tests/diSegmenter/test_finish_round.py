@@ -82,6 +82,7 @@ def test_decisions_and_thresholds_are_on_record(layout):
     kept, dropped = record["instances"]
     assert (kept["file"], kept["kept"], kept["reason"]) == ("00_0003_0000.png", True, "")
     assert (dropped["kept"], dropped["reason"], dropped["clip_black"]) == (False, "CLIP score", 20)
+    assert [dropped[key] for key in ("category_id", "clip_white", "objects", "area")] == [7, 0.0, 1, 90]
 
 
 def test_a_round_is_judged_again_from_its_index(layout):
@@ -103,6 +104,8 @@ def test_a_few_images_that_do_not_decode_are_left_out(layout):
     judged = judge_round(layout, 0, cut_out(layout, generated[:38], [30] * 38), CHECKS)
     assert judged.unreadable == sorted(item.file for item in generated[38:])
     assert len(judged.kept) == 38
+    write_pool(layout, judged, CATEGORIES, [0])
+    assert judge_again(layout, 0, CHECKS).unreadable == judged.unreadable
 
 
 def test_more_than_five_percent_of_damaged_images_is_an_error(layout):

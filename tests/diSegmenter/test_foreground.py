@@ -38,23 +38,30 @@ def test_a_batch_gives_what_single_images_give(foreground_folder):
         np.testing.assert_allclose(alpha.astype(int), foreground([image])[0].astype(int), atol=1)
 
 
-def test_the_network_sees_a_square_normalised_as_for_imagenet():
-    seen = []
+def resized(image, size):
+    """By a triangle as wide as a pixel of the coarser grid, around the centres of pixels: (H, W) float64."""
+    for old, new in zip(image.shape, size, strict=True):
+        centres = (np.arange(new)[:, None] + 0.5) * old / new
+        weights = np.maximum(1 - np.abs(np.arange(old) + 0.5 - centres) / max(old / new, 1), 0)
+        image = (weights / weights.sum(1, keepdims=True) @ image).T
+    return image
+
+
+def test_the_network_sees_a_square_normalised_as_for_imagenet_and_its_last_output_is_the_mask():
+    seen, random = [], np.random.default_rng(0)
+    image, logits = random.integers(0, 256, (60, 80, 4), dtype=np.uint8), random.normal(size=(8, 8)) * 3
 
     class Spy(nn.Module):
         def forward(self, pixels):
             seen.append(pixels)
-            return [torch.zeros(1), torch.full((len(pixels), 1, 8, 8), 3.0)]
+            return [torch.zeros(1), torch.tensor(logits, dtype=torch.float32).expand(len(pixels), 1, 8, 8)]
 
-    image = np.zeros((60, 80, 4), np.uint8)
-    image[:, ::5] = (
-        255  # of five columns one: a fifth of white where each is seen, black where one is sampled
-    )
     (alpha,) = MattingForeground(Spy(), 16, CPU)([image])
-    assert seen[0].shape == (1, 3, 16, 16)
-    expected = (0.2 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
-    torch.testing.assert_close(seen[0][0, :, 5, 5], expected)
-    assert (alpha == round(255 / (1 + np.exp(-3.0)))).all()
+    for channel, mean, deviation in zip(range(3), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True):
+        expected = (resized(image[..., channel] / 255, (16, 16)) - mean) / deviation
+        np.testing.assert_allclose(seen[0][0, channel].numpy(), expected, atol=1e-5)
+    expected = 255 * resized(1 / (1 + np.exp(-logits)), (60, 80))
+    assert alpha.dtype == np.uint8 and np.abs(alpha - expected).max() < 0.501
 
 
 def test_foreign_code_does_not_run_without_the_users_word(foreground_folder):

@@ -43,7 +43,9 @@ def test_mask_record_and_cut_out_agree(layout):
     generated = generate(layout, 0, 7)
     instances = segment(layout, Darkness())
     assert sorted(i.file for i in instances) == sorted(item.file for item in generated)
+    seeds = {item.file: item.seed for item in generated}
     for instance in instances:
+        assert instance.seed == seeds[instance.file]
         assert read_cut_out(layout, instance.file) == instance
         alpha = read_rgba(layout.segmented(instance.file))[..., 0]
         image = read_rgba(layout.raw(instance.file))
@@ -103,6 +105,19 @@ def test_a_call_that_dies_half_way_is_resumed(layout):
         segment(layout, Dies())
     again = Darkness()
     assert len(segment(layout, again)) == 8 and again.seen == 4
+
+
+def test_objects_are_counted_before_the_largest_is_chosen(layout):
+    generate(layout, 0, 2)
+
+    class Corners(Darkness):
+        def __call__(self, images):
+            alphas = super().__call__(images)
+            for alpha in alphas:
+                alpha[:5, :5] = alpha[-5:, -5:] = 255
+            return alphas
+
+    assert [(i.objects, i.bbox[0] > 5) for i in segment(layout, Corners())] == [(3, True)] * 2
 
 
 def test_images_without_an_object_are_done_too(layout):

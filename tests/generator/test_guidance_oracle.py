@@ -124,7 +124,7 @@ def test_every_shift_is_that_of_the_gradient_written_out_by_hand(
     pipeline = Pipeline(scheduler, cfg_scale)
     pipeline.scheduler.set_timesteps(7)
     levels = pipeline.scheduler.sigmas.tolist()
-    sigmas = (levels[5] - 1e-4, levels[1] + 1e-4)  # the first step lies above the range, the last one below
+    sigmas = (levels[4], levels[2])  # of the steps 0, 2, 4 and 6 the first lies above, the last below
     passes = []
     guidance = Guidance(
         lambda images: passes.append(len(images)) or images.flatten(1) @ torch.tensor(LOGITS).T,
@@ -157,3 +157,26 @@ def test_every_shift_is_that_of_the_gradient_written_out_by_hand(
         if number == 2:
             np.testing.assert_allclose(trace.first.numpy(), values, rtol=1e-6)
     assert trace.left_out.tolist() == [0, 0, 0]
+
+
+def test_image_with_a_single_element_of_its_gradient_not_finite_is_left_where_it_is():
+    class Repeats(Decoder):
+        def decode(self, latents, return_dict):
+            return (latents.expand(-1, 3, -1, -1),)
+
+    def spoil(gradient):
+        return gradient.index_put(
+            (torch.tensor([1]), *torch.zeros(3, 1).long()), torch.tensor(torch.inf).double()
+        )
+
+    def classifier(images):
+        images.register_hook(spoil)
+        return images.flatten(1) @ torch.tensor(LOGITS).T
+
+    pipeline = Pipeline(d.FlowMatchEulerDiscreteScheduler(), 5.0)
+    guidance = Guidance(classifier, every=2, mode="decoder", decoder=Repeats(2, 9.0, 0.0))
+    with guided(pipeline, guidance, torch.tensor(CLASSES)) as trace:
+        pipeline(2)
+    moved = pipeline.steps[0]["shifted"] != pipeline.steps[0]["x"]
+    assert moved.flatten(1).any(dim=1).tolist() == [True, False, True]
+    assert trace.left_out.tolist() == [0, 1, 0] and trace.first.isfinite().all()
