@@ -41,12 +41,13 @@ def test_feedback_round_trips_and_is_kept_in_the_history(tmp_path):
 
 def test_every_round_finds_its_own_files_whatever_their_number(tmp_path):
     layout = RunLayout(str(tmp_path))
-    for round_ in (100, 9, 10):
+    for round_ in (100, 9, 11):
         files.write_bytes(layout.pool_index(round_), b"")
         files.write_bytes(layout.pool_outlines(round_), b"")
         files.write_bytes(layout.manifest(round_, 0, 1), b"")
-    assert layout.pool_rounds() == [9, 10, 100]
-    for round_ in (100, 9, 10):
+    files.write_bytes(layout.pool("index/rd12.arrow.5f.tmp"), b"")  # of a writer that was killed
+    assert layout.pool_rounds() == [9, 11, 100]
+    for round_ in (100, 9, 11):
         assert layout.manifests(round_) == [layout.manifest(round_, 0, 1)]
     assert layout.feedback_history(0) != layout.feedback_history(-1)
     assert layout.cutout_name("a.b.png") == "cutouts/a.b.webp"  # an imported pool has names of its own
