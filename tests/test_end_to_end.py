@@ -14,13 +14,13 @@ from PIL import Image
 
 from detectron2_ext.data.loader import build_dataset, build_test_mapper
 from detectron2_ext.modeling import build_model
+from detectron2_ext.modeling.feedback_network import load_feedback_network
 from exchange import files
 from exchange.annotations import read_annotations
 from exchange.config import load_config
 from exchange.feedback import read_feedback
 from exchange.layout import RunLayout
 from exchange.manifest import is_complete, read_round
-from generator.build import load_classifier
 from tools.build_lvis_digits import build
 from tools.quickstart import as_table, summarise
 
@@ -123,7 +123,14 @@ def test_the_second_round_is_allocated_and_guided_by_the_feedback_of_the_first(f
     entropies = []
     for source in (0, -1):
         told = read_feedback(layout.feedback_history(source))
-        network = load_classifier(load_config(str(finished / "x.yaml")), told, torch.device("cpu"))
+        network = load_feedback_network(
+            load_config(str(finished / "x.yaml")),
+            told.checkpoint,
+            sha256=told.checkpoint_sha256,
+            use_ema=True,
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+        )
         with torch.no_grad():
             logits = network(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255).double()
         entropies.append((-logits.softmax(1) * logits.log_softmax(1)).sum(1).numpy())

@@ -49,12 +49,16 @@ def test_feedback_round_trips_and_is_kept_in_the_history(tmp_path):
 
 def test_every_round_finds_its_own_files_whatever_their_number(tmp_path):
     layout = RunLayout(str(tmp_path))
-    for round_ in (100, 9, 10):
+    for round_ in (100, 9, 11):
         files.write_bytes(layout.pool_index(round_), b"")
+        files.write_bytes(layout.pool_outlines(round_), b"")
         files.write_bytes(layout.manifest(round_, 0, 1), b"")
-    assert layout.pool_rounds() == [9, 10, 100]
-    for round_ in (100, 9, 10):
+    files.write_bytes(layout.pool("index/rd12.arrow.5f.tmp"), b"")  # of a writer that was killed
+    assert layout.pool_rounds() == [9, 11, 100]
+    for round_ in (100, 9, 11):
         assert layout.manifests(round_) == [layout.manifest(round_, 0, 1)]
+    assert layout.feedback_history(0) != layout.feedback_history(-1)
+    assert layout.cutout_name("a.b.png") == "cutouts/a.b.webp"  # an imported pool has names of its own
     assert layout.instance_name(9, 34, 5) == "09_0034_0005.png"
 
 
@@ -150,13 +154,13 @@ def test_annotations_are_sorted_by_category_and_counted(tmp_path):
         "images": [{"id": i, "height": 4, "width": 4} for i in (1, 2)],
         "annotations": [{"image_id": 1, "category_id": 9}, {"image_id": 1, "category_id": 9}]
         + [{"image_id": 2, "category_id": 3}],
-        "categories": [{"id": 9, "name": "b"}, {"id": 3, "name": "a"}],
+        "categories": [{"id": 9, "name": "b"}, {"id": 3, "name": "a"}, {"id": 12, "name": "unseen"}],
     }
     files.write_json(str(tmp_path / "a.json"), content)
     annotations = read_annotations(str(tmp_path / "a.json"))
-    assert annotations.category_ids.tolist() == [3, 9]
-    assert annotations.instance_counts().tolist() == [1, 2]
-    assert annotations.image_counts().tolist() == [1, 1]
+    assert annotations.category_ids.tolist() == [3, 9, 12]
+    assert annotations.instance_counts().tolist() == [1, 2, 0]
+    assert annotations.image_counts().tolist() == [1, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +170,8 @@ def test_annotations_are_sorted_by_category_and_counted(tmp_path):
         ("annotations", [{"image_id": 1, "category_id": 2}], "category_id 2"),
         ("annotations", [{"image_id": 8, "category_id": 1}], "image_id 8"),
         ("categories", [{"id": 1}], "name"),
-        ("images", [{"id": 1, "height": 4, "width": 4}] * 2, "twice"),
+        ("images", [{"id": 1, "height": 4, "width": 4}] * 2, "twice in 'images'"),
+        ("categories", [{"id": 1, "name": name} for name in "ab"], "twice in 'categories'"),
     ],
 )
 def test_what_is_not_lvis_or_coco_is_refused_by_name(tmp_path, part, value, message):

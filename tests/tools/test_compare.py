@@ -57,12 +57,14 @@ def test_a_finished_run_is_not_repeated_and_an_unfinished_one_goes_on(tmp_path, 
 
     def finish(self: Run, gpus: int, threads: int) -> None:
         finished.append((self.method, self.seed))
+        assert threads == 4
         done = result(self.method, self.seed, 20.0 + self.seed)
         files.write_json(files.join(self.folder, "result.json"), compare.asdict(done))
 
     monkeypatch.setattr(Run, "finish", finish)
     runs = [Run(f"{name}.yaml", seed, str(tmp_path), ()) for seed in (0, 1) for name in ("None", "Ours")]
-    finish(runs[0], 1, 1)
+    monkeypatch.setattr(compare.os, "cpu_count", lambda: 8)
+    finish(runs[0], 1, 4)
     table = compare.compare(runs, ["None", "Ours"], str(tmp_path), jobs=2, gpus=1)
     assert sorted(finished) == [("None", 0), ("None", 1), ("Ours", 0), ("Ours", 1)]
     assert (tmp_path / "comparison.md").read_text() == f"{table}\n"
@@ -103,6 +105,32 @@ def test_a_finished_run_has_a_point_for_each_round_with_all_that_it_generated_by
     points = [dataclasses.astuple(point) for point in run.result().points]
     assert points == [(9.0, None, 9.0, None, 3), (10.0, None, 9.0, None, 7)]
     assert (run.result().method, run.result().seed) == ("Ours", 3)
+
+
+def test_every_configuration_gets_every_seed_and_a_mistake_is_said_before_the_first_run(
+    tmp_path, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(compare, "compare", lambda *given: asked.append(given) or "")
+    for path in ("a/None.yaml", "a/Ours.yaml", "b/Ours.yaml", "bad.yaml"):
+        files.write_bytes(str(tmp_path / path), b"{INPUT: {FORMATT: RGB}}" if path == "bad.yaml" else b"{}")
+
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["compare.py", "--out", str(tmp_path), *map(str, arguments)])
+        compare.main()
+
+    configs = [tmp_path / "a/None.yaml", tmp_path / "a/Ours.yaml"]
+    call("--configs", *configs, "--seeds", 2, "--jobs", 3, "--gpus", 4)
+    runs = [Run(str(config), seed, str(tmp_path), ()) for seed in (0, 1) for config in configs]
+    assert asked == [(runs, ["None", "Ours"], str(tmp_path), 3, 4)]
+    for option in ("seeds", "jobs", "gpus"):
+        with pytest.raises(UserError, match=f"--{option} 0: give 1 or more"):
+            call("--configs", *configs, f"--{option}", 0)
+    with pytest.raises(UserError, match="FORMATT"):
+        call("--configs", *configs, tmp_path / "bad.yaml")
+    with pytest.raises(UserError, match="the same file name"):
+        call("--configs", *configs, tmp_path / "b/Ours.yaml")
+    assert len(asked) == 1
 
 
 def test_classes_that_validation_lacks_leave_a_gap_and_not_a_zero(tmp_path):

@@ -38,7 +38,7 @@ def test_a_chain_runs_its_steps_in_order_and_the_commands_of_a_step_side_by_side
 def test_a_failed_command_stops_its_chain_and_is_named(tmp_path):
     after = tmp_path / "after"
     bad = python("import sys; sys.exit(3)")
-    chain = Chain("test", [[bad], [python(f"open({str(after)!r}, 'w')")]], {})
+    chain = Chain("test", [[python("pass"), bad], [python(f"open({str(after)!r}, 'w')")]], {})
     chain.start()
     chain.join()
     assert chain.failed == bad

@@ -48,6 +48,7 @@ def test_a_sheet_of_training_images_goes_to_the_runs_pictures(settings, monkeypa
     path = settings.parent / "run/pictures/data_rd00.png"
     assert capsys.readouterr().out.strip() == str(path)
     sheet = np.asarray(Image.open(path))
+    assert (sheet[-300:, -300:] == sheet[0, 0]).all()  # the fourth cell, though there are two batches of two
     for color, expected in ((REAL, True), (PASTED, False)):
         assert (sheet == color).all(axis=-1).any() == expected
     run(

@@ -22,10 +22,14 @@ from detectron2.utils.visualizer import Visualizer
 
 from detectron2_ext import train_net
 from detectron2_ext.config import load_config
+from detectron2_ext.engine.distributed import Ranks
 from detectron2_ext.modeling import build_model
 from detectron2_ext.with_detectron2.configuration import detectron2_config
 from detectron2_ext.with_detectron2.conversion import from_detectron2, to_detectron2
+from detectron2_ext.with_detectron2.registration import register
+from detectron2_ext.with_detectron2.validation import validate
 from exchange.catalog import builtin_datasets
+from exchange.errors import UserError
 from tests.detectron2_ext.engine.small_run import SIDE, write_config
 from tests.detectron2_ext.modeling.network_scenes import scene, small_config
 
@@ -91,6 +95,37 @@ def test_an_image_without_objects_survives_the_conversion() -> None:
 
 def test_every_data_set_of_this_project_is_in_the_catalogue() -> None:
     assert set(builtin_datasets()) <= set(DatasetCatalog.list())
+
+
+def test_the_configuration_s_data_sets_replace_what_has_their_names_and_built_in_ones_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("before", "now"):
+        (tmp_path / place).mkdir()
+        theirs = detectron2_config(load_config(str(write_config(tmp_path / place))))
+    assert len(DatasetCatalog.get("small_val")) == 4
+    metadata = MetadataCatalog.get("small_val")
+    assert metadata.json_file == str(tmp_path / "now/small_val/annotations.json")
+    assert metadata.thing_dataset_id_to_contiguous_id == {2: 0, 5: 1, 9: 2}
+    assert (theirs.MODEL.DEVICE, theirs.OUTPUT_DIR) == ("cpu", str(tmp_path / "now/run/train"))
+    known = MetadataCatalog.get("lvis_v1_val").json_file
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    register()
+    assert MetadataCatalog.get("lvis_v1_val").json_file == known
+
+
+def test_validation_by_other_rules_or_on_another_file_than_detectron2_s_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, ranks = build_model(small_config()), Ranks(0, 1, torch.device("cpu"))
+    cfg = load_config(str(write_config(tmp_path)), ["TEST.EVALUATOR", "voc"])
+    with pytest.raises(UserError, match=r"TEST\.EVALUATOR.*set it to auto"):
+        validate(cfg, network, "small_val", str(tmp_path), ranks)
+    (tmp_path / "lvis").mkdir()
+    (tmp_path / "small_val/annotations.json").rename(tmp_path / "lvis/lvis_v1_val.json")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    with pytest.raises(UserError, match="set DETECTRON2_DATASETS to the folder"):
+        validate(load_config(str(tmp_path / "config.yaml")), network, "lvis_v1_val", str(tmp_path), ranks)
 
 
 def test_detectron2_s_own_mapper_feeds_the_network_from_a_data_set_of_the_configuration(

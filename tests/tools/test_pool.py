@@ -1,0 +1,73 @@
+"""The command line over pools: which rows it counts, where it looks, and what it refuses."""
+
+import json
+import sys
+
+import pytest
+
+from exchange import files
+from exchange.errors import UserError
+from exchange.layout import RunLayout
+from exchange.pool_index import write_index
+from tests.diSegmenter.conftest import CATEGORIES, pool_instance
+from tools import pool
+
+
+@pytest.fixture
+def layout(tmp_path):
+    """Round 0 keeps instances with CLIP scores 20 to 40 and drops three; round 1, of other names, is under way."""
+    layout, category = RunLayout(str(tmp_path / "run")), CATEGORIES[0]["id"]
+    kept = [pool_instance(0, category, n, clip_white=20.0 + n, clip_black=None) for n in range(21)]
+    write_index(layout, 0, kept + [pool_instance(0, category, n, reason="CLIP score") for n in (21, 22, 23)])
+    write_index(layout, 1, [])
+    for round_, name in ((0, "former"), (1, "kite")):
+        records = [{"id": one["id"], "name": f"{name} {one['id']}"} for one in CATEGORIES]
+        content = {"images": [], "annotations": [], "categories": records}
+        files.write_json(layout.annotations(round_), content)
+    files.write_bytes(layout.raw(kept[0].file), b"")
+    return layout
+
+
+def call(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["pool.py", *map(str, arguments)])
+    pool.main()
+
+
+def test_stats_count_kept_and_dropped_and_name_the_classes_as_the_newest_round_does(
+    layout, monkeypatch, capsys
+):
+    call(monkeypatch, "stats", layout.root, "--per-class")
+    _, first, second, *classes = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert first == ["0", "24", "21", "21.0", "30.0", "39.0"] and second == ["1", "0", "0", "none"]
+    names = [["kite", str(one["id"])] for one in CATEGORIES]
+    assert classes == [["21", *names[0]], *(["0", *name] for name in names[1:])]
+
+
+def test_prune_asks_what_to_prune_and_leaves_a_round_that_is_under_way(layout, monkeypatch, capsys):
+    with pytest.raises(UserError, match="at least one of --originals, --dropped, --duplicates"):
+        call(monkeypatch, "prune", layout.root)
+    call(monkeypatch, "prune", layout.root, "--originals")
+    assert capsys.readouterr().out == "" and files.exists(
+        layout.raw(layout.instance_name(0, CATEGORIES[0]["id"], 0))
+    )
+
+
+def test_a_pool_is_not_merged_with_itself_or_with_nothing(layout, monkeypatch):
+    for other in (layout.root + "/", "/nowhere"):
+        with pytest.raises(UserError, match="holds no other pool"):
+            call(monkeypatch, "merge", layout.root, other)
+
+
+def test_relative_paths_of_what_is_imported_start_at_its_file(tmp_path, monkeypatch, layout):
+    asked = []
+    monkeypatch.setattr(pool, "import_round", lambda *given: (0, []))
+    monkeypatch.setattr(pool, "read_xpaste", lambda *given: asked.append(given))
+    monkeypatch.setattr(pool, "read_coco", lambda *given: asked.append(given))
+    source, categories = tmp_path / "pool/x.json", tmp_path / "train.json"
+    records = [{"id": 9, "name": "b"}, {"id": 3, "name": "a"}]
+    categories.write_text(json.dumps({"images": [], "annotations": [], "categories": records}))
+    common = ("import", layout.root, source, "--annotations", categories, "--from")
+    call(monkeypatch, *common, "xpaste")
+    call(monkeypatch, *common, "coco", "--root", "/elsewhere")
+    assert asked[0] == (str(source), str(tmp_path / "pool"), [3, 9])
+    assert asked[1] == (str(source), "/elsewhere", {"b": 9, "a": 3})
