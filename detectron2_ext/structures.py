@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detectron2_ext.roi_align import roi_align_weights
+from detectron2_ext.roi_pooler import roi_align_weights
 
 
 class BitMasks:

@@ -12,21 +12,22 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from fvcore.common.config import CfgNode
 
-from detectron2_ext.config import load_config
-from detectron2_ext.engine.distributed import Ranks, join_ranks
-from detectron2_ext.engine.engines import ENGINES, Engine, build_engine
-from detectron2_ext.engine.round import TrainingRun, run_checkpoints
-from detectron2_ext.evaluation.report import format_table
+from detectron2_ext.distributed import Ranks, join_ranks
+from detectron2_ext.engine.loop import train_round
+from detectron2_ext.engine.round import Engine, TrainingRun, run_checkpoints
+from detectron2_ext.evaluation.evaluator import format_table, validate
 from detectron2_ext.modeling import build_model, load_weights
 from exchange import files
-from exchange.config import add_config_arguments, from_repository
+from exchange.config import add_config_arguments, from_repository, load_config
 from exchange.errors import UserError, run_cli
 from exchange.layout import RunLayout
 from exchange.run import open_run, run_layout
 
+ENGINES = ("own", "detectron2")
 _log = logging.getLogger(__name__)
 
 
@@ -64,6 +65,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run.evaluate_initial()
         else:
             run.finish_round()
+
+
+def build_engine(name: str) -> Engine:
+    """The engine called ``name``; raises UserError for Detectron2's where that is not installed."""
+    if name == "own":
+        return Engine(train_round, validate)
+    if find_spec("detectron2") is None:
+        raise UserError(
+            "--engine detectron2: Detectron2 is not installed here; install what "
+            "detectron2_ext/requirements-detectron2.txt lists (see README.md), or leave the option out"
+        )
+    from detectron2_ext.with_detectron2 import training
+
+    return Engine(training.train_round, training.validate)
 
 
 def evaluate_only(cfg: CfgNode, ranks: Ranks, engine: Engine, given: bool) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diSegmenter.annotate import lvis_file
-from diSegmenter.checks import Checks
+from diSegmenter.filter import Checks
 from diSegmenter.images import UnreadableImage, read_rgba
 from diSegmenter.segment_round import read_cut_out
 from exchange import files

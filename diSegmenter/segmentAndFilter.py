@@ -16,11 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fvcore.common.config import CfgNode
 
-from diSegmenter.checks import Checks, MaskCleaner
+from diSegmenter.filter import Checks, MaskCleaner
 from diSegmenter.finish_round import JudgedRound, is_finished, judge_again, judge_round, write_pool
-from diSegmenter.follow import Listing, follow_round
 from diSegmenter.pool.prune import prune_originals
 from diSegmenter.report import write_pictures
+from diSegmenter.segment_round import Listing, follow_round
 from exchange import files
 from exchange.annotations import AnnotationFile, read_annotations
 from exchange.catalog import dataset_paths
@@ -102,7 +102,7 @@ def build_segmenter(
     """The models and what drives them; imported here, since the rest of the script does without torch."""
     import torch
 
-    from diSegmenter.clip_filter import load_clip_scorer
+    from diSegmenter.clip_score import load_clip_scorer
     from diSegmenter.foreground import load_foreground
     from diSegmenter.segment_round import RoundSegmenter
 

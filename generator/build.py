@@ -9,11 +9,11 @@ from exchange.errors import UserError
 from exchange.feedback import Feedback
 from generator.allocation import AllocationRule
 from generator.criteria import CRITERIA
-from generator.drawing import Drawer, Sampling
 from generator.guidance import Classifier, Guidance
 from generator.pipelines import DTYPES, PipelineSource, Tuning, load_tiny_autoencoder
+from generator.plan import PromptBook
 from generator.prompt_embeddings import Embedding, EmbeddingFolder, PromptEmbeddings
-from generator.prompts import PromptBook
+from generator.sampling import Drawer, Sampling
 
 
 def build_allocation_rule(cfg: CfgNode) -> AllocationRule:
@@ -43,7 +43,7 @@ def build_prompt_book(cfg: CfgNode) -> PromptBook:
 
 def load_classifier(cfg: CfgNode, feedback: Feedback, device: torch.device) -> Classifier:
     """The segmenter whose checkpoint the feedback names; UserError if the file is not that one."""
-    from detectron2_ext.modeling.feedback_network import load_feedback_network  # the one bridge to stage 3
+    from detectron2_ext.modeling.builder import load_feedback_network  # the one bridge to stage 3
 
     return load_feedback_network(
         cfg,

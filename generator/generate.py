@@ -26,8 +26,7 @@ from exchange.errors import UserError, run_cli
 from exchange.feedback import Feedback, read_feedback
 from exchange.layout import RunLayout
 from exchange.run import num_rounds, open_run
-from generator.allocation import AllocationRule, FloatArray, allocate
-from generator.allocation_report import as_text, save_report, table_rows
+from generator.allocation import AllocationRule, FloatArray, allocate, as_text, save_report, table_rows
 from generator.build import (
     build_allocation_rule,
     build_drawer,
@@ -36,10 +35,10 @@ from generator.build import (
     load_classifier,
     load_gradient_decoder,
 )
-from generator.drawing import Drawer
 from generator.pipelines import choose_device
 from generator.plan import PlannedImage, plan_round
 from generator.production import Draw, Shard, produce
+from generator.sampling import Drawer
 
 _log = logging.getLogger("generator")
 

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from exchange.errors import UserError
-from generator.clean_estimate import check_scheduler, clean_estimate, noise_level
+from generator.clean_image import check_scheduler, clean_estimate, decode_latents, noise_level
 from generator.criteria import Criterion, entropy
 from generator.denoiser_call import DenoiserCalls
-from generator.latents import decode_latents
 
 Classifier = Callable[[Tensor], Tensor]
 MODES = ("exact", "conditional", "decoder")

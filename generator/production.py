@@ -18,9 +18,9 @@ from exchange import files
 from exchange.errors import UserError
 from exchange.layout import RunLayout
 from exchange.manifest import GeneratedInstance, Manifest, read_manifest, write_manifest
-from generator.drawing import Drawing
 from generator.image_files import ImageWriter, read_record
 from generator.plan import PlannedImage, batches_of_shard
+from generator.sampling import Drawing
 
 Draw = Callable[[Sequence[PlannedImage]], list[Drawing]]
 _log = logging.getLogger(__name__)

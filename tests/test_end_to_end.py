@@ -14,7 +14,7 @@ from PIL import Image
 
 from detectron2_ext.data.loader import build_dataset, build_test_mapper
 from detectron2_ext.modeling import build_model
-from detectron2_ext.modeling.feedback_network import load_feedback_network
+from detectron2_ext.modeling.builder import load_feedback_network
 from exchange import files
 from exchange.annotations import read_annotations
 from exchange.config import load_config

@@ -16,7 +16,7 @@ from tabulate import tabulate
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from diSegmenter.clip_filter import ClipScorer, load_clip_scorer
+from diSegmenter.clip_score import ClipScorer, load_clip_scorer
 from exchange import files
 from exchange.annotations import read_annotations
 from exchange.catalog import dataset_paths
@@ -25,10 +25,10 @@ from exchange.errors import UserError, run_cli
 from exchange.feedback import read_feedback
 from exchange.run import run_layout
 from generator.build import build_drawer, build_guidance, build_prompt_book, load_classifier
-from generator.drawing import Drawer
 from generator.guidance import Guidance
 from generator.pipelines import choose_device
 from generator.plan import PlannedImage, plan_round
+from generator.sampling import Drawer
 
 
 def draw_all(

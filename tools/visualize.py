@@ -25,15 +25,11 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from detectron2_ext.data.dataset import DetectionDataset
-from detectron2_ext.data.loader import (
-    build_dataset,
-    build_pool,
-    build_test_mapper,
-    build_train_loader,
-    training_set_name,
-)
+from detectron2_ext.data.loader import build_dataset, build_test_mapper
 from detectron2_ext.engine.round import run_checkpoints
+from detectron2_ext.engine.train_loader import build_train_loader, training_set_name
 from detectron2_ext.modeling import build_model, load_weights
+from detectron2_ext.paste.build import build_pool
 from detectron2_ext.structures import Instances
 from exchange import files
 from exchange.config import add_config_arguments, from_repository, load_config

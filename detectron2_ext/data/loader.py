@@ -1,29 +1,80 @@
-"""From the configuration to data sets and loaders."""
+"""Loaders of training and test images, with errors that a person can read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import cv2
-import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 from torch.utils.data import DataLoader
 
 from detectron2_ext.data.dataset import DetectionDataset
-from detectron2_ext.data.geometry import ResizeCropFlip
-from detectron2_ext.data.mapper import TestMapper, TrainMapper
-from detectron2_ext.data.paste_builder import build_pasters, build_pool, choose, flip_probability
-from detectron2_ext.data.pool import InstancePool
-from detectron2_ext.data.sampler import ImageStream, StreamSampler, repeat_factors
-from detectron2_ext.data.scene_reader import SceneReader
-from detectron2_ext.data.skipped import SkippedFiles
+from detectron2_ext.data.mapper import TestMapper
 from exchange.catalog import dataset_paths
 from exchange.errors import UserError
-from exchange.feedback import Feedback
 
-__all__ = ["BatchLoader", "build_dataset", "build_pool", "build_test_loader", "build_train_loader"]
+_log = logging.getLogger(__name__)
+LIMIT = 0.05  # share of a data set's images
+
+
+class SkippedFiles:
+    """Collects sentences about unusable files, each file once.
+
+    Raises UserError from :meth:`add` when there are more than 5 % of ``num_images``, the size of the data
+    set.
+    """
+
+    def __init__(self, num_images: int) -> None:
+        self._num_images = num_images
+        self.sentences: dict[str, None] = {}  # an ordered set
+
+    def add(self, sentences: Iterable[str]) -> None:
+        """Count files; the first time that one turns up it is logged."""
+        for sentence in sentences:
+            if sentence not in self.sentences:
+                self.sentences[sentence] = None
+                _log.warning("skipped %s", sentence)
+        if len(self.sentences) > LIMIT * self._num_images:
+            raise UserError(
+                f"{len(self.sentences)} files of a data set of {self._num_images} images cannot be used, the "
+                f"first is {next(iter(self.sentences))}: repair the data set or remove them from it"
+            )
+
+    def log(self) -> None:
+        """List them all, for the end of a run."""
+        if self.sentences:
+            _log.warning("%d files were skipped:\n  %s", len(self.sentences), "\n  ".join(self.sentences))
+
+
+Batch = list[dict[str, Any]]
+
+_CAUGHT = "in DataLoader worker process"  # how torch marks the traceback of an error in a worker
+
+
+def load_batches(loader: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches of ``loader``.
+
+    Raises UserError when one of its processes died, or met a UserError (then with that one's sentence).
+    """
+    try:
+        yield from loader
+    except UserError as error:
+        # torch wraps the worker's traceback around the message.
+        raise UserError(str(error).rsplit("UserError: ", 1)[-1].strip()) from error
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        # What a worker raised is worth its traceback; a connection to it breaks only with the worker itself.
+        if _CAUGHT in str(error) or (
+            isinstance(error, RuntimeError) and "DataLoader worker" not in str(error)
+        ):
+            raise
+        said = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(
+            f"a process that loads images died ({said}): the last checkpoint is "
+            "intact, call again to resume; if memory ran out, lower DATALOADER.NUM_WORKERS"
+        ) from error
 
 
 class BatchLoader:
@@ -56,106 +107,35 @@ def build_dataset(cfg: CfgNode, name: str) -> DetectionDataset:
     return DetectionDataset.read(*dataset_paths(name, cfg))
 
 
-def build_train_loader(
-    cfg: CfgNode,
-    *,
-    start_iteration: int,
-    num_iterations: int | None = None,
-    rank: int = 0,
-    world_size: int = 1,
-    dataset: DetectionDataset | None = None,
-    pool: InstancePool | None = None,
-    feedback: Feedback | None = None,
-    seed: int | None = None,
-) -> BatchLoader:
-    """The training batches of one rank from ``start_iteration`` on.
-
-    Image ``k`` of the training, and what is pasted into it, depends on the seed, the pool and ``k`` alone:
-    not on the number of ranks or loader processes, nor on where a resumed training starts.
-
-    Args:
-        cfg: the configuration.
-        start_iteration: counted over all rounds.
-        num_iterations: how many batches; all that SOLVER.MAX_ITER leaves, by default.
-        rank, world_size: which share of each batch of SOLVER.IMS_PER_BATCH images.
-        dataset: the training set; DATASETS.TRAIN is read if None.
-        pool: what to paste, of the round that ``start_iteration`` lies in (:func:`build_pool`); None:
-            nothing.
-        feedback: gives the adaptive object sizes from round FEEDBACK.FROM_ROUND on.
-        seed: SEED by default.
-
-    Raises:
-        UserError: the batch does not divide among the ranks, no image can be trained on, or a setting has a
-            value that does not exist.
-    """
-    seed = cfg.SEED if seed is None else seed
-    batch_size = cfg.SOLVER.IMS_PER_BATCH
-    if batch_size % world_size:
-        raise UserError(
-            f"SOLVER.IMS_PER_BATCH is {batch_size}, which does not divide among {world_size} processes: "
-            "choose a multiple"
-        )
-    if num_iterations is None:
-        num_iterations = cfg.SOLVER.MAX_ITER - start_iteration
-    dataset = dataset or build_dataset(cfg, training_set_name(cfg))
-    images = dataset.trainable_images()
-    if not len(images):
-        raise UserError(f"data set {training_set_name(cfg)} has no image with an object: nothing to train on")
-    round_ = start_iteration // cfg.SOLVER.ROUND_ITERS
-    reader = SceneReader(dataset, _build_augmentation(cfg))
-    pasters = build_pasters(cfg, reader, images, pool, feedback, round_, seed)
-    mapper = TrainMapper(reader, images, pasters, seed, bgr=choose(cfg, "FORMAT", _IS_BGR))
-    first, last = start_iteration * batch_size, (start_iteration + num_iterations) * batch_size
-    sampler = StreamSampler(_build_stream(cfg, dataset, images, seed), first, last, rank, world_size)
-    loader = _data_loader(cfg, mapper, sampler, batch_size // world_size)
-    return BatchLoader(loader, SkippedFiles(len(images)))
-
-
 def build_test_loader(
     cfg: CfgNode, dataset: DetectionDataset, *, rank: int = 0, world_size: int = 1, batch_size: int = 1
 ) -> BatchLoader:
     """Every ``world_size``-th image of ``dataset`` from image ``rank`` on, once, in order, for testing."""
     mapper = build_test_mapper(cfg, dataset)
-    loader = _data_loader(cfg, mapper, range(rank, len(dataset), world_size), batch_size)
+    loader = batches_in_order(cfg, mapper, range(rank, len(dataset), world_size), batch_size)
     return BatchLoader(loader, SkippedFiles(len(dataset)))
 
 
 def build_test_mapper(cfg: CfgNode, dataset: DetectionDataset) -> TestMapper:
     """The images of ``dataset`` as the configuration has them tested."""
-    is_bgr = choose(cfg, "FORMAT", _IS_BGR)
-    return TestMapper(dataset, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, is_bgr)
+    return TestMapper(dataset, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, is_bgr(cfg))
 
 
-def training_set_name(cfg: CfgNode) -> str:
-    """The one entry of DATASETS.TRAIN; raises UserError if there are none or several."""
-    if len(cfg.DATASETS.TRAIN) != 1:
-        raise UserError(f"DATASETS.TRAIN names {len(cfg.DATASETS.TRAIN)} data sets: name one")
-    return cfg.DATASETS.TRAIN[0]
+def choose(cfg: CfgNode, key: str, known: dict[str, Any]) -> Any:
+    """What ``known`` has for the value of INPUT.``key``; raises UserError, with the choices, if nothing."""
+    value = cfg.INPUT[key]
+    if value not in known:
+        raise UserError(f"INPUT.{key} is {value!r}, which does not exist: choose from {', '.join(known)}")
+    return known[value]
 
 
-_IS_BGR = {"RGB": False, "BGR": True}
+def is_bgr(cfg: CfgNode) -> bool:
+    """Whether the network wants blue first."""
+    return choose(cfg, "FORMAT", {"RGB": False, "BGR": True})
 
 
-def _build_augmentation(cfg: CfgNode) -> ResizeCropFlip:
-    choose(cfg, "CUSTOM_AUG", {"EfficientDetResizeCrop": None})
-    return ResizeCropFlip(cfg.INPUT.TRAIN_SIZE, tuple(cfg.INPUT.SCALE_RANGE), flip_probability(cfg))
-
-
-def _build_stream(cfg: CfgNode, dataset: DetectionDataset, images: np.ndarray, seed: int) -> ImageStream:
-    name = cfg.DATALOADER.SAMPLER_TRAIN
-    if name == "RepeatFactorTrainingSampler":
-        factors = repeat_factors(dataset, images, cfg.DATALOADER.REPEAT_THRESHOLD)
-    elif name == "TrainingSampler":
-        factors = np.ones(len(images))
-    else:
-        raise UserError(
-            f"DATALOADER.SAMPLER_TRAIN is {name!r}, which does not exist: choose RepeatFactorTrainingSampler "
-            "or TrainingSampler"
-        )
-    return ImageStream(images, factors, seed)
-
-
-def _data_loader(cfg: CfgNode, mapper: Any, order: Any, batch_size: int) -> DataLoader:
+def batches_in_order(cfg: CfgNode, mapper: Any, order: Any, batch_size: int) -> DataLoader:
+    """Loads what ``mapper`` gives for each entry of ``order``, in DATALOADER.NUM_WORKERS processes."""
     workers = cfg.DATALOADER.NUM_WORKERS
     of_workers = {
         "prefetch_factor": cfg.DATALOADER.PREFETCH_FACTOR,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -11,13 +12,38 @@ from PIL import Image
 from torch import Tensor
 
 from detectron2_ext.data.dataset import DetectionDataset
-from detectron2_ext.data.decode import BadImage, read_image
-from detectron2_ext.data.pasters import Paster
-from detectron2_ext.data.scene import Scene
-from detectron2_ext.data.scene_reader import SceneReader
-from detectron2_ext.data.seeding import PASTE, REPLACEMENT, VIEW, generator
+from detectron2_ext.data.images import BadImage, read_image
+from detectron2_ext.data.sampler import PASTE, REPLACEMENT, VIEW, generator
+from detectron2_ext.data.view import Scene, SceneReader
 
 _REPLACEMENTS = 20  # attempts to find an image that can be read in place of one that cannot
+
+
+@dataclass(frozen=True)
+class PasteInfo:
+    """One pasted object, for logs and reports.
+
+    ``source``: path of the cut-out, or of the training image that it comes from. ``box``: XYXY pixels of the
+    object, which may reach over the border. ``visible_pixels``: how many show when it is pasted.
+    ``pool_index``: its place in the pool and ``round``: the round it was made in; -1 where there is none.
+    """
+
+    source: str
+    class_index: int
+    box: tuple[int, int, int, int]
+    visible_pixels: int
+    pool_index: int = -1
+    round: int = -1
+
+
+class Paster(Protocol):
+    """Adds objects to a scene."""
+
+    def __call__(self, scene: Scene, k: int, rng: np.random.Generator, skipped: list[str]) -> list[PasteInfo]:
+        """Change ``scene``, the ``k``-th image of the stream, in place; say what was added.
+
+        ``rng`` belongs to this image. A file that cannot be read is left out; ``skipped`` takes a sentence.
+        """
 
 
 class TrainMapper:
@@ -48,7 +74,7 @@ class TrainMapper:
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
         """``image``: uint8 (3, h, w); ``instances``: see :class:`~detectron2_ext.structures.Instances`;
         ``height``, ``width``, ``file_name``, ``image_id``, ``stream_index``; ``paste_info``: list of
-        :class:`~detectron2_ext.data.pasters.PasteInfo`; ``skipped``: a sentence about each file that could
+        :class:`PasteInfo`; ``skipped``: a sentence about each file that could
         not be used."""
         k, index = item
         skipped: list[str] = []

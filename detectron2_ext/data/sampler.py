@@ -1,4 +1,4 @@
-"""Which image is the k-th of the training: an endless stream that any process can enter anywhere."""
+"""Which image is the k-th of the training, and the random numbers that belong to it, for any number of processes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from detectron2_ext.data.dataset import DetectionDataset, class_frequencies
-from detectron2_ext.data.seeding import EPOCHS, generator
+
+# What a generator is for: equal positions in the training then still draw independently of each other.
+EPOCHS, VIEW, PASTE, REPLACEMENT, PASTE_COUNTS, PASTE_ORDER, COPY_SOURCE = range(7)
+
+
+def generator(seed: int, purpose: int, *position: int) -> np.random.Generator:
+    """The generator of one purpose at one position (an image of the stream, an epoch, …) of a run."""
+    return np.random.Generator(np.random.SFC64(np.random.SeedSequence([seed, purpose, *position])))
 
 
 def repeat_factors(dataset: DetectionDataset, images: np.ndarray, threshold: float) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from detectron2_ext.engine.state import TrainingState
-from detectron2_ext.modeling.weight_files import read_weight_file
+from detectron2_ext.modeling.weights import read_weight_file
 from exchange import files
 from exchange.errors import UserError
 

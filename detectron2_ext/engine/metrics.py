@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from detectron2_ext.engine.distributed import Ranks
+from detectron2_ext.distributed import Ranks
 from exchange import files
 from exchange.errors import UserError
 

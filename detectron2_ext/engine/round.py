@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from fvcore.common.config import CfgNode
 
 from detectron2_ext.data.dataset import DetectionDataset
-from detectron2_ext.data.loader import build_pool, build_train_loader, training_set_name
+from detectron2_ext.distributed import Ranks
 from detectron2_ext.engine.checkpoints import RunCheckpoints, read_checkpoint
-from detectron2_ext.engine.distributed import Ranks
-from detectron2_ext.engine.engines import Engine
 from detectron2_ext.engine.feedback import make_feedback
 from detectron2_ext.engine.loop import seed_iteration
 from detectron2_ext.engine.state import TrainingState
-from detectron2_ext.engine.validation import read_test_set
+from detectron2_ext.engine.train_loader import build_train_loader, training_set_name
+from detectron2_ext.evaluation.evaluator import read_test_set
+from detectron2_ext.evaluation.scoring import Evaluation
 from detectron2_ext.modeling import build_model, load_weights
+from detectron2_ext.paste.build import build_pool
 from exchange import files
 from exchange.annotations import read_annotations
 from exchange.catalog import dataset_paths
@@ -25,6 +28,15 @@ from exchange.feedback import read_feedback, write_feedback
 from exchange.layout import RunLayout
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """``train`` is called like :func:`~detectron2_ext.engine.loop.train_round`, ``validate`` like
+    :func:`~detectron2_ext.evaluation.evaluator.validate`."""
+
+    train: Callable[..., None]
+    validate: Callable[..., Evaluation | None]
 
 
 class TrainingRun:

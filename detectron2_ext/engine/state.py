@@ -2,16 +2,44 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from detectron2_ext.engine.ema import ModelEma
 from detectron2_ext.engine.optimizer import build_optimizer, build_schedule
+
+
+class ModelEma:
+    """A copy of a network that follows it slowly: after each iteration ``ema = d · ema + (1 - d) · weights``.
+
+    It starts as an equal copy. Floating point buffers follow like weights; others are taken over.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = deepcopy(model).requires_grad_(False).eval()
+        self._decay = decay
+        ours, theirs = _tensors(self.model), _tensors(model)
+        pairs = list(zip(ours, theirs, strict=True))
+        self._averaged = [mine for mine, _ in pairs if mine.is_floating_point()]
+        self._sources = [source for mine, source in pairs if mine.is_floating_point()]
+        self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Moves the average towards the present weights of the network."""
+        torch._foreach_lerp_(self._averaged, self._sources, 1.0 - self._decay)
+        for mine, source in self._copied:
+            mine.copy_(source)
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return list(chain(model.parameters(), model.buffers()))
 
 
 @dataclass

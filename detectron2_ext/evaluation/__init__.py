@@ -1,7 +1,6 @@
 """Evaluation of instance segmentation by the rules of LVIS, COCO, Pascal VOC and Open Images."""
 
-from detectron2_ext.evaluation.benchmark import Truth, build_truth
-from detectron2_ext.evaluation.inference import evaluate_model
+from detectron2_ext.evaluation.evaluator import Truth, build_truth, evaluate_model
 from detectron2_ext.evaluation.scoring import Evaluation
 
 __all__ = ["Evaluation", "Truth", "build_truth", "evaluate_model"]

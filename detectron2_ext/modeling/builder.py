@@ -9,23 +9,20 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from detectron2_ext.modeling.box_head import BoxHead, BoxPredictor
 from detectron2_ext.modeling.boxes import BoxCoder
-from detectron2_ext.modeling.cascade_roi_heads import CascadeRoiHeads
-from detectron2_ext.modeling.centernet import CenterNet, HeatMapLoss, ProposalSelection
-from detectron2_ext.modeling.centernet_head import CenterNetHead
+from detectron2_ext.modeling.centernet import CenterNet, CenterNetHead, HeatMapLoss, ProposalSelection
 from detectron2_ext.modeling.centernet_targets import CenterNetTargetAssigner
-from detectron2_ext.modeling.detector import CenterNet2
+from detectron2_ext.modeling.detector import CenterNet2, ImagePreprocessor
 from detectron2_ext.modeling.federated_loss import FederatedClassSampler
+from detectron2_ext.modeling.feedback_network import FeedbackNetwork
 from detectron2_ext.modeling.fpn import FeaturePyramid
-from detectron2_ext.modeling.mask_head import MaskHead
 from detectron2_ext.modeling.postprocessing import DetectionSelection
-from detectron2_ext.modeling.preprocessing import ImagePreprocessor
 from detectron2_ext.modeling.resnet import TimmResNet
-from detectron2_ext.modeling.roi_pooler import RoiPooler
+from detectron2_ext.modeling.roi_heads import BoxHead, BoxPredictor, CascadeRoiHeads, MaskHead
 from detectron2_ext.modeling.roi_sampling import RoiSampler
 from detectron2_ext.modeling.swin import SWIN_SIZES, SwinTransformer
-from detectron2_ext.modeling.whole_image import FeedbackNetwork
+from detectron2_ext.modeling.weights import load_weights
+from detectron2_ext.roi_pooler import RoiPooler
 from exchange.errors import UserError
 
 _FEEDBACK_OUTPUTS = {"FeedbackRCNN": "logits", "EmbedRCNN": "embedding"}
@@ -105,6 +102,34 @@ def build_feedback_network(cfg: CfgNode, detector: CenterNet2) -> FeedbackNetwor
         raise UserError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}, which does not exist: choose from RGB, BGR")
     output = _FEEDBACK_OUTPUTS.get(cfg.MODEL.META_ARCHITECTURE, "logits")
     return FeedbackNetwork(detector, output, bgr=cfg.INPUT.FORMAT == "BGR")
+
+
+def load_feedback_network(
+    cfg: CfgNode,
+    checkpoint_path: str,
+    *,
+    sha256: str | None = None,
+    use_ema: bool = True,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> FeedbackNetwork:
+    """The network in evaluation mode, its weights without gradients.
+
+    Args:
+        cfg: of the detector; its meta-architecture says what the network returns (EmbedRCNN: the embedding).
+        sha256: of the file, in hexadecimal; None does not check.
+        use_ema: take the averaged weights where the file has them.
+        dtype: of weights and activations; pixels are normalised and boxes pooled in float32.
+
+    Raises:
+        UserError: the file is missing, damaged, another one than ``sha256`` or of another network.
+    """
+    detector = build_detector(cfg)
+    load_weights(detector, checkpoint_path, use_ema=use_ema, sha256=sha256)
+    network = build_feedback_network(cfg, detector).to(device)
+    for part in (network.backbone, network.box_head, network.classifier):
+        part.to(dtype)
+    return network.eval().requires_grad_(False)
 
 
 def _check_choices(model: CfgNode) -> None:

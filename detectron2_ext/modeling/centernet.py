@@ -1,18 +1,129 @@
-"""The proposal generator: class-agnostic boxes from a heat map of object centres."""
+"""CenterNet as a proposal generator (Zhou et al., Probabilistic two-stage detection, 2021): head, losses, proposals."""
 
+from __future__ import annotations
+
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, ones
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import nms
 
-from detectron2_ext.modeling.centernet_head import CenterNetHead
-from detectron2_ext.modeling.centernet_losses import giou_distance_loss, heat_map_focal_loss
+from detectron2_ext.distributed import mean_over_ranks
 from detectron2_ext.modeling.centernet_targets import CenterNetTargetAssigner, Locations
-from detectron2_ext.modeling.ground_truth import GroundTruth
-from detectron2_ext.modeling.ranks import mean_over_ranks
+from detectron2_ext.modeling.roi_sampling import GroundTruth
+
+
+class LevelScale(nn.Module):
+    """One learned factor for the distances of one pyramid level."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+class CenterNetHead(nn.Module):
+    """One tower for all levels that predicts the heat map of object centres and the box around each location.
+
+    Args:
+        channels: of the pyramid features and of the tower.
+        num_levels: pyramid levels, each with a scale of its own.
+        num_convs: 3x3 convolutions of the tower, each with GroupNorm (32 groups; narrower: 2 channels each)
+            and ReLU.
+        prior_prob: probability that the untrained heat map gives every location (Lin et al., 2017, section
+            4.1).
+    """
+
+    def __init__(self, channels: int, num_levels: int, num_convs: int = 4, prior_prob: float = 0.01) -> None:
+        super().__init__()
+        groups = 32 if channels >= 64 and channels % 32 == 0 else channels // 2
+        tower: list[nn.Module] = []
+        for _ in range(num_convs):
+            tower += [nn.Conv2d(channels, channels, 3, padding=1), nn.GroupNorm(groups, channels), nn.ReLU()]
+        self.bbox_tower = nn.Sequential(*tower)
+        self.bbox_pred = nn.Conv2d(channels, 4, 3, padding=1)
+        self.agn_hm = nn.Conv2d(channels, 1, 3, padding=1)
+        self.scales = nn.ModuleList(LevelScale() for _ in range(num_levels))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)
+                nn.init.zeros_(module.bias)
+        nn.init.constant_(self.bbox_pred.bias, 8.0)  # a box of 16 cells: overlaps its object from the start
+        nn.init.constant_(self.agn_hm.bias, -math.log((1 - prior_prob) / prior_prob))
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Per level (B, C, H, W): heat map logits (B, 1, H, W) and distances to left, top, right, bottom
+        (B, 4, H, W) >= 0 in units of the level's stride."""
+        heat_logits, distances = [], []
+        for feature, scale in zip(features, self.scales, strict=True):
+            hidden = self.bbox_tower(feature)
+            heat_logits.append(self.agn_hm(hidden))
+            distances.append(F.relu(scale(self.bbox_pred(hidden))))
+        return heat_logits, distances
+
+
+def heat_map_focal_loss(
+    logits: Tensor,
+    heat: Tensor,
+    center_index: Tensor,
+    is_center: Tensor,
+    *,
+    alpha: float = 0.25,
+    beta: float = 4.0,
+    gamma: float = 2.0,
+    clamp: float = 1e-4,
+    ignore_above: float = 0.85,
+) -> tuple[Tensor, Tensor]:
+    """Penalty-reduced focal loss (Zhou et al., Objects as points, 2019, equation 1), with a weight for each
+    half.
+
+    Args:
+        logits, heat: (B, M), prediction and target for every cell; ``heat`` in [0, 1].
+        center_index, is_center: (B, K), the cells at which objects lie; a cell with two objects counts twice.
+        alpha: weight of the positive half; the negative one has ``1 - alpha``.
+        beta: how fast a cell near a centre stops being a negative.
+        gamma: how fast a cell that is already right stops counting.
+        clamp: probabilities stay this far from 0 and 1.
+        ignore_above: a negative with a higher probability does not count: it may be an object without
+            annotation.
+
+    Returns:
+        The positive and the negative half, summed over all cells.
+    """
+    probability = logits.float().sigmoid().clamp(clamp, 1 - clamp)
+    at_center = probability.gather(1, center_index)
+    positive = at_center.log() * (1 - at_center) ** gamma * is_center
+    negative = (
+        (1 - probability).log() * probability**gamma * (1 - heat) ** beta * (probability < ignore_above)
+    )
+    return -alpha * positive.sum(), -(1 - alpha) * negative.sum()
+
+
+def giou_distance_loss(distances: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
+    """1 - generalised IoU (Rezatofighi et al., 2019) of two boxes around the same location, summed.
+
+    Args:
+        distances, targets: (..., 4), from the location to left, top, right, bottom, in units of the stride.
+        counts: bool (...), which locations have a target.
+
+    The two ones keep the IoU defined for boxes without area, as in CenterNet2.
+    """
+    predicted = distances.float()
+    smaller, larger = torch.minimum(predicted, targets), torch.maximum(predicted, targets)
+    intersection, hull = _area(smaller), _area(larger)
+    union = _area(predicted) + _area(targets) - intersection
+    giou = (intersection + 1) / (union + 1) - (hull - union) / hull
+    return torch.where(counts, 1 - giou, 0.0).sum()
+
+
+def _area(distances: Tensor) -> Tensor:
+    return (distances[..., :2] + distances[..., 2:]).prod(-1)
 
 
 @dataclass(frozen=True)

@@ -1,40 +1,50 @@
-"""The feedback network of a checkpoint: what the generator loads."""
+"""The segmenter as the generator sees it: what it thinks of a whole image."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
-from fvcore.common.config import CfgNode
+from torch import Tensor, nn
 
-from detectron2_ext.modeling.builder import build_detector, build_feedback_network
-from detectron2_ext.modeling.checkpoint import load_weights
-from detectron2_ext.modeling.whole_image import FeedbackNetwork
-
-__all__ = ["FeedbackNetwork", "load_feedback_network"]
+from detectron2_ext.modeling.detector import CenterNet2
 
 
-def load_feedback_network(
-    cfg: CfgNode,
-    checkpoint_path: str,
-    *,
-    sha256: str | None = None,
-    use_ema: bool = True,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> FeedbackNetwork:
-    """The network in evaluation mode, its weights without gradients.
+class FeedbackNetwork(nn.Module):
+    """The last cascade stage alone, on one box that covers the whole image; differentiable in the image.
 
     Args:
-        cfg: of the detector; its meta-architecture says what the network returns (EmbedRCNN: the embedding).
-        sha256: of the file, in hexadecimal; None does not check.
-        use_ema: take the averaged weights where the file has them.
-        dtype: of weights and activations; pixels are normalised and boxes pooled in float32.
-
-    Raises:
-        UserError: the file is missing, damaged, another one than ``sha256`` or of another network.
+        detector: gives its backbone and the last stage's box head and classifier (shared, not copied).
+        output: ``logits``, of the C classes and background; or ``embedding``, the feature before the
+            classifier.
+        bgr: whether the detector was trained on channels in the order BGR (INPUT.FORMAT).
     """
-    detector = build_detector(cfg)
-    load_weights(detector, checkpoint_path, use_ema=use_ema, sha256=sha256)
-    network = build_feedback_network(cfg, detector).to(device)
-    for part in (network.backbone, network.box_head, network.classifier):
-        part.to(dtype)
-    return network.eval().requires_grad_(False)
+
+    def __init__(
+        self, detector: CenterNet2, output: Literal["logits", "embedding"] = "logits", bgr: bool = False
+    ) -> None:
+        super().__init__()
+        self.bgr = bgr
+        self.preprocessor = detector.preprocessor
+        self.backbone = detector.backbone
+        self.levels = detector.roi_features
+        self.pooler = detector.roi_heads.box_pooler
+        self.box_head = detector.roi_heads.box_head[-1]
+        last_predictor = detector.roi_heads.box_predictor[-1]
+        self.classifier = last_predictor.cls_score if output == "logits" else nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) in [0, 1], channels in the order RGB.
+
+        Returns:
+            float32 logits (N, C + 1), background last, or features (N, width of the box head).
+        """
+        height, width = images.shape[-2:]
+        if self.bgr:
+            images = images.flip(1)
+        dtype = next(self.box_head.parameters()).dtype
+        features = self.backbone(self.preprocessor.from_batch(images.float() * 255).to(dtype))
+        boxes = torch.tensor([[0.0, 0.0, width, height]], device=images.device).expand(len(images), 4)
+        image_index = torch.arange(len(images), device=images.device)
+        pooled = self.pooler([features[level].float() for level in self.levels], boxes, image_index)
+        return self.classifier(self.box_head(pooled.to(dtype))).float()

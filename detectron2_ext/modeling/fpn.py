@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detectron2_ext.modeling.initialization import fill_fan_in
+from detectron2_ext.modeling.layers import fill_fan_in
 
 
 class CoarserLevels(nn.Module):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from diSegmenter.checks import MaskCleaner
+from diSegmenter.filter import MaskCleaner
 from diSegmenter.images import UnreadableImage, read_rgba
 from exchange import files
 from exchange.annotations import read_annotations

@@ -1,7 +1,7 @@
 import numpy as np
 
-from diSegmenter.contact_sheet import Entry, contact_sheet, draw_contact_sheet
 from diSegmenter.images import write_alpha
+from diSegmenter.report import Entry, contact_sheet, draw_contact_sheet
 from tests.diSegmenter.conftest import disc_image, generate, pool_instance
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diSegmenter.checks import Checks
+from diSegmenter.filter import Checks
 from diSegmenter.finish_round import is_finished, judge_again, judge_round, write_pool
 from diSegmenter.images import encode_cutout
 from exchange import files

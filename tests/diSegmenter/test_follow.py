@@ -1,6 +1,6 @@
 import pytest
 
-from diSegmenter.follow import follow_round
+from diSegmenter.segment_round import follow_round
 from exchange.errors import UserError
 from tests.diSegmenter.conftest import generate
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diSegmenter.checks import Checks
+from diSegmenter.filter import Checks
 from diSegmenter.finish_round import judge_round
 from diSegmenter.images import write_alpha
 from diSegmenter.report import write_pictures

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from diSegmenter import segmentAndFilter
-from diSegmenter.checks import Checks, MaskCleaner
+from diSegmenter.filter import Checks, MaskCleaner
 from exchange import files
 from exchange.annotations import read_annotations
 from exchange.config import load_config
@@ -100,7 +100,7 @@ def test_every_key_of_the_segmenter_reaches_what_it_is_for(monkeypatch, config, 
     built = {name: Mock() for name in ("RoundSegmenter", "load_foreground", "load_clip_scorer")}
     monkeypatch.setattr("diSegmenter.segment_round.RoundSegmenter", built["RoundSegmenter"])
     monkeypatch.setattr("diSegmenter.foreground.load_foreground", built["load_foreground"])
-    monkeypatch.setattr("diSegmenter.clip_filter.load_clip_scorer", built["load_clip_scorer"])
+    monkeypatch.setattr("diSegmenter.clip_score.load_clip_scorer", built["load_clip_scorer"])
     values = {
         "FOREGROUND": "sam2", "FOREGROUND_MODEL": "f", "FOREGROUND_REVISION": "r", "INPUT_SIZE": 48,
         "CLIP_MODEL": "c", "CLIP_REVISION": "s", "CLIP_PROMPT": "one {}", "ALPHA_FLOOR": 9,

@@ -4,10 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diSegmenter.checks import MaskCleaner
-from diSegmenter.follow import follow_round
+from diSegmenter.filter import MaskCleaner
 from diSegmenter.images import read_rgba
-from diSegmenter.segment_round import RoundSegmenter, read_cut_out
+from diSegmenter.segment_round import RoundSegmenter, follow_round, read_cut_out
 from exchange import files
 from exchange.layout import RunLayout
 from tests.diSegmenter.conftest import generate

@@ -25,7 +25,7 @@ def preloaded() -> ForkServerContext:
             "tests.generator.tiny_pipelines",
             "diSegmenter.segment_round",
             "diSegmenter.foreground",
-            "diSegmenter.clip_filter",
+            "diSegmenter.clip_score",
         ]
     )
     return context

@@ -12,19 +12,19 @@ from generator import generate
 
 def draw(options: list[str]) -> None:
     """Stage 1, with a stand-in for the network that the feedback names."""
-    from detectron2_ext.modeling import feedback_network
+    from detectron2_ext.modeling import builder
     from tests.generator.tiny_pipelines import make_classifier
 
     def stand_in(*arguments: Any, **options: Any) -> torch.nn.Module:
         return make_classifier(4)
 
     torch.set_num_threads(1)
-    loader, feedback_network.load_feedback_network = feedback_network.load_feedback_network, stand_in
+    loader, builder.load_feedback_network = builder.load_feedback_network, stand_in
     sys.argv = ["generate.py", *options]
     try:
         generate.main()
     finally:
-        feedback_network.load_feedback_network = loader
+        builder.load_feedback_network = loader
 
 
 def segment_and_filter(options: list[str]) -> None:

@@ -12,15 +12,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from detectron2_ext.data.dataset import DetectionDataset
-from detectron2_ext.data.geometry import View
-from detectron2_ext.data.rasterize import rasterize
+from detectron2_ext.data.view import View, rasterize
 from detectron2_ext.evaluation.pascal import OPEN_IMAGES, PascalTruth
 from detectron2_ext.evaluation.predictions import Predictions
 from detectron2_ext.evaluation.scoring import GroundTruth
 from diSegmenter.pool.foreign import read_coco
 from exchange.annotations import read_annotations
 from exchange.errors import UserError
-from generator.prompts import PromptBook
+from generator.plan import PromptBook
 from tests.faults.mutations import FUZZING, memory_bounded, mutated_bytes, mutated_json
 
 _MASK = np.zeros((6, 8), np.uint8, order="F")

@@ -20,7 +20,7 @@ from torch import nn
 
 from detectron2_ext import train_net
 from detectron2_ext.modeling import load_weights
-from detectron2_ext.modeling.weight_files import read_weight_file
+from detectron2_ext.modeling.weights import read_weight_file
 from exchange import files
 from exchange.errors import UserError
 from tests.detectron2_ext.engine.small_run import write_config

@@ -67,7 +67,7 @@ def fake_network(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
         calls.append({"path": path, **options})
         return make_classifier(4)
 
-    monkeypatch.setattr("detectron2_ext.modeling.feedback_network.load_feedback_network", load)
+    monkeypatch.setattr("detectron2_ext.modeling.builder.load_feedback_network", load)
     return calls
 
 

@@ -12,10 +12,9 @@ from exchange import files
 from exchange.errors import UserError
 from exchange.layout import RunLayout
 from exchange.manifest import read_manifest, write_manifest
-from generator.drawing import Drawing
-from generator.plan import batches_of_shard, plan_round
+from generator.plan import PromptBook, batches_of_shard, plan_round
 from generator.production import Shard, produce
-from generator.prompts import PromptBook
+from generator.sampling import Drawing
 
 WHOLE = Shard()
 CATEGORIES = [{"id": 3, "name": "cow"}, {"id": 7, "name": "dog"}]

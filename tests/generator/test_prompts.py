@@ -4,7 +4,7 @@ import pytest
 
 from exchange.errors import UserError
 from exchange.seeds import instance_seed
-from generator.prompts import PromptBook, clean_name
+from generator.plan import PromptBook, clean_name
 
 SEVEN = tuple(f"template {i} of {{}}" for i in range(7))
 BAT = {

@@ -8,8 +8,8 @@ from exchange.config import REPOSITORY, load_config
 from generator import build
 from generator.allocation import AllocationRule
 from generator.criteria import loss
-from generator.drawing import Sampling
 from generator.guidance import Guidance
+from generator.sampling import Sampling
 
 
 def settings(**changes):

@@ -21,7 +21,7 @@ from diffusers import (
 from torch import Tensor
 
 from detectron2_ext.modeling.builder import build_detector
-from detectron2_ext.modeling.whole_image import FeedbackNetwork
+from detectron2_ext.modeling.feedback_network import FeedbackNetwork
 from exchange.config import REPOSITORY, load_config
 from generator.guidance import MODES, Guidance, guided
 from tools.digits.train_sd3 import build_autoencoder, build_transformer

@@ -18,19 +18,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from detectron2_ext.data.blend import basic
-from detectron2_ext.data.cutout_augmentation import RandomMirror
-from detectron2_ext.data.cutouts import IndexedCutouts
 from detectron2_ext.data.dataset import DetectionDataset
-from detectron2_ext.data.draws import UniformDraws
-from detectron2_ext.data.geometry import ResizeCropFlip
 from detectron2_ext.data.mapper import TrainMapper
-from detectron2_ext.data.object_size import StatisticalSize, class_sizes
-from detectron2_ext.data.paste_plan import Scattered
-from detectron2_ext.data.pasters import PoolPaster
-from detectron2_ext.data.pool import InstancePool
 from detectron2_ext.data.sampler import ImageStream, StreamSampler, repeat_factors
-from detectron2_ext.data.scene_reader import SceneReader
+from detectron2_ext.data.view import ResizeCropFlip, SceneReader
+from detectron2_ext.paste.composite import RandomMirror, basic
+from detectron2_ext.paste.pasters import PoolPaster
+from detectron2_ext.paste.plan import Scattered, StatisticalSize, UniformDraws, class_sizes
+from detectron2_ext.paste.pool import IndexedCutouts, InstancePool
 from exchange import files
 from exchange.annotations import AnnotationFile
 from exchange.layout import RunLayout

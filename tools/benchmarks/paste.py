@@ -24,18 +24,13 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
-from detectron2_ext.data.blend import basic
-from detectron2_ext.data.cutout_augmentation import RandomMirror
-from detectron2_ext.data.cutouts import ImagesWithMasks, IndexedCutouts
 from detectron2_ext.data.dataset import DetectionDataset
-from detectron2_ext.data.draws import UniformDraws
-from detectron2_ext.data.geometry import ResizeCropFlip
 from detectron2_ext.data.mapper import TrainMapper
-from detectron2_ext.data.object_size import StatisticalSize, class_sizes
-from detectron2_ext.data.paste_plan import Scattered
-from detectron2_ext.data.pasters import PoolPaster
-from detectron2_ext.data.pool import InstancePool
-from detectron2_ext.data.scene_reader import SceneReader
+from detectron2_ext.data.view import ResizeCropFlip, SceneReader
+from detectron2_ext.paste.composite import RandomMirror, basic
+from detectron2_ext.paste.pasters import PoolPaster
+from detectron2_ext.paste.plan import Scattered, StatisticalSize, UniformDraws, class_sizes
+from detectron2_ext.paste.pool import ImagesWithMasks, IndexedCutouts, InstancePool
 from diSegmenter.images import encode_cutout
 from exchange import files
 from exchange.layout import RunLayout

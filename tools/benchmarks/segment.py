@@ -21,8 +21,8 @@ from torchvision import transforms
 from transformers import AutoModel, AutoModelForImageSegmentation, AutoProcessor, CLIPConfig, CLIPModel
 
 from diSegmenter.annotate import outline
-from diSegmenter.checks import MaskCleaner
-from diSegmenter.clip_filter import ClipScorer
+from diSegmenter.clip_score import ClipScorer
+from diSegmenter.filter import MaskCleaner
 from diSegmenter.foreground import MattingForeground
 from diSegmenter.segment_round import RoundSegmenter
 from exchange.config import REPOSITORY

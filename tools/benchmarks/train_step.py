@@ -25,9 +25,9 @@ from fvcore.common.config import CfgNode
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from detectron2_ext.engine.distributed import Ranks
+from detectron2_ext.distributed import Ranks
+from detectron2_ext.engine.loop import TrainingStep
 from detectron2_ext.engine.state import TrainingState
-from detectron2_ext.engine.step import TrainingStep
 from detectron2_ext.modeling import build_model
 from detectron2_ext.structures import BitMasks, Instances
 from exchange.config import REPOSITORY, load_config
@@ -135,7 +135,7 @@ def _detectron2_step(cfg: CfgNode, network: nn.Module, batch: list[dict[str, Any
     from detectron2.solver.build import maybe_add_gradient_clipping
     from detectron2.utils.events import EventStorage
 
-    from detectron2_ext.with_detectron2.configuration import detectron2_config
+    from detectron2_ext.with_detectron2.registration import detectron2_config
 
     learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = maybe_add_gradient_clipping(detectron2_config(cfg), torch.optim.AdamW)(

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from detectron2_ext.data.paste_builder import build_pasters
-from detectron2_ext.data.pasters import ImagePaster
+from detectron2_ext.paste.build import build_pasters
+from detectron2_ext.paste.pasters import ImagePaster
 from exchange.config import REPOSITORY, load_config
 
 BASELINES = sorted(

@@ -5,8 +5,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from detectron2_ext.data.dataset import RunLengths
-from detectron2_ext.data.geometry import View
-from detectron2_ext.data.rasterize import rasterize, tighten
+from detectron2_ext.data.view import View, rasterize, tighten
 
 
 @st.composite

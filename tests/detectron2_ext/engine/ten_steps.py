@@ -10,12 +10,11 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
+from detectron2_ext.distributed import Ranks, join_ranks
 from detectron2_ext.engine.checkpoints import RunCheckpoints
-from detectron2_ext.engine.distributed import Ranks, join_ranks
-from detectron2_ext.engine.loop import train
+from detectron2_ext.engine.loop import TrainingStep, train
 from detectron2_ext.engine.metrics import Reporter
 from detectron2_ext.engine.state import TrainingState
-from detectron2_ext.engine.step import TrainingStep
 from detectron2_ext.modeling import build_model
 from tests.detectron2_ext.engine.tiny import TinyLoader, TinyNet, tiny_config
 from tests.detectron2_ext.modeling.network_scenes import scene, small_config

@@ -15,13 +15,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from detectron2_ext.data.loader import load_batches
 from detectron2_ext.engine import checkpoints as checkpoints_module
 from detectron2_ext.engine.checkpoints import RunCheckpoints, read_checkpoint
-from detectron2_ext.engine.loading import load_batches
-from detectron2_ext.engine.loop import seed_iteration, train
+from detectron2_ext.engine.loop import TrainingStep, seed_iteration, train
 from detectron2_ext.engine.metrics import Reporter
 from detectron2_ext.engine.state import TrainingState
-from detectron2_ext.engine.step import TrainingStep
 from exchange.errors import UserError
 from tests.detectron2_ext.engine.tiny import (
     ALONE,

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from detectron2_ext.engine.ema import ModelEma
 from detectron2_ext.engine.optimizer import build_clip, build_optimizer, build_schedule
+from detectron2_ext.engine.state import ModelEma
 from exchange.errors import UserError
 from tests.detectron2_ext.engine.tiny import TinyNet, tiny_config
 

@@ -17,9 +17,8 @@ import pytest
 import torch
 
 from detectron2_ext import train_net
-from detectron2_ext.engine import engines
+from detectron2_ext.distributed import Ranks
 from detectron2_ext.engine import round as engine_round
-from detectron2_ext.engine.distributed import Ranks
 from exchange import files
 from exchange.config import REPOSITORY
 from exchange.errors import UserError
@@ -197,7 +196,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> _Watched:
     folder = tmp_path_factory.mktemp("watched")
     config, layout = write_config(folder), RunLayout(str(folder / "run"))
     seen = _Watched(folder / "run", [], [], [])
-    build_train_loader, validate = engine_round.build_train_loader, engines.validate
+    build_train_loader, validate = engine_round.build_train_loader, train_net.validate
 
     def watched_loader(*arguments: Any, **options: Any) -> Any:
         seen.images.append([])
@@ -211,7 +210,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> _Watched:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine_round, "build_train_loader", watched_loader)
-        patch.setattr(engines, "validate", watched_validate)
+        patch.setattr(train_net, "validate", watched_validate)
         patch.setattr(Ranks, "share", lambda ranks, model: seen.shared.append(model))
         for round_ in range(2):
             write_pool(layout, round_)

@@ -9,7 +9,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from detectron2_ext.engine.distributed import Ranks
+from detectron2_ext.distributed import Ranks
 from exchange.config import REPOSITORY, load_config
 
 ALONE = Ranks(0, 1, torch.device("cpu"))

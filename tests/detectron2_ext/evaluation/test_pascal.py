@@ -11,7 +11,7 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from detectron2_ext.evaluation.benchmark import build_truth, read_ancestors
+from detectron2_ext.evaluation.evaluator import build_truth, read_ancestors
 from detectron2_ext.evaluation.pascal import OPEN_IMAGES, VOC, PascalTruth
 from detectron2_ext.evaluation.predictions import Predictions
 from detectron2_ext.evaluation.scoring import GroundTruth

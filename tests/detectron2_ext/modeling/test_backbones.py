@@ -7,10 +7,10 @@ from timm.models.swin_transformer import SwinTransformer as TimmSwin
 from torch import nn
 from torch.nn import functional as F
 
-from detectron2_ext.modeling.checkpoint import load_weights
 from detectron2_ext.modeling.fpn import FeaturePyramid
 from detectron2_ext.modeling.resnet import FrozenBatchNorm2d, TimmResNet
 from detectron2_ext.modeling.swin import SWIN_SIZES, SwinBlock, SwinSize, SwinTransformer
+from detectron2_ext.modeling.weights import load_weights
 
 TINY_SWIN = SwinSize(width=16, depths=(2, 2, 2, 2), heads=(1, 2, 4, 8), window=4, drop_path=0.1)
 

@@ -7,8 +7,8 @@ from test_centernet_targets import RANGES, SHAPES, oracle
 from torch.nn import functional as F
 
 from detectron2_ext.modeling import build_model
-from detectron2_ext.modeling.centernet_losses import heat_map_focal_loss
-from detectron2_ext.modeling.ground_truth import GroundTruth
+from detectron2_ext.modeling.centernet import heat_map_focal_loss
+from detectron2_ext.modeling.roi_sampling import GroundTruth
 
 METHOD = {
     "HM_FOCAL_ALPHA": 0.25,

@@ -17,9 +17,9 @@ import torch
 from network_scenes import CONFIGS, objects
 from timm.layers import DropPath
 
-from detectron2_ext.engine.distributed import Ranks
+from detectron2_ext.distributed import Ranks
+from detectron2_ext.engine.loop import TrainingStep
 from detectron2_ext.engine.state import TrainingState
-from detectron2_ext.engine.step import TrainingStep
 from detectron2_ext.modeling import FeedbackNetwork, build_model
 from exchange.config import load_config
 

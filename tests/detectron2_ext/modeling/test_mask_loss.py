@@ -1,6 +1,6 @@
 import torch
 
-from detectron2_ext.modeling.mask_head import MaskHead, mask_loss
+from detectron2_ext.modeling.roi_heads import MaskHead, mask_loss
 from detectron2_ext.modeling.roi_sampling import LabeledRois
 from detectron2_ext.structures import BitMasks
 

@@ -1,8 +1,7 @@
 import torch
 from network_scenes import objects
 
-from detectron2_ext.modeling.ground_truth import GroundTruth
-from detectron2_ext.modeling.roi_sampling import RoiSampler, label_rois
+from detectron2_ext.modeling.roi_sampling import GroundTruth, RoiSampler, label_rois
 
 BACKGROUND = 5
 SIZE = (64, 96)

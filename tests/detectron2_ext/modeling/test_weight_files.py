@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from detectron2_ext.modeling.weight_files import read_weight_file
+from detectron2_ext.modeling.weights import read_weight_file
 from exchange import files
 from exchange.errors import UserError
 

@@ -21,14 +21,17 @@ from detectron2.modeling import build_model as build_with_detectron2
 from detectron2.utils.visualizer import Visualizer
 
 from detectron2_ext import train_net
-from detectron2_ext.config import load_config
-from detectron2_ext.engine.distributed import Ranks
+from detectron2_ext.distributed import Ranks
 from detectron2_ext.modeling import build_model
-from detectron2_ext.with_detectron2.configuration import detectron2_config
-from detectron2_ext.with_detectron2.conversion import from_detectron2, to_detectron2
-from detectron2_ext.with_detectron2.registration import register
-from detectron2_ext.with_detectron2.validation import validate
+from detectron2_ext.with_detectron2.registration import (
+    detectron2_config,
+    from_detectron2,
+    register,
+    to_detectron2,
+)
+from detectron2_ext.with_detectron2.training import validate
 from exchange.catalog import builtin_datasets
+from exchange.config import load_config
 from exchange.errors import UserError
 from tests.detectron2_ext.engine.small_run import SIDE, write_config
 from tests.detectron2_ext.modeling.network_scenes import scene, small_config

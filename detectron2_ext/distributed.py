@@ -1,0 +1,88 @@
+"""The processes that train together, as ``torchrun`` starts them."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """Mean of ``value`` over the processes; ``value`` itself where there is only one."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return value
+    total = value.detach().clone()
+    torch.distributed.all_reduce(total)
+    return total / torch.distributed.get_world_size()
+
+
+# The others wait while the first process scores a validation set or the pool of a round is being made.
+_PATIENCE = datetime.timedelta(days=3)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of the run: ``rank`` of ``world_size``, working on ``device``."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Returns when every process has come here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def share(self, module: nn.Module) -> None:
+        """Gives every process the first one's parameters and buffers of ``module``."""
+        if self.world_size > 1:
+            for tensor in (*module.parameters(), *module.buffers()):
+                dist.broadcast(tensor.data, src=0)
+
+    def parallel(self, model: nn.Module) -> nn.Module:
+        """``model``, with gradients that are the mean over the processes where there are several."""
+        if self.world_size == 1:
+            return model
+        places = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=places, broadcast_buffers=False)
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """The mean of ``values`` over the processes, on each of them."""
+        if self.world_size > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+            values /= self.world_size
+        return values
+
+
+@contextmanager
+def join_ranks(device: str = "") -> Iterator[Ranks]:
+    """Joins the processes that ``torchrun`` started (alone without it) and leaves them at the end.
+
+    ``device``: ``cpu``, ``cuda`` or empty for a GPU if there is one. GPUs talk over NCCL, CPUs over gloo.
+    """
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    place = torch.device(kind, int(os.environ.get("LOCAL_RANK", 0))) if kind == "cuda" else torch.device(kind)
+    if kind == "cuda":
+        torch.cuda.set_device(place)
+    if world_size == 1:
+        yield Ranks(rank, world_size, place)
+        return
+    dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=_PATIENCE)
+    try:
+        yield Ranks(rank, world_size, place)
+    finally:
+        dist.destroy_process_group()

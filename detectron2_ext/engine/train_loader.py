@@ -1,0 +1,103 @@
+"""From the configuration to the batches of a training: data set, order, view, and what is pasted."""
+
+from __future__ import annotations
+
+import numpy as np
+from fvcore.common.config import CfgNode
+
+from detectron2_ext.data.dataset import DetectionDataset
+from detectron2_ext.data.loader import (
+    BatchLoader,
+    SkippedFiles,
+    batches_in_order,
+    build_dataset,
+    choose,
+    is_bgr,
+)
+from detectron2_ext.data.mapper import TrainMapper
+from detectron2_ext.data.sampler import ImageStream, StreamSampler, repeat_factors
+from detectron2_ext.data.view import ResizeCropFlip, SceneReader
+from detectron2_ext.paste.build import build_pasters, flip_probability
+from detectron2_ext.paste.pool import InstancePool
+from exchange.errors import UserError
+from exchange.feedback import Feedback
+
+
+def build_train_loader(
+    cfg: CfgNode,
+    *,
+    start_iteration: int,
+    num_iterations: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    dataset: DetectionDataset | None = None,
+    pool: InstancePool | None = None,
+    feedback: Feedback | None = None,
+    seed: int | None = None,
+) -> BatchLoader:
+    """The training batches of one rank from ``start_iteration`` on.
+
+    Image ``k`` of the training, and what is pasted into it, depends on the seed, the pool and ``k`` alone:
+    not on the number of ranks or loader processes, nor on where a resumed training starts.
+
+    Args:
+        cfg: the configuration.
+        start_iteration: counted over all rounds.
+        num_iterations: how many batches; all that SOLVER.MAX_ITER leaves, by default.
+        rank, world_size: which share of each batch of SOLVER.IMS_PER_BATCH images.
+        dataset: the training set; DATASETS.TRAIN is read if None.
+        pool: what to paste, of the round that ``start_iteration`` lies in; None: nothing.
+        feedback: gives the adaptive object sizes from round FEEDBACK.FROM_ROUND on.
+        seed: SEED by default.
+
+    Raises:
+        UserError: the batch does not divide among the ranks, no image can be trained on, or a setting has a
+            value that does not exist.
+    """
+    seed = cfg.SEED if seed is None else seed
+    batch_size = cfg.SOLVER.IMS_PER_BATCH
+    if batch_size % world_size:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH is {batch_size}, which does not divide among {world_size} processes: "
+            "choose a multiple"
+        )
+    if num_iterations is None:
+        num_iterations = cfg.SOLVER.MAX_ITER - start_iteration
+    dataset = dataset or build_dataset(cfg, training_set_name(cfg))
+    images = dataset.trainable_images()
+    if not len(images):
+        raise UserError(f"data set {training_set_name(cfg)} has no image with an object: nothing to train on")
+    round_ = start_iteration // cfg.SOLVER.ROUND_ITERS
+    reader = SceneReader(dataset, _build_augmentation(cfg))
+    pasters = build_pasters(cfg, reader, images, pool, feedback, round_, seed)
+    mapper = TrainMapper(reader, images, pasters, seed, bgr=is_bgr(cfg))
+    first, last = start_iteration * batch_size, (start_iteration + num_iterations) * batch_size
+    sampler = StreamSampler(_build_stream(cfg, dataset, images, seed), first, last, rank, world_size)
+    loader = batches_in_order(cfg, mapper, sampler, batch_size // world_size)
+    return BatchLoader(loader, SkippedFiles(len(images)))
+
+
+def training_set_name(cfg: CfgNode) -> str:
+    """The one entry of DATASETS.TRAIN; raises UserError if there are none or several."""
+    if len(cfg.DATASETS.TRAIN) != 1:
+        raise UserError(f"DATASETS.TRAIN names {len(cfg.DATASETS.TRAIN)} data sets: name one")
+    return cfg.DATASETS.TRAIN[0]
+
+
+def _build_augmentation(cfg: CfgNode) -> ResizeCropFlip:
+    choose(cfg, "CUSTOM_AUG", {"EfficientDetResizeCrop": None})
+    return ResizeCropFlip(cfg.INPUT.TRAIN_SIZE, tuple(cfg.INPUT.SCALE_RANGE), flip_probability(cfg))
+
+
+def _build_stream(cfg: CfgNode, dataset: DetectionDataset, images: np.ndarray, seed: int) -> ImageStream:
+    name = cfg.DATALOADER.SAMPLER_TRAIN
+    if name == "RepeatFactorTrainingSampler":
+        factors = repeat_factors(dataset, images, cfg.DATALOADER.REPEAT_THRESHOLD)
+    elif name == "TrainingSampler":
+        factors = np.ones(len(images))
+    else:
+        raise UserError(
+            f"DATALOADER.SAMPLER_TRAIN is {name!r}, which does not exist: choose RepeatFactorTrainingSampler "
+            "or TrainingSampler"
+        )
+    return ImageStream(images, factors, seed)

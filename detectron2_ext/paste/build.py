@@ -1,0 +1,208 @@
+"""From the configuration to what is pasted: pool, sources, sampling, sizes and blends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from fvcore.common.config import CfgNode
+
+from detectron2_ext.data.dataset import DetectionDataset
+from detectron2_ext.data.loader import choose
+from detectron2_ext.data.mapper import Paster
+from detectron2_ext.data.view import SceneReader
+from detectron2_ext.paste.composite import (
+    BLENDS,
+    CutoutAugmentation,
+    RandomColor,
+    RandomMirror,
+    RandomRotation,
+)
+from detectron2_ext.paste.pasters import EitherPaster, ImagePaster, PoolPaster
+from detectron2_ext.paste.plan import (
+    FEW,
+    ClassDraws,
+    Draws,
+    LikeAnotherImage,
+    PastePlan,
+    RandomDraws,
+    Scattered,
+    SizeRule,
+    StatisticalSize,
+    UniformDraws,
+    UniformSize,
+    WeightedDraws,
+    adaptive_factors,
+    class_sizes,
+    native_size,
+)
+from detectron2_ext.paste.pool import Cutouts, ImagesWithMasks, IndexedCutouts, InstancePool, JoinedCutouts
+from exchange.config import from_repository
+from exchange.errors import UserError
+from exchange.feedback import Feedback
+from exchange.layout import RunLayout
+
+
+def build_pool(
+    cfg: CfgNode, layout: RunLayout, round_: int, dataset: DetectionDataset
+) -> InstancePool | None:
+    """What a round pastes from, or None if it pastes nothing from a pool.
+
+    ``dataset``: the training set, whose category ids give the class indices. Raises UserError where the
+    pool's annotation file is missing or does not fit.
+    """
+    if _copy_method(cfg) in ("none", "self_copy"):
+        return None
+    parts: list[Cutouts] = []
+    if cfg.INPUT.INST_POOL_FEED:
+        rounds = [round_] if cfg.SEGMENTER.LATEST_ROUND_ONLY else range(round_ + 1)
+        parts.append(_cutouts_of_run(cfg, layout, rounds))
+    if cfg.INPUT.INST_POOL:
+        parts.append(_finished_pool(cfg))
+    if not parts:
+        raise UserError(
+            f"INPUT.USE_COPY_METHOD is {cfg.INPUT.USE_COPY_METHOD}, but there is no pool: set "
+            "INPUT.INST_POOL_FEED or INPUT.INST_POOL to true"
+        )
+    cutouts = parts[0] if len(parts) == 1 else JoinedCutouts(parts)
+    return InstancePool(cutouts, dataset.category_ids, crop=cfg.INPUT.INST_POOL_CROP)
+
+
+def build_pasters(
+    cfg: CfgNode,
+    reader: SceneReader,
+    images: np.ndarray,
+    pool: InstancePool | None,
+    feedback: Feedback | None,
+    round_: int,
+    seed: int,
+) -> list[Paster]:
+    """What INPUT.USE_COPY_METHOD asks for, in the order of pasting.
+
+    Without a pool, or with an empty one, nothing is pasted from it. Raises UserError for a setting whose
+    value does not exist, and for feedback about other categories than the data set's.
+    """
+    unknown = [name for name in cfg.INPUT.CP_METHOD if name not in BLENDS]
+    if unknown or not cfg.INPUT.CP_METHOD:
+        raise UserError(f"INPUT.CP_METHOD is {cfg.INPUT.CP_METHOD}: choose from {', '.join(BLENDS)}")
+    blends = [BLENDS[name] for name in cfg.INPUT.CP_METHOD]
+    from_images: list[Paster] = [ImagePaster(reader, images, blends)]
+    from_pool: list[Paster] = []
+    if pool is not None and len(pool):
+        plan = _build_plan(cfg, reader.dataset, images, pool, feedback, round_, seed)
+        from_pool = [PoolPaster(pool, plan, _build_augmentations(cfg), blends)]
+    method = _copy_method(cfg)
+    if isinstance(method, float):
+        return [EitherPaster(method, from_images, from_pool)]
+    by_method = {"none": [], "syn_copy": from_pool, "self_copy": from_images, "both": from_pool + from_images}
+    return by_method[method]
+
+
+def _cutouts_of_run(cfg: CfgNode, layout: RunLayout, rounds: Sequence[int]) -> Cutouts:
+    if cfg.INPUT.INST_POOL_CROP:
+        return IndexedCutouts(layout, rounds)
+    return ImagesWithMasks.of_run(layout, rounds)
+
+
+def _finished_pool(cfg: CfgNode) -> Cutouts:
+    path = from_repository(cfg.INPUT.INST_POOL_PATH)
+    if path.endswith(".json"):
+        return ImagesWithMasks.of_annotations(path, from_repository(cfg.INPUT.INST_POOL_ROOT))
+    layout = RunLayout(path)
+    if not cfg.INPUT.INST_POOL_PATH or not layout.pool_rounds():
+        raise UserError(
+            f"INPUT.INST_POOL_PATH is {cfg.INPUT.INST_POOL_PATH!r}, where there is no pool: give a run folder "
+            "with one (tools/pool.py import makes it), or an annotation file (.json)"
+        )
+    return _cutouts_of_run(cfg, layout, layout.pool_rounds())
+
+
+def flip_probability(cfg: CfgNode) -> float:
+    """How often an image, or a pasted instance, is mirrored."""
+    return choose(cfg, "RANDOM_FLIP", {"horizontal": 0.5, "none": 0.0})
+
+
+def _copy_method(cfg: CfgNode) -> str | float:
+    """INPUT.USE_COPY_METHOD; the share of images that copy from images if it is a mixture ``p:SHARE``."""
+    method = cfg.INPUT.USE_COPY_METHOD
+    try:
+        if method.startswith("p:") and 0 <= float(method[2:]) <= 1:
+            return float(method[2:])
+    except ValueError:
+        pass
+    names = ("none", "syn_copy", "self_copy", "both", "p:0.5")
+    return choose(cfg, "USE_COPY_METHOD", {name: name for name in names})
+
+
+def _build_augmentations(cfg: CfgNode) -> list[CutoutAugmentation]:
+    augmentations: list[CutoutAugmentation] = [RandomMirror(flip_probability(cfg))]
+    if cfg.INPUT.RANDOM_ROTATE:
+        augmentations.append(RandomRotation())
+    if cfg.INPUT.COLOR_AUG:
+        augmentations.append(RandomColor())
+    return augmentations
+
+
+def _build_plan(
+    cfg: CfgNode,
+    dataset: DetectionDataset,
+    images: np.ndarray,
+    pool: InstancePool,
+    feedback: Feedback | None,
+    round_: int,
+    seed: int,
+) -> PastePlan:
+    if cfg.INPUT.INST_POOL_SAMPLE_TYPE == "reference":
+        return LikeAnotherImage(pool.categories, dataset, images)
+    origin = round_ * cfg.SOLVER.ROUND_ITERS * cfg.SOLVER.IMS_PER_BATCH
+    draws = _build_draws(cfg, dataset, pool, origin, seed)
+    return Scattered(pool.categories, draws, _build_size(cfg, dataset, feedback, round_))
+
+
+def _build_draws(
+    cfg: CfgNode, dataset: DetectionDataset, pool: InstancePool, origin: int, seed: int
+) -> Draws:
+    many = (0, cfg.INPUT.INST_POOL_MAX_SAMPLES)
+    kinds = {
+        "uniform": lambda: UniformDraws(len(pool), seed, origin),
+        "one": lambda: RandomDraws(len(pool), FEW),
+        "random": lambda: RandomDraws(len(pool), many),
+        "cas_random": lambda: ClassDraws(pool.categories, many),
+        "cats_random": lambda: ClassDraws(pool.categories, many, among_image_classes=True),
+        "weighted": lambda: WeightedDraws(_weights(cfg.INPUT.INST_POOL_WEIGHT, dataset, pool), FEW),
+        "reference": None,
+    }
+    return choose(cfg, "INST_POOL_SAMPLE_TYPE", kinds)()
+
+
+def _weights(kind: str, dataset: DetectionDataset, pool: InstancePool) -> np.ndarray:
+    """Weight of each instance of the pool: (N,)."""
+    if kind != "class":
+        return pool.column(kind)
+    real = np.bincount(dataset.classes[~dataset.crowd], minlength=dataset.num_classes)
+    pooled = np.bincount(pool.categories, minlength=dataset.num_classes)
+    return (1 / np.maximum(real, 1) / np.maximum(pooled, 1))[pool.categories]
+
+
+def _build_size(cfg: CfgNode, dataset: DetectionDataset, feedback: Feedback | None, round_: int) -> SizeRule:
+    kinds = {
+        "statistics": lambda: StatisticalSize(
+            class_sizes(dataset), _size_factors(cfg, dataset, feedback, round_)
+        ),
+        "uniform": lambda: UniformSize(*cfg.INPUT.INST_POOL_SIZE_RANGE),
+        "native": lambda: native_size,
+    }
+    return choose(cfg, "INST_POOL_SIZE", kinds)()
+
+
+def _size_factors(
+    cfg: CfgNode, dataset: DetectionDataset, feedback: Feedback | None, round_: int
+) -> np.ndarray | None:
+    if feedback is None or not cfg.INPUT.INST_POOL_ADAPTIVE_SIZE or round_ < cfg.FEEDBACK.FROM_ROUND:
+        return None
+    if feedback.categories != dataset.category_ids.tolist():
+        raise UserError(
+            f"the feedback of round {feedback.round} is about the categories of {feedback.dataset}, not "
+            "those of DATASETS.TRAIN: use the feedback of this data set"
+        )
+    return adaptive_factors(feedback.box_ap)

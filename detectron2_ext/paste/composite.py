@@ -1,0 +1,241 @@
+"""Laying cut-outs over a scene: augmentation, blending, and what that leaves of the objects below."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import cv2
+import numpy as np
+import torch
+from torchvision.transforms.v2 import functional
+
+from detectron2_ext.data.view import PASTED, ObjectMask, Scene, SceneObject, tighten
+
+
+class CutoutAugmentation(Protocol):
+    """Changes a cut-out."""
+
+    def __call__(self, cutout: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """RGBA uint8 (h, w, 4) from the same, which is not written to."""
+
+
+@dataclass(frozen=True)
+class RandomMirror:
+    """Exchanges left and right with a probability."""
+
+    probability: float = 0.5
+
+    def __call__(self, cutout: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return cv2.flip(cutout, 1) if rng.random() < self.probability else cutout
+
+
+@dataclass(frozen=True)
+class RandomRotation:
+    """Turns by an angle in ± ``degrees`` (X-Paste: 30); the cut-out grows to hold all of the object."""
+
+    degrees: float = 30.0
+
+    def __call__(self, cutout: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        height, width = cutout.shape[:2]
+        turn = cv2.getRotationMatrix2D(
+            ((width - 1) / 2, (height - 1) / 2), rng.uniform(-self.degrees, self.degrees), 1.0
+        )
+        cosine, sine = np.abs(turn[0, :2])
+        new_width = int(np.ceil(width * cosine + height * sine))
+        new_height = int(np.ceil(height * cosine + width * sine))
+        turn[:, 2] += (new_width - width) / 2, (new_height - height) / 2
+        size = new_width, new_height
+        turned = cv2.warpAffine(
+            cutout, turn, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )  # at the border, too, an object keeps its own colours
+        turned[..., 3] = cv2.warpAffine(cutout[..., 3], turn, size, flags=cv2.INTER_LINEAR)
+        tight = tighten(np.ascontiguousarray(turned[..., 3]))
+        if tight is None:
+            return cutout
+        left, top, right, bottom = tight.box
+        return turned[top:bottom, left:right]
+
+
+@dataclass(frozen=True)
+class RandomColor:
+    """With a probability, jitters brightness, contrast, saturation (factors 1 ± ``strength``) and hue (±
+    ``strength`` turns): X-Paste's ``ColorJitter(0.2, 0.2, 0.2, 0.2, p=0.5)``."""
+
+    strength: float = 0.2
+    probability: float = 0.5
+
+    def __call__(self, cutout: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        if rng.random() >= self.probability:
+            return cutout
+        brightness, contrast, saturation = (1 + rng.uniform(-self.strength, self.strength, size=3)).tolist()
+        pixels = torch.from_numpy(np.ascontiguousarray(cutout[..., :3])).permute(2, 0, 1)
+        pixels = functional.adjust_brightness(pixels, brightness)
+        pixels = functional.adjust_contrast(pixels, contrast)
+        pixels = functional.adjust_saturation(pixels, saturation)
+        pixels = functional.adjust_hue(pixels, rng.uniform(-self.strength, self.strength))
+        return np.dstack([pixels.permute(1, 2, 0).numpy(), cutout[..., 3]])
+
+
+# A blend writes into ``window``, uint8 RGB (h, w, 3), a view of the image; ``cutout`` is RGBA uint8 (h, w, 4)
+# and ``mask`` uint8 (h, w), 1 where the object is.
+Blend = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
+
+
+def basic(window: np.ndarray, cutout: np.ndarray, mask: np.ndarray) -> None:
+    """The object's pixels replace the image's."""
+    cv2.copyTo(cv2.cvtColor(cutout, cv2.COLOR_RGBA2RGB), mask, window)
+
+
+def alpha(window: np.ndarray, cutout: np.ndarray, mask: np.ndarray) -> None:
+    """Weighted by the cut-out's alpha."""
+    _mix(window, cutout, (cutout[..., 3] * mask).astype(np.float32) / 255)
+
+
+def gaussian(window: np.ndarray, cutout: np.ndarray, mask: np.ndarray) -> None:
+    """Weighted by the mask, smoothed with a Gaussian of 5 x 5 pixels."""
+    weight = cv2.GaussianBlur(mask.astype(np.float32), (5, 5), 0, borderType=cv2.BORDER_CONSTANT)
+    _mix(window, cutout, weight)
+
+
+def poisson(window: np.ndarray, cutout: np.ndarray, mask: np.ndarray) -> None:
+    """The object's gradients with the image's colours around it (Pérez et al., Poisson Image Editing,
+    2003)."""
+    left, top, width, height = cv2.boundingRect(mask)
+    if width < 3 or height < 3:  # nothing inside the border that the equation could solve for
+        basic(window, cutout, mask)
+        return
+    # the solver needs a pixel of image on every side of the mask
+    framed = [
+        cv2.copyMakeBorder(np.ascontiguousarray(part), 2, 2, 2, 2, border)
+        for part, border in (
+            (cutout[..., :3], cv2.BORDER_REPLICATE),
+            (window, cv2.BORDER_REPLICATE),
+            (mask * 255, cv2.BORDER_CONSTANT),
+        )
+    ]
+    center = (2 + left + width // 2, 2 + top + height // 2)
+    cloned = cv2.seamlessClone(*framed, center, cv2.NORMAL_CLONE)
+    np.copyto(window, cloned[2:-2, 2:-2], where=mask[..., None].astype(bool))
+
+
+def _mix(window: np.ndarray, cutout: np.ndarray, weight: np.ndarray) -> None:
+    weight = weight[..., None]
+    np.copyto(
+        window, np.rint(window + weight * (cutout[..., :3].astype(np.float32) - window)).astype(np.uint8)
+    )
+
+
+BLENDS: dict[str, Blend] = {
+    "basic": basic,
+    "alpha": alpha,
+    "gaussian": gaussian,
+    "poisson": poisson,
+    "possion": poisson,  # the spelling of X-Paste's configuration files
+}
+
+
+ASPECT_JITTER = 0.2  # a cut-out's aspect ratio is multiplied by 1 ± this
+SMALLEST_SIDE = 5  # pixels: a smaller object is not pasted
+MOVED_BOX = 10  # pixels: an object below goes if a side of its box moved by more than this …
+FEW_PIXELS = 300  # … and this many of its pixels, or fewer, are left
+
+
+def draw_object_size(
+    cutout_size: tuple[int, int],
+    area_root: float | None,
+    image_size: tuple[int, int],
+    rng: np.random.Generator,
+) -> tuple[int, int] | None:
+    """(height, width) of an object whose box gets ``area_root² H W`` pixels, with jittered aspect.
+
+    With ``area_root`` None it keeps the cut-out's number of pixels. None where a side is under 5 pixels, or
+    not smaller than the image's. All sizes are (height, width).
+    """
+    ratio = cutout_size[1] / cutout_size[0] * rng.uniform(1 - ASPECT_JITTER, 1 + ASPECT_JITTER)
+    if area_root is None:
+        pixels = cutout_size[0] * cutout_size[1]
+    else:
+        pixels = area_root**2 * image_size[0] * image_size[1]
+    width_exact = np.sqrt(pixels * ratio)
+    width, height = int(width_exact), int(width_exact / ratio)
+    if SMALLEST_SIDE <= width < image_size[1] and SMALLEST_SIDE <= height < image_size[0]:
+        return height, width
+    return None
+
+
+def resize_cutout(cutout: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bring a cut-out, RGBA uint8 (h, w, 4), to ``size`` (height, width), without skipping pixels."""
+    height, width = size
+    while cutout.shape[0] >= 2 * height and cutout.shape[1] >= 2 * width:
+        half = cutout.shape[0] // 2, cutout.shape[1] // 2
+        even = cutout[: 2 * half[0], : 2 * half[1]]  # OpenCV averages fast at exactly one half
+        cutout = cv2.resize(even, half[::-1], interpolation=cv2.INTER_AREA)
+    return cv2.resize(cutout, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def draw_position(
+    image_size: tuple[int, int], object_size: tuple[int, int], rng: np.random.Generator
+) -> tuple[int, int]:
+    """Top left pixel (x, y) of an object of (height, width) whose centre is anywhere in the image."""
+    y, x = (
+        int(np.floor(rng.uniform(0, extent) - length / 2 + 0.5))
+        for extent, length in zip(image_size, object_size, strict=True)
+    )
+    return x, y
+
+
+def overlay(scene: Scene, cutout: np.ndarray, x: int, y: int, class_index: int, blend: Blend) -> int:
+    """Lay a cut-out, RGBA (h, w, 4), over a scene with its top left pixel at (x, y), in place.
+
+    The part outside the image is cut off. Its mask is where alpha is above 0. Objects below lose the pixels
+    that it covers. Returns the number of pixels that show; with 0 the scene stays as it was.
+    """
+    height, width = scene.size
+    left, top = max(x, 0), max(y, 0)
+    right, bottom = min(x + cutout.shape[1], width), min(y + cutout.shape[0], height)
+    if left >= right or top >= bottom:
+        return 0
+    shown = cutout[top - y : bottom - y, left - x : right - x]
+    shape = (shown[..., 3] > 0).astype(np.uint8)
+    mask = tighten(shape, left, top)
+    if mask is None:
+        return 0
+    blend(scene.image[top:bottom, left:right], shown, shape)
+    put_on_top(scene, [SceneObject(mask.box, mask, class_index, PASTED)], mask)
+    return cv2.countNonZero(mask.crop)
+
+
+def put_on_top(scene: Scene, objects: Sequence[SceneObject], cover: ObjectMask) -> None:
+    """Add objects in front of those of a scene, which lose the pixels under ``cover``, the new ones'
+    union."""
+    remaining = (occlude(below, cover) for below in scene.objects)
+    scene.objects = [below for below in remaining if below is not None] + list(objects)
+
+
+def occlude(below: SceneObject, cover: ObjectMask) -> SceneObject | None:
+    """What is left of an object under a mask.
+
+    An object that loses no pixel stays as it is. Otherwise its box becomes that of the remaining pixels, and
+    it goes (None) if a side of its mask's box moved by more than 10 pixels and 300 or fewer pixels are left,
+    or if none is.
+    """
+    x1, y1, x2, y2 = below.mask.box
+    cover_x1, cover_y1, cover_x2, cover_y2 = cover.box
+    left, top, right, bottom = max(x1, cover_x1), max(y1, cover_y1), min(x2, cover_x2), min(y2, cover_y2)
+    if left >= right or top >= bottom:
+        return below
+    over = cover.crop[top - cover_y1 : bottom - cover_y1, left - cover_x1 : right - cover_x1]
+    under = np.s_[top - y1 : bottom - y1, left - x1 : right - x1]
+    if not (below.mask.crop[under] & over).any():
+        return below
+    crop = below.mask.crop.copy()
+    crop[under] &= 1 - over
+    rest = tighten(crop, x1, y1)
+    if rest is None:
+        return None
+    moved = max(abs(new - old) for new, old in zip(rest.box, below.mask.box, strict=True)) > MOVED_BOX
+    if moved and cv2.countNonZero(rest.crop) <= FEW_PIXELS:
+        return None
+    return SceneObject(rest.box, rest, below.class_index, below.source)

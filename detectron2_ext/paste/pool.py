@@ -1,0 +1,226 @@
+"""The pool of objects to paste: where it lies on disk, and how training reads it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+
+from detectron2_ext.data.images import BadImage, decode_rgba, read_gray, read_rgba
+from exchange import files
+from exchange.annotations import read_annotations
+from exchange.errors import UserError
+from exchange.layout import RunLayout
+from exchange.pool_index import PoolIndex
+
+
+class Cutouts(Protocol):
+    """Where the instances of a pool are kept.
+
+    ``category_ids``: int (N,), as in annotation files; ``rounds``: int (N,), the round that each instance was
+    made in, -1 where nobody knows.
+    """
+
+    category_ids: np.ndarray
+    rounds: np.ndarray
+
+    def name(self, index: int) -> str:
+        """Path of an instance, to name it to a person."""
+
+    def column(self, name: str) -> np.ndarray:
+        """See :meth:`InstancePool.column`."""
+
+    def read(self, index: int) -> np.ndarray:
+        """RGBA uint8 (h, w, 4) of an instance with whatever surrounds it. Raises BadImage."""
+
+
+class IndexedCutouts:
+    """The cut-outs that stage 2 has cropped, through the columnar index of some rounds of a run."""
+
+    def __init__(self, layout: RunLayout, rounds: Sequence[int]) -> None:
+        self._index = PoolIndex(layout, rounds)
+        self.category_ids, self.rounds = self._index.category_ids, self._index.rounds
+
+    def name(self, index: int) -> str:
+        return self._index.name(index)
+
+    def column(self, name: str) -> np.ndarray:
+        if name not in ("clip_white", "clip_black", "area"):
+            raise UserError(
+                f"INPUT.INST_POOL_WEIGHT is {name!r}: choose class, clip_white, clip_black or area"
+            )
+        values = self._index.column(name).astype(np.float64)
+        if not np.isfinite(values).all():
+            raise UserError(
+                f"INPUT.INST_POOL_WEIGHT is {name}, which some instances of the pool lack: choose class"
+            )
+        return values
+
+    def read(self, index: int) -> np.ndarray:
+        try:
+            data = self._index.read(index)
+        except UserError as error:
+            raise BadImage(str(error)) from error
+        return decode_rgba(data, self.name(index))
+
+
+class ImagesWithMasks:
+    """Whole images and their alpha masks, as stage 1 and stage 2 write them side by side.
+
+    ``names``: file names below ``raw_folder`` and below ``alpha_folder``.
+    """
+
+    def __init__(
+        self,
+        raw_folder: str,
+        alpha_folder: str,
+        names: Sequence[str],
+        category_ids: np.ndarray,
+        rounds: np.ndarray,
+    ) -> None:
+        self._raw_folder, self._alpha_folder, self._names = raw_folder, alpha_folder, list(names)
+        self.category_ids, self.rounds = category_ids, rounds
+
+    @classmethod
+    def of_run(cls, layout: RunLayout, rounds: Sequence[int]) -> ImagesWithMasks:
+        """What the index of some rounds lists, uncropped."""
+        index = PoolIndex(layout, rounds)
+        names = index.column("file").tolist()
+        return cls(layout.pool("raw"), layout.pool("segmented"), names, index.category_ids, index.rounds)
+
+    @classmethod
+    def of_annotations(cls, annotation_file: str, folder: str) -> ImagesWithMasks:
+        """What a file in LVIS or COCO format lists, one object an image, in ``folder``/raw and /segmented."""
+        pool = read_annotations(annotation_file)
+        names = pool.file_names()
+        return cls(
+            files.join(folder, "raw"),
+            files.join(folder, "segmented"),
+            [names[annotation["image_id"]] for annotation in pool.annotations],
+            np.array([annotation["category_id"] for annotation in pool.annotations], dtype=np.int64),
+            np.full(len(pool.annotations), -1),
+        )
+
+    def name(self, index: int) -> str:
+        return files.join(self._raw_folder, self._names[index])
+
+    def column(self, name: str) -> np.ndarray:
+        raise UserError(f"this pool has no index, hence no {name}: set INPUT.INST_POOL_WEIGHT class")
+
+    def read(self, index: int) -> np.ndarray:
+        image = read_rgba(self.name(index))
+        alpha = read_gray(files.join(self._alpha_folder, self._names[index]))
+        if alpha.shape != image.shape[:2]:
+            raise BadImage(f"{self.name(index)}: its alpha mask has another size")
+        image[..., 3] = alpha
+        return image
+
+
+class JoinedCutouts:
+    """Several pools as one, in their order."""
+
+    def __init__(self, parts: Sequence[Cutouts]) -> None:
+        self._parts = list(parts)
+        self._starts = np.cumsum([0, *(len(part.category_ids) for part in parts)])
+        self.category_ids = np.concatenate([part.category_ids for part in parts])
+        self.rounds = np.concatenate([part.rounds for part in parts])
+
+    def name(self, index: int) -> str:
+        part, offset = self._locate(index)
+        return part.name(offset)
+
+    def column(self, name: str) -> np.ndarray:
+        return np.concatenate([part.column(name) for part in self._parts])
+
+    def read(self, index: int) -> np.ndarray:
+        part, offset = self._locate(index)
+        return part.read(offset)
+
+    def _locate(self, index: int) -> tuple[Cutouts, int]:
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._parts[number], index - int(self._starts[number])
+
+
+CACHE_BYTES = 256 * 2**20  # of decoded cut-outs that each loader process keeps
+
+
+class InstancePool:
+    """Instances to paste, each with its class.
+
+    Args:
+        cutouts: where they are kept.
+        category_ids: sorted ids of the data set, (C,), which give the class indices.
+        crop: whether :meth:`load` gives the object's tight box; otherwise all that is kept of it.
+        cache_bytes: how much of decoded cut-outs to keep in memory.
+
+    Raises:
+        UserError: an instance is of a category that the data set lacks.
+
+    Attributes:
+        categories: class index of each instance, int64 (N,).
+        rounds: see :class:`Cutouts`.
+    """
+
+    def __init__(
+        self,
+        cutouts: Cutouts,
+        category_ids: np.ndarray,
+        *,
+        crop: bool = True,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        unknown = np.setdiff1d(cutouts.category_ids, category_ids)
+        if len(unknown):
+            raise UserError(
+                f"the pool has instances of category {unknown[0]}, which DATASETS.TRAIN does not know: use a "
+                "pool of this data set"
+            )
+        self.categories = np.searchsorted(category_ids, cutouts.category_ids).astype(np.int64)
+        self.rounds = cutouts.rounds
+        self._cutouts, self._crop = cutouts, crop
+        self._cache: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._cache_limit, self._cache_used = cache_bytes, 0
+
+    def __len__(self) -> int:
+        return len(self.categories)
+
+    def name(self, index: int) -> str:
+        """Path of an instance."""
+        return self._cutouts.name(index)
+
+    def column(self, name: str) -> np.ndarray:
+        """A number that the index has for each instance (``clip_white``, ``area``, …): float64 (N,).
+
+        Raises UserError where there is no such number.
+        """
+        return self._cutouts.column(name)
+
+    def load(self, index: int) -> np.ndarray:
+        """The cut-out of an instance: RGBA uint8 (h, w, 4), alpha 0 outside the object; to be read only.
+
+        Raises BadImage where a file is missing or does not decode, or no pixel belongs to the object.
+        """
+        if index in self._cache:
+            self._cache.move_to_end(index)
+            return self._cache[index]
+        cutout = self._object(index)
+        self._cache[index] = cutout
+        self._cache_used += cutout.nbytes
+        while self._cache_used > self._cache_limit and len(self._cache) > 1:
+            self._cache_used -= self._cache.popitem(last=False)[1].nbytes
+        return cutout
+
+    def _object(self, index: int) -> np.ndarray:
+        cutout = self._cutouts.read(index)
+        left, top, width, height = cv2.boundingRect(np.ascontiguousarray(cutout[..., 3]))
+        if width == 0:
+            raise BadImage(f"{self.name(index)}: no pixel belongs to the object")
+        if self._crop:
+            cutout = np.ascontiguousarray(cutout[top : top + height, left : left + width])
+        return cutout
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": OrderedDict(), "_cache_used": 0}

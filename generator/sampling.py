@@ -1,0 +1,115 @@
+"""Sampling one batch of images, of any classes."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from exchange.errors import UserError
+from generator.guidance import Guidance, guided
+from generator.pipelines import PipelineSource
+from generator.plan import PlannedImage
+from generator.prompt_embeddings import PromptEmbeddings
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a pipeline draws: pixels of a side, denoising steps, scale of the classifier-free guidance, tokens
+    of the T5 encoder where the pipeline has a place for one."""
+
+    size: int = 512
+    steps: int = 30
+    cfg_scale: float = 5.0
+    max_sequence_length: int = 256
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One image (H, W, 3) uint8, and the criterion at the first guided step, before anything was shifted, and
+    for the finished image (None without guidance)."""
+
+    pixels: npt.NDArray[np.uint8]
+    criterion_before: float | None
+    criterion_after: float | None
+    shifts_left_out: int
+
+
+class Drawer:
+    """Draws batches with one pipeline, which it loads when it is first needed.
+
+    Args:
+        limit: at most so many images at once, of larger batches a part at a time; lowered by itself where
+            the GPU's memory does not suffice. An image's noise comes from its own seed, so that its parts
+            hold the same images as the batch, up to rounding.
+    """
+
+    def __init__(
+        self, source: PipelineSource, embeddings: PromptEmbeddings, sampling: Sampling, limit: int
+    ) -> None:
+        self._source, self._embeddings, self._sampling, self._limit = source, embeddings, sampling, limit
+        self._pipeline: Any = None
+
+    def prepare(self, images: Sequence[PlannedImage]) -> None:
+        """Encodes the images' prompts, then loads what draws."""
+        if self._pipeline is None or self._embeddings.supported:
+            self._embeddings.prepare({image.prompt for image in images})
+        if self._pipeline is None:
+            embedded = self._embeddings.supported
+            self._pipeline = self._source.load_painter() if embedded else self._source.load()
+
+    def draw(self, batch: Sequence[PlannedImage], guidance: Guidance | None = None) -> list[Drawing]:
+        """Draws images that have been prepared; UserError if memory does not suffice for one of them."""
+        drawings: list[Drawing] = []
+        while len(drawings) < len(batch):
+            part = batch[len(drawings) : len(drawings) + self._limit]
+            try:
+                drawings += self._draw(part, guidance)
+            except torch.cuda.OutOfMemoryError as error:
+                if len(part) == 1:
+                    raise UserError(
+                        "the GPU's memory does not suffice for one image: lower GENERATOR.IMAGE_SIZE, or set "
+                        "GENERATOR.GUIDANCE_MODE to decoder"
+                    ) from error
+                self._limit = len(part) // 2
+                _log.warning("out of GPU memory with %d images at once: now %d", len(part), self._limit)
+            else:
+                continue
+            torch.cuda.empty_cache()  # outside of the handler, which keeps the failed pass alive
+        return drawings
+
+    def _draw(self, batch: Sequence[PlannedImage], guidance: Guidance | None) -> list[Drawing]:
+        classes = torch.tensor([image.class_index for image in batch], device=self._source.device)
+        steered = guided(self._pipeline, guidance, classes) if guidance else nullcontext()
+        with steered as trace:
+            images: Tensor = self._pipeline(
+                **self._embeddings([image.prompt for image in batch]),
+                height=self._sampling.size,
+                width=self._sampling.size,
+                num_inference_steps=self._sampling.steps,
+                guidance_scale=self._sampling.cfg_scale,
+                # On the CPU, so that the noise does not depend on the device.
+                generator=[torch.Generator().manual_seed(image.seed) for image in batch],
+                output_type="pt",
+            ).images
+        pixels = (images.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        if guidance is None or trace is None:
+            return [Drawing(each, None, None, 0) for each in pixels]
+        with torch.no_grad():
+            after = guidance.uncertainty(images.float(), classes)
+        values = zip(pixels, trace.first.tolist(), after.tolist(), trace.left_out.tolist(), strict=True)
+        return [Drawing(each, _finite(first), _finite(last), count) for each, first, last, count in values]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,346 @@
+import json
+import logging
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from detectron2_ext.data.loader import SkippedFiles, build_dataset, build_test_loader
+from detectron2_ext.data.view import Scene, SceneReader
+from detectron2_ext.engine.train_loader import build_train_loader
+from detectron2_ext.paste.build import build_pasters, build_pool
+from exchange.config import load_config
+from exchange.errors import UserError
+from exchange.feedback import Feedback
+from exchange.layout import RunLayout
+
+
+@pytest.fixture
+def configure(tmp_path, filled_lvis, write_pool):
+    """A configuration of the small data set and a pool of 11 instances, with overrides."""
+    pool = write_pool(11)
+
+    def make(*overrides):
+        settings = {
+            "DATASETS": {
+                "TRAIN": ["small"],
+                "TEST": ["small"],
+                "CUSTOM": [["small", str(filled_lvis.path), str(filled_lvis.folder)]],
+            },
+            "INPUT": {
+                "TRAIN_SIZE": 64,
+                "USE_COPY_METHOD": "syn_copy",
+                "INST_POOL": True,
+                "INST_POOL_PATH": str(pool),
+                "INST_POOL_ROOT": str(pool.parent),
+            },
+            "SOLVER": {"IMS_PER_BATCH": 4, "MAX_ITER": 30, "ROUND_ITERS": 10},
+            "DATALOADER": {"NUM_WORKERS": 0},
+        }
+        path = tmp_path / "settings.yaml"
+        path.write_text(json.dumps(settings))
+        return load_config(str(path), list(overrides))
+
+    return make
+
+
+def train_loader(cfg, **arguments):
+    dataset = build_dataset(cfg, "small")
+    pool = build_pool(cfg, RunLayout("unused"), 0, dataset)
+    return build_train_loader(cfg, **{"start_iteration": 0, "dataset": dataset, "pool": pool, **arguments})
+
+
+def content(batches) -> dict[int, tuple]:
+    """What identifies each image of the batches, by its place in the stream."""
+    return {
+        item["stream_index"]: (
+            item["image"].sum().item(),
+            item["instances"].gt_boxes.tolist(),
+            [info.pool_index for info in item["paste_info"]],
+        )
+        for batch in batches
+        for item in batch
+    }
+
+
+def test_batches_are_the_same_for_any_number_of_workers_and_ranks(configure):
+    expected = content(train_loader(configure(), num_iterations=6))
+    assert sorted(expected) == list(range(24))
+    cfg = configure("DATALOADER.NUM_WORKERS", "2")
+    assert content(train_loader(cfg, num_iterations=6)) == expected
+    ranks = [content(train_loader(cfg, num_iterations=6, rank=rank, world_size=2)) for rank in (0, 1)]
+    assert {**ranks[0], **ranks[1]} == expected and not ranks[0].keys() & ranks[1].keys()
+
+
+def test_a_resumed_training_sees_what_an_uninterrupted_one_sees(configure):
+    whole = content(train_loader(configure()))
+    resumed = content(train_loader(configure(), start_iteration=17, num_iterations=13))
+    first_round = {k: v for k, v in whole.items() if k < 40}
+    assert content(train_loader(configure(), start_iteration=5, num_iterations=5)) == {
+        k: v for k, v in first_round.items() if k >= 20
+    }
+    assert sorted(resumed) == list(range(68, 120))
+    assert {
+        k: v[1:] for k, v in content(train_loader(configure(), start_iteration=10)).items() if k >= 68
+    } == {k: v[1:] for k, v in resumed.items()}
+
+
+def test_the_default_length_is_what_the_schedule_leaves(configure):
+    loader = train_loader(configure(), start_iteration=26)
+    assert len(loader) == 4 == len(list(loader))
+
+
+def feedback(box_ap, categories=(10, 20, 30)) -> Feedback:
+    none = [None] * len(categories)
+    where = (1, 20, "m.pth", "0" * 64, "small", list(categories))
+    return Feedback(*where, box_ap, none, none, 0.0, 0.0, None, None, None, "")
+
+
+def test_feedback_changes_object_sizes_from_its_round_on(configure):
+    low_first = feedback([1.0, 50.0, 90.0])
+    for iteration, changes in ((19, False), (20, True)):
+        areas = []
+        for given in (None, low_first):
+            items = list(
+                train_loader(configure(), start_iteration=iteration, num_iterations=1, feedback=given)
+            )[0]
+            infos = [info for item in items for info in item["paste_info"]]
+            areas.append([(info.pool_index, info.box) for info in infos])
+        assert (areas[0] != areas[1]) == changes
+    plain = configure("INPUT.INST_POOL_ADAPTIVE_SIZE", "False")
+    assert content(train_loader(plain, start_iteration=20, feedback=low_first)) == content(
+        train_loader(plain, start_iteration=20)
+    )
+
+
+def test_feedback_about_other_categories_is_refused(configure):
+    with pytest.raises(UserError, match="not those of DATASETS.TRAIN"):
+        train_loader(configure(), start_iteration=20, feedback=feedback([1.0, 2.0], (1, 2)))
+
+
+def test_more_than_five_percent_of_bad_files_are_an_error_and_fewer_are_listed(
+    configure, filled_lvis, caplog
+):
+    (filled_lvis.folder / "0002.png").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="1 files of a data set of 12 images cannot be used"):
+        list(train_loader(configure()))
+    with pytest.raises(UserError, match="cannot be used"):
+        list(build_test_loader(configure(), build_dataset(configure(), "small")))
+    skipped = SkippedFiles(40)
+    skipped.add(["one", "two", "one"])
+    with pytest.raises(UserError, match="3 files of a data set of 40"):
+        skipped.add(["three"])
+    for _ in range(20):
+        filled_lvis.add_object(filled_lvis.add_image(), 0, [1, 1, 9, 9])
+    filled_lvis.write()
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        assert len(list(train_loader(configure()))) == 30
+        tested = list(build_test_loader(configure(), build_dataset(configure(), "small")))
+    assert len(tested) == 31 and {item["image_id"] for batch in tested for item in batch} == {
+        1,
+        *range(3, 33),
+    }
+    assert caplog.text.count("1 files were skipped") == 2 and "0002.png" in caplog.text
+
+
+def test_test_images_are_seen_once_in_order_by_all_ranks_together(configure):
+    cfg = configure("DATALOADER.NUM_WORKERS", "2")
+    dataset = build_dataset(cfg, "small")
+    parts = [
+        [
+            item["image_id"]
+            for batch in build_test_loader(cfg, dataset, rank=r, world_size=2)
+            for item in batch
+        ]
+        for r in (0, 1)
+    ]
+    assert parts == [[1, 3, 5, 7, 9, 11], [2, 4, 6, 8, 10, 12]]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("INPUT.CP_METHOD", "[smooth]", "choose from basic"),
+        ("INPUT.INST_POOL_SAMPLE_TYPE", "all", "choose from uniform"),
+        ("INPUT.USE_COPY_METHOD", "p:2", "choose from none, syn_copy, self_copy, both, p:0.5"),
+        ("INPUT.USE_COPY_METHOD", "copy", "choose from none"),
+        ("INPUT.INST_POOL_SIZE", "large", "choose from statistics, uniform, native"),
+        ("INPUT.FORMAT", "RBG", "choose from RGB, BGR"),
+        ("INPUT.RANDOM_FLIP", "sometimes", "choose from horizontal, none"),
+        ("DATALOADER.SAMPLER_TRAIN", "Other", "choose RepeatFactorTrainingSampler"),
+        ("INPUT.INST_POOL", "False", "there is no pool"),
+        ("INPUT.INST_POOL_PATH", "runs/nowhere", "where there is no pool: give a run folder"),
+        ("SOLVER.IMS_PER_BATCH", "3", "does not divide among 2 processes"),
+    ],
+)
+def test_a_setting_that_does_not_exist_is_named_with_the_choices(configure, key, value, message):
+    with pytest.raises(UserError, match=message):
+        train_loader(configure(key, value), world_size=2)
+
+
+def test_nothing_is_pasted_where_no_method_is_chosen(configure):
+    cfg = configure("INPUT.USE_COPY_METHOD", "none")
+    assert build_pool(cfg, RunLayout("unused"), 0, build_dataset(cfg, "small")) is None
+    batches = list(train_loader(cfg))
+    assert all(item["paste_info"] == [] for batch in batches for item in batch)
+    assert all(isinstance(item["image"], torch.Tensor) for batch in batches for item in batch)
+
+
+@pytest.mark.parametrize("kind", ["one", "random", "cas_random", "cats_random", "weighted", "reference"])
+def test_every_kind_of_sampling_pastes_from_the_pool(configure, kind):
+    cfg = configure("INPUT.INST_POOL_SAMPLE_TYPE", kind, "INPUT.INST_POOL_MAX_SAMPLES", "4")
+    items = [item for batch in train_loader(cfg) for item in batch]
+    infos = [info for item in items for info in item["paste_info"]]
+    assert len({info.pool_index for info in infos}) >= 8
+    most = {"one": 2, "weighted": 2, "reference": 5}.get(kind, 3)
+    assert max(len(item["paste_info"]) for item in items) == most
+
+
+@pytest.mark.parametrize(
+    ("method", "from_pool", "from_images"),
+    [
+        ("none", False, False),
+        ("syn_copy", True, False),
+        ("self_copy", False, True),
+        ("both", True, True),
+        ("p:0.5", True, True),
+        ("p:1", False, True),
+    ],
+)
+def test_objects_come_from_where_the_method_says(configure, method, from_pool, from_images):
+    items = [item for batch in train_loader(configure("INPUT.USE_COPY_METHOD", method)) for item in batch]
+    sources = [[info.pool_index >= 0 for info in item["paste_info"]] for item in items]
+    assert any(True in image for image in sources) == from_pool
+    assert any(False in image for image in sources) == from_images
+    if method == "both":  # objects of another image lie over those of the pool
+        assert all(image == sorted(image, reverse=True) for image in sources)
+    if method == "p:0.5":
+        assert not any(len(set(image)) == 2 for image in sources)
+    for item in items:
+        if not item["paste_info"]:
+            assert not item["instances"].instance_source.any()
+
+
+def test_sizes_rotation_and_colour_follow_the_settings(configure):
+    plain = content(train_loader(configure(), num_iterations=4))
+    for overrides in (
+        ("INPUT.INST_POOL_SIZE", "native"),
+        ("INPUT.INST_POOL_SIZE", "uniform"),
+        ("INPUT.RANDOM_ROTATE", "True"),
+        ("INPUT.COLOR_AUG", "True"),
+    ):
+        assert content(train_loader(configure(*overrides), num_iterations=4)) != plain
+
+
+def test_images_are_repeated_only_as_the_sampler_and_its_threshold_say(configure, filled_lvis):
+    filled_lvis.add_image()  # without an object
+    filled_lvis.write()
+    seen = {}
+    for sampler in ("TrainingSampler", "RepeatFactorTrainingSampler"):
+        cfg = configure("DATALOADER.SAMPLER_TRAIN", sampler, "DATALOADER.REPEAT_THRESHOLD", "1.0")
+        seen[sampler] = [item["image_id"] for batch in train_loader(cfg) for item in batch]
+    assert sorted(seen["TrainingSampler"]) == sorted(10 * list(range(1, 13)))
+    counts = np.bincount(seen["RepeatFactorTrainingSampler"], minlength=14)
+    assert counts[1] > 1.5 * counts[2:].max() and counts[13] == 0  # it alone shows class 2
+
+
+def test_the_networks_order_of_channels_reaches_training_and_testing(configure):
+    rgb, bgr = configure(), configure("INPUT.FORMAT", "BGR")
+    dataset = build_dataset(rgb, "small")
+    for build in (train_loader, lambda cfg: build_test_loader(cfg, dataset)):
+        one, other = (next(iter(build(cfg)))[0]["image"] for cfg in (rgb, bgr))
+        assert torch.equal(one, other.flip(0)) and not torch.equal(one, other)
+
+
+def test_a_pool_keeps_its_surroundings_where_the_settings_say(configure):
+    for crop, side in (("True", 31), ("False", 48)):
+        cfg = configure("INPUT.INST_POOL_CROP", crop)
+        pool = build_pool(cfg, RunLayout("unused"), 0, build_dataset(cfg, "small"))
+        assert pool.load(0).shape == (side, side, 4)
+
+
+def pasted_shares(cfg, pool, count=4000) -> np.ndarray:
+    """How often each instance is pasted into a bare canvas, as a share of all."""
+    (paster,) = build_pasters(cfg, SceneReader(build_dataset(cfg, "small"), None), None, pool, None, 0, 0)
+    drawn = []
+    for k in range(count):
+        canvas = Scene(np.zeros((16, 16, 3), np.uint8), [])
+        drawn += [info.pool_index for info in paster(canvas, k, np.random.default_rng(k), [])]
+    return np.bincount(drawn, minlength=len(pool)) / len(drawn)
+
+
+WEIGHTED = ("INPUT.INST_POOL_SAMPLE_TYPE", "weighted", "INPUT.INST_POOL_SIZE", "uniform")
+WEIGHTED += ("INPUT.INST_POOL_SIZE_RANGE", "[0.5, 0.5]")
+
+
+@pytest.mark.parametrize("latest_only", [False, True])
+@pytest.mark.parametrize("weight", ["class", "clip_white", "area"])
+def test_instances_of_the_runs_pool_are_weighted_by_what_the_settings_name(
+    configure, filled_lvis, index_of, tmp_path, weight, latest_only
+):
+    for category, count in ((0, 3), (1, 40)):
+        for _ in range(count):
+            filled_lvis.add_object(2, category, [1, 1, 30, 30], iscrowd=category)  # crowds do not count
+    filled_lvis.write()
+    real = [
+        sum(a["category_id"] == c and not a["iscrowd"] for a in filled_lvis.annotations) for c in (10, 20)
+    ]
+    cfg = configure(
+        *("INPUT.INST_POOL", "False", "INPUT.INST_POOL_FEED", "True", "INPUT.INST_POOL_WEIGHT", weight),
+        *("SEGMENTER.LATEST_ROUND_ONLY", str(latest_only), *WEIGHTED),
+    )
+    pool = build_pool(cfg, index_of(tmp_path / "pool/pool.json"), 1, build_dataset(cfg, "small"))
+    numbers = [1, 3] if latest_only else [0, 2, 4, 1, 3]  # of classes n % 3
+    shown = {0: real[0], 1: real[1], 2: 1}
+    of_class = [
+        1 / shown[n % 3] / sum(other % 3 == n % 3 for other in numbers) if weight == "class" else 0
+        for n in numbers
+    ]
+    expected = {
+        "class": of_class,
+        "clip_white": [20 + n for n in numbers],
+        "area": [700 + 100 * n for n in numbers],
+    }[weight]
+    np.testing.assert_allclose(pasted_shares(cfg, pool), np.array(expected) / sum(expected), atol=0.02)
+
+
+@pytest.mark.parametrize(("flip", "mirrored"), [("none", {False}), ("horizontal", {False, True})])
+def test_cutouts_are_mirrored_only_where_the_settings_say(configure, tmp_path, flip, mirrored):
+    half = np.zeros((48, 48, 3), np.uint8)
+    half[:, :24] = 255
+    for path in (tmp_path / "pool/raw").iterdir():
+        cv2.imwrite(str(path), half)
+    cfg = configure("INPUT.RANDOM_FLIP", flip)
+    pool = build_pool(cfg, RunLayout("unused"), 0, build_dataset(cfg, "small"))
+    (paster,) = build_pasters(cfg, SceneReader(build_dataset(cfg, "small"), None), None, pool, None, 0, 0)
+    seen = set()
+    for k in range(20):
+        canvas = Scene(np.full((100, 100, 3), 100, np.uint8), [])
+        paster(canvas, k, np.random.default_rng(k), [])
+        bright, dark = ((canvas.image[..., 0] == value).nonzero()[1] for value in (255, 0))
+        if len(canvas.objects) == 1 and len(bright) and len(dark):
+            seen.add(bool(bright.mean() > dark.mean()))
+    assert seen == mirrored
+
+
+@pytest.mark.parametrize(("flip", "views"), [("none", 1), ("horizontal", 2)])
+def test_images_are_mirrored_only_where_the_settings_say(configure, flip, views):
+    cfg = configure("INPUT.RANDOM_FLIP", flip, "INPUT.SCALE_RANGE", "[1, 1]", "INPUT.USE_COPY_METHOD", "none")
+    seen = {}
+    for batch in train_loader(cfg):
+        for item in batch:
+            seen.setdefault(item["image_id"], set()).add(item["image"].numpy().tobytes())
+    assert max(map(len, seen.values())) == views
+
+
+def test_a_round_begins_with_a_pass_over_the_whole_pool(configure):
+    cfg = configure("INPUT.TRAIN_SIZE", "300", "INPUT.SCALE_RANGE", "[1, 2]")  # so that every target fits
+    items = [item for batch in train_loader(cfg, start_iteration=10, num_iterations=4) for item in batch]
+    drawn = [info.pool_index for item in items for info in item["paste_info"]]
+    assert sorted(drawn[:11]) == list(range(11))
+
+
+def test_another_seed_gives_other_images(configure):
+    assert content(train_loader(configure("SEED", "1"))) != content(train_loader(configure()))

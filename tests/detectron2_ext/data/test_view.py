@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+
+from detectron2_ext.data.view import ResizeCropFlip, View
+
+
+def draws(count: int, **options) -> list[View]:
+    augmentation = ResizeCropFlip(640, (0.1, 2.0), **options)
+    rng = np.random.default_rng(0)
+    return [augmentation.draw((480, 640), rng) for _ in range(count)]
+
+
+def test_the_size_is_that_of_efficientdets_jitter():
+    for view in draws(500):
+        assert view.scaled_size == (int(480 * view.scale), int(640 * view.scale))
+        assert view.size == tuple(min(extent, 640) for extent in view.scaled_size)
+        for offset, scaled in zip(view.offset, view.scaled_size, strict=True):
+            assert 0 <= offset <= max(0, scaled - 640)
+
+
+def test_scale_is_uniform_over_its_range_and_half_of_the_views_are_mirrored():
+    views = draws(20000)
+    scales = np.array([view.scale for view in views])
+    assert scales.min() >= 0.1 and scales.max() <= 2.0
+    np.testing.assert_allclose(np.quantile(scales, [0.25, 0.5, 0.75]), [0.575, 1.05, 1.525], atol=0.02)
+    assert abs(np.mean([view.flip for view in views]) - 0.5) < 0.015
+    assert not any(view.flip for view in draws(100, flip_probability=0.0))
+
+
+def test_the_crop_is_anywhere_in_both_directions_independently():
+    room = [(v.offset, np.array(v.scaled_size) - 640) for v in draws(20000) if min(v.scaled_size) > 740]
+    places = np.array([offset / free for offset, free in room])
+    quantiles = np.quantile(places, [0.1, 0.5, 0.9], axis=0)
+    np.testing.assert_allclose(quantiles, np.tile([[0.1], [0.5], [0.9]], 2), atol=0.02)
+    assert abs(np.corrcoef(places.T)[0, 1]) < 0.03
+
+
+def test_an_image_is_resized_bilinearly():
+    ramp = np.tile(np.arange(0, 200, 10, dtype=np.uint8)[None, :, None], (4, 1, 3))
+    view = View(scale=2.0, scaled_size=(8, 40), offset=(0, 0), size=(8, 40))
+    expected = 10 * ((np.arange(40) + 0.5) / 2 - 0.5)
+    np.testing.assert_allclose(view.image(ramp)[3, 1:-1, 0], expected[1:-1], atol=1)
+
+
+def test_a_portrait_image_fits_its_longer_side():
+    view = ResizeCropFlip(100, (1.0, 1.0)).draw((400, 200), np.random.default_rng(0))
+    assert view.scale == 0.25 and view.size == (100, 50)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_pixels_and_coordinates_move_alike(flip):
+    image = np.zeros((60, 80, 3), np.uint8)
+    image[20:30, 50:60] = 255
+    view = View(scale=2.0, scaled_size=(120, 160), offset=(30, 70), size=(64, 64), flip=flip)
+    x1, y1, x2, y2 = view.boxes(np.array([[50, 20, 60, 30]], np.float32))[0]
+    shown = view.image(image)[..., 0] > 127
+    rows, columns = np.flatnonzero(shown.any(axis=1)), np.flatnonzero(shown.any(axis=0))
+    assert (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1) == (x1, y1, x2, y2)
+    assert (x1, x2) == ((14, 34) if flip else (30, 50))
+
+
+def test_boxes_are_cut_at_the_border():
+    view = View(scale=1.0, scaled_size=(40, 60), offset=(0, 0), size=(40, 60))
+    boxes = view.boxes(np.array([[-5, 10, 70, 60], [50, 5, 58, 45], [65, 60, 70, 70]], np.float32))
+    np.testing.assert_array_equal(boxes, [[0, 10, 60, 40], [50, 5, 58, 40], [60, 40, 60, 40]])
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_an_image_decoded_at_half_size_shows_the_same_view(flip):
+    rng = np.random.default_rng(0)
+    coarse = np.repeat(np.repeat(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8), 16, 0), 16, 1)
+    view = View(scale=0.25, scaled_size=(24, 32), offset=(4, 2), size=(20, 20), flip=flip)
+    whole, half = view.image(coarse), view.image(np.ascontiguousarray(coarse[::2, ::2]))
+    np.testing.assert_array_equal(whole, half)

@@ -1,0 +1,133 @@
+"""Running a network over a validation set: files, several processes, and what is printed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from detectron2_ext.distributed import Ranks
+from detectron2_ext.evaluation import Evaluation, evaluate_model
+from detectron2_ext.evaluation.evaluator import as_json, format_table
+from detectron2_ext.evaluation.predictions import Predictions
+from detectron2_ext.evaluation.scoring import GroundTruth
+from detectron2_ext.structures import Instances
+from exchange.annotations import AnnotationFile
+from tests.detectron2_ext.evaluation.worlds import random_world
+
+
+class _Oracle(nn.Module):
+    """Gives for each image what it was told to."""
+
+    def __init__(self, predictions: dict[int, Instances]) -> None:
+        super().__init__()
+        self._predictions = predictions
+
+    def forward(self, batch: list[dict[str, Any]]) -> list[dict[str, Instances]]:
+        assert not self.training and torch.is_inference_mode_enabled()
+        return [{"instances": self._predictions[record["image_id"]]} for record in batch]
+
+
+class _Loader:
+    def __init__(self, image_ids: list[int]) -> None:
+        self._batches = [image_ids[i : i + 2] for i in range(0, len(image_ids), 2)]
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        return ([{"image_id": image_id} for image_id in batch] for batch in self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+
+class _OneAfterTheOther(Ranks):
+    """Processes of a group played in turn, the first one last: nobody has to wait."""
+
+    def barrier(self) -> None:
+        return
+
+
+def _evaluate(
+    world: AnnotationFile, predictions: dict[int, Instances], folder: Path, world_size: int, limit: int = 300
+) -> Evaluation | None:
+    model = _Oracle(predictions).train()
+    evaluation = None
+    for rank in reversed(range(world_size)):
+        ranks = _OneAfterTheOther(rank, world_size, torch.device("cpu"))
+        loader = _Loader(list(predictions)[rank::world_size])
+        evaluation = evaluate_model(model, loader, GroundTruth(world), str(folder), ranks, limit)
+        assert (evaluation is None) == (rank > 0)
+        assert model.training
+    return evaluation
+
+
+def _direct(world: AnnotationFile, predictions: dict[int, Instances]) -> Evaluation:
+    parts = [Predictions.from_instances(image_id, found, 300) for image_id, found in predictions.items()]
+    return GroundTruth(world).score(Predictions.concatenate(parts))
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_scores_and_files_do_not_depend_on_the_number_of_processes(world_size: int, tmp_path: Path) -> None:
+    world, predictions = random_world(0, lvis=True)
+    assert _evaluate(world, predictions, tmp_path, world_size) == _direct(world, predictions)
+    assert [path.name for path in tmp_path.iterdir()] == ["lvis_instances_results.json"]
+    written = json.loads((tmp_path / "lvis_instances_results.json").read_text())
+    expected = [
+        json.loads(record)
+        for image_id, found in predictions.items()
+        for record in Predictions.from_instances(image_id, found, 300).to_json(world.category_ids)
+    ]
+    by_image = sorted(written, key=lambda record: (record["image_id"], -record["score"]))
+    assert by_image == sorted(expected, key=lambda record: (record["image_id"], -record["score"]))
+
+
+def test_only_the_best_objects_of_an_image_are_written_and_scored(tmp_path: Path) -> None:
+    world, predictions = random_world(0, lvis=True)
+    evaluation = _evaluate(world, predictions, tmp_path, 1, limit=3)
+    best = {
+        i: found[found.scores.argsort(descending=True, stable=True)[:3]] for i, found in predictions.items()
+    }
+    assert evaluation == _direct(world, best) != _direct(world, predictions)
+    written = json.loads((tmp_path / "lvis_instances_results.json").read_text())
+    assert [record["score"] for record in written] == torch.cat([b.scores for b in best.values()]).tolist()
+
+
+def test_a_data_set_that_lacks_a_frequency_is_scored_by_cocos_rules(tmp_path: Path) -> None:
+    world, predictions = random_world(1, lvis=True, crowds=True)
+    del world.categories[0]["frequency"]
+    evaluation = _evaluate(world, predictions, tmp_path, 1)
+    assert evaluation == _direct(world, predictions)
+    assert "APr" not in evaluation.mask
+    assert [path.name for path in tmp_path.iterdir()] == ["coco_instances_results.json"]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_network_that_finds_nothing_writes_an_empty_list(world_size: int, tmp_path: Path) -> None:
+    world, predictions = random_world(2, lvis=True)
+    nothing = {image_id: found[:0] for image_id, found in predictions.items()}
+    evaluation = _evaluate(world, nothing, tmp_path, world_size)
+    assert evaluation is not None and evaluation.mask["AP"] == 0.0
+    assert json.loads((tmp_path / "lvis_instances_results.json").read_text()) == []
+
+
+def test_the_table_lines_up_and_shows_a_dash_where_there_is_no_score() -> None:
+    box = {"AP": 31.415, "AP50": 100.0, "APr": None}
+    mask = {"AP": 2.7, "AP50": 0.0, "APr": 12.0}
+    assert format_table(Evaluation(box, mask, [], [])).splitlines() == [
+        "         AP   AP50    APr",
+        "box   31.41 100.00      -",
+        "mask   2.70   0.00  12.00",
+    ]
+
+
+def test_the_json_has_every_class_with_its_name() -> None:
+    world, predictions = random_world(3, lvis=True)
+    evaluation = _direct(world, predictions)
+    content = json.loads(json.dumps(as_json(evaluation, world, checkpoint="model.pth"), allow_nan=False))
+    assert content["checkpoint"] == "model.pth"
+    assert [c["id"] for c in content["classes"]] == world.category_ids.tolist()
+    assert [c["mask_ap"] for c in content["classes"]] == evaluation.mask_ap

@@ -1,0 +1,190 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from paste_oracle import paste, tight_box
+
+from detectron2_ext.data.view import Scene, SceneObject, tighten
+from detectron2_ext.paste.composite import basic, draw_object_size, draw_position, overlay, resize_cutout
+
+
+def blob(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """A mask of some kind, never empty: one pixel, a rectangle, an ellipse, noise."""
+    mask = np.zeros((height, width), bool)
+    kind = rng.integers(4)
+    y1, x1 = rng.integers(height), rng.integers(width)
+    y2, x2 = rng.integers(y1 + 1, height + 1), rng.integers(x1 + 1, width + 1)
+    if kind == 1:
+        mask[y1:y2, x1:x2] = True
+    elif kind == 2:
+        rows, columns = np.ogrid[:height, :width]
+        mask |= ((rows - y1) / (y2 - y1)) ** 2 + ((columns - x1) / (x2 - x1)) ** 2 <= 1
+    elif kind == 3:
+        mask |= rng.random((height, width)) < 0.2
+    mask[y1, x1] = True
+    return mask
+
+
+def random_objects(rng: np.random.Generator, count: int, height: int, width: int):
+    objects = []
+    for _ in range(count):
+        mask = blob(rng, height, width)
+        box = tight_box(mask) + rng.uniform(-0.5, 0.5, size=4)  # annotated boxes need not be those of masks
+        objects.append((box, mask, int(rng.integers(1203)), 0))
+    return objects
+
+
+def scene_of(image: np.ndarray, objects) -> Scene:
+    return Scene(
+        image.copy(),
+        [
+            SceneObject(tuple(b), tighten(m.astype(np.uint8)), label, source)
+            for b, m, label, source in objects
+        ],
+    )
+
+
+def assert_equal_scenes(scene: Scene, image: np.ndarray, objects) -> None:
+    np.testing.assert_array_equal(scene.image, image)
+    instances = scene.instances()
+    assert instances.gt_classes.tolist() == [label for _, _, label, _ in objects]
+    assert instances.instance_source.tolist() == [source for *_, source in objects]
+    boxes = np.array([box for box, *_ in objects], np.float32).reshape(-1, 4)
+    np.testing.assert_array_equal(instances.gt_boxes.numpy(), boxes)
+    masks = np.array([mask for _, mask, *_ in objects], bool).reshape(-1, *image.shape[:2])
+    np.testing.assert_array_equal(instances.gt_masks.to_full().numpy(), masks)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 12), st.integers(0, 6))
+@settings(max_examples=1500, deadline=None)
+def test_pasting_in_windows_equals_pasting_on_whole_canvases(seed, num_objects, num_pasted):
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(1, 70, size=2)
+    image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    objects = random_objects(rng, num_objects, height, width)
+    scene = scene_of(image, objects)
+    for _ in range(num_pasted):
+        h, w = rng.integers(1, 50, size=2)
+        cutout = rng.integers(0, 256, (h, w, 4), dtype=np.uint8)
+        cutout[..., 3] *= blob(rng, h, w)
+        x, y = int(rng.integers(-w, width + 1)), int(rng.integers(-h, height + 1))
+        class_index = int(rng.integers(1203))
+        image, objects = paste(image, objects, cutout, x, y, class_index)
+        overlay(scene, cutout, x, y, class_index, basic)
+    assert_equal_scenes(scene, image, objects)
+
+
+def one_object(height: int, width: int) -> Scene:
+    mask = np.ones((height, width), bool)
+    return scene_of(np.zeros((100, 100, 3), np.uint8), [(np.array([0, 0, width, height]), pad(mask), 5, 0)])
+
+
+def pad(mask: np.ndarray) -> np.ndarray:
+    canvas = np.zeros((100, 100), bool)
+    canvas[: mask.shape[0], : mask.shape[1]] = mask
+    return canvas
+
+
+def opaque(height: int, width: int) -> np.ndarray:
+    return np.full((height, width, 4), 255, np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "covered_columns", "survives"),
+    [
+        (20, 30, 14, True),  # moved by 14, 320 pixels left
+        (20, 30, 15, False),  # moved by 15, 300 pixels left
+        (10, 30, 10, True),  # moved by 10, 200 pixels left
+        (10, 30, 11, False),  # moved by 11, 190 pixels left
+        (10, 9, 9, False),  # nothing left
+    ],
+)
+def test_a_covered_object_goes_if_its_box_moved_far_and_few_pixels_are_left(
+    height, width, covered_columns, survives
+):
+    scene = one_object(height, width)
+    overlay(scene, opaque(100, covered_columns), 0, 0, 7, basic)
+    assert [o.class_index for o in scene.objects] == ([5, 7] if survives else [7])
+    if survives:
+        assert scene.objects[0].box == (covered_columns, 0, width, height)
+
+
+def test_an_object_that_loses_no_pixel_keeps_its_annotated_box():
+    scene = one_object(20, 20)
+    scene.objects[0].box = (0.25, 0.5, 19.75, 20.0)
+    overlay(scene, opaque(10, 10), 50, 50, 7, basic)
+    assert scene.objects[0].box == (0.25, 0.5, 19.75, 20.0)
+
+
+def test_what_lies_outside_or_is_transparent_is_not_pasted():
+    scene = one_object(20, 20)
+    assert overlay(scene, opaque(10, 10), 100, 0, 7, basic) == 0
+    assert overlay(scene, opaque(10, 10) * np.array([1, 1, 1, 0], np.uint8), 0, 0, 7, basic) == 0
+    assert len(scene.objects) == 1 and not scene.image.any()
+    assert overlay(scene, opaque(10, 10), -5, -5, 7, basic) == 25
+    assert scene.objects[-1].box == (0, 0, 5, 5) and scene.objects[-1].source == 1
+
+
+def drawn_sizes(cutout_size, area_root, image_size, count=3000) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return np.array([draw_object_size(cutout_size, area_root, image_size, rng) for _ in range(count)])
+
+
+def test_an_object_has_the_asked_area_and_a_jittered_aspect():
+    sizes = drawn_sizes((200, 100), 0.25, (480, 640))
+    areas, ratios = sizes.prod(axis=1), sizes[:, 1] / sizes[:, 0]
+    np.testing.assert_allclose(areas, 0.25**2 * 480 * 640, rtol=0.03)
+    assert ratios.min() > 0.39 and ratios.max() < 0.61
+    np.testing.assert_allclose(np.quantile(ratios, [0.25, 0.5, 0.75]), [0.45, 0.5, 0.55], atol=0.01)
+
+
+def test_a_native_object_keeps_its_number_of_pixels():
+    np.testing.assert_allclose(drawn_sizes((40, 30), None, (480, 640)).prod(axis=1), 1200, rtol=0.07)
+
+
+def test_a_target_under_five_pixels_or_as_large_as_the_image_is_dropped():
+    shown = set()
+    for seed in range(600):
+        root = float(np.random.default_rng(seed + 1000).choice([0.1, 0.15, 0.7, 1.0]))
+        ratio = 60 / 40 * np.random.default_rng(seed).uniform(0.8, 1.2)
+        width = (root**2 * 40 * 60 * ratio) ** 0.5
+        expected = int(width / ratio), int(width)
+        dropped = min(expected) < 5 or expected[0] >= 40 or expected[1] >= 60
+        size = draw_object_size((40, 60), root, (40, 60), np.random.default_rng(seed))
+        assert size == (None if dropped else expected)
+        shown.add((dropped, *expected))
+    assert any(not dropped and 5 in size for dropped, *size in shown)
+    assert any(dropped and width == 60 and height < 40 for dropped, height, width in shown)
+
+
+@pytest.mark.parametrize("size", [(10, 10), (31, 20), (90, 80), (200, 200), (5, 150)])
+def test_resizing_a_cutout_skips_no_pixel(size):
+    cutout = np.zeros((100, 100, 4), np.uint8)
+    cutout[::2] = 200  # stripes that a resize without averaging would turn into bands
+    resized = resize_cutout(cutout, size)
+    assert resized.shape == (*size, 4)
+    if size[0] <= 50 and size[1] <= 50:
+        assert np.abs(resized.astype(int) - 100).max() <= 30
+
+
+def test_resizing_keeps_what_one_side_has_room_for_and_interpolates():
+    cutout = np.zeros((100, 100, 4), np.uint8)
+    cutout[:, (np.arange(100) // 4) % 2 == 1] = 200
+    assert resize_cutout(cutout, (5, 150))[2, :, 0].std() > 80  # the height shrinks, the width grows
+    ramp = np.repeat(np.arange(0, 200, 20, dtype=np.uint8)[None, :, None], 10, 0).repeat(4, 2)
+    assert len(set(resize_cutout(ramp, (10, 20))[0, :, 0].tolist())) == 20
+
+
+def test_the_centre_is_anywhere_in_the_image():
+    rng = np.random.default_rng(0)
+    corners = np.array([draw_position((48, 64), (11, 20), rng) for _ in range(20000)])
+    centers = corners + [10, 5.5]
+    assert (centers.min(axis=0) >= -0.5).all() and (centers.max(axis=0) <= [64.5, 48.5]).all()
+    corner = draw_position((48, 64), (11, 20), SimpleNamespace(uniform=lambda low, high: 0.3 * high))
+    assert (np.abs(corner + np.array([10, 5.5]) - [0.3 * 64, 0.3 * 48]) <= 0.5).all()  # to the nearest pixel
+    for axis, extent in enumerate((64, 48)):
+        np.testing.assert_allclose(
+            np.quantile(centers[:, axis] / extent, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.015
+        )

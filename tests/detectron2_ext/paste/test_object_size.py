@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from detectron2_ext.paste.plan import (
+    ClassSizes,
+    StatisticalSize,
+    UniformSize,
+    adaptive_factors,
+    class_sizes,
+)
+
+
+def test_class_sizes_are_mean_and_deviation_of_the_root_of_the_area_share(small_lvis):
+    contents = [(0, 64, 48, 8, 6), (0, 64, 48, 30, 20), (0, 100, 50, 10, 10), (1, 64, 48, 16, 12)]
+    for category, width, height, box_width, box_height in contents:
+        image = small_lvis.add_image(width, height)
+        small_lvis.add_object(image, category, [1, 1, box_width, box_height])
+        small_lvis.add_object(image, category, [0, 0, width, height], iscrowd=1)
+    values = [
+        np.array([(w * h / (W * H)) ** 0.5 for c, W, H, w, h in contents if c == category])
+        for category in (0, 1)
+    ]
+    sizes = class_sizes(small_lvis.read())
+    means, stds = [v.mean() for v in values], [v.std() for v in values]
+    np.testing.assert_allclose(sizes.mean, [*means, np.mean(means)], rtol=1e-6)  # class 2 has no box
+    np.testing.assert_allclose(sizes.std, [*stds, np.mean(stds)], rtol=1e-6, atol=1e-9)
+
+
+def test_adaptive_factors_at_the_three_points():
+    factors = adaptive_factors([0.0, 30.0, 60.0, None, 100.0, 10.0])  # mean 40
+    assert factors[0] == pytest.approx(16) and factors[4] == pytest.approx(1 / 16) and factors[3] == 1
+    assert adaptive_factors([20.0, 40.0, 60.0])[1] == pytest.approx(1)
+
+
+aps = st.lists(st.one_of(st.none(), st.floats(0, 100)), min_size=1, max_size=30)
+
+
+@given(aps)
+def test_adaptive_factors_are_the_formula_and_fall_with_the_ap(box_ap):
+    known = [value for value in box_ap if value is not None]
+    mean = sum(known) / len(known) if known else 0.0
+    factors = adaptive_factors(box_ap)
+    for value, factor in zip(box_ap, factors, strict=True):
+        if value is None or not 0 < mean < 100:
+            assert factor == 1
+        elif value <= mean:
+            assert factor == pytest.approx(16 ** (1 - value / mean), rel=1e-6)
+        else:
+            assert factor == pytest.approx(16 ** -((value - mean) / (100 - mean)), rel=1e-6)
+    ordered = [
+        factor for _, factor in sorted((v, -f) for v, f in zip(box_ap, factors, strict=True) if v is not None)
+    ]
+    assert ordered == sorted(ordered)
+
+
+def test_sizes_follow_the_class_statistics_within_their_limits():
+    size = StatisticalSize(ClassSizes(np.array([0.1, 0.02]), np.array([0.03, 0.001])), np.array([2.0, 40.0]))
+    rng = np.random.default_rng(0)
+    drawn = np.array([size(0, (480, 640), rng) for _ in range(20000)])
+    assert drawn.mean() == pytest.approx(0.2, abs=0.001)
+    assert drawn.std() == pytest.approx(0.03, abs=0.001)  # the factor is the mean's alone
+    assert {size(1, (480, 640), rng) for _ in range(50)} == {0.5}  # 40 x 0.02 is over the limit
+    plain = StatisticalSize(ClassSizes(np.array([0.2, 0.02]), np.array([0.03, 0.001])))
+    assert plain(1, (100, 640), rng) == 0.1  # 10 pixels of the height
+
+
+def test_uniform_sizes_fill_their_range():
+    rng = np.random.default_rng(0)
+    drawn = [UniformSize(0.1, 0.4)(0, (480, 640), rng) for _ in range(5000)]
+    np.testing.assert_allclose(np.quantile(drawn, [0, 0.5, 1]), [0.1, 0.25, 0.4], atol=0.01)

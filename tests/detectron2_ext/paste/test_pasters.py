@@ -1,0 +1,200 @@
+from colorsys import rgb_to_hsv
+
+import numpy as np
+import pytest
+
+from detectron2_ext.data.view import PASTED, REAL, ResizeCropFlip, Scene, SceneReader
+from detectron2_ext.paste.composite import RandomColor, RandomMirror, RandomRotation, basic
+from detectron2_ext.paste.pasters import EitherPaster, ImagePaster, PoolPaster
+from detectron2_ext.paste.plan import LikeAnotherImage, Placement
+from detectron2_ext.paste.pool import ImagesWithMasks, InstancePool
+
+UPRIGHT = ResizeCropFlip(64, (1.0, 1.0), flip_probability=0.0)
+
+
+def pool_at(path) -> InstancePool:
+    return InstancePool(ImagesWithMasks.of_annotations(str(path), str(path.parent)), np.array([10, 20, 30]))
+
+
+def black(height: int = 100, width: int = 120) -> Scene:
+    return Scene(np.zeros((height, width, 3), np.uint8), [])
+
+
+def test_a_pool_paster_tells_what_it_pasted_where(write_pool):
+    pool = pool_at(write_pool(5))
+    plan = [Placement(4, 0.3, None), Placement(1, 0.2, (7, 9))]
+    scene = black()
+    infos = PoolPaster(pool, lambda *_: iter(plan), [], [basic])(scene, 0, np.random.default_rng(1), [])
+    assert [info.pool_index for info in infos] == [4, 1]
+    assert [info.class_index for info in infos] == [1, 1] == [o.class_index for o in scene.objects]
+    assert [info.source for info in infos] == [pool.name(4), pool.name(1)]
+    for info, (_, area_root, corner), pasted in zip(infos, plan, scene.objects, strict=True):
+        x1, y1, x2, y2 = info.box
+        assert (x2 - x1) * (y2 - y1) == pytest.approx(area_root**2 * 100 * 120, rel=0.1)
+        assert corner is None or (x1, y1) == corner
+        assert info.round == -1 and pasted.source == PASTED
+    assert infos[-1].visible_pixels == scene.objects[-1].mask.crop.sum()
+
+
+def test_a_cutout_that_cannot_be_read_does_not_keep_the_others_from_being_pasted(write_pool):
+    path = write_pool(3)
+    (path.parent / "raw" / "00_0010_0000.png").unlink()
+    plan = [Placement(0, 0.3, None), Placement(1, 0.3, None)]
+    skipped = []
+    infos = PoolPaster(pool_at(path), lambda *_: iter(plan), [], [basic])(
+        black(), 0, np.random.default_rng(1), skipped
+    )
+    assert [info.pool_index for info in infos] == [1] and len(skipped) == 1
+
+
+def test_each_blend_and_augmentation_of_the_list_is_used(write_pool):
+    used = []
+    blends = [lambda *_, n=n: used.append(n) for n in range(3)]
+
+    def augment(cutout, rng):
+        used.append("augmented")
+        return cutout
+
+    plan = [Placement(0, 0.3, None)] * 60
+    PoolPaster(pool_at(write_pool(1)), lambda *_: iter(plan), [augment], blends)(
+        black(), 0, np.random.default_rng(1), []
+    )
+    assert used.count("augmented") == 60
+    assert all(used.count(n) > 8 for n in range(3))
+
+
+def test_the_layout_of_another_image_gives_classes_sizes_and_places(small_lvis):
+    image = small_lvis.add_image(64, 48)
+    boxes = {0: [4, 6, 20, 10], 1: [30, 20, 12, 24]}
+    for category, box in boxes.items():
+        small_lvis.add_object(image, category, box)
+    small_lvis.add_object(image, 2, [1, 1, 20, 20])
+    small_lvis.add_object(image, 1, [0, 0, 60, 40], iscrowd=1)  # which is not imitated
+    categories = np.array([0, 1, 0, 1, 1])  # no instance of class 2
+    plan = LikeAnotherImage(categories, small_lvis.read(), np.array([0]))
+    scene = black(96, 200)
+    scales, used = [], set()
+    for seed in range(200):
+        placements = list(plan(scene, 0, np.random.default_rng(seed)))
+        used |= {p.pool_index for p in placements}
+        assert [categories[p.pool_index] for p in placements] == [0, 1]
+        one, other = (
+            p.area_root * (96 * 200) ** 0.5 / (w * h) ** 0.5
+            for p, (_, _, w, h) in zip(placements, boxes.values(), strict=True)
+        )
+        assert one == pytest.approx(other)
+        (x1, y1), (x2, y2) = (p.corner for p in placements)
+        assert x2 - x1 == pytest.approx(26 * one, abs=1) and y2 - y1 == pytest.approx(14 * one, abs=1)
+        free = (x1 - 4 * one) / (200 - 64 * one), (y1 - 6 * one) / (96 - 48 * one + 1e-9)
+        scales.append((one, *free))
+    one, right, down = np.array(scales).T
+    assert used == set(range(5))
+    np.testing.assert_allclose(
+        np.quantile(one, [0, 0.5, 1]), [1.6, 1.8, 2.0], atol=0.03
+    )  # 0.8 to 1 of what fits
+    np.testing.assert_allclose(np.quantile(right, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.08)
+    roomy = one < 1.9
+    assert abs(np.corrcoef(right[roomy], down[roomy])[0, 1]) < 0.3
+
+
+def test_objects_of_a_second_image_come_with_their_pixels_masks_and_places(small_lvis):
+    pixels = np.random.default_rng(0).integers(1, 256, (48, 64, 3), dtype=np.uint8)
+    image = small_lvis.add_image(64, 48, pixels)
+    boxes = [[4, 6, 20, 10], [30, 20, 12, 24], [10, 10, 30, 12]]
+    for category, box in enumerate(boxes):
+        small_lvis.add_object(image, category, box)
+    reader = SceneReader(small_lvis.read(), UPRIGHT)
+    paster = ImagePaster(reader, np.array([0]), [basic])
+    counts = []
+    for seed in range(400):
+        scene = black(40, 90)
+        infos = paster(scene, 0, np.random.default_rng(seed), [])
+        counts.append(len(infos))
+        expected = np.zeros((40, 90, 3), np.uint8)
+        if infos:
+            expected = np.zeros((48, 90, 3), np.uint8)  # grown to hold the second image's view
+            for info in infos:
+                x1, y1, x2, y2 = info.box
+                assert [x1, y1, x2 - x1, y2 - y1] == boxes[info.class_index]
+                expected[y1:y2, x1:x2] = pixels[y1:y2, x1:x2]
+        np.testing.assert_array_equal(scene.image, expected)
+        assert [o.source for o in scene.objects] == [PASTED] * len(infos)
+    np.testing.assert_allclose(np.bincount(counts, minlength=4) / 400, 0.25, atol=0.08)
+
+
+def test_copied_objects_cover_those_below_together(small_lvis):
+    image = small_lvis.add_image(64, 48)
+    for x in (0, 10):
+        small_lvis.add_object(image, 0, [x, 0, 10, 48])
+    reader = SceneReader(small_lvis.read(), UPRIGHT)
+    for seed in range(30):
+        scene = reader(0, np.random.default_rng(0))
+        below = scene.objects[0]
+        below.mask.crop = np.ones((14, 30), np.uint8)  # 20 of its 30 columns can be covered: 140 pixels left
+        below.mask.box = below.box = (0, 0, 30, 14)
+        scene.objects = [below]
+        infos = ImagePaster(reader, np.array([0]), [basic])(scene, 0, np.random.default_rng(seed), [])
+        real = [o for o in scene.objects if o.source == REAL]
+        assert len(real) == (0 if len(infos) == 2 else 1)
+
+
+def test_a_mixture_takes_each_side_as_often_as_asked():
+    chosen = []
+    first, second = (lambda *_, name=name: chosen.append(name) or [] for name in "ab")
+    paster = EitherPaster(0.3, [first], [second])
+    for seed in range(3000):
+        paster(black(), seed, np.random.default_rng(seed), [])
+    assert abs(chosen.count("a") / 3000 - 0.3) < 0.03 and len(chosen) == 3000
+
+
+def cutout() -> np.ndarray:
+    image = np.zeros((20, 30, 4), np.uint8)
+    image[..., 0], image[..., 3] = 200, 255
+    image[:, :15, 1] = 100
+    return image
+
+
+def test_half_of_the_cutouts_are_mirrored_or_none():
+    rng = np.random.default_rng(0)
+    mirrored = [RandomMirror()(cutout(), rng)[0, 0, 1] == 0 for _ in range(2000)]
+    assert abs(np.mean(mirrored) - 0.5) < 0.04
+    np.testing.assert_array_equal(RandomMirror(1.0)(cutout(), rng), cutout()[:, ::-1])
+    np.testing.assert_array_equal(RandomMirror(0.0)(cutout(), rng), cutout())
+
+
+def test_a_turned_cutout_holds_the_whole_object_tightly():
+    rng = np.random.default_rng(0)
+    heights = []
+    for _ in range(200):
+        turned = RandomRotation()(cutout(), rng)
+        alpha = turned[..., 3] > 0
+        assert (turned[alpha][:, 0] == 200).all()  # no dark fringe
+        assert alpha.sum() == pytest.approx(600, rel=0.2)
+        assert (turned[..., 3] > 127).sum() == pytest.approx(600, rel=0.05)
+        assert alpha[0].any() and alpha[-1].any() and alpha[:, 0].any() and alpha[:, -1].any()
+        heights.append(turned.shape[0])
+    assert max(heights) == pytest.approx(20 * np.cos(np.pi / 6) + 30 * np.sin(np.pi / 6), abs=2)
+
+
+def test_colour_jitter_turns_hues_by_a_fifth_and_scales_brightness_by_a_fifth():
+    rng = np.random.default_rng(0)
+    grey, red = np.full((1, 1, 4), 100, np.uint8), np.array([[[200, 50, 50, 255]]], np.uint8)
+    levels, hues = [], []
+    for _ in range(300):
+        levels.append(RandomColor()(grey, rng)[0, 0, 0])
+        hue = rgb_to_hsv(*RandomColor(probability=1.0)(red, rng)[0, 0, :3] / 255)[0]
+        hues.append((hue + 0.5) % 1 - 0.5)
+    np.testing.assert_allclose(np.quantile(levels, [0, 1]), [80, 120], atol=3)
+    np.testing.assert_allclose(np.quantile(hues, [0, 1]), [-0.2, 0.2], atol=0.02)
+
+
+def test_colour_jitter_changes_colours_of_half_of_the_cutouts_and_no_shape():
+    rng = np.random.default_rng(0)
+    changed = 0
+    for _ in range(200):
+        jittered = RandomColor()(cutout(), rng)
+        np.testing.assert_array_equal(jittered[..., 3], 255)
+        assert jittered.dtype == np.uint8 and jittered.shape == (20, 30, 4)
+        changed += not np.array_equal(jittered, cutout())
+    assert 70 < changed < 130
+    assert np.array_equal(RandomColor(probability=0.0)(cutout(), rng), cutout())
