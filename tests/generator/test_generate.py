@@ -155,7 +155,7 @@ def test_staleness_chooses_the_round_whose_feedback_counts(world, monkeypatch, f
     assert [call["path"] for call in fake_network] == ["after-1.pth", "after0.pth"]
 
 
-def test_allocation_of_round_two_follows_the_feedback(world, monkeypatch, capsys):
+def test_dry_run_shows_and_saves_the_allocation(world, monkeypatch, capsys):
     layout = RunLayout(str(world.run))
     for round_ in (0, 1):
         write_feedback(layout, feedback(round_, drift=[1, 1, 1, 8], mask_ap=[20, 5, 10, 10]))
