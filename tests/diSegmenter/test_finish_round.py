@@ -54,25 +54,12 @@ def test_the_pool_is_cumulative_in_lvis_format(layout):
     assert is_finished(layout, 0) and is_finished(layout, 1)
 
 
-def test_the_latest_round_alone_is_an_option(layout):
-    finish(layout, 0, [30, 30], [0])
-    finish(layout, 1, [30, 30], [1])
-    assert {a["round"] for a in read_annotations(layout.annotations(1)).annotations} == {1}
-
-
 def test_the_index_lists_dropped_ones_with_their_reason(layout):
     finish(layout, 0, [30, 20, 30, 25], [0])
     assert PoolIndex(layout, [0]).category_ids.tolist() == [3, 3, 7]
     everything = PoolIndex(layout, [0], dropped_too=True)
     assert everything.column("reason").tolist() == ["", "", "CLIP score", ""]  # in the order of names
     assert everything[2] == pool_instance(0, 7, 1, clip_black=20.0, reason="CLIP score")
-
-
-def test_without_an_annotation_file_there_is_still_index_and_marker(layout):
-    judged = judge_round(layout, 0, cut_out(layout, generate(layout, 0, 2), [30, 20]), CHECKS)
-    write_pool(layout, judged, CATEGORIES, [0], annotation_file=False)
-    assert not files.exists(layout.annotations(0)) and is_finished(layout, 0)
-    assert len(PoolIndex(layout, [0])) == 1
 
 
 def test_decisions_and_thresholds_are_on_record(layout):

@@ -92,22 +92,21 @@ def test_a_choice_that_does_not_exist_is_named():
         load_foreground("mating", "", "main", False, 32, CPU)
 
 
-def test_sam_2_is_asked_for_what_is_in_a_box_of_nine_tenths_of_the_image():
+def test_sam_2_gives_the_mask_that_it_trusts_most_in_a_box_of_nine_tenths_of_the_image():
     asked = []
 
     def model(pixel_values, input_boxes):
         asked.append(input_boxes)
+        trust = torch.tensor([[[0.1, 0.9, 0.5]], [[0.3, 0.1, 0.5]]])
         masks = torch.arange(3.0).view(1, 1, 3, 1, 1).expand(2, 1, 3, 16, 16)
-        return SimpleNamespace(
-            iou_scores=torch.tensor([[[0.1, 0.9, 0.5]], [[0.3, 0.1, 0.5]]]), pred_masks=masks
-        )
+        return SimpleNamespace(iou_scores=trust, pred_masks=masks)
 
     logits = BoxPromptedSam2(model)(torch.zeros(2, 3, 40, 40))
     torch.testing.assert_close(asked[0], torch.tensor([[[2.0, 2.0, 38.0, 38.0]]]).expand(2, 1, 4))
     assert logits.shape == (2, 1, 16, 16) and logits[:, 0, 0, 0].tolist() == [1.0, 2.0]
 
 
-def test_sam_2_loads_and_gives_the_mask_that_it_trusts_most(tmp_path):
+def test_sam_2_loads_and_gives_a_mask_of_each_image(tmp_path):
     torch.manual_seed(0)
     backbone = Sam2HieraDetConfig(
         hidden_size=8,
@@ -135,11 +134,3 @@ def test_sam_2_loads_and_gives_the_mask_that_it_trusts_most(tmp_path):
     model.save_pretrained(tmp_path)
     alphas = load_foreground("sam2", str(tmp_path), "main", False, 512, CPU)(IMAGES)
     assert [alpha.shape for alpha in alphas] == [image.shape[:2] for image in IMAGES]
-    pixels = torch.rand(2, 3, 64, 64)
-    with torch.no_grad():
-        logits = BoxPromptedSam2(model.eval())(pixels)
-        box = torch.tensor([[[3.2, 3.2, 60.8, 60.8]]]).expand(2, 1, 4)
-        output = model(pixel_values=pixels, input_boxes=box)
-    for i in range(2):
-        best = int(output.iou_scores[i, 0].argmax())
-        torch.testing.assert_close(logits[i, 0], output.pred_masks[i, 0, best])

@@ -143,7 +143,8 @@ def test_guided_round_uses_the_network_that_the_feedback_names(world, monkeypatc
     layout = RunLayout(str(world.run))
     write_feedback(layout, feedback(0))
     run(world, monkeypatch, "--st_rd", "1", "--round", "1", "GENERATOR.GUIDANCE_SCALE", "0.1")
-    assert [(call["path"], call["sha256"]) for call in fake_network] == [("model.pth", "0" * 64)]
+    (call,) = fake_network
+    assert (call["path"], call["sha256"], call["use_ema"]) == ("model.pth", "0" * 64, True)
     (manifest,) = read_round(layout, 1)
     assert all(record.guided and record.criterion_before > 0 for record in manifest.instances)
     assert all(record.criterion_after > 0 for record in manifest.instances)
@@ -157,7 +158,7 @@ def test_staleness_chooses_the_round_whose_feedback_counts(world, monkeypatch, f
     assert [call["path"] for call in fake_network] == ["after-1.pth", "after0.pth"]
 
 
-def test_allocation_of_round_two_follows_the_feedback(world, monkeypatch, capsys):
+def test_dry_run_shows_and_saves_the_allocation(world, monkeypatch, capsys):
     layout = RunLayout(str(world.run))
     for round_ in (0, 1):
         write_feedback(layout, feedback(round_, drift=[1, 1, 1, 8], mask_ap=[20, 5, 10, 10]))
@@ -169,7 +170,7 @@ def test_allocation_of_round_two_follows_the_feedback(world, monkeypatch, capsys
     first, second = ({int(row["id"]): int(row["images"]) for row in table} for table in tables)
     # shares 1/N: 20, 10, 4, 1; with drift · AP: 20·20, 10·5, 4·10, 1·80
     assert first == {1: 7, 2: 4, 5: 1, 9: 0}
-    assert second == {1: 8, 2: 1, 5: 1, 9: 2}
+    assert second == {1: 8, 2: 1, 5: 1, 9: 2} and list(second) == [1, 9, 2, 5]  # most images first
     assert "round 2: 12 images" in capsys.readouterr().out
 
 

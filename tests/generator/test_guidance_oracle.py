@@ -6,15 +6,14 @@ import diffusers as d
 import numpy as np
 import pytest
 import torch
+from diffusers.configuration_utils import FrozenDict
 
 from generator.criteria import entropy, loss
 from generator.guidance import Guidance, guided
 
-SHAPE, CLASSES, SCALE = (
-    (1, 2, 3),
-    [4, 0, 2],
-    0.07,
-)  # of the latents; of five, so that none stands in its own row
+SHAPE = (1, 2, 3)  # of the latents
+CLASSES = [4, 0, 2]  # of five, so that none is the number of its image
+SCALE = 0.07
 RANDOM = np.random.default_rng(5)
 W, WORDS, EMPTY = RANDOM.normal(size=(6, 6)), RANDOM.normal(size=(3, 6)), RANDOM.normal(size=(1, 6))
 LOGITS = RANDOM.normal(size=(6, 18))  # of five classes and the background
@@ -35,9 +34,7 @@ class Decoder(torch.nn.Module):
     def __init__(self, seed, scaling_factor, shift_factor):
         super().__init__()
         self.matrix = np.random.default_rng(seed).normal(size=(18, 6)) / 1e5
-        self.config = d.configuration_utils.FrozenDict(
-            scaling_factor=scaling_factor, shift_factor=shift_factor
-        )
+        self.config = FrozenDict(scaling_factor=scaling_factor, shift_factor=shift_factor)
         self.dtype = torch.float64
 
     def decode(self, latents, return_dict):
@@ -48,10 +45,10 @@ class Pipeline:
     """The denoising loop of every pipeline in diffusers; keeps what each step started from and what it got."""
 
     def __init__(self, scheduler, cfg_scale):
-        self.guidance_scale, self.vae, self.steps = cfg_scale, Decoder(1, 1.5, 0.1), []
-        denoiser = Denoiser()
-        setattr(self, "transformer" if self._flow(scheduler) else "unet", denoiser)
-        self.denoiser, steps = denoiser, self.steps
+        self.guidance_scale, self.vae, self.denoiser = cfg_scale, Decoder(1, 1.5, 0.1), Denoiser()
+        self.flow = isinstance(scheduler, d.FlowMatchEulerDiscreteScheduler)
+        setattr(self, "transformer" if self.flow else "unet", self.denoiser)
+        self.steps = steps = []
 
         class Watched(type(scheduler)):
             def step(self, prediction, timestep, sample, **options):
@@ -60,10 +57,6 @@ class Pipeline:
 
         self.scheduler = Watched(**scheduler.config)
 
-    @staticmethod
-    def _flow(scheduler):
-        return isinstance(scheduler, d.FlowMatchEulerDiscreteScheduler)
-
     @torch.no_grad()
     def __call__(self, num_steps):
         scheduler, x = self.scheduler, torch.tensor(NOISE).unflatten(1, SHAPE)
@@ -71,20 +64,18 @@ class Pipeline:
         words = torch.tensor(np.concatenate([np.repeat(EMPTY, 3, 0), WORDS]))[-3 * copies :]
         scheduler.set_timesteps(num_steps)
         for t in scheduler.timesteps:
-            if self._flow(scheduler):
-                halves = self.denoiser(
-                    hidden_states=torch.cat([x] * copies), timestep=t, encoder_hidden_states=words
-                )[0]
+            both, named = torch.cat([x] * copies), {"encoder_hidden_states": words}
+            if self.flow:
+                v = self.denoiser(hidden_states=both, timestep=t, **named)[0]
             else:
-                scaled = scheduler.scale_model_input(torch.cat([x] * copies), t)
-                halves = self.denoiser(scaled, t, encoder_hidden_states=words)[0]
-            first, last = halves.chunk(2) if copies == 2 else (0 * halves, halves)
-            v = first + self.guidance_scale * (last - first) if copies == 2 else last
+                v = self.denoiser(scheduler.scale_model_input(both, t), t, **named)[0]
+            if copies == 2:
+                v = v[:3] + self.guidance_scale * (v[3:] - v[:3])
             self.steps.append({"x": x, "v": v, "sigma": scheduler.sigmas[len(self.steps)].item()})
             x = scheduler.step(v, t, x, return_dict=False)[0]
 
 
-def shifted_by_hand(x, words, sigma, asked, criterion, mode, decoder, cfg_scale, flow):
+def shifted_by_hand(x, words, asked, sigma, criterion, mode, decoder, cfg_scale, flow):
     """Of one image, flattened: the latents after the shift, and the criterion before it."""
     inner = 1.0 if flow else 1 / np.sqrt(sigma**2 + 1)  # the scaling of a k-diffusion model's input
     halves = [np.tanh(W @ (inner * x) + c) for c in (EMPTY[0], words)]
@@ -126,16 +117,12 @@ def test_every_shift_is_that_of_the_gradient_written_out_by_hand(
     levels = pipeline.scheduler.sigmas.tolist()
     sigmas = (levels[4], levels[2])  # of the steps 0, 2, 4 and 6 the first lies above, the last below
     passes = []
-    guidance = Guidance(
-        lambda images: passes.append(len(images)) or images.flatten(1) @ torch.tensor(LOGITS).T,
-        criterion,
-        scale=SCALE,
-        every=2,
-        sigmas=sigmas,
-        mode=mode,
-        chunk=chunk,
-        decoder=decoder,
-    )
+
+    def classifier(images):
+        passes.append(len(images))
+        return images.flatten(1) @ torch.tensor(LOGITS).T
+
+    guidance = Guidance(classifier, criterion, SCALE, 2, sigmas, mode, chunk, decoder)
     with guided(pipeline, guidance, torch.tensor(CLASSES)) as trace:
         pipeline(7)
     assert len(pipeline.steps) == 7 and passes == ([2, 1] if chunk else [3]) * 2
@@ -144,14 +131,11 @@ def test_every_shift_is_that_of_the_gradient_written_out_by_hand(
         if number not in (2, 4):
             assert torch.equal(step.shifted, step.x)
             continue
-        x, flow = step.x.flatten(1).numpy(), pipeline._flow(scheduler)
-        by_hand = [
-            shifted_by_hand(
-                x[i], WORDS[i], step.sigma, c, criterion, mode, decoder or pipeline.vae, cfg_scale, flow
-            )
-            for i, c in enumerate(CLASSES)
+        x, settings = step.x.flatten(1).numpy(), (criterion, mode, decoder or pipeline.vae, cfg_scale)
+        each = [
+            (*image, step.sigma, *settings, pipeline.flow) for image in zip(x, WORDS, CLASSES, strict=True)
         ]
-        expected, values = zip(*by_hand, strict=True)
+        expected, values = zip(*[shifted_by_hand(*one) for one in each], strict=True)
         moved, shift = step.shifted.flatten(1).numpy() - x, np.array(expected) - x
         np.testing.assert_allclose(moved, shift, rtol=1e-5, atol=1e-6 * np.abs(shift).max())
         if number == 2:
@@ -160,21 +144,16 @@ def test_every_shift_is_that_of_the_gradient_written_out_by_hand(
 
 
 def test_image_with_a_single_element_of_its_gradient_not_finite_is_left_where_it_is():
-    class Repeats(Decoder):
-        def decode(self, latents, return_dict):
-            return (latents.expand(-1, 3, -1, -1),)
-
-    def spoil(gradient):
-        return gradient.index_put(
-            (torch.tensor([1]), *torch.zeros(3, 1).long()), torch.tensor(torch.inf).double()
-        )
+    spoilt = torch.zeros(3, 3, 2, 3, dtype=torch.float64)
+    spoilt[1, 0, 0, 0] = torch.inf
 
     def classifier(images):
-        images.register_hook(spoil)
+        images.register_hook(lambda gradient: gradient + spoilt)
         return images.flatten(1) @ torch.tensor(LOGITS).T
 
-    pipeline = Pipeline(d.FlowMatchEulerDiscreteScheduler(), 5.0)
-    guidance = Guidance(classifier, every=2, mode="decoder", decoder=Repeats(2, 9.0, 0.0))
+    pipeline, repeats = Pipeline(d.FlowMatchEulerDiscreteScheduler(), 5.0), Decoder(2, 9.0, 0.0)
+    repeats.decode = lambda latents, return_dict: (latents.expand(-1, 3, -1, -1),)
+    guidance = Guidance(classifier, every=2, mode="decoder", decoder=repeats)
     with guided(pipeline, guidance, torch.tensor(CLASSES)) as trace:
         pipeline(2)
     moved = pipeline.steps[0]["shifted"] != pipeline.steps[0]["x"]

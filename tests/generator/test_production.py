@@ -33,12 +33,6 @@ def make(layout, plan, begin=lambda images: draw, shard=WHOLE, guided=True):
     return produce(layout, 2, plan, shard, 3, "model", guided, begin)
 
 
-def test_plan_counts_instances_from_one_and_seeds_each(plan):
-    assert [image.file for image in plan[:2]] == ["02_0003_0001.png", "02_0003_0002.png"]
-    assert [(image.category_id, image.class_index) for image in plan] == [(3, 0)] * 4 + [(7, 1)] * 6
-    assert len({image.seed for image in plan}) == 10
-
-
 @pytest.mark.parametrize("count", [1, 2, 3, 10])
 def test_shards_divide_the_batches_evenly_and_leave_none_out(plan, count):
     shards = [list(batches_of_shard(plan, 2, index, count)) for index in range(count)]

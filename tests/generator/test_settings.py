@@ -17,21 +17,12 @@ def settings(**changes):
     return load_config(str(REPOSITORY / "configs/MRCA/MRCA_R50.yaml"), options)
 
 
-def test_guidance_is_what_the_settings_say():
+def test_guidance_and_allocation_are_what_the_settings_say():
     classifier, decoder = torch.nn.Identity(), torch.nn.Identity()
-    cfg = settings(
-        CRITERION="loss",
-        GUIDANCE_SCALE=0.5,
-        GUIDANCE_EVERY=3,
-        GUIDANCE_SIGMAS=[0.1, 0.9],
-        GUIDANCE_MODE="decoder",
-        GUIDANCE_CHUNK=2,
-    )
+    length = {"GUIDANCE_SCALE": 0.5, "GUIDANCE_EVERY": 3, "GUIDANCE_SIGMAS": [0.1, 0.9]}
+    cfg = settings(CRITERION="loss", GUIDANCE_MODE="decoder", GUIDANCE_CHUNK=2, **length)
     expected = Guidance(classifier, loss, 0.5, 3, (0.1, 0.9), "decoder", 2, decoder)
     assert build.build_guidance(cfg, classifier, decoder) == expected
-
-
-def test_allocation_is_what_the_settings_say():
     exponents = {"FREQUENCY_EXPONENT": 0.5, "DRIFT_EXPONENT": 0.25, "AP_EXPONENT": 2.0}
     bounds = {"PER_CLASS": 5, "MIN_PER_CLASS": 1, "MAX_PER_CLASS": 9}
     cfg = settings(BALANCED=True, AP_MODE="inverse", **exponents, **bounds)
@@ -45,17 +36,10 @@ def test_images_are_drawn_as_the_settings_say_and_embeddings_kept_apart_by_all_t
     keys, drawer = [], Mock()
     monkeypatch.setattr(build, "EmbeddingFolder", lambda folder, key: keys.append(key))
     monkeypatch.setattr(build, "Drawer", drawer)
-    for change in (
-        {},
-        {"MODEL": "other"},
-        {"REVISION": "other"},
-        {"DTYPE": "float32"},
-        {"CFG_SCALE": 1.0},
-        {"MAX_SEQUENCE_LENGTH": 99},
-    ):
+    others = {"MODEL": "x", "REVISION": "x", "DTYPE": "float32", "MAX_SEQUENCE_LENGTH": 99, "CFG_SCALE": 1.0}
+    for change in ({}, *({key: value} for key, value in others.items())):
         cfg = settings(EMBEDDING_CACHE="cache", IMAGE_SIZE=96, STEPS=7, **change)
         build.build_drawer(cfg, torch.device("cpu"), limit=3)
     assert len(set(keys)) == 6
-    assert [call.args[2:] for call in drawer.call_args_list] == [
-        (Sampling(96, 7, 1.0 if number == 4 else 5.0), 3) for number in range(6)
-    ]
+    scales = [5.0] * 5 + [1.0]
+    assert [call.args[2:] for call in drawer.call_args_list] == [(Sampling(96, 7, s), 3) for s in scales]
