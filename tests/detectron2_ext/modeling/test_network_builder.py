@@ -55,6 +55,11 @@ def test_what_the_network_does_not_have_is_refused_by_name(key, value):
         build_model(cfg)
 
 
+SWIN = {
+    "BACKBONE__NAME": "build_swintransformer_fpn_backbone",
+    "SWIN__SIZE": "T",
+    "FPN__IN_FEATURES": "[swin1, swin2, swin3]",
+}
 # Of each layer: standard deviation of the weights, from fan-in and fan-out; their distribution; the bias.
 INITIAL = {
     r"fpn_(lateral|output)|top_block|box_head.*fc": (lambda fan_in, _: fan_in**-0.5, "uniform", 0.0),
@@ -70,11 +75,9 @@ INITIAL = {
 
 
 def test_untrained_layers_start_as_in_the_method():
-    settings = {"FPN__OUT_CHANNELS": 64, "CENTERNET__NUM_BOX_CONVS": 2, "ROI_MASK_HEAD__CONV_DIM": 64}
-    settings |= {"BACKBONE__NAME": "build_swintransformer_fpn_backbone", "SWIN__SIZE": "T"}
-    settings |= {"FPN__IN_FEATURES": "[swin1, swin2, swin3]"}
+    settings = {"FPN__OUT_CHANNELS": 64, "CENTERNET__NUM_BOX_CONVS": 2, "ROI_MASK_HEAD__CONV_DIM": 96}
     torch.manual_seed(0)
-    state = build_model(small_config(**settings)).state_dict()
+    state = build_model(small_config(**SWIN, **settings)).state_dict()
     seen = set()
     for name, weight in state.items():
         pattern = next((pattern for pattern in INITIAL if re.search(pattern, name)), None)
@@ -121,7 +124,7 @@ def test_image_counts_of_other_categories_are_refused(tmp_path):
             build_model(small_config(ROI_BOX_HEAD__CAT_FREQ_PATH=path))
 
 
-def test_every_limit_reaches_its_place():
+def test_every_setting_reaches_its_place():
     heat_map = {"INFERENCE_TH": 0.1, "NMS_TH_TRAIN": 0.2, "NMS_TH_TEST": 0.3, "PRE_NMS_TOPK_TRAIN": 4}
     heat_map |= {"PRE_NMS_TOPK_TEST": 5, "POST_NMS_TOPK_TRAIN": 6, "POST_NMS_TOPK_TEST": 7}
     settings = {f"CENTERNET__{key}": value for key, value in heat_map.items()} | {
@@ -135,7 +138,8 @@ def test_every_limit_reaches_its_place():
         "ROI_BOX_HEAD__PRIOR_PROB": 0.2,
         "CENTERNET__PRIOR_PROB": 0.1,
     }
-    network = build_model(small_config(**settings), [4, 0, 1, 9, 0])
+    generator = torch.Generator()
+    network = build_model(small_config(**settings), [4, 0, 1, 9, 0], generator)
     assert network.proposal_generator.when_training == ProposalSelection(0.1, 0.2, 4, 6)
     assert network.proposal_generator.when_testing == ProposalSelection(0.1, 0.3, 5, 7)
     heads = network.roi_heads
@@ -144,10 +148,14 @@ def test_every_limit_reaches_its_place():
     assert heads.iou_thresholds == [0.11, 0.12, 0.13]
     assert heads.selection == DetectionSelection(0.14, 0.15, 100)
     assert heads.class_sampler.num_classes == 16
+    assert sampler.generator is heads.class_sampler.generator is generator
     for predictor in heads.box_predictor:
         assert predictor.freq_weight.tolist() == [8, 0, 1, 27, 0]
         assert predictor.cls_score.bias.sigmoid().tolist() == pytest.approx([0.2] * 6)
     assert network.proposal_generator.centernet_head.agn_hm.bias.sigmoid().item() == pytest.approx(0.1)
+    with torch.device("meta"):
+        swin = build_model(small_config(**SWIN, SWIN__USE_CHECKPOINT=True)).backbone.bottom_up
+    assert all(layer.recompute for layer in swin.layers)
 
 
 def test_no_mask_head_is_an_option():
