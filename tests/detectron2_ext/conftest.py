@@ -141,7 +141,7 @@ def index_of(tmp_path: Path) -> Callable[[Path], RunLayout]:
                     "category_id": 10 * (n % 3 + 1),
                     "cutout": f"cutouts/{n}.png",
                 }
-                rows.append(pool_instance(**known, area=700 + 100 * n, clip_white=20.0 + n))
+                rows.append(pool_instance(**known, area=100 + 50 * n, clip_white=20.0 + n))
             write_index(layout, round_, rows)
         return layout
 

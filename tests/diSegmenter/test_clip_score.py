@@ -55,7 +55,7 @@ def test_texts_are_encoded_once_whatever_is_asked_for(clip_folder):
 )
 def test_texts_are_padded_as_the_model_was_trained(kind, padding):
     model, processor = Mock(), Mock()
-    model.to.return_value.eval.return_value = model
+    model.to.return_value.eval.return_value.requires_grad_.return_value = model
     model.config.model_type = kind
     model.get_text_features.return_value.pooler_output = torch.ones(2, 8)
     processor.tokenizer.return_value.to.return_value = {}

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from fsspec.registry import filesystem
+from fsspec.registry import filesystem, get_filesystem_class
 from moto.server import ThreadedMotoServer
 
 from diSegmenter.pool.move import pack
@@ -21,6 +21,7 @@ def server():
     """Its address; the environment names it as a user's would, with credentials of no account."""
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
+    get_filesystem_class("s3").clear_instance_cache()  # those of another module know another server
     host, port = server.get_host_and_port()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")

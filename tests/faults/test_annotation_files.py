@@ -146,20 +146,20 @@ def test_no_segmentation_takes_gigabytes(segmentation, path):
 # JSON values without a space in them. The object that gets them is the second one, the run lengths' image 6 x 8.
 _BAD = {
     "annotations segmentation": r"""
-        5 "text" null [5] ["text"] [{}] [[1,2,"3",4,5,6]] [[1,[2],3,4,5,6]] [[1,2,3,4,5]] [[0,0,1,1,2,NaN]] {}
+        5 "text" null [5] ["text"] [{}] [[1,2,"3",4,5,6]] [[1,[2],3,4,5,6]] [[1,2,3,4,5]] {}
         [[0,0,1,1,2,1180591620717411303424]] [[0,0,1,1,1e9,1]] {"counts":[48]} {"size":6,"counts":[48]}
         {"size":[8,6],"counts":[48]} {"size":[6.0,8],"counts":[48]} {"size":[6,8],"counts":[]}
         {"size":[6,8],"counts":[49]} {"size":[6,8],"counts":[47]} {"size":[6,8],"counts":[8,-1,41]}
         {"size":[6,8],"counts":[48.0]} {"size":[6,8],"counts":["48"]} {"size":[6,8],"counts":[18446744073709551616]}
         {"size":[6,8],"counts":""} {"size":[6,8],"counts":"\u00e9"} {"size":[6,8],"counts":"\ud800"}
         {"size":[6,8],"counts":"oooooooo0"} {"size":[6,8],"counts":"`QPPPPP0"} {"size":[6,8],"counts":"P"}""",
-    "annotations bbox": '5 "1234" [1,2,3] [1,2,3,null] [1,2,-3,4] [1,2,NaN,4] [1,2,1e300,4] [1,2,3,1e19]',
-    "annotations area": 'null "5" -1 NaN Infinity 1180591620717411303424',
+    "annotations bbox": '5 "1234" [1,2,3] [1,2,3,null] [1,2,-3,4] [1,2,1e300,4] [1,2,3,1e19]',
+    "annotations area": 'null "5" -1 1180591620717411303424',
     "annotations iscrowd": 'null 2 -1 "0" [] 0.0',
     "annotations id": 'null "8" -1 7.0 9223372036854775808 []',
     "annotations image_id": 'null 99 "3" 3.0 18446744073709551616',
     "annotations category_id": 'null 99 "2" 18446744073709551616',
-    "images height": '-1 0 "6" 6.0 null 268435456 2147483648 18446744073709551616 NaN',
+    "images height": '-1 0 "6" 6.0 null 268435456 2147483648 18446744073709551616',
     "images file_name": r'5 null "\ud800" "a\u0000"',
     "images neg_category_ids": '5 null ["2"] [[2]] [18446744073709551616]',
     "categories name": r'5 "\ud800" []',

@@ -301,7 +301,7 @@ def test_instances_of_the_runs_pool_are_weighted_by_what_the_settings_name(
     expected = {
         "class": of_class,
         "clip_white": [20 + n for n in numbers],
-        "area": [700 + 100 * n for n in numbers],
+        "area": [100 + 50 * n for n in numbers],
     }[weight]
     np.testing.assert_allclose(pasted_shares(cfg, pool), np.array(expected) / sum(expected), atol=0.02)
 

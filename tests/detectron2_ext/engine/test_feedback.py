@@ -76,6 +76,7 @@ def test_starting_weights_have_no_drift_and_a_data_set_without_objects_has_a_mea
         round_=-1,
         iteration=0,
         checkpoint=str(tmp_path / "now.pth"),
+        weights=_weights(1),
         before=None,
         dataset="val",
         category_ids=[2],
