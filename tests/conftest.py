@@ -1,8 +1,34 @@
 """What holds for every test."""
 
 import os
+from pathlib import Path
+
+import pytest
 
 if os.environ.get("MRCA_TEST_ONEDNN") == "off":  # tools/test_bits.sh
     import torch
 
     torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+
+# Whole rounds, other processes, full-size networks, fuzzing. `-m "not slow"` leaves them out: the rest takes a minute.
+SLOW = {
+    "detectron2_ext/engine/test_round.py",
+    "detectron2_ext/modeling/test_full_size_configs.py",
+    "detectron2_ext/test_distributed.py",
+    "diSegmenter/test_segment_and_filter.py",
+    "faults",
+    "generator/test_generate.py",
+    "test_end_to_end.py",
+    "test_requirements.py",
+    "test_rounds_on_s3.py",
+    "test_x_paste_pool.py",
+    "tools/test_lvis_digits.py",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    folder = Path(__file__).parent
+    slow = [folder / name for name in SLOW]
+    for item in items:
+        if any(item.path.is_relative_to(path) for path in slow):
+            item.add_marker(pytest.mark.slow)

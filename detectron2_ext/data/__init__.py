@@ -1,2 +1,1 @@
-"""Training and test data: annotation files, large-scale jitter, copy-paste from the instance pool,
-loaders."""
+"""From annotation files and images to the batches that training and testing see."""
