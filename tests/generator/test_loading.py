@@ -10,7 +10,7 @@ from huggingface_hub.errors import GatedRepoError
 from safetensors.torch import load_file
 
 from exchange.errors import UserError
-from generator.pipelines import PipelineSource, choose_device, load_tiny_autoencoder
+from generator.pipelines import PipelineSource, Tuning, choose_device, load_tiny_autoencoder
 
 CPU = torch.device("cpu")
 SD3 = "stabilityai/stable-diffusion-3-medium-diffusers"
@@ -97,3 +97,8 @@ def test_what_is_loaded_is_frozen_once_and_for_all(saved_sd3, part):
     pipeline = getattr(source(saved_sd3), part)()
     networks = [network for network in pipeline.components.values() if isinstance(network, torch.nn.Module)]
     assert networks and not any(p.requires_grad for network in networks for p in network.parameters())
+
+
+def test_activations_are_recomputed_in_the_denoiser_and_in_the_decoder(saved_sd3):
+    pipeline = PipelineSource(str(saved_sd3), "main", "float32", CPU, Tuning(checkpointing=True)).load_painter()
+    assert pipeline.transformer.is_gradient_checkpointing and pipeline.vae.is_gradient_checkpointing
