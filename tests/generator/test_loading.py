@@ -20,12 +20,13 @@ def source(name, dtype="float32"):
     return PipelineSource(str(name), "main", dtype, CPU)
 
 
-def test_gated_model_names_the_page_and_the_variable(monkeypatch):
+@pytest.mark.parametrize("linked", [True, False])
+def test_gated_model_names_the_page_and_the_variable(monkeypatch, linked):
     def refuse(*_, **options):
         try:
             raise GatedRepoError.__new__(GatedRepoError)
         except GatedRepoError as error:
-            raise OSError(f"{SD3} is not a valid model identifier") from error
+            raise OSError(f"{SD3} is not a valid model identifier") from (error if linked else None)
 
     monkeypatch.setattr(diffusers.DiffusionPipeline, "load_config", refuse)
     with pytest.raises(UserError, match=f"https://huggingface.co/{SD3}.*HF_TOKEN"):
