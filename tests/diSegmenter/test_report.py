@@ -80,4 +80,6 @@ def test_the_report_carries_its_pictures_with_it(layout):
 
 
 def test_a_round_with_nothing_kept_has_a_report(layout):
-    assert "0 of 2 instances kept" in report(layout, [1, 2])
+    text = report(layout, [1, 2])
+    assert "0 of 2 instances kept" in text
+    assert "<h2>Dropped</h2>" in text and "<h2>Kept</h2>" not in text

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 
 import diffusers
 import pytest
@@ -103,3 +104,13 @@ def test_what_is_loaded_is_frozen_once_and_for_all(saved_sd3, part):
 def test_activations_are_recomputed_in_the_denoiser_and_in_the_decoder(saved_sd3):
     pipeline = PipelineSource(str(saved_sd3), "main", "float32", CPU, Tuning(checkpointing=True)).load_painter()
     assert pipeline.transformer.is_gradient_checkpointing and pipeline.vae.is_gradient_checkpointing
+
+
+@pytest.mark.parametrize("overflows", [True, False])
+def test_an_autoencoder_that_overflows_in_float16_is_refused_there(overflows, saved_sd3, tmp_path):
+    shutil.copytree(saved_sd3, tmp_path / "sd3")
+    config = tmp_path / "sd3/vae/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"force_upcast": overflows}))
+    with pytest.raises(UserError, match="overflows in float16") if overflows else nullcontext():
+        source(tmp_path / "sd3", "float16").load_painter()
+    source(tmp_path / "sd3", "bfloat16").load_painter()
