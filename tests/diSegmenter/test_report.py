@@ -43,7 +43,7 @@ class Page(HTMLParser):
 
 def report(layout, scores):
     instances = []
-    generated = [item for shard in (0, 1) for item in generate(layout, 0, len(scores), shard, 2)]
+    generated = [item for shard in range(3) for item in generate(layout, 0, len(scores), shard, 3)]
     for item, score in zip(sorted(generated, key=lambda i: i.instance), scores, strict=True):
         write_alpha(layout.segmented(item.file), np.full((40, 48), 255, np.uint8), {})
         instances.append(pool_instance(0, item.category_id, item.instance, clip_black=score))
@@ -80,4 +80,6 @@ def test_the_report_carries_its_pictures_with_it(layout):
 
 
 def test_a_round_with_nothing_kept_has_a_report(layout):
-    assert "0 of 2 instances kept" in report(layout, [1, 2])
+    text = report(layout, [1, 2])
+    assert "0 of 2 instances kept" in text
+    assert "<h2>Dropped</h2>" in text and "<h2>Kept</h2>" not in text

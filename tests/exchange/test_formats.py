@@ -63,7 +63,9 @@ def test_every_round_finds_its_own_files_whatever_their_number(tmp_path):
 
 
 def test_the_initial_weights_have_a_history_file_of_their_own(tmp_path):
-    assert RunLayout("/r").feedback_history(-1) == "/r/feedback/initial.json"
+    initial = dataclasses.replace(FEEDBACK, round=-1, iteration=0)
+    write_feedback(RunLayout(str(tmp_path)), initial)
+    assert read_feedback(f"{tmp_path}/feedback/initial.json") == initial
 
 
 @pytest.mark.parametrize(

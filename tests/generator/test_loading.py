@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 
 import diffusers
 import pytest
@@ -10,7 +11,7 @@ from huggingface_hub.errors import GatedRepoError
 from safetensors.torch import load_file
 
 from exchange.errors import UserError
-from generator.pipelines import PipelineSource, choose_device, load_tiny_autoencoder
+from generator.pipelines import PipelineSource, Tuning, choose_device, load_tiny_autoencoder
 
 CPU = torch.device("cpu")
 SD3 = "stabilityai/stable-diffusion-3-medium-diffusers"
@@ -20,12 +21,13 @@ def source(name, dtype="float32"):
     return PipelineSource(str(name), "main", dtype, CPU)
 
 
-def test_gated_model_names_the_page_and_the_variable(monkeypatch):
+@pytest.mark.parametrize("linked", [True, False])
+def test_gated_model_names_the_page_and_the_variable(monkeypatch, linked):
     def refuse(*_, **options):
         try:
             raise GatedRepoError.__new__(GatedRepoError)
         except GatedRepoError as error:
-            raise OSError(f"{SD3} is not a valid model identifier") from error
+            raise OSError(f"{SD3} is not a valid model identifier") from (error if linked else None)
 
     monkeypatch.setattr(diffusers.DiffusionPipeline, "load_config", refuse)
     with pytest.raises(UserError, match=f"https://huggingface.co/{SD3}.*HF_TOKEN"):
@@ -97,3 +99,18 @@ def test_what_is_loaded_is_frozen_once_and_for_all(saved_sd3, part):
     pipeline = getattr(source(saved_sd3), part)()
     networks = [network for network in pipeline.components.values() if isinstance(network, torch.nn.Module)]
     assert networks and not any(p.requires_grad for network in networks for p in network.parameters())
+
+
+def test_activations_are_recomputed_in_the_denoiser_and_in_the_decoder(saved_sd3):
+    pipeline = PipelineSource(str(saved_sd3), "main", "float32", CPU, Tuning(checkpointing=True)).load_painter()
+    assert pipeline.transformer.is_gradient_checkpointing and pipeline.vae.is_gradient_checkpointing
+
+
+@pytest.mark.parametrize("overflows", [True, False])
+def test_an_autoencoder_that_overflows_in_float16_is_refused_there(overflows, saved_sd3, tmp_path):
+    shutil.copytree(saved_sd3, tmp_path / "sd3")
+    config = tmp_path / "sd3/vae/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"force_upcast": overflows}))
+    with pytest.raises(UserError, match="overflows in float16") if overflows else nullcontext():
+        source(tmp_path / "sd3", "float16").load_painter()
+    source(tmp_path / "sd3", "bfloat16").load_painter()

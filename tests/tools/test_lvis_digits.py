@@ -27,6 +27,21 @@ def test_generation_training_and_validation_share_no_handwritten_digit():
         assert set(part.labels.tolist()) == set(range(10))
 
 
+def test_training_and_validation_share_no_column_of_a_photograph(tmp_path, monkeypatch):
+    seen: list[set[bytes]] = []
+    monkeypatch.setattr(scenes, "long_tailed_counts", lambda _: np.ones(samples.NUM_CATEGORIES, np.int64))
+    monkeypatch.setattr(scenes, "VAL_INSTANCES_PER_CATEGORY", 1)
+    compose = scenes.compose
+
+    def spy(hand, digits, backgrounds, rng):
+        seen.append({image[:, x].tobytes() for image in backgrounds for x in range(image.shape[1])})
+        return compose(hand, digits, backgrounds, rng)
+
+    monkeypatch.setattr(scenes, "compose", spy)
+    build(str(tmp_path), seed=0)
+    assert seen[0] and seen[-1] and not seen[0] & seen[-1]
+
+
 def test_the_tail_is_long_and_validation_is_balanced(dataset):
     train, val = dataset[1]["train"], dataset[1]["val"]
     groups = Counter(category["frequency"] for category in train["categories"])

@@ -1,6 +1,8 @@
 """What the quickstart tells of a run of which only the pool's index and the cut-outs are left, as training reads it."""
 
 import io
+import sys
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -9,11 +11,12 @@ from PIL import Image
 
 from diSegmenter.images import encode_cutout
 from exchange import files
+from exchange.config import flatten, load_config
 from exchange.feedback import Feedback, write_feedback
 from exchange.layout import RunLayout
 from exchange.pool_index import write_index
 from tests.diSegmenter.conftest import CATEGORIES, generate, pool_instance
-from tools import overview
+from tools import overview, quickstart
 from tools.quickstart import as_table, summarise
 
 
@@ -59,3 +62,22 @@ def test_the_overview_shows_the_cut_outs_of_the_last_round(layout, tmp_path, mon
     overview.write_overview(cfg, layout, summarise(layout, layout, rounds=2), str(tmp_path / "a.png"))
     picture = np.asarray(Image.open(io.BytesIO(files.read_bytes(str(tmp_path / "a.png")))).convert("RGB"))
     assert (picture == (255, 0, 0)).all(axis=2).sum() > 1000
+
+
+def test_the_control_has_the_seed_and_the_settings_of_the_rounds_but_pastes_nothing(tmp_path, monkeypatch):
+    commands: list[list[str]] = []
+    start = Mock(side_effect=lambda command, **_: commands.append(command) or Mock(wait=lambda: 0))
+    monkeypatch.setattr(quickstart.subprocess, "Popen", start)
+    monkeypatch.setattr(quickstart, "_run", commands.append)
+    monkeypatch.setattr(quickstart, "_make_dataset", Mock())
+    monkeypatch.setattr(quickstart, "write_overview", Mock())
+    monkeypatch.setattr(quickstart, "summarise", lambda *_: {"baseline": {}, "control": {}, "rounds": []})
+    monkeypatch.setattr(sys, "argv", ["quickstart.py", "--out", str(tmp_path), "--seed", "7"])
+    quickstart.main()
+    commands[1] = commands[1][:-2]  # without --out
+    alone, pasting = (dict(flatten(load_config(command[3], command[4:]))) for command in commands[:2])
+    assert alone["SEED"] == pasting["SEED"] == 7
+    assert {key for key in alone if alone[key] != pasting[key]} == {
+        "OUTPUT_DIR", "INPUT.USE_COPY_METHOD", "SOLVER.ROUND_ITERS",
+    }  # fmt: skip
+    assert alone["INPUT.USE_COPY_METHOD"] == "none" and alone["SOLVER.ROUND_ITERS"] == alone["SOLVER.MAX_ITER"]

@@ -54,12 +54,13 @@ def test_run_lengths_of_either_kind_keep_their_mask(small_lvis, compressed):
 def test_objects_that_cannot_be_learnt_are_left_out_and_counted(small_lvis, caplog):
     image = small_lvis.add_image()
     small_lvis.add_object(image, 0, [1, 1, 0, 5])  # no width
+    small_lvis.add_object(image, 0, [1, 1, 5, 0])  # no height
     small_lvis.add_object(image, 0, [1, 1, 5, 5], segmentation=[[1, 1, 6, 6]])  # a polygon of two points
     small_lvis.add_object(image, 0, [1, 1, 5, 5], segmentation=[])
     small_lvis.add_object(image, 1, [1, 1, 5, 5])
     dataset = small_lvis.read()
     assert dataset.record(0).classes.tolist() == [1]
-    assert "left out 3 of 4 objects" in caplog.text
+    assert "left out 4 of 5 objects" in caplog.text
 
 
 def test_a_polygon_of_two_points_beside_a_whole_one_is_ignored(small_lvis):

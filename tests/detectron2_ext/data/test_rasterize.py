@@ -1,6 +1,6 @@
 import numpy as np
 import pycocotools.mask as coco_mask
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -35,6 +35,8 @@ def full(mask, size):
 def test_a_window_of_polygons_equals_the_whole_canvas(polygons, view):
     polygons = [np.array(points, np.float32) for points in polygons]
     moved = [view.coordinates(points).reshape(-1).tolist() for points in polygons]
+    fifths = 5 * np.concatenate(moved) + 0.5  # to which the rule rounds down: the last bit decides a tie
+    assume(np.abs(fifths - fifths.round()).min() > 1e-9)
     expected = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(moved, *view.size)))
     np.testing.assert_array_equal(full(rasterize(polygons, view), view.size), expected)
 

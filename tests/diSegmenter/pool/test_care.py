@@ -236,6 +236,7 @@ def test_an_exported_pool_comes_back_the_same(pool, tmp_path):
     ]
     listed = files.read_json(f"{folders}/LVIS_instance_pools.json")
     assert {key: len(paths) for key, paths in listed.items()} == {"0": 4, "1": 2}
+    assert all(path.startswith("*") for paths in listed.values() for path in paths)  # not to be cleaned again
     sources = {
         "folders": f"{folders}/images",
         "xpaste": f"{folders}/LVIS_instance_pools.json",
