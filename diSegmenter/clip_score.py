@@ -50,7 +50,7 @@ class ClipScorer:
             for picture in self._composites(image, alpha)
         ]
         inputs = self._processor.image_processor(images=pictures, return_tensors="pt").to(self._device)
-        features = self._autocast(self._model.get_image_features, **inputs)
+        features = _unit_vectors(self._model.get_image_features(**inputs))
         image_features = features.view(len(images), 2, -1)
         text_features = torch.stack([self._text_features[category_id] for category_id in category_ids])
         return (100 * (image_features * text_features[:, None]).sum(-1)).cpu().numpy()
@@ -65,14 +65,8 @@ class ClipScorer:
             tokens = self._processor.tokenizer(
                 texts[start : start + _TEXTS_AT_ONCE], padding=padding, truncation=True, return_tensors="pt"
             ).to(self._device)
-            features += self._autocast(self._model.get_text_features, **tokens)
+            features += _unit_vectors(self._model.get_text_features(**tokens))
         return dict(zip(prompts, features, strict=True))
-
-    def _autocast(self, get_features: Any, **inputs: torch.Tensor) -> torch.Tensor:
-        """Unit vectors, float32 (N, D)."""
-        with torch.autocast(self._device.type, torch.float16, enabled=self._device.type == "cuda"):
-            features = get_features(**inputs).pooler_output
-        return F.normalize(features.float(), dim=-1)
 
     def _composites(self, image: np.ndarray, alpha: np.ndarray) -> torch.Tensor:
         """The cut-out on white and on black: uint8 (2, 3, H, W)."""
@@ -81,6 +75,12 @@ class ClipScorer:
         on_black = opacity * pixels
         on_white = on_black + (1 - opacity) * 255
         return torch.stack([on_white, on_black]).round().byte()
+
+
+def _unit_vectors(output: Any) -> torch.Tensor:
+    """(N, D), in the weights' float32 on any device: half precision would decide otherwise near the threshold."""
+    features: torch.Tensor = F.normalize(output.pooler_output, dim=-1)
+    return features
 
 
 def load_clip_scorer(

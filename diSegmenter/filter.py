@@ -17,10 +17,10 @@ _OBJECT_SHARE = 0.1
 class MaskCleaner:
     """Makes "alpha > 0" mean the object.
 
-    The sigmoid of a network is nowhere exactly 0, so box and area of "alpha > 0" would cover haze that nobody
-    sees, and pasting without blending would make it opaque. X-Paste and the reference therefore cut at 128
-    and keep the largest part when they load an instance for pasting; done here instead, mask, box, area and
-    pasted pixels are the same in every stage.
+    Eight bits truncate a sigmoid below 1/255 to 0; what lies above it, down to haze that nobody sees, counts for box
+    and area, and pasting without blending makes it opaque. MRCA's release leaves it at that (floor 0, every
+    part); X-Paste cuts at 128 and keeps the largest part when it loads an instance for pasting. Done here
+    instead, mask, box, area, CLIP score and pasted pixels are of the same mask in every stage.
 
     Args:
         floor: alpha up to this becomes 0.

@@ -39,7 +39,10 @@ class MattingForeground:
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Alpha masks, uint8 (H, W), of ``images``, uint8 (H, W, 3 or more) each of its own size."""
+        """Alpha masks, uint8 (H, W), of ``images``, uint8 (H, W, 3 or more) each of its own size.
+
+        Truncated to eight bits, as in the reference: below 1/255 a pixel is not of the object.
+        """
         side, groups = self._input_size, same_size(images)
         inputs = torch.empty(len(images), 3, side, side, device=self._device)
         for members in groups:
@@ -53,7 +56,7 @@ class MattingForeground:
         alphas = {}
         for members in groups:
             resized = _resized(opacity[members], images[members[0]].shape[:2])[:, 0]
-            alphas |= zip(members, resized.mul(255).round().byte().cpu().numpy(), strict=True)
+            alphas |= zip(members, resized.mul(255).byte().cpu().numpy(), strict=True)
         return [alphas[i] for i in range(len(images))]
 
 

@@ -36,6 +36,11 @@ class Feedback:
     time: str
 
 
+def source_round(round_: int, staleness: int) -> int:
+    """The round whose feedback round ``round_`` is drawn and trained with (FEEDBACK.STALENESS); -1: initial weights."""
+    return max(round_ - 1 - staleness, -1)
+
+
 def write_feedback(layout: RunLayout, feedback: Feedback) -> None:
     """Writes the history file of the round, then ``feedback.json``."""
     content = {"format": FORMAT_VERSION, **dataclasses.asdict(feedback)}

@@ -10,7 +10,7 @@ from exchange.feedback import Feedback
 from generator.allocation import AllocationRule
 from generator.criteria import CRITERIA
 from generator.guidance import Classifier, Guidance
-from generator.pipelines import DTYPES, PipelineSource, Tuning, load_tiny_autoencoder
+from generator.pipelines import PipelineSource, Tuning, load_tiny_autoencoder
 from generator.plan import PromptBook
 from generator.prompt_embeddings import Embedding, EmbeddingFolder, PromptEmbeddings
 from generator.sampling import Drawer, Sampling
@@ -42,7 +42,7 @@ def build_prompt_book(cfg: CfgNode) -> PromptBook:
 
 
 def load_classifier(cfg: CfgNode, feedback: Feedback, device: torch.device) -> Classifier:
-    """The segmenter whose checkpoint the feedback names; UserError if the file is not that one."""
+    """The segmenter whose checkpoint the feedback names, in float32; UserError if the file is not that one."""
     from detectron2_ext.modeling.builder import load_feedback_network  # the one bridge to stage 3
 
     return load_feedback_network(
@@ -51,7 +51,6 @@ def load_classifier(cfg: CfgNode, feedback: Feedback, device: torch.device) -> C
         sha256=feedback.checkpoint_sha256,
         use_ema=True,
         device=device,
-        dtype=DTYPES[cfg.GENERATOR.DTYPE],
     )
 
 

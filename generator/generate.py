@@ -23,7 +23,7 @@ from exchange.annotations import AnnotationFile, read_annotations
 from exchange.catalog import dataset_paths
 from exchange.config import add_config_arguments, load_config
 from exchange.errors import UserError, run_cli
-from exchange.feedback import Feedback, read_feedback
+from exchange.feedback import Feedback, read_feedback, source_round
 from exchange.layout import RunLayout
 from exchange.run import num_rounds, open_run
 from generator.allocation import AllocationRule, FloatArray, allocate, as_text, save_report, table_rows
@@ -137,7 +137,7 @@ def wait_for_feedback(
     """The feedback that a round is made from, as soon as it is there; None for round 0, which has none."""
     if round_ == 0:
         return None
-    source = max(round_ - 1 - cfg.FEEDBACK.STALENESS, -1)
+    source = source_round(round_, cfg.FEEDBACK.STALENESS)
     path = layout.feedback_history(source)
     what = "the evaluation of the initial weights" if source < 0 else f"the feedback of round {source}"
     files.wait_for(path, f"{what}, from which round {round_} is drawn", timeout_s)

@@ -129,7 +129,6 @@ def test_the_second_round_is_allocated_and_guided_by_the_feedback_of_the_first(f
             sha256=told.checkpoint_sha256,
             use_ema=True,
             device=torch.device("cpu"),
-            dtype=torch.float32,
         )
         with torch.no_grad():
             logits = network(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255).double()

@@ -34,7 +34,7 @@ from detectron2_ext.structures import Instances
 from exchange import files
 from exchange.config import add_config_arguments, from_repository, load_config
 from exchange.errors import UserError, run_cli
-from exchange.feedback import read_feedback
+from exchange.feedback import read_feedback, source_round
 from exchange.layout import RunLayout
 from exchange.run import run_layout
 from tools.drawing import PASTED, REAL, class_color, contact_sheet, draw_objects
@@ -69,7 +69,7 @@ def main() -> None:
 def training_sheet(cfg: CfgNode, layout: RunLayout, round_: int, num: int) -> Image.Image:
     """The first ``num`` training images of a round, as the network sees them."""
     dataset = build_dataset(cfg, training_set_name(cfg))
-    history = layout.feedback_history(round_ - 1)
+    history = layout.feedback_history(source_round(round_, cfg.FEEDBACK.STALENESS))
     loader = build_train_loader(
         cfg,
         start_iteration=round_ * cfg.SOLVER.ROUND_ITERS,

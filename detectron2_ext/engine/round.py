@@ -24,7 +24,7 @@ from exchange import files
 from exchange.annotations import read_annotations
 from exchange.catalog import dataset_paths
 from exchange.config import from_repository
-from exchange.feedback import read_feedback, write_feedback
+from exchange.feedback import read_feedback, source_round, write_feedback
 from exchange.layout import RunLayout
 
 _log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ class TrainingRun:
             if not files.exists(done):
                 _log.info("waiting for the pool of round %d: %s", round_, done)
             files.wait_for(done, f"the pool of round {round_} from stage 2", cfg.FEEDBACK.TIMEOUT)
-        told = layout.feedback_history(round_ - 1)
+        told = layout.feedback_history(source_round(round_, cfg.FEEDBACK.STALENESS))
         loader = build_train_loader(
             cfg,
             start_iteration=state.iteration,

@@ -42,9 +42,8 @@ class FeedbackNetwork(nn.Module):
         height, width = images.shape[-2:]
         if self.bgr:
             images = images.flip(1)
-        dtype = next(self.box_head.parameters()).dtype
-        features = self.backbone(self.preprocessor.from_batch(images.float() * 255).to(dtype))
+        features = self.backbone(self.preprocessor.from_batch(images.float() * 255))
         boxes = torch.tensor([[0.0, 0.0, width, height]], device=images.device).expand(len(images), 4)
         image_index = torch.arange(len(images), device=images.device)
-        pooled = self.pooler([features[level].float() for level in self.levels], boxes, image_index)
-        return self.classifier(self.box_head(pooled.to(dtype))).float()
+        pooled = self.pooler([features[level] for level in self.levels], boxes, image_index)
+        return self.classifier(self.box_head(pooled))

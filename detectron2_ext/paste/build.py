@@ -14,6 +14,7 @@ from detectron2_ext.data.view import SceneReader
 from detectron2_ext.paste.composite import (
     BLENDS,
     CutoutAugmentation,
+    Occlusion,
     RandomColor,
     RandomMirror,
     RandomRotation,
@@ -86,11 +87,12 @@ def build_pasters(
     if unknown or not cfg.INPUT.CP_METHOD:
         raise UserError(f"INPUT.CP_METHOD is {cfg.INPUT.CP_METHOD}: choose from {', '.join(BLENDS)}")
     blends = [BLENDS[name] for name in cfg.INPUT.CP_METHOD]
-    from_images: list[Paster] = [ImagePaster(reader, images, blends)]
+    occlude = Occlusion(cfg.INPUT.OCCLUSION_MOVED_BOX, cfg.INPUT.OCCLUSION_FEW_PIXELS)
+    from_images: list[Paster] = [ImagePaster(reader, images, blends, occlude)]
     from_pool: list[Paster] = []
     if pool is not None and len(pool):
         plan = _build_plan(cfg, reader.dataset, images, pool, feedback, round_, seed)
-        from_pool = [PoolPaster(pool, plan, _build_augmentations(cfg), blends)]
+        from_pool = [PoolPaster(pool, plan, _build_augmentations(cfg), blends, occlude)]
     method = _copy_method(cfg)
     if isinstance(method, float):
         return [EitherPaster(method, from_images, from_pool)]

@@ -138,8 +138,6 @@ BLENDS: dict[str, Blend] = {
 
 ASPECT_JITTER = 0.2  # a cut-out's aspect ratio is multiplied by 1 ± this
 SMALLEST_SIDE = 5  # pixels: a smaller object is not pasted
-MOVED_BOX = 10  # pixels: an object below goes if a side of its box moved by more than this …
-FEW_PIXELS = 300  # … and this many of its pixels, or fewer, are left
 
 
 def draw_object_size(
@@ -186,7 +184,51 @@ def draw_position(
     return x, y
 
 
-def overlay(scene: Scene, cutout: np.ndarray, x: int, y: int, class_index: int, blend: Blend) -> int:
+@dataclass(frozen=True)
+class Occlusion:
+    """What is left of an object under others.
+
+    It goes if a side of its mask's box moved by more than ``moved_box`` pixels and ``few_pixels`` or fewer of
+    its pixels are left, or if none is. The defaults are X-Paste's, for images of 640 pixels.
+    """
+
+    moved_box: int = 10
+    few_pixels: int = 300
+
+    def __call__(self, below: SceneObject, cover: ObjectMask) -> SceneObject | None:
+        """``below`` itself if ``cover`` takes no pixel of it, else the rest with its tight box; None if it goes."""
+        x1, y1, x2, y2 = below.mask.box
+        cover_x1, cover_y1, cover_x2, cover_y2 = cover.box
+        left, top, right, bottom = max(x1, cover_x1), max(y1, cover_y1), min(x2, cover_x2), min(y2, cover_y2)
+        if left >= right or top >= bottom:
+            return below
+        over = cover.crop[top - cover_y1 : bottom - cover_y1, left - cover_x1 : right - cover_x1]
+        under = np.s_[top - y1 : bottom - y1, left - x1 : right - x1]
+        if not (below.mask.crop[under] & over).any():
+            return below
+        crop = below.mask.crop.copy()
+        crop[under] &= 1 - over
+        rest = tighten(crop, x1, y1)
+        if rest is None:
+            return None
+        moved = max(abs(new - old) for new, old in zip(rest.box, below.mask.box, strict=True))
+        if moved > self.moved_box and cv2.countNonZero(rest.crop) <= self.few_pixels:
+            return None
+        return SceneObject(rest.box, rest, below.class_index, below.source)
+
+
+RELEASED = Occlusion()
+
+
+def overlay(
+    scene: Scene,
+    cutout: np.ndarray,
+    x: int,
+    y: int,
+    class_index: int,
+    blend: Blend,
+    occlude: Occlusion = RELEASED,
+) -> int:
     """Lay a cut-out, RGBA (h, w, 4), over a scene with its top left pixel at (x, y), in place.
 
     The part outside the image is cut off. Its mask is where alpha is above 0. Objects below lose the pixels
@@ -203,39 +245,14 @@ def overlay(scene: Scene, cutout: np.ndarray, x: int, y: int, class_index: int, 
     if mask is None:
         return 0
     blend(scene.image[top:bottom, left:right], shown, shape)
-    put_on_top(scene, [SceneObject(mask.box, mask, class_index, PASTED)], mask)
+    put_on_top(scene, [SceneObject(mask.box, mask, class_index, PASTED)], mask, occlude)
     return cv2.countNonZero(mask.crop)
 
 
-def put_on_top(scene: Scene, objects: Sequence[SceneObject], cover: ObjectMask) -> None:
+def put_on_top(
+    scene: Scene, objects: Sequence[SceneObject], cover: ObjectMask, occlude: Occlusion = RELEASED
+) -> None:
     """Add objects in front of those of a scene, which lose the pixels under ``cover``, the new ones'
     union."""
     remaining = (occlude(below, cover) for below in scene.objects)
     scene.objects = [below for below in remaining if below is not None] + list(objects)
-
-
-def occlude(below: SceneObject, cover: ObjectMask) -> SceneObject | None:
-    """What is left of an object under a mask.
-
-    An object that loses no pixel stays as it is. Otherwise its box becomes that of the remaining pixels, and
-    it goes (None) if a side of its mask's box moved by more than 10 pixels and 300 or fewer pixels are left,
-    or if none is.
-    """
-    x1, y1, x2, y2 = below.mask.box
-    cover_x1, cover_y1, cover_x2, cover_y2 = cover.box
-    left, top, right, bottom = max(x1, cover_x1), max(y1, cover_y1), min(x2, cover_x2), min(y2, cover_y2)
-    if left >= right or top >= bottom:
-        return below
-    over = cover.crop[top - cover_y1 : bottom - cover_y1, left - cover_x1 : right - cover_x1]
-    under = np.s_[top - y1 : bottom - y1, left - x1 : right - x1]
-    if not (below.mask.crop[under] & over).any():
-        return below
-    crop = below.mask.crop.copy()
-    crop[under] &= 1 - over
-    rest = tighten(crop, x1, y1)
-    if rest is None:
-        return None
-    moved = max(abs(new - old) for new, old in zip(rest.box, below.mask.box, strict=True)) > MOVED_BOX
-    if moved and cv2.countNonZero(rest.crop) <= FEW_PIXELS:
-        return None
-    return SceneObject(rest.box, rest, below.class_index, below.source)

@@ -11,8 +11,10 @@ from detectron2_ext.data.images import BadImage
 from detectron2_ext.data.mapper import PasteInfo, Paster
 from detectron2_ext.data.view import PASTED, ObjectMask, Scene, SceneObject, SceneReader
 from detectron2_ext.paste.composite import (
+    RELEASED,
     Blend,
     CutoutAugmentation,
+    Occlusion,
     draw_object_size,
     draw_position,
     overlay,
@@ -31,6 +33,7 @@ class PoolPaster:
         plan: which instances an image gets, how large and where.
         augmentations: change a resized cut-out, one after the other.
         blends: one of them is drawn per instance.
+        occlude: what it leaves of the objects below.
     """
 
     def __init__(
@@ -39,8 +42,9 @@ class PoolPaster:
         plan: PastePlan,
         augmentations: Sequence[CutoutAugmentation],
         blends: Sequence[Blend],
+        occlude: Occlusion = RELEASED,
     ) -> None:
-        self._pool, self._plan = pool, plan
+        self._pool, self._plan, self._occlude = pool, plan, occlude
         self._augmentations, self._blends = list(augmentations), list(blends)
 
     def __call__(self, scene: Scene, k: int, rng: np.random.Generator, skipped: list[str]) -> list[PasteInfo]:
@@ -60,7 +64,7 @@ class PoolPaster:
             x, y = draw_position(scene.size, cutout.shape[:2], rng) if corner is None else corner
             blend = self._blends[rng.integers(len(self._blends))]
             class_index = int(self._pool.categories[index])
-            visible = overlay(scene, cutout, x, y, class_index, blend)
+            visible = overlay(scene, cutout, x, y, class_index, blend, self._occlude)
             if visible:
                 box = (x, y, x + cutout.shape[1], y + cutout.shape[0])
                 name, round_ = self._pool.name(index), int(self._pool.rounds[index])
@@ -79,10 +83,17 @@ class ImagePaster:
         reader: gives a random view of an image with its objects.
         images: data set indices to choose from, all alike.
         blends: one of them is drawn per image.
+        occlude: what it leaves of the objects below.
     """
 
-    def __init__(self, reader: SceneReader, images: np.ndarray, blends: Sequence[Blend]) -> None:
-        self._reader, self._images, self._blends = reader, images, list(blends)
+    def __init__(
+        self,
+        reader: SceneReader,
+        images: np.ndarray,
+        blends: Sequence[Blend],
+        occlude: Occlusion = RELEASED,
+    ) -> None:
+        self._reader, self._images, self._blends, self._occlude = reader, images, list(blends), occlude
 
     def __call__(self, scene: Scene, k: int, rng: np.random.Generator, skipped: list[str]) -> list[PasteInfo]:
         index = int(rng.choice(self._images))
@@ -103,7 +114,7 @@ class ImagePaster:
         blend(scene.image[y1:y2, x1:x2], cutout, cover.crop)
         for scene_object in chosen:
             scene_object.source = PASTED
-        put_on_top(scene, chosen, cover)
+        put_on_top(scene, chosen, cover, self._occlude)
         path = self._reader.dataset.path(index)
         return [PasteInfo(path, o.class_index, o.mask.box, cv2.countNonZero(o.mask.crop)) for o in chosen]
 

@@ -1,4 +1,4 @@
-from unittest.mock import Mock
+from unittest.mock import MagicMock, Mock
 
 import numpy as np
 import pytest
@@ -74,3 +74,15 @@ def test_what_alpha_hides_does_not_count(clip_folder):
 def test_a_model_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match="SEGMENTER.CLIP_MODEL"):
         load_clip_scorer(str(tmp_path / "nothing"), "main", PROMPTS, CPU)
+
+
+def test_features_are_float32_on_a_gpu_too(monkeypatch):
+    autocast = MagicMock()
+    monkeypatch.setattr(torch, "autocast", autocast)
+    model, processor = Mock(), Mock()
+    model.to.return_value.eval.return_value.requires_grad_.return_value = model
+    model.config.model_type = "clip"
+    model.get_text_features.return_value.pooler_output = torch.ones(2, 8)
+    processor.tokenizer.return_value.to.return_value = {}
+    ClipScorer(model, processor, PROMPTS, torch.device("cuda"))
+    assert not any(call.kwargs["enabled"] for call in autocast.call_args_list)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from diSegmenter.filter import Checks, MaskCleaner
+from exchange.config import REPOSITORY, load_config
 from tests.diSegmenter.conftest import pool_instance
 
 GOOD = pool_instance(0, 1, 0, width=100, height=50, bbox=[20, 10, 40, 30], area=1000, clip_black=26.0)
@@ -76,3 +77,34 @@ def test_every_part_above_the_floor_stays_if_asked():
 def test_an_empty_mask_has_no_object():
     cleaned, objects = MaskCleaner(128, True)(np.full((4, 5), 128, np.uint8))
     assert objects == 0 and not cleaned.any()
+
+
+RELEASE = {"ALPHA_FLOOR": 0, "LARGEST_COMPONENT": False, "AREA_SHARE": [0.0, 1.1], "CLIP_THRESHOLD": 25.0}
+X_PASTE = {"ALPHA_FLOOR": 128, "LARGEST_COMPONENT": True, "AREA_SHARE": [0.01, 1.0]}
+FORMS = {
+    "MRCA/*.yaml": RELEASE,
+    "baselines/**/MRCA*.yaml": RELEASE,
+    "baselines/**/XPaste*.yaml": X_PASTE,
+    "digits/*.yaml": X_PASTE,
+    "digits/*MRCA*.yaml": X_PASTE | {"CLIP_THRESHOLD": 45.0},
+}
+
+
+@pytest.mark.parametrize("pattern", FORMS)
+def test_mrca_takes_masks_as_its_release_does_and_digits_and_x_paste_clean_them(pattern):
+    paths = list((REPOSITORY / "configs").glob(pattern))
+    off = {"MAX_OBJECTS": 0, "DROP_TOUCHING_BORDER": False}
+    for path in paths:
+        node = load_config(str(path)).SEGMENTER
+        assert {key: node[key] for key in FORMS[pattern] | off} == FORMS[pattern] | off
+    assert len(paths) > 3
+
+
+def test_as_released_the_mask_is_the_alpha_itself_however_much_of_the_image_it_covers():
+    node = load_config(str(REPOSITORY / "configs/MRCA/MRCA_R50.yaml")).SEGMENTER
+    alpha = np.random.default_rng(0).integers(0, 256, (20, 20)).astype(np.uint8)
+    cleaned, _ = MaskCleaner(node.ALPHA_FLOOR, node.LARGEST_COMPONENT)(alpha)
+    np.testing.assert_array_equal(cleaned, alpha)
+    checks = Checks(25.0, tuple(node.AREA_SHARE), node.MAX_OBJECTS, node.DROP_TOUCHING_BORDER)
+    whole = {"width": 100, "height": 50, "bbox": [0, 0, 100, 50]}
+    assert [checks.reason(dataclasses.replace(GOOD, **whole, area=area)) for area in (1, 5000)] == ["", ""]

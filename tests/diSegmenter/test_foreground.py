@@ -61,7 +61,8 @@ def test_the_network_sees_a_square_normalised_as_for_imagenet_and_its_last_outpu
         expected = (resized(image[..., channel] / 255, (16, 16)) - mean) / deviation
         np.testing.assert_allclose(seen[0][0, channel].numpy(), expected, atol=1e-5)
     expected = 255 * resized(1 / (1 + np.exp(-logits)), (60, 80))
-    assert alpha.dtype == np.uint8 and np.abs(alpha - expected).max() < 0.501
+    assert alpha.dtype == np.uint8  # eight bits, truncated
+    assert (alpha <= expected + 1e-3).all() and (expected - alpha).max() < 1.001
 
 
 def test_foreign_code_does_not_run_without_the_users_word(foreground_folder):

@@ -10,6 +10,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from exchange.errors import UserError
@@ -142,9 +143,11 @@ def test_runs_as_a_script_in_its_folder_and_ends_with_a_sentence_and_code_2_on_b
 def test_guided_round_uses_the_network_that_the_feedback_names(world, monkeypatch, fake_network):
     layout = RunLayout(str(world.run))
     write_feedback(layout, feedback(0))
-    run(world, monkeypatch, "--st_rd", "1", "--round", "1", "GENERATOR.GUIDANCE_SCALE", "0.1")
+    half = ("GENERATOR.GUIDANCE_SCALE", "0.1", "GENERATOR.DTYPE", "bfloat16")
+    run(world, monkeypatch, "--st_rd", "1", "--round", "1", *half)
     (call,) = fake_network
     assert (call["path"], call["sha256"], call["use_ema"]) == ("model.pth", "0" * 64, True)
+    assert call.get("dtype", torch.float32) == torch.float32  # whatever GENERATOR.DTYPE is
     (manifest,) = read_round(layout, 1)
     assert all(record.guided and record.criterion_before > 0 for record in manifest.instances)
     assert all(record.criterion_after > 0 for record in manifest.instances)

@@ -69,14 +69,14 @@ def test_a_sheet_of_training_images_goes_to_the_runs_pictures(settings, monkeypa
 def test_training_images_are_those_of_the_newest_round_with_the_feedback_that_it_had(settings, monkeypatch):
     asked = {}
     layout = RunLayout(str(settings.parent / "run"))
-    for path in (layout.pool_index(3), layout.pool_index(0), layout.feedback_history(2)):
+    for path in (layout.pool_index(3), layout.pool_index(0), layout.feedback_history(1)):
         files.write_bytes(path, b"")
     monkeypatch.setattr(visualize, "build_train_loader", lambda cfg, **values: asked.update(values) or [])
     monkeypatch.setattr(visualize, "build_pool", lambda cfg, layout, round_, dataset: round_)
     monkeypatch.setattr(visualize, "read_feedback", str)
     run(monkeypatch, "data", "--config", settings, "--num", 5, "SOLVER.IMS_PER_BATCH", 2)
     assert (asked["start_iteration"], asked["num_iterations"]) == (27000, 3)
-    assert (asked["pool"], asked["feedback"]) == (3, layout.feedback_history(2))
+    assert (asked["pool"], asked["feedback"]) == (3, layout.feedback_history(1))
     assert (settings.parent / "run/pictures/data_rd03.png").exists()
     run(monkeypatch, "data", "--config", settings, "--round", 0)
     assert (asked["start_iteration"], asked["pool"], asked["feedback"]) == (0, 0, None)

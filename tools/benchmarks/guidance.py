@@ -3,7 +3,7 @@
 The other side is the reference's procedure: a batch of one, and at every guided step a second full pass through
 transformer and decoder for the gradient, which is what mode "exact" does with one image. Random weights: on a
 CPU the embedded models' sizes, on a GPU those of Stable Diffusion 3 medium at 512 pixels and of the ResNet-50
-segmenter for LVIS, in bfloat16, where images per second and peak memory are told too.
+segmenter for LVIS, in bfloat16 (the segmenter in float32), where images per second and peak memory are told too.
 """
 
 import statistics
@@ -127,7 +127,7 @@ def _workload(
     ).to(device, dtype)
     pipeline.set_progress_bar_config(disable=True)
     cfg = load_config(str(REPOSITORY / config))
-    classifier = FeedbackNetwork(build_detector(cfg)).to(device, dtype).eval().requires_grad_(False)
+    classifier = FeedbackNetwork(build_detector(cfg)).to(device).eval().requires_grad_(False)
     words = (max(batches), tokens, transformer.config.joint_attention_dim)
     pooled = (max(batches), transformer.config.pooled_projection_dim)
     shapes = {

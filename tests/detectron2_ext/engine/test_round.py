@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -19,8 +20,9 @@ import torch
 from detectron2_ext import train_net
 from detectron2_ext.distributed import Ranks
 from detectron2_ext.engine import round as engine_round
+from detectron2_ext.engine.round import Engine, TrainingRun
 from exchange import files
-from exchange.config import REPOSITORY
+from exchange.config import REPOSITORY, load_config
 from exchange.errors import UserError
 from exchange.feedback import read_feedback, write_feedback
 from exchange.layout import RunLayout
@@ -216,7 +218,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> _Watched:
             write_pool(layout, round_)
         for round_ in range(2):
             pasting = ("INPUT.USE_COPY_METHOD", "syn_copy", "INPUT.INST_POOL_FEED", "True")
-            _call(config, *pasting, "FEEDBACK.FROM_ROUND", "1")
+            _call(config, *pasting, "FEEDBACK.FROM_ROUND", "1", "FEEDBACK.STALENESS", "0")
             told = read_feedback(layout.feedback_history(round_))
             write_feedback(layout, dataclasses.replace(told, box_ap=[0.0, 50.0, 100.0]))
     return seen
@@ -240,6 +242,22 @@ def test_objects_have_the_sizes_that_the_feedback_of_the_round_before_asks_for(w
     assert min(sides[1][0]) > 0.46  # AP 0: sixteen times the mean of 0.36, which the limit of 0.5 stops
     assert all(0.2 < share < 0.5 for share in sides[1][1])  # the mean AP
     assert max(sides[1][2]) < 0.24  # AP 100: a sixteenth, stopped by the limit of 10 pixels
+
+
+@pytest.mark.parametrize(("staleness", "source"), [("0", 1), ("1", 0)])
+def test_object_sizes_follow_the_feedback_that_the_images_of_the_round_were_drawn_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, staleness: str, source: int
+) -> None:
+    config, layout, loader = write_config(tmp_path), RunLayout(str(tmp_path / "run")), Mock()
+    for path in (layout.annotations_done(2), *(layout.feedback_history(round_) for round_ in (-1, 0, 1))):
+        files.write_bytes(path, b"")
+    monkeypatch.setattr(engine_round, "build_train_loader", loader)
+    monkeypatch.setattr(engine_round, "build_pool", Mock())
+    monkeypatch.setattr(engine_round, "read_feedback", str)
+    cfg = load_config(str(config), ["FEEDBACK.STALENESS", staleness])
+    ranks, engine = Ranks(0, 1, torch.device("cpu")), Engine(Mock(), Mock())
+    TrainingRun(cfg, layout, ranks, engine)._train(2, end=9)
+    assert loader.call_args.kwargs["feedback"] == layout.feedback_history(source)
 
 
 def test_the_average_weights_are_evaluated_the_same_in_every_process(watched: _Watched) -> None:

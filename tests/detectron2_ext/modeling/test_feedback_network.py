@@ -98,9 +98,8 @@ def test_a_checkpoint_becomes_a_network_without_gradients(detector, tmp_path):
     torch.testing.assert_close(network(batch), plain)
     assert not network.training
     assert not any(parameter.requires_grad for parameter in network.parameters())
-    half = load_feedback_network(small_config(), path, use_ema=False, dtype=torch.bfloat16)(batch)
-    assert half.dtype == torch.float32
-    torch.testing.assert_close(half, plain, atol=0.2, rtol=0.1)
+    half = batch.bfloat16()  # as an autoencoder decodes them; all the rest is float32
+    torch.testing.assert_close(network(half), network(half.float()), atol=0, rtol=0)
     embedding = load_feedback_network(small_config(META_ARCHITECTURE="EmbedRCNN"), path)
     assert embedding(batch).shape == (2, 24)
     with pytest.raises(UserError, match="not the file"):

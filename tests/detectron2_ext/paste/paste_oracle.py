@@ -9,7 +9,7 @@ def tight_box(mask: np.ndarray) -> np.ndarray:
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
 
 
-def paste(image, objects, cutout, x, y, class_index):
+def paste(image, objects, cutout, x, y, class_index, moved_box, few_pixels):
     """Lay ``cutout`` (h, w, 4) over ``image`` (H, W, 3) at (x, y), where its alpha is above 0.
 
     ``x`` is in -w … W, ``y`` in -h … H.
@@ -33,7 +33,7 @@ def paste(image, objects, cutout, x, y, class_index):
         if not left.any():
             continue
         moved = np.abs(tight_box(left) - tight_box(mask)).max()
-        if moved > 10 and left.sum() <= 300:
+        if moved > moved_box and left.sum() <= few_pixels:
             continue
         remaining.append((tight_box(left), left, label, source))
     return image, [*remaining, (tight_box(pasted), pasted, class_index, 1)]

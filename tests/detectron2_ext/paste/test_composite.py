@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from paste_oracle import paste, tight_box
 
 from detectron2_ext.data.view import Scene, SceneObject, tighten
-from detectron2_ext.paste.composite import basic, draw_object_size, draw_position, overlay, resize_cutout
+from detectron2_ext.paste.composite import (
+    Occlusion,
+    basic,
+    draw_object_size,
+    draw_position,
+    overlay,
+    resize_cutout,
+)
 
 
 def blob(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -65,14 +72,15 @@ def test_pasting_in_windows_equals_pasting_on_whole_canvases(seed, num_objects, 
     image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     objects = random_objects(rng, num_objects, height, width)
     scene = scene_of(image, objects)
+    rule = [(10, 300), (2, 18), (0, 4900)][rng.integers(3)]
     for _ in range(num_pasted):
         h, w = rng.integers(1, 50, size=2)
         cutout = rng.integers(0, 256, (h, w, 4), dtype=np.uint8)
         cutout[..., 3] *= blob(rng, h, w)
         x, y = int(rng.integers(-w, width + 1)), int(rng.integers(-h, height + 1))
         class_index = int(rng.integers(1203))
-        image, objects = paste(image, objects, cutout, x, y, class_index)
-        overlay(scene, cutout, x, y, class_index, basic)
+        image, objects = paste(image, objects, cutout, x, y, class_index, *rule)
+        overlay(scene, cutout, x, y, class_index, basic, Occlusion(*rule))
     assert_equal_scenes(scene, image, objects)
 
 

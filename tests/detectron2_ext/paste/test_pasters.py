@@ -1,13 +1,23 @@
 from colorsys import rgb_to_hsv
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
-from detectron2_ext.data.view import PASTED, REAL, ResizeCropFlip, Scene, SceneReader
-from detectron2_ext.paste.composite import RandomColor, RandomMirror, RandomRotation, basic
+from detectron2_ext.data.view import PASTED, REAL, ObjectMask, ResizeCropFlip, Scene, SceneObject, SceneReader
+from detectron2_ext.paste import build
+from detectron2_ext.paste.composite import (
+    RELEASED,
+    Occlusion,
+    RandomColor,
+    RandomMirror,
+    RandomRotation,
+    basic,
+)
 from detectron2_ext.paste.pasters import EitherPaster, ImagePaster, PoolPaster
 from detectron2_ext.paste.plan import LikeAnotherImage, Placement
 from detectron2_ext.paste.pool import ImagesWithMasks, InstancePool
+from exchange.config import REPOSITORY, load_config
 
 UPRIGHT = ResizeCropFlip(64, (1.0, 1.0), flip_probability=0.0)
 
@@ -34,6 +44,26 @@ def test_a_pool_paster_tells_what_it_pasted_where(write_pool):
         assert corner is None or (x1, y1) == corner
         assert info.round == -1 and pasted.source == PASTED
     assert infos[-1].visible_pixels == scene.objects[-1].mask.crop.sum()
+
+
+@pytest.mark.parametrize(("rule", "survivors"), [(RELEASED, 1), (Occlusion(-1, 12_000), 0)])
+def test_what_a_pool_paster_leaves_of_objects_below_is_for_its_rule_to_say(write_pool, rule, survivors):
+    scene, plan = black(), [Placement(0, 0.3, (7, 9))]
+    below = ObjectMask(np.ones(scene.size, np.uint8), (0, 0, 120, 100))
+    scene.objects = [SceneObject(below.box, below, 0, REAL)]
+    paster = PoolPaster(pool_at(write_pool(1)), lambda *_: iter(plan), [], [basic], rule)
+    paster(scene, 0, np.random.default_rng(1), [])
+    assert [o.source for o in scene.objects] == [REAL] * survivors + [PASTED]
+
+
+def test_both_pasters_get_the_rule_of_the_settings_which_digits_scale_to_their_160_pixels(monkeypatch):
+    made = {name: Mock() for name in ("PoolPaster", "ImagePaster", "_build_plan")}
+    for name, paster in made.items():
+        monkeypatch.setattr(build, name, paster)
+    for path, rule in (("MRCA/MRCA_R50", RELEASED), ("digits/MRCA_digits", Occlusion(10 // 4, 300 // 16))):
+        cfg = load_config(str(REPOSITORY / f"configs/{path}.yaml"), ["INPUT.USE_COPY_METHOD", "both"])
+        build.build_pasters(cfg, Mock(), None, [1], None, round_=0, seed=0)
+        assert [made[name].call_args.args[-1] for name in ("PoolPaster", "ImagePaster")] == [rule, rule]
 
 
 def test_a_cutout_that_cannot_be_read_does_not_keep_the_others_from_being_pasted(write_pool):
@@ -122,7 +152,8 @@ def test_objects_of_a_second_image_come_with_their_pixels_masks_and_places(small
     np.testing.assert_allclose(np.bincount(counts, minlength=4) / 400, 0.25, atol=0.08)
 
 
-def test_copied_objects_cover_those_below_together(small_lvis):
+@pytest.mark.parametrize(("rule", "survivors"), [(RELEASED, 0), (Occlusion(10, 139), 1)])
+def test_copied_objects_cover_those_below_together(small_lvis, rule, survivors):
     image = small_lvis.add_image(64, 48)
     for x in (0, 10):
         small_lvis.add_object(image, 0, [x, 0, 10, 48])
@@ -133,9 +164,10 @@ def test_copied_objects_cover_those_below_together(small_lvis):
         below.mask.crop = np.ones((14, 30), np.uint8)  # 20 of its 30 columns can be covered: 140 pixels left
         below.mask.box = below.box = (0, 0, 30, 14)
         scene.objects = [below]
-        infos = ImagePaster(reader, np.array([0]), [basic])(scene, 0, np.random.default_rng(seed), [])
+        paster = ImagePaster(reader, np.array([0]), [basic], rule)
+        infos = paster(scene, 0, np.random.default_rng(seed), [])
         real = [o for o in scene.objects if o.source == REAL]
-        assert len(real) == (0 if len(infos) == 2 else 1)
+        assert len(real) == (survivors if len(infos) == 2 else 1)
 
 
 def test_a_mixture_takes_each_side_as_often_as_asked():
