@@ -20,7 +20,7 @@ from detectron2_ext.distributed import Ranks, join_ranks
 from detectron2_ext.engine.loop import train_round
 from detectron2_ext.engine.round import Engine, TrainingRun, run_checkpoints
 from detectron2_ext.evaluation.evaluator import format_table, validate
-from detectron2_ext.modeling import build_model, load_weights
+from detectron2_ext.modeling import build_detector, load_weights
 from exchange import files
 from exchange.config import add_config_arguments, from_repository, load_config
 from exchange.errors import UserError, run_cli
@@ -94,7 +94,7 @@ def evaluate_only(cfg: CfgNode, ranks: Ranks, engine: Engine, given: bool) -> No
         raise UserError(
             f"nothing to evaluate: {layout.train_dir} has no checkpoint and MODEL.WEIGHTS is empty, set it"
         )
-    model = build_model(cfg).to(ranks.device)
+    model = build_detector(cfg).to(ranks.device)
     load_weights(model, checkpoint, use_ema=True)
     for name in cfg.DATASETS.TEST:
         folder = files.join(layout.train_dir, "inference")

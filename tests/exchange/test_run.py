@@ -21,6 +21,8 @@ def settings(root: Path, *overrides: str):
 FREE = {
     "OUTPUT_DIR",
     "MODEL.DEVICE",
+    "MODEL.META_ARCHITECTURE",
+    "MODEL.ROI_HEADS.NAME",
     "DATALOADER.NUM_WORKERS",
     "DATALOADER.PREFETCH_FACTOR",
     "FEEDBACK.TIMEOUT",
@@ -63,6 +65,13 @@ def test_whatever_else_changes_is_refused(tmp_path):
     fixed = {key for key, _ in flatten(cfg)} - FREE
     with pytest.raises(UserError, match=rf"\(and {len(fixed) - 1} more\)"):
         open_run(with_others(cfg, fixed))
+
+
+@pytest.mark.parametrize("form", ["feed", "embed"])
+def test_a_yaml_that_asks_the_segmenter_something_else_joins_the_run_of_that_segmenter(tmp_path, form):
+    names = ("MRCA_R50", f"MRCA_R50_{form}", "MRCA_R50")
+    for name in names:
+        open_run(load_config(str(REPOSITORY / f"configs/MRCA/{name}.yaml"), ["OUTPUT_DIR", str(tmp_path)]))
 
 
 @pytest.mark.parametrize(
