@@ -64,11 +64,14 @@ def run_layout(cfg: CfgNode) -> RunLayout:
     return RunLayout(from_repository(cfg.OUTPUT_DIR))
 
 
-def open_run(cfg: CfgNode, *writes: str) -> RunLayout:
+def open_run(cfg: CfgNode, *writes: str, trains: bool = True) -> RunLayout:
     """Opens the run folder ``cfg.OUTPUT_DIR``, made if there is none yet.
 
-    ``writes``: the folders below it that the caller's stage writes to; what killed writers left there, and in the run
-    folder itself, is removed.
+    Args:
+        writes: the folders below it that the caller's stage writes to; what killed writers left there, and in the
+            run folder itself, is removed.
+        trains: False: the caller makes no training images, so that a YAML that does not say how, as the release's
+            ``_feed`` files, belongs to the run, too; the next stage completes run.yaml.
 
     Raises UserError when the folder belongs to a run with other settings, or its run.yaml is damaged.
     """
@@ -76,14 +79,15 @@ def open_run(cfg: CfgNode, *writes: str) -> RunLayout:
     for folder in ("", *writes):
         files.remove_leftovers(files.join(layout.root, folder))
     settings = {key: value for key, value in flatten(cfg) if key not in _FREE_KEYS}
+    of_images = {key for key in settings if key.startswith("INPUT.") and key != "INPUT.FORMAT"}
     if not files.exists(layout.settings_file):
-        content = {"settings": settings, "versions": versions()}
-        data = yaml.safe_dump(content, sort_keys=True).encode()
-        parse_yaml(data, layout.settings_file)  # so that the next call can read it
-        files.write_bytes(layout.settings_file, data)
+        said = {key: value for key, value in settings.items() if trains or key not in of_images}
+        _write_settings(layout.settings_file, said)
         return layout
     written = _read_settings(layout.settings_file)
-    changed = sorted(key for key in settings | written if settings.get(key) != written.get(key))
+    unsaid = of_images if not trains or of_images.isdisjoint(written) else set()
+    keys = (settings | written).keys() - unsaid
+    changed = sorted(key for key in keys if settings.get(key) != written.get(key))
     if changed:
         key = changed[0]
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
@@ -91,7 +95,16 @@ def open_run(cfg: CfgNode, *writes: str) -> RunLayout:
             f"{layout.root} belongs to a run with {key} {reprlib.repr(written.get(key))}, not "
             f"{reprlib.repr(settings.get(key))}{more}: choose another OUTPUT_DIR, or the settings in its run.yaml"
         )
+    if trains and unsaid:
+        _write_settings(layout.settings_file, settings)
     return layout
+
+
+def _write_settings(path: str, settings: dict[str, Any]) -> None:
+    content = {"settings": settings, "versions": versions()}
+    data = yaml.safe_dump(content, sort_keys=True).encode()
+    parse_yaml(data, path)  # so that the next call can read it
+    files.write_bytes(path, data)
 
 
 def _read_settings(path: str) -> dict[str, Any]:

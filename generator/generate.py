@@ -71,7 +71,7 @@ def main() -> None:
     build_guidance(cfg, torch.nn.Identity())  # so that a wrong setting is told before the first round
     annotations = read_annotations(dataset_paths(cfg.DATASETS.TRAIN[0], cfg)[0])
     counts = annotations.instance_counts()
-    layout = open_run(cfg, "pool/raw", "pictures")
+    layout = open_run(cfg, "pool/raw", "pictures", trains=False)
     batch_size = cfg.GENERATOR.BATCH_SIZE
     drawer = build_drawer(cfg, device, limit=min(args.bsz or batch_size, batch_size))
 

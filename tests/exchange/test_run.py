@@ -69,9 +69,20 @@ def test_whatever_else_changes_is_refused(tmp_path):
 
 @pytest.mark.parametrize("form", ["feed", "embed"])
 def test_a_yaml_that_asks_the_segmenter_something_else_joins_the_run_of_that_segmenter(tmp_path, form):
-    names = ("MRCA_R50", f"MRCA_R50_{form}", "MRCA_R50")
-    for name in names:
+    for name in ("MRCA_R50", f"MRCA_R50_{form}", "MRCA_R50"):
         open_run(load_config(str(REPOSITORY / f"configs/MRCA/{name}.yaml"), ["OUTPUT_DIR", str(tmp_path)]))
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_stage_1_needs_no_word_of_the_training_images_and_training_holds_to_its_own(tmp_path, first):
+    training, feed = settings(tmp_path), settings(tmp_path, "INPUT.USE_COPY_METHOD", "none")
+    for trains in [bool(first), not first, True]:
+        layout = open_run(training if trains else feed, trains=trains)
+    assert "USE_COPY_METHOD: syn_copy" in Path(layout.settings_file).read_text()
+    with pytest.raises(UserError, match=r"INPUT\.USE_COPY_METHOD 'syn_copy', not 'none'"):
+        open_run(feed)
+    with pytest.raises(UserError, match=r"INPUT\.FORMAT"):
+        open_run(settings(tmp_path, "INPUT.FORMAT", "BGR"), trains=False)
 
 
 @pytest.mark.parametrize(
