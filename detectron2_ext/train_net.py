@@ -47,6 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--eval-initial", action="store_true", help="write the feedback of the starting weights and stop"
     )
     parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="with --eval-only: the run's last checkpoint, whatever MODEL.WEIGHTS is; a training goes on in any case",
+    )
+    parser.add_argument(
         "--engine", choices=ENGINES, default="own", help="whose trainer, checkpointer and evaluator to use"
     )
     args = parser.parse_intermixed_args(arguments)
@@ -56,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not ranks.is_first:
             logging.disable(logging.INFO)
         if args.eval_only:
-            evaluate_only(cfg, ranks, engine, given="MODEL.WEIGHTS" in args.opts[::2])
+            evaluate_only(cfg, ranks, engine, given="MODEL.WEIGHTS" in args.opts[::2] and not args.resume)
             return
         layout = _open_together(cfg, ranks)
         _log_to_file(layout, ranks)

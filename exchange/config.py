@@ -115,7 +115,9 @@ def add_config_arguments(
     parser: argparse.ArgumentParser, default: str = "configs/MRCA/MRCA_R50.yaml"
 ) -> None:
     """Adds ``--config FILE`` and the trailing ``KEY VALUE`` overrides (``args.opts``) to a command line."""
-    parser.add_argument("--config", default=str(REPOSITORY / default), metavar="FILE", help="experiment YAML")
+    parser.add_argument(
+        "--config", "--config-file", default=str(REPOSITORY / default), metavar="FILE", help="experiment YAML"
+    )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings that override the YAML's")
 
 

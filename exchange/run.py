@@ -1,5 +1,6 @@
 """The settings of a run: written once, compared by every stage that joins or resumes it."""
 
+import argparse
 import math
 import platform
 import reprlib
@@ -57,6 +58,34 @@ def num_rounds(cfg: CfgNode) -> int:
         )
     rounds: int = math.ceil(cfg.SOLVER.MAX_ITER / cfg.SOLVER.ROUND_ITERS)
     return rounds
+
+
+def add_round_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--st_rd`` and ``--round``, which mean what they do in the release, and ``--num-rounds``."""
+    parser.add_argument("--st_rd", type=int, default=0, help="first round (default: 0)")
+    end = parser.add_mutually_exclusive_group()
+    end.add_argument("--round", type=int, metavar="END", help="stop before this round (default: at the last)")
+    end.add_argument(
+        "--num-rounds", type=int, metavar="N", help="so many rounds, as far as the schedule goes"
+    )
+
+
+def chosen_rounds(args: argparse.Namespace, cfg: CfgNode) -> range:
+    """The rounds of the schedule that these arguments ask for; UserError if it does not have the first."""
+    in_schedule = num_rounds(cfg)
+    if not 0 <= args.st_rd < in_schedule:
+        raise UserError(
+            f"--st_rd {args.st_rd}: the schedule has the rounds 0 to {in_schedule - 1} (SOLVER.MAX_ITER / "
+            "SOLVER.ROUND_ITERS)"
+        )
+    if args.round is not None and args.round <= args.st_rd:
+        raise UserError(
+            f"--round {args.round} stops before --st_rd {args.st_rd} begins: give the number after the last round, or "
+            "the number of rounds as --num-rounds"
+        )
+    end = in_schedule if args.round is None else args.round
+    end = end if args.num_rounds is None else args.st_rd + args.num_rounds
+    return range(args.st_rd, min(end, in_schedule))
 
 
 def run_layout(cfg: CfgNode) -> RunLayout:

@@ -151,6 +151,7 @@ THEIRS = {  # as the released configurations of MRCA say it, and of BSGAL
         MODEL: {ROI_BOX_HEAD: {USE_ZEROSHOT_CLS: false}, ACTIVE_MODE: paste_or_ori}""",
     "feed": """
         _BASE_: base.yaml
+        SOLVER: {CHECKPOINT_PERIOD: 9000, IMS_PER_BATCH: 16}
         MODEL: {META_ARCHITECTURE: FeedbackRCNN, ROI_HEADS: {NAME: DeticCascadeROIHeadsLogits}}""",
 }
 
@@ -170,6 +171,12 @@ def test_a_released_yaml_has_its_loss_and_folder_and_one_line_says_what_has_no_e
     assert sorted(re.findall(r"[A-Z_.]+\.[A-Z_]+", line)) == sorted(idle)
     load_config(str(theirs / "mrca.yaml"), ["INPUT.INST_POOL", "True"])
     assert "INST_POOL_PATH" not in caplog.messages[1]
+
+
+def test_the_released_feed_yaml_belongs_to_the_run_that_is_trained_by_the_other(theirs):
+    for name, trains in (("mrca", True), ("feed", False)):
+        cfg = load_config(str(theirs / f"{name}.yaml"), ["OUTPUT_DIR", str(theirs / "run")])
+        open_run(cfg, trains=trains)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The settings of a run: what must stay, what may change, how many rounds they make."""
 
+import argparse
 import functools
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ from fvcore.common.config import CfgNode
 
 from exchange.config import REPOSITORY, flatten, load_config
 from exchange.errors import UserError
-from exchange.run import num_rounds, open_run
+from exchange.run import add_round_arguments, chosen_rounds, num_rounds, open_run
 
 CONFIG = str(REPOSITORY / "configs/digits/MRCA_digits.yaml")
 
@@ -120,3 +121,26 @@ def test_the_last_round_may_be_short(tmp_path, iterations, rounds):
 def test_a_round_of_no_iterations_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"SOLVER\.ROUND_ITERS is 0"):
         num_rounds(settings(tmp_path, "SOLVER.ROUND_ITERS", "0"))
+
+
+@pytest.mark.parametrize(
+    ("options", "rounds"),
+    [
+        ("", range(0, 3)),
+        ("--round 2", range(0, 2)),
+        ("--st_rd 1 --round 2", range(1, 2)),
+        ("--st_rd 1 --round 10", range(1, 3)),
+        ("--st_rd 1 --num-rounds 1", range(1, 2)),
+        ("--num-rounds 9", range(0, 3)),
+        ("--st_rd 1 --round 1", "--round 1 stops before --st_rd 1"),
+        ("--st_rd 3", "--st_rd 3: the schedule has the rounds 0 to 2"),
+    ],
+)
+def test_round_is_the_end_as_in_the_release_and_num_rounds_the_number(tmp_path, options, rounds):
+    add_round_arguments(parser := argparse.ArgumentParser())
+    args, cfg = parser.parse_args(options.split()), settings(tmp_path)
+    if isinstance(rounds, range):
+        assert chosen_rounds(args, cfg) == rounds
+    else:
+        with pytest.raises(UserError, match=rounds):
+            chosen_rounds(args, cfg)
