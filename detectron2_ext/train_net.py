@@ -20,7 +20,7 @@ from detectron2_ext.distributed import Ranks, join_ranks
 from detectron2_ext.engine.loop import train_round
 from detectron2_ext.engine.round import Engine, TrainingRun, run_checkpoints
 from detectron2_ext.evaluation.evaluator import format_table, validate
-from detectron2_ext.modeling import build_model, load_weights
+from detectron2_ext.modeling import build_detector, load_weights
 from exchange import files
 from exchange.config import add_config_arguments, from_repository, load_config
 from exchange.errors import UserError, run_cli
@@ -47,6 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--eval-initial", action="store_true", help="write the feedback of the starting weights and stop"
     )
     parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="with --eval-only: the run's last checkpoint, whatever MODEL.WEIGHTS is; a training goes on in any case",
+    )
+    parser.add_argument(
         "--engine", choices=ENGINES, default="own", help="whose trainer, checkpointer and evaluator to use"
     )
     args = parser.parse_intermixed_args(arguments)
@@ -56,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not ranks.is_first:
             logging.disable(logging.INFO)
         if args.eval_only:
-            evaluate_only(cfg, ranks, engine, given="MODEL.WEIGHTS" in args.opts[::2])
+            evaluate_only(cfg, ranks, engine, given="MODEL.WEIGHTS" in args.opts[::2] and not args.resume)
             return
         layout = _open_together(cfg, ranks)
         _log_to_file(layout, ranks)
@@ -94,7 +99,7 @@ def evaluate_only(cfg: CfgNode, ranks: Ranks, engine: Engine, given: bool) -> No
         raise UserError(
             f"nothing to evaluate: {layout.train_dir} has no checkpoint and MODEL.WEIGHTS is empty, set it"
         )
-    model = build_model(cfg).to(ranks.device)
+    model = build_detector(cfg).to(ranks.device)
     load_weights(model, checkpoint, use_ema=True)
     for name in cfg.DATASETS.TEST:
         folder = files.join(layout.train_dir, "inference")

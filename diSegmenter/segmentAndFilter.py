@@ -1,6 +1,6 @@
 """Stage 2 on the command line: brings the generated images of each round into the pool.
 
-    python segmentAndFilter.py --config FILE [--gpu 0] [--div 0 --num_div 2] [--st_rd 0] [--round 10]
+    python segmentAndFilter.py --config FILE [--gpu 0] [--share 0 --num-shares 2] [--st_rd 0] [--round 10]
     python segmentAndFilter.py --config FILE --refilter 23    another CLIP threshold, without running a model
 
 Either may end with settings that override the YAML's: KEY VALUE …
@@ -28,7 +28,7 @@ from exchange.config import add_config_arguments, load_config
 from exchange.errors import UserError, run_cli
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolInstance
-from exchange.run import num_rounds, open_run
+from exchange.run import add_round_arguments, chosen_rounds, open_run
 
 _WRITES = ("pool/segmented", "pool/cutouts", "pool/index", "pool/annotations", "pictures")
 _log = logging.getLogger("segmentAndFilter")
@@ -39,8 +39,7 @@ def main() -> None:
     cfg = load_config(args.config, args.opts)
     layout = open_run(cfg, *_WRITES)
     dataset = read_annotations(dataset_paths(cfg.DATASETS.TRAIN[0], cfg)[0])
-    scheduled = num_rounds(cfg)
-    rounds = range(args.st_rd, scheduled if args.round is None else min(args.st_rd + args.round, scheduled))
+    rounds = chosen_rounds(args, cfg)
     if args.refilter is not None:
         refilter(cfg, layout, dataset, rounds, args.refilter)
         return
@@ -53,11 +52,12 @@ def main() -> None:
         _log.info("the rounds of %s are in its pool: nothing to do", layout.root)
         return
     segment = build_segmenter(cfg, layout, dataset, args)
+    shards = 1 if args.div == -1 else args.div
     for round_ in unfinished:
         files.remove(
             layout.annotations_done(round_)
         )  # of a round that lost something: not finished for anybody
-        cut_out = segment(round_, follow_round(layout, round_, cfg.FEEDBACK.TIMEOUT))
+        cut_out = segment(round_, follow_round(layout, round_, cfg.FEEDBACK.TIMEOUT, num_shards=shards))
         judged = judge_round(layout, round_, cut_out, checks)
         if judged is not None:
             finish(cfg, layout, judged, dataset)
@@ -69,20 +69,19 @@ def parse_arguments() -> argparse.Namespace:
     )
     add_config_arguments(parser)
     parser.add_argument("--gpu", type=int, default=0, help="number of the GPU, where there is one")
-    parser.add_argument("--div", type=int, default=-1, help="cut out this share of the images only, from 0")
-    parser.add_argument("--num_div", type=int, default=3, help="number of shares, where --div is given")
-    parser.add_argument("--st_rd", type=int, default=0, help="first round")
-    parser.add_argument("--round", type=int, help="number of rounds; all that the schedule has by default")
+    parser.add_argument("--share", type=int, default=0, help="cut out this share of the images only, from 0")
+    parser.add_argument("--num-shares", type=int, default=1, help="number of shares (default: 1)")
+    parser.add_argument(
+        "--div", type=int, help="shards of stage 1, -1 for one (default: as many as its manifests say)"
+    )
+    add_round_arguments(parser)
     parser.add_argument(
         "--refilter", type=float, metavar="T", help="apply CLIP threshold T to finished rounds; no model runs"
     )
     args = parser.parse_args()
-    if args.div == -1:
-        args.div, args.num_div = 0, 1
-    if not 0 <= args.div < args.num_div:
+    if not 0 <= args.share < args.num_shares:
         raise UserError(
-            f"--div {args.div} of --num_div {args.num_div}: shares count from 0 to {args.num_div - 1}, and "
-            "-1 stands for everything"
+            f"--share {args.share} of --num-shares {args.num_shares}: shares count from 0 to one less than that"
         )
     return args
 
@@ -124,8 +123,8 @@ def build_segmenter(
         load_clip_scorer(cfg.SEGMENTER.CLIP_MODEL, cfg.SEGMENTER.CLIP_REVISION, prompts, device),
         cfg.SEGMENTER.BATCH_SIZE,
         cfg.SEGMENTER.WORKERS,
-        args.div,
-        args.num_div,
+        args.share,
+        args.num_shares,
     )
 
 

@@ -35,21 +35,31 @@ Listing = tuple[int, list[tuple[GeneratedInstance, str]]]
 _log = logging.getLogger(__name__)
 
 
-def follow_round(layout: RunLayout, round_: int, timeout_s: float, poll_s: float = 2.0) -> Iterator[Listing]:
+def follow_round(
+    layout: RunLayout, round_: int, timeout_s: float, poll_s: float = 2.0, num_shards: int | None = None
+) -> Iterator[Listing]:
     """Yields the generated images of a round as the manifests of stage 1 list them, each once.
+
+    ``num_shards``: of stage 1, if the caller knows it; otherwise its manifests say it.
 
     Yields:
         How many images the round will have, as far as is known, and those listed since the last time, each
         with the name of the model that made it.
 
     Raises:
-        UserError: nothing new was listed for ``timeout_s`` seconds and a shard is not complete.
+        UserError: nothing new was listed for ``timeout_s`` seconds and a shard is not complete, or there are others
+            than ``num_shards``.
     """
     seen: set[str] = set()
     changed, since = time.monotonic(), time.strftime("%Y-%m-%d %H:%M:%S")
     announced = False
     while True:
         manifests = read_round(layout, round_)
+        if manifests and num_shards not in (None, manifests[0].num_shards):
+            raise UserError(
+                f"stage 1 draws round {round_} in {manifests[0].num_shards} shards, not in {num_shards}: give that "
+                "number as --div, or leave the option out"
+            )
         complete = is_complete(manifests)
         new = [(i, m.model) for m in manifests for i in m.instances if i.file not in seen]
         seen.update(instance.file for instance, _ in new)

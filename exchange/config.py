@@ -32,10 +32,12 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> CfgNode:
 
     Returns:
         A frozen configuration with every key of the defaults. Keys of the Detectron2 family that have no
-        effect here are dropped with a warning.
+        effect here are dropped with one warning. A part of OUTPUT_DIR that is called ``auto`` becomes the name of
+        the YAML.
 
     Raises:
-        UserError: a file is missing or not YAML, a key is unknown, or a value has the wrong type.
+        UserError: a file is missing or not YAML, a key is unknown, a value has the wrong type or asks for what
+            ``exchange/foreign_keys.yaml`` refuses.
     """
     cfg = CfgNode(_defaults())
     if not Path(path).is_file():
@@ -44,7 +46,8 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> CfgNode:
         raise UserError(f"overrides come in pairs KEY VALUE, but {overrides[-1]!r} stands alone")
     pairs = zip(overrides[::2], overrides[1::2], strict=True)
     values = _read(path, {}) | {key: _parse(value) for key, value in pairs}
-    for key, value in _known_only(values, cfg, path).items():
+    known, ignored = _known_only(values, cfg, path)
+    for key, value in known.items():
         *parents, name = key.split(".")
         node = functools.reduce(operator.getitem, parents, cfg)
         try:
@@ -55,6 +58,12 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> CfgNode:
                 f"{path} or the command line gives {key} the value {reprlib.repr(value)}: it takes a {kind}"
                 f"{' of ' + type(node[name][0]).__name__ if kind == 'list' and node[name] else ''}"
             ) from error
+    if not cfg.INPUT.INST_POOL:
+        ignored += [f"INPUT.{name}" for name in ("INST_POOL_PATH", "INST_POOL_ROOT") if cfg.INPUT[name]]
+    if ignored:
+        _log.warning("%s: what it says of %s has no effect in this implementation", path, ", ".join(ignored))
+    auto = [Path(path).stem if part == "auto" else part for part in cfg.OUTPUT_DIR.split("/")]
+    cfg.OUTPUT_DIR = "/".join(auto)
     cfg.freeze()
     return cfg
 
@@ -106,7 +115,9 @@ def add_config_arguments(
     parser: argparse.ArgumentParser, default: str = "configs/MRCA/MRCA_R50.yaml"
 ) -> None:
     """Adds ``--config FILE`` and the trailing ``KEY VALUE`` overrides (``args.opts``) to a command line."""
-    parser.add_argument("--config", default=str(REPOSITORY / default), metavar="FILE", help="experiment YAML")
+    parser.add_argument(
+        "--config", "--config-file", default=str(REPOSITORY / default), metavar="FILE", help="experiment YAML"
+    )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings that override the YAML's")
 
 
@@ -165,22 +176,40 @@ def _parse(value: str) -> Any:
         return value
 
 
-def _known_only(values: dict[str, Any], cfg: CfgNode, path: str) -> dict[str, Any]:
+def _known_only(values: dict[str, Any], cfg: CfgNode, path: str) -> tuple[dict[str, Any], list[str]]:
+    """The values of keys that there are here, and which others ask for something that has no effect here."""
     known = {key for key, _ in flatten(cfg)}
-    without_effect = set((_HERE / "keys_without_effect.txt").read_text().split())
-    for key in [key for key in values if key not in known]:
+    foreign = _foreign_keys()
+    others = {key: value for key, value in values.items() if key not in known}
+    differing: dict[str, list[str]] = {kind: [] for kind in foreign}
+    for key, value in others.items():
         if any(setting.startswith(f"{key}.") for setting in known):
             raise UserError(
                 f"{path} or the command line gives {key} a value: it is a group of settings, set those"
             )
-        if key not in without_effect:
+        kind = next((kind for kind, keys in foreign.items() if key in keys), None)
+        if kind is None:
             nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
             raise UserError(
                 f"{path} or the command line sets {key[:80]}, which is no setting: did you mean {nearest}?"
             )
-        _log.warning("%s: %s has no effect in this implementation", path, key)
-        del values[key]
-    return values
+        if (_parse_tuple(value) if isinstance(value, str) else value) != foreign[kind][key]:
+            differing[kind].append(key)
+    if differing["refused"]:
+        key = differing["refused"][0]
+        more = f" (and {len(differing['refused']) - 1} more such)" if len(differing["refused"]) > 1 else ""
+        raise UserError(
+            f"{path} or the command line sets {key} to {reprlib.repr(others[key])}{more}, which this implementation "
+            f"does not have, and without it would learn something else: leave it out or set it to "
+            f"{foreign['refused'][key]!r}"
+        )
+    return {key: value for key, value in values.items() if key in known}, differing["ignored"]
+
+
+@functools.cache
+def _foreign_keys() -> dict[str, dict[str, Any]]:
+    content: dict[str, dict[str, Any]] = yaml.safe_load((_HERE / "foreign_keys.yaml").read_text())
+    return content
 
 
 def _cast(value: Any, default: Any) -> Any:

@@ -1,5 +1,6 @@
 """The settings of a run: written once, compared by every stage that joins or resumes it."""
 
+import argparse
 import math
 import platform
 import reprlib
@@ -24,6 +25,8 @@ _FREE_KEYS = {
     "GENERATOR.GUIDANCE_CHECKPOINTING",
     "GENERATOR.GUIDANCE_CHUNK",
     "MODEL.DEVICE",
+    "MODEL.META_ARCHITECTURE",  # this and ROI_HEADS.NAME: a _feed or _embed YAML asks the same network something else
+    "MODEL.ROI_HEADS.NAME",
     "SEGMENTER.TRUST_REMOTE_CODE",
     "SEGMENTER.ANNOTATION_FILES",
     "SEGMENTER.BATCH_SIZE",
@@ -57,16 +60,47 @@ def num_rounds(cfg: CfgNode) -> int:
     return rounds
 
 
+def add_round_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--st_rd`` and ``--round``, which mean what they do in the release, and ``--num-rounds``."""
+    parser.add_argument("--st_rd", type=int, default=0, help="first round (default: 0)")
+    end = parser.add_mutually_exclusive_group()
+    end.add_argument("--round", type=int, metavar="END", help="stop before this round (default: at the last)")
+    end.add_argument(
+        "--num-rounds", type=int, metavar="N", help="so many rounds, as far as the schedule goes"
+    )
+
+
+def chosen_rounds(args: argparse.Namespace, cfg: CfgNode) -> range:
+    """The rounds of the schedule that these arguments ask for; UserError if it does not have the first."""
+    in_schedule = num_rounds(cfg)
+    if not 0 <= args.st_rd < in_schedule:
+        raise UserError(
+            f"--st_rd {args.st_rd}: the schedule has the rounds 0 to {in_schedule - 1} (SOLVER.MAX_ITER / "
+            "SOLVER.ROUND_ITERS)"
+        )
+    if args.round is not None and args.round <= args.st_rd:
+        raise UserError(
+            f"--round {args.round} stops before --st_rd {args.st_rd} begins: give the number after the last round, or "
+            "the number of rounds as --num-rounds"
+        )
+    end = in_schedule if args.round is None else args.round
+    end = end if args.num_rounds is None else args.st_rd + args.num_rounds
+    return range(args.st_rd, min(end, in_schedule))
+
+
 def run_layout(cfg: CfgNode) -> RunLayout:
     """The paths of the run folder ``cfg.OUTPUT_DIR``, whether or not it exists."""
     return RunLayout(from_repository(cfg.OUTPUT_DIR))
 
 
-def open_run(cfg: CfgNode, *writes: str) -> RunLayout:
+def open_run(cfg: CfgNode, *writes: str, trains: bool = True) -> RunLayout:
     """Opens the run folder ``cfg.OUTPUT_DIR``, made if there is none yet.
 
-    ``writes``: the folders below it that the caller's stage writes to; what killed writers left there, and in the run
-    folder itself, is removed.
+    Args:
+        writes: the folders below it that the caller's stage writes to; what killed writers left there, and in the
+            run folder itself, is removed.
+        trains: False: the caller makes no training images, so that a YAML that does not say how, as the release's
+            ``_feed`` files, belongs to the run, too; the next stage completes run.yaml.
 
     Raises UserError when the folder belongs to a run with other settings, or its run.yaml is damaged.
     """
@@ -74,14 +108,15 @@ def open_run(cfg: CfgNode, *writes: str) -> RunLayout:
     for folder in ("", *writes):
         files.remove_leftovers(files.join(layout.root, folder))
     settings = {key: value for key, value in flatten(cfg) if key not in _FREE_KEYS}
+    of_images = {key for key in settings if key.startswith("INPUT.") and key != "INPUT.FORMAT"}
     if not files.exists(layout.settings_file):
-        content = {"settings": settings, "versions": versions()}
-        data = yaml.safe_dump(content, sort_keys=True).encode()
-        parse_yaml(data, layout.settings_file)  # so that the next call can read it
-        files.write_bytes(layout.settings_file, data)
+        said = {key: value for key, value in settings.items() if trains or key not in of_images}
+        _write_settings(layout.settings_file, said)
         return layout
     written = _read_settings(layout.settings_file)
-    changed = sorted(key for key in settings | written if settings.get(key) != written.get(key))
+    unsaid = of_images if not trains or of_images.isdisjoint(written) else set()
+    keys = (settings | written).keys() - unsaid
+    changed = sorted(key for key in keys if settings.get(key) != written.get(key))
     if changed:
         key = changed[0]
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
@@ -89,7 +124,16 @@ def open_run(cfg: CfgNode, *writes: str) -> RunLayout:
             f"{layout.root} belongs to a run with {key} {reprlib.repr(written.get(key))}, not "
             f"{reprlib.repr(settings.get(key))}{more}: choose another OUTPUT_DIR, or the settings in its run.yaml"
         )
+    if trains and unsaid:
+        _write_settings(layout.settings_file, settings)
     return layout
+
+
+def _write_settings(path: str, settings: dict[str, Any]) -> None:
+    content = {"settings": settings, "versions": versions()}
+    data = yaml.safe_dump(content, sort_keys=True).encode()
+    parse_yaml(data, path)  # so that the next call can read it
+    files.write_bytes(path, data)
 
 
 def _read_settings(path: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from exchange.config import add_config_arguments, load_config
 from exchange.errors import UserError, run_cli
 from exchange.feedback import Feedback, read_feedback, source_round
 from exchange.layout import RunLayout
-from exchange.run import num_rounds, open_run
+from exchange.run import add_round_arguments, chosen_rounds, open_run
 from generator.allocation import AllocationRule, FloatArray, allocate, as_text, save_report, table_rows
 from generator.build import (
     build_allocation_rule,
@@ -50,8 +50,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--gpu", type=int, help="number of the GPU (default: 0, or torchrun's local rank)")
     parser.add_argument("--div", type=int, help="draw this shard only, from 0; -1: everything (the default)")
     parser.add_argument("--num_div", type=int, default=3, help="number of shards, where --div is given")
-    parser.add_argument("--st_rd", type=int, default=0, help="first round to draw")
-    parser.add_argument("--round", type=int, default=10, help="number of rounds, up to the schedule's end")
+    add_round_arguments(parser)
     parser.add_argument("--balanced", type=int, choices=(0, 1), help="1: as many images for every class")
     parser.add_argument("--val_acc", type=int, choices=(0, 1), help="0: the allocation leaves AP out")
     parser.add_argument(
@@ -59,7 +58,19 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--dry-run", action="store_true", help="show and save the allocation, draw nothing")
     add_config_arguments(parser)
-    return parser.parse_intermixed_args()
+    same = {"dest": "config", "default": argparse.SUPPRESS, "metavar": "FILE"}
+    parser.add_argument("--cfg_path", help="the release's name of --config", **same)
+    for name in ("--ckpt_dir", "--output_dir"):
+        help_ = "the run folder, instead of OUTPUT_DIR: checkpoints and images are both in it"
+        parser.add_argument(name, action="append", dest="run_folders", metavar="FOLDER", help=help_)
+    args = parser.parse_intermixed_args()
+    folders = {folder if "://" in folder else os.path.abspath(folder) for folder in args.run_folders or []}
+    if len(folders) > 1:
+        raise UserError(
+            "--ckpt_dir and --output_dir name two folders: a run has its checkpoints and its images in one, give that"
+        )
+    args.opts += [text for folder in folders for text in ("OUTPUT_DIR", folder)]
+    return args
 
 
 def main() -> None:
@@ -71,11 +82,11 @@ def main() -> None:
     build_guidance(cfg, torch.nn.Identity())  # so that a wrong setting is told before the first round
     annotations = read_annotations(dataset_paths(cfg.DATASETS.TRAIN[0], cfg)[0])
     counts = annotations.instance_counts()
-    layout = open_run(cfg, "pool/raw", "pictures")
+    layout = open_run(cfg, "pool/raw", "pictures", trains=False)
     batch_size = cfg.GENERATOR.BATCH_SIZE
     drawer = build_drawer(cfg, device, limit=min(args.bsz or batch_size, batch_size))
 
-    for round_ in rounds_to_draw(args, cfg):
+    for round_ in chosen_rounds(args, cfg):
         if files.exists(layout.annotations_done(round_)) and not args.dry_run:
             _log.info("round %d is in the pool, which may have dropped its images: nothing to draw", round_)
             continue
@@ -118,17 +129,6 @@ def choose_shard(args: argparse.Namespace) -> tuple[Shard, int]:
             "-1 stands for everything"
         )
     return Shard(args.div, args.num_div), gpu
-
-
-def rounds_to_draw(args: argparse.Namespace, cfg: CfgNode) -> range:
-    """--round rounds from --st_rd on, as far as the schedule goes."""
-    in_schedule = num_rounds(cfg)
-    if not 0 <= args.st_rd < in_schedule:
-        raise UserError(
-            f"--st_rd {args.st_rd}: the schedule has the rounds 0 to {in_schedule - 1} (SOLVER.MAX_ITER / "
-            "SOLVER.ROUND_ITERS)"
-        )
-    return range(args.st_rd, min(args.st_rd + args.round, in_schedule))
 
 
 def wait_for_feedback(

@@ -45,7 +45,7 @@ def configuration(root: str, folder: Path) -> str:
 def test_two_rounds_of_all_three_stages_guidance_and_evaluation(root, tmp_path, monkeypatch, capsys):
     config, layout = configuration(root, tmp_path), RunLayout(root)
     for round_ in ("0", "1"):
-        options = ["--config", config, "--st_rd", round_, "--round", "1"]
+        options = ["--config", config, "--st_rd", round_, "--num-rounds", "1"]
         for stage in (generate, segmentAndFilter):
             monkeypatch.setattr(sys, "argv", ["stage", *options])
             stage.main()

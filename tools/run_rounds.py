@@ -70,7 +70,7 @@ def pool_steps(config: list[str], rounds: int, gpus: int, python: Interpreters) 
     """Stages 1 and 2 of every round, one process a GPU."""
     steps = []
     for round_ in range(rounds):
-        this = ["--st_rd", str(round_), "--round", "1", *config]
+        this = ["--st_rd", str(round_), "--num-rounds", "1", *config]
         shards = [["--gpu", str(gpu), "--div", str(gpu), "--num_div", str(gpus)] for gpu in range(gpus)]
         steps.append([[python.generator, "generator/generate.py", *shard, *this] for shard in shards])
         steps.append([[python.segmenter, "diSegmenter/segmentAndFilter.py", *this]])

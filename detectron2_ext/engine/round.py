@@ -18,7 +18,7 @@ from detectron2_ext.engine.state import TrainingState
 from detectron2_ext.engine.train_loader import build_train_loader, training_set_name
 from detectron2_ext.evaluation.evaluator import read_test_set
 from detectron2_ext.evaluation.scoring import Evaluation
-from detectron2_ext.modeling import build_model, load_weights
+from detectron2_ext.modeling import build_detector, load_weights
 from detectron2_ext.paste.build import build_pool
 from exchange import files
 from exchange.annotations import read_annotations
@@ -94,7 +94,7 @@ class TrainingRun:
     def _start_or_resume(self, image_counts: list[int]) -> TrainingState:
         cfg, ranks = self._cfg, self._ranks
         seed_iteration(cfg.SEED, -1, rank=0)
-        model = build_model(cfg, image_counts).to(ranks.device)
+        model = build_detector(cfg, image_counts).to(ranks.device)
         if cfg.SOLVER.CHANNELS_LAST:
             model = model.to(memory_format=torch.channels_last)
         latest = self._checkpoints.latest()

@@ -76,20 +76,28 @@ def test_what_cannot_go_on_ends_with_exit_code_2_and_one_line(config, layout):
 
 def test_rounds_and_shares_are_chosen_on_the_command_line(monkeypatch, config, layout):
     generate(layout, 0, 9)
-    call(monkeypatch, "--config", config, "--round", "1", "--div", "0", "--num_div", "2")
+    call(monkeypatch, "--config", config, "--round", "1", "--share", "0", "--num-shares", "2")
     assert 0 < len(files.list_dir(layout.segmented(""))) < 9
     assert not files.exists(layout.annotations_done(0))
-    call(monkeypatch, "--config", config, "--round", "1", "--div", "1", "--num_div", "2")
+    call(monkeypatch, "--config", config, "--round", "1", "--share", "1", "--num-shares", "2")
     assert len(read_annotations(layout.annotations(0)).annotations) == 9
     assert not files.exists(layout.annotations_done(1))
-    with pytest.raises(UserError, match="--div 2"):
-        call(monkeypatch, "--config", config, "--div", "2", "--num_div", "2")
+    with pytest.raises(UserError, match="--share 2"):
+        call(monkeypatch, "--config", config, "--share", "2", "--num-shares", "2")
+
+
+def test_div_is_the_number_of_stage_1_s_shards_as_in_the_release(monkeypatch, config, layout):
+    generate(layout, 0, 3)
+    with pytest.raises(UserError, match="round 0 in 1 shards, not in 3"):
+        call(monkeypatch, "--config-file", config, "--round", "1", "--div", "3")
+    call(monkeypatch, "--config-file", config, "--round", "1", "--div", "-1")
+    assert files.exists(layout.annotations_done(0))
 
 
 def test_the_latest_round_alone_without_an_annotation_file_is_a_choice(monkeypatch, config, layout):
     for round_ in (0, 1):
         generate(layout, round_, 4)
-    options = ["--config", config, "--round", "1", "SEGMENTER.LATEST_ROUND_ONLY", "True"]
+    options = ["--config", config, "--num-rounds", "1", "SEGMENTER.LATEST_ROUND_ONLY", "True"]
     call(monkeypatch, *options, "--st_rd", "1")
     assert {a["round"] for a in read_annotations(layout.annotations(1)).annotations} == {1}
     call(monkeypatch, *options, "SEGMENTER.ANNOTATION_FILES", "False")
@@ -109,7 +117,7 @@ def test_every_key_of_the_segmenter_reaches_what_it_is_for(monkeypatch, config, 
     }  # fmt: skip
     cfg = load_config(config, [text for key, v in values.items() for text in (f"SEGMENTER.{key}", str(v))])
     dataset = read_annotations(cfg.DATASETS.CUSTOM[0][1])
-    segmentAndFilter.build_segmenter(cfg, layout, dataset, Mock(gpu=0, div=1, num_div=4))
+    segmentAndFilter.build_segmenter(cfg, layout, dataset, Mock(gpu=0, share=1, num_shares=4))
     assert built["load_foreground"].call_args.args[:5] == ("sam2", "f", "r", True, 48)
     texts = {3: "one red disc", 7: "one blue_disc"}
     assert built["load_clip_scorer"].call_args.args[:3] == ("c", "s", texts)

@@ -1,8 +1,10 @@
+import re
+
 import pytest
 import yaml
 
 from exchange import files
-from exchange.config import flatten, load_config
+from exchange.config import REPOSITORY, flatten, load_config
 from exchange.errors import UserError
 from exchange.run import open_run
 
@@ -34,7 +36,7 @@ def test_an_unknown_key_is_an_error_that_names_the_nearest_known_one(tmp_path):
 
 
 def test_a_key_of_the_detectron2_family_without_effect_is_a_warning_that_names_it(tmp_path, caplog):
-    load_config(write(tmp_path / "x.yaml", {"MODEL": {"DETR": {"NHEADS": 8}}}))
+    load_config(write(tmp_path / "x.yaml", {"MODEL": {"DETR": {"NHEADS": 16}}}))
     assert "MODEL.DETR.NHEADS" in caplog.text
 
 
@@ -129,3 +131,74 @@ def test_the_configuration_is_frozen_and_flattens_to_its_keys(tmp_path):
     with pytest.raises(AttributeError):
         cfg.SEED = 1
     assert dict(flatten(cfg))["SOLVER.ROUND_ITERS"] == 9000
+
+
+THEIRS = {  # as the released configurations of MRCA say it, and of BSGAL
+    "base": """
+        MODEL: {META_ARCHITECTURE: CustomRCNN, WEIGHTS: models/r50.pkl, ROI_HEADS: {NAME: DeticCascadeROIHeads,
+          IOU_THRESHOLDS: [0.6]}, ROI_BOX_CASCADE_HEAD: {IOUS: [0.6, 0.7, 0.8]}, CENTERNET: {NUM_CLASSES: 1203}}
+        DATASETS: {TRAIN: '("lvis_v1_train",)', TEST: '("lvis_v1_val",)'}
+        SOLVER: {USE_CUSTOM_SOLVER: true, CHECKPOINT_PERIOD: 5000, IMS_PER_BATCH: 64}
+        OUTPUT_DIR: ./output/auto
+        EVAL_PROPOSAL_AR: false
+        VERSION: 2""",
+    "mrca": """
+        _BASE_: base.yaml
+        SOLVER: {CHECKPOINT_PERIOD: 9000, IMS_PER_BATCH: 16}
+        INPUT: {INST_POOL: false, INST_POOL_FEED: true, INST_POOL_PATH: /pool, INST_POOL_ROOT: /pool/images,
+          INST_POOL_FORMAT: RGBA, USE_COPY_METHOD: syn_copy, USE_INSTABOOST: false, MASK_FORMAT: bitmask,
+          CP_METHOD: [basic], ROUND_RESET: true, INIT_ROUND: false, NUM_ROUNDS: 10, LOG_SCP_PARAM: true}
+        MODEL: {ROI_BOX_HEAD: {USE_ZEROSHOT_CLS: false}, ACTIVE_MODE: paste_or_ori}""",
+    "feed": """
+        _BASE_: base.yaml
+        SOLVER: {CHECKPOINT_PERIOD: 9000, IMS_PER_BATCH: 16}
+        MODEL: {META_ARCHITECTURE: FeedbackRCNN, ROI_HEADS: {NAME: DeticCascadeROIHeadsLogits}}""",
+}
+
+
+@pytest.fixture
+def theirs(tmp_path):
+    for name, text in THEIRS.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    return tmp_path
+
+
+def test_a_released_yaml_has_its_loss_and_folder_and_one_line_says_what_has_no_effect(theirs, caplog):
+    cfg = load_config(str(theirs / "mrca.yaml"))
+    assert cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_PER == "foreground" and cfg.OUTPUT_DIR == "./output/mrca"
+    (line,) = caplog.messages
+    idle = ("INPUT.LOG_SCP_PARAM", "MODEL.ACTIVE_MODE", "INPUT.INST_POOL_PATH", "INPUT.INST_POOL_ROOT")
+    assert sorted(re.findall(r"[A-Z_.]+\.[A-Z_]+", line)) == sorted(idle)
+    load_config(str(theirs / "mrca.yaml"), ["INPUT.INST_POOL", "True"])
+    assert "INST_POOL_PATH" not in caplog.messages[1]
+
+
+def test_the_released_feed_yaml_belongs_to_the_run_that_is_trained_by_the_other(theirs):
+    for name, trains in (("mrca", True), ("feed", False)):
+        cfg = load_config(str(theirs / f"{name}.yaml"), ["OUTPUT_DIR", str(theirs / "run")])
+        open_run(cfg, trains=trains)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "instead"),
+    [
+        ("INPUT.ACTIVE_SELECT", "True", "False"),
+        ("INPUT.USE_INSTABOOST", "True", "False"),
+        ("INPUT.SCP_TYPE", "rc_only", "''"),
+        ("MODEL.WITH_CAPTION", "True", "False"),
+        ("WITH_IMAGE_LABELS", "True", "False"),
+        ("DATALOADER.DATASET_ANN", "('box', 'image')", r"\['box', 'box'\]"),
+        ("MODEL.USE_XPASTE_MASK_LOSS", "False", "True"),
+    ],
+)
+def test_a_key_that_would_teach_something_else_is_refused_and_says_how_to_switch_it_off(
+    theirs, key, value, instead
+):
+    with pytest.raises(UserError, match=rf"sets {key} to .*leave it out or set it to {instead}"):
+        load_config(str(theirs / "mrca.yaml"), [key, value])
+
+
+def test_a_key_is_either_live_or_without_effect():
+    live = {key for key, _ in flatten(load_config(str(REPOSITORY / "configs/MRCA/MRCA_R50.yaml")))}
+    refused, ignored = yaml.safe_load((REPOSITORY / "exchange/foreign_keys.yaml").read_text()).values()
+    assert live.isdisjoint(refused) and live.isdisjoint(ignored) and refused.keys().isdisjoint(ignored)

@@ -1,5 +1,6 @@
 """The settings of a run: what must stay, what may change, how many rounds they make."""
 
+import argparse
 import functools
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ from fvcore.common.config import CfgNode
 
 from exchange.config import REPOSITORY, flatten, load_config
 from exchange.errors import UserError
-from exchange.run import num_rounds, open_run
+from exchange.run import add_round_arguments, chosen_rounds, num_rounds, open_run
 
 CONFIG = str(REPOSITORY / "configs/digits/MRCA_digits.yaml")
 
@@ -21,6 +22,8 @@ def settings(root: Path, *overrides: str):
 FREE = {
     "OUTPUT_DIR",
     "MODEL.DEVICE",
+    "MODEL.META_ARCHITECTURE",
+    "MODEL.ROI_HEADS.NAME",
     "DATALOADER.NUM_WORKERS",
     "DATALOADER.PREFETCH_FACTOR",
     "FEEDBACK.TIMEOUT",
@@ -65,6 +68,24 @@ def test_whatever_else_changes_is_refused(tmp_path):
         open_run(with_others(cfg, fixed))
 
 
+@pytest.mark.parametrize("form", ["feed", "embed"])
+def test_a_yaml_that_asks_the_segmenter_something_else_joins_the_run_of_that_segmenter(tmp_path, form):
+    for name in ("MRCA_R50", f"MRCA_R50_{form}", "MRCA_R50"):
+        open_run(load_config(str(REPOSITORY / f"configs/MRCA/{name}.yaml"), ["OUTPUT_DIR", str(tmp_path)]))
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_stage_1_needs_no_word_of_the_training_images_and_training_holds_to_its_own(tmp_path, first):
+    training, feed = settings(tmp_path), settings(tmp_path, "INPUT.USE_COPY_METHOD", "none")
+    for trains in [bool(first), not first, True]:
+        layout = open_run(training if trains else feed, trains=trains)
+    assert "USE_COPY_METHOD: syn_copy" in Path(layout.settings_file).read_text()
+    with pytest.raises(UserError, match=r"INPUT\.USE_COPY_METHOD 'syn_copy', not 'none'"):
+        open_run(feed)
+    with pytest.raises(UserError, match=r"INPUT\.FORMAT"):
+        open_run(settings(tmp_path, "INPUT.FORMAT", "BGR"), trains=False)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -100,3 +121,26 @@ def test_the_last_round_may_be_short(tmp_path, iterations, rounds):
 def test_a_round_of_no_iterations_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"SOLVER\.ROUND_ITERS is 0"):
         num_rounds(settings(tmp_path, "SOLVER.ROUND_ITERS", "0"))
+
+
+@pytest.mark.parametrize(
+    ("options", "rounds"),
+    [
+        ("", range(0, 3)),
+        ("--round 2", range(0, 2)),
+        ("--st_rd 1 --round 2", range(1, 2)),
+        ("--st_rd 1 --round 10", range(1, 3)),
+        ("--st_rd 1 --num-rounds 1", range(1, 2)),
+        ("--num-rounds 9", range(0, 3)),
+        ("--st_rd 1 --round 1", "--round 1 stops before --st_rd 1"),
+        ("--st_rd 3", "--st_rd 3: the schedule has the rounds 0 to 2"),
+    ],
+)
+def test_round_is_the_end_as_in_the_release_and_num_rounds_the_number(tmp_path, options, rounds):
+    add_round_arguments(parser := argparse.ArgumentParser())
+    args, cfg = parser.parse_args(options.split()), settings(tmp_path)
+    if isinstance(rounds, range):
+        assert chosen_rounds(args, cfg) == rounds
+    else:
+        with pytest.raises(UserError, match=rounds):
+            chosen_rounds(args, cfg)

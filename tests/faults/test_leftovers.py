@@ -12,9 +12,9 @@ from tests.faults.processes import draw, segment_and_filter, train
 
 # Its options, with which it has nothing to work on, and the folders that it writes to.
 STAGES = {
-    draw: (["--round", "0"], "pool/raw", "pictures"),
+    draw: (["--num-rounds", "0"], "pool/raw", "pictures"),
     segment_and_filter: (
-        ["--round", "0"],
+        ["--num-rounds", "0"],
         *("pool/segmented", "pool/cutouts", "pool/index", "pool/annotations", "pictures"),
     ),
     train: (["MODEL.WEIGHTS", "/nowhere.pth"], "train", "train/inference", "feedback"),

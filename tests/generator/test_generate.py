@@ -144,7 +144,7 @@ def test_guided_round_uses_the_network_that_the_feedback_names(world, monkeypatc
     layout = RunLayout(str(world.run))
     write_feedback(layout, feedback(0))
     half = ("GENERATOR.GUIDANCE_SCALE", "0.1", "GENERATOR.DTYPE", "bfloat16")
-    run(world, monkeypatch, "--st_rd", "1", "--round", "1", *half)
+    run(world, monkeypatch, "--st_rd", "1", "--round", "2", *half)
     (call,) = fake_network
     assert (call["path"], call["sha256"], call["use_ema"]) == ("model.pth", "0" * 64, True)
     assert call.get("dtype", torch.float32) == torch.float32  # whatever GENERATOR.DTYPE is
@@ -157,7 +157,7 @@ def test_staleness_chooses_the_round_whose_feedback_counts(world, monkeypatch, f
     layout = RunLayout(str(world.run))
     for round_ in (-1, 0, 1):
         write_feedback(layout, feedback(round_, checkpoint=f"after{round_}.pth"))
-    run(world, monkeypatch, "--st_rd", "1", "--round", "2", "FEEDBACK.STALENESS", "1")
+    run(world, monkeypatch, "--st_rd", "1", "--round", "3", "FEEDBACK.STALENESS", "1")
     assert [call["path"] for call in fake_network] == ["after-1.pth", "after0.pth"]
 
 
@@ -165,7 +165,7 @@ def test_dry_run_shows_and_saves_the_allocation(world, monkeypatch, capsys):
     layout = RunLayout(str(world.run))
     for round_ in (0, 1):
         write_feedback(layout, feedback(round_, drift=[1, 1, 1, 8], mask_ap=[20, 5, 10, 10]))
-    run(world, monkeypatch, "--st_rd", "1", "--round", "2", "--dry-run")
+    run(world, monkeypatch, "--st_rd", "1", "--round", "3", "--dry-run")
     tables = [
         np.genfromtxt(f"{layout.pictures_dir}/allocation_rd{r:02}.csv", delimiter=",", names=True, dtype=None)
         for r in (1, 2)
@@ -250,6 +250,19 @@ def test_bad_input_gets_a_sentence_that_names_it(world, monkeypatch, options, pa
     with pytest.raises(UserError, match=part):
         run(world, monkeypatch, *options)
     assert digests(world) == {} or options == ["--st_rd", "1"]
+
+
+def test_the_releases_names_of_the_yaml_and_of_the_run_folder_are_understood(world, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    options = ["--cfg_path", str(world.config), "--round", "1", "--dry-run", "--ckpt_dir"]
+    monkeypatch.setattr(
+        sys, "argv", ["generate.py", *options, "./ckpt/", "--output_dir", str(tmp_path / "ckpt")]
+    )
+    generate.main()
+    assert (tmp_path / "ckpt/run.yaml").exists() and not world.run.exists()
+    monkeypatch.setattr(sys, "argv", ["generate.py", *options, "ckpt", "--output_dir", "images"])
+    with pytest.raises(UserError, match="name two folders"):
+        generate.main()
 
 
 def test_feedback_of_other_categories_is_refused(world, monkeypatch, fake_network):

@@ -95,4 +95,4 @@ def test_each_round_has_one_generator_process_a_gpu_and_each_stage_its_own_inter
     steps = pool_steps(["--config", "x.yaml"], rounds=2, gpus=3, python=interpreters)
     assert [len(step) for step in steps] == [3, 1, 3, 1]
     assert [command[0] for step in steps for command in step] == ["gen"] * 3 + ["seg"] + ["gen"] * 3 + ["seg"]
-    assert steps[2][1][2:] == "--gpu 1 --div 1 --num_div 3 --st_rd 1 --round 1 --config x.yaml".split()
+    assert steps[2][1][2:] == "--gpu 1 --div 1 --num_div 3 --st_rd 1 --num-rounds 1 --config x.yaml".split()

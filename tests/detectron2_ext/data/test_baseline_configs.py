@@ -20,6 +20,14 @@ def test_the_baselines_load_and_have_run_folders_of_their_own(caplog):
     assert not caplog.records  # no key without effect
 
 
+def test_the_box_loss_is_detics_in_its_baselines_and_the_digits_and_the_releases_everywhere_else():
+    paths = list((REPOSITORY / "configs").rglob("*.yaml"))
+    of_detic = {p for p in paths if load_config(str(p)).MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_PER == "sampled"}
+    baselines = [p for p in paths if p.stem.startswith("CenterNet2") and "baselines" in p.parts]
+    assert len(baselines) == 3
+    assert of_detic == {*baselines, *(p for p in paths if p.parent.name == "digits")}
+
+
 @pytest.mark.parametrize("path", BASELINES, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_a_baseline_says_what_it_is(path: Path):
     assert path.read_text().startswith("# ")

@@ -101,18 +101,16 @@ def test_a_call_after_the_last_round_changes_nothing(
 def test_evaluation_alone_takes_the_last_checkpoint_and_trains_nothing(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _call(finished / "config.yaml", "--eval-only")
+    _call(finished / "config.yaml", "--eval-only", "MODEL.META_ARCHITECTURE", "FeedbackRCNN")
     title, header, *rows = capsys.readouterr().out.splitlines()
     assert title.endswith("model_0000005.pth")
     assert header.split() == ["AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"]
     assert [row.split()[0] for row in rows] == ["box", "mask"]
     assert len({len(line) for line in (header, *rows)}) == 1
-    _call(
-        finished / "config.yaml",
-        "--eval-only",
-        "MODEL.WEIGHTS",
-        str(finished / "run/train/model_initial.pth"),
-    )
+    weights = ("MODEL.WEIGHTS", str(finished / "run/train/model_initial.pth"))
+    _call(finished / "config.yaml", "--eval-only", "--resume", *weights)
+    assert capsys.readouterr().out.splitlines()[0].endswith("model_0000005.pth")
+    _call(finished / "config.yaml", "--eval-only", *weights)
     assert "model_initial.pth" in capsys.readouterr().out
     assert (finished / "run/train/last_checkpoint").read_text() == "model_0000005.pth"
 
