@@ -87,7 +87,9 @@ def test_a_threshold_with_tolerance_empties_no_class_and_a_fixed_one_names_those
     layout, caplog, tolerance, kept, emptied
 ):
     instances = cut_out(layout, generate(layout, 0, 6), [30, 24, 22, 23.5, 9, 20])
-    instances.append(dataclasses.replace(instances[1], file="00_0007_0009.png", segmentation=[], clip_black=99.0))
+    instances.append(
+        dataclasses.replace(instances[1], file="00_0007_0009.png", segmentation=[], clip_black=99.0)
+    )
     checks = dataclasses.replace(CHECKS, clip_tolerance=tolerance)
     judged = JudgedRound(0, checks, checks.judge(instances), [])
     write_pool(layout, judged, CATEGORIES, [0])
