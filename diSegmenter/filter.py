@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import cv2
@@ -50,9 +52,32 @@ class Checks:
     area_share: tuple[float, float]
     max_objects: int
     drop_touching_border: bool
+    clip_tolerance: float = 0.0
+
+    def judge(self, instances: Iterable[PoolInstance]) -> list[PoolInstance]:
+        """The instances of a round, each with the reason why it is dropped; empty if it is kept.
+
+        With a ``clip_tolerance`` above 0 the threshold of a class is at most that far below the best score of those
+        that nothing else drops (X-Paste), so that none loses all of its instances to it.
+        """
+        judged = [dataclasses.replace(instance, reason=self.reason(instance)) for instance in instances]
+        if not self.clip_tolerance:
+            return judged
+        best: dict[int, float] = {}
+        for instance in judged:
+            if instance.reason in ("", "CLIP score") and instance.clip_score is not None:
+                category = instance.category_id
+                best[category] = max(instance.clip_score, best.get(category, instance.clip_score))
+        return [
+            dataclasses.replace(instance, reason="")
+            if instance.reason == "CLIP score"
+            and instance.clip_score >= best[instance.category_id] - self.clip_tolerance
+            else instance
+            for instance in judged
+        ]
 
     def reason(self, instance: PoolInstance) -> str:
-        """Why the instance is dropped; empty if it is kept."""
+        """Why the instance is dropped, with the CLIP threshold as it is; empty if it is kept."""
         x, y, width, height = instance.bbox
         smallest, largest = self.area_share
         share = instance.area / (instance.width * instance.height)

@@ -68,7 +68,7 @@ def judge_round(
     for name in sorted(names):
         instance = known.get(name) or read_cut_out(layout, name)
         if instance is not None:
-            instances.append(dataclasses.replace(instance, reason=checks.reason(instance)))
+            instances.append(instance)
         elif _decodes(layout.raw(name)):
             left += 1
         else:
@@ -77,15 +77,14 @@ def judge_round(
         _log.info("round %d: %d images are left to other processes of stage 2", round_, left)
         return None
     _check_readable(round_, unreadable, len(instances))
-    return JudgedRound(round_, checks, instances, unreadable)
+    return JudgedRound(round_, checks, checks.judge(instances), unreadable)
 
 
 def judge_again(layout: RunLayout, round_: int, checks: Checks) -> JudgedRound:
     """Decides about a finished round by what its index has on record."""
     unreadable = files.read_json(layout.verdicts(round_))["unreadable"]
     instances = PoolIndex(layout, [round_], dropped_too=True)
-    judged = [dataclasses.replace(i, reason=checks.reason(i)) for i in instances]
-    return JudgedRound(round_, checks, judged, unreadable)
+    return JudgedRound(round_, checks, checks.judge(instances), unreadable)
 
 
 def write_pool(
@@ -124,7 +123,23 @@ def write_pool(
         pool = PoolIndex(layout, pool_rounds)
         files.write_json(layout.annotations(round_), lvis_file(pool, categories, round_))
     files.write_done(layout.annotations_done(round_))
+    _warn_of_emptied(judged, categories)
     _log.info("round %d: kept %d of %d instances", round_, len(judged.kept), len(judged.instances))
+
+
+def _warn_of_emptied(judged: JudgedRound, categories: list[dict[str, Any]]) -> None:
+    """Names the classes of which the CLIP threshold leaves nothing."""
+    kept = {instance.category_id for instance in judged.kept}
+    emptied = {i.category_id for i in judged.instances if i.reason == "CLIP score"} - kept
+    if emptied:
+        _log.warning(
+            "round %d: the CLIP threshold %g leaves nothing of %d classes (%s): set SEGMENTER.CLIP_TOLERANCE to keep "
+            "the best of each",
+            judged.round,
+            judged.checks.clip_threshold,
+            len(emptied),
+            ", ".join(str(category["name"]) for category in categories if category["id"] in emptied),
+        )
 
 
 def _verdicts(judged: JudgedRound) -> dict[str, Any]:

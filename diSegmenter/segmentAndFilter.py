@@ -92,6 +92,7 @@ def build_checks(cfg: CfgNode, clip_threshold: float) -> Checks:
         area_share=tuple(cfg.SEGMENTER.AREA_SHARE),
         max_objects=cfg.SEGMENTER.MAX_OBJECTS,
         drop_touching_border=cfg.SEGMENTER.DROP_TOUCHING_BORDER,
+        clip_tolerance=cfg.SEGMENTER.CLIP_TOLERANCE,
     )
 
 

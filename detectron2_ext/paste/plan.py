@@ -90,8 +90,8 @@ class RandomDraws:
 class ClassDraws:
     """``cas_random`` (X-Paste): a class uniformly, then an instance of it; with replacement.
 
-    ``among_image_classes`` gives ``cats_random``: only classes that the image has itself, where it has any
-    that the pool knows.
+    ``among_image_classes`` gives ``cats_random``: only classes that the image has itself, so nothing where the
+    pool has none of them; any class where the image has no object.
     """
 
     def __init__(
@@ -104,10 +104,9 @@ class ClassDraws:
 
     def __call__(self, k: int, image_classes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         places = np.arange(len(self._classes))
-        if self._among_image_classes:
-            shared = np.flatnonzero(np.isin(self._classes, image_classes))
-            places = shared if len(shared) else places
-        chosen = rng.choice(places, size=rng.integers(*self._counts))
+        if self._among_image_classes and len(image_classes):
+            places = np.flatnonzero(np.isin(self._classes, image_classes))
+        chosen = rng.choice(places, size=rng.integers(*self._counts) if len(places) else 0)
         return self._by_class[self._first[chosen] + rng.integers(self._count[chosen])]
 
 

@@ -93,7 +93,7 @@ FORMS = {
 @pytest.mark.parametrize("pattern", FORMS)
 def test_mrca_takes_masks_as_its_release_does_and_digits_and_x_paste_clean_them(pattern):
     paths = list((REPOSITORY / "configs").glob(pattern))
-    off = {"MAX_OBJECTS": 0, "DROP_TOUCHING_BORDER": False}
+    off = {"CLIP_TOLERANCE": 0.0, "MAX_OBJECTS": 0, "DROP_TOUCHING_BORDER": False}
     for path in paths:
         node = load_config(str(path)).SEGMENTER
         assert {key: node[key] for key in FORMS[pattern] | off} == FORMS[pattern] | off

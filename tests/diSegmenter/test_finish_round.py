@@ -1,3 +1,4 @@
+import dataclasses
 import os
 from pathlib import Path
 
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 
 from diSegmenter.filter import Checks
-from diSegmenter.finish_round import is_finished, judge_again, judge_round, write_pool
+from diSegmenter.finish_round import JudgedRound, is_finished, judge_again, judge_round, write_pool
 from diSegmenter.images import encode_cutout
 from exchange import files
 from exchange.annotations import read_annotations
@@ -76,6 +77,25 @@ def test_a_round_is_judged_again_from_its_index(layout):
     finish(layout, 0, [30, 20, 22, 40], [0])
     again = judge_again(layout, 0, Checks(21.0, (0.0, 1.0), 0, False))
     assert [i.file for i in again.kept] == ["00_0003_0000.png", "00_0003_0002.png", "00_0007_0003.png"]
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "kept", "emptied"),
+    [(0.0, [30.0], ["blue_disc"]), (1.0, [30.0, 24.0, 23.5], []), (9.0, [30.0, 22.0, 24.0, 23.5, 20.0], [])],
+)
+def test_a_threshold_with_tolerance_empties_no_class_and_a_fixed_one_names_those_that_it_does(
+    layout, caplog, tolerance, kept, emptied
+):
+    instances = cut_out(layout, generate(layout, 0, 6), [30, 24, 22, 23.5, 9, 20])
+    instances.append(
+        dataclasses.replace(instances[1], file="00_0007_0009.png", segmentation=[], clip_black=99.0)
+    )
+    checks = dataclasses.replace(CHECKS, clip_tolerance=tolerance)
+    judged = JudgedRound(0, checks, checks.judge(instances), [])
+    write_pool(layout, judged, CATEGORIES, [0])
+    assert [i.clip_score for i in sorted(judged.kept, key=lambda i: i.category_id)] == kept
+    assert judged.instances[-1].reason == "no object"  # and is not the best of its class
+    assert [name for name in ("red disc", "blue_disc") if name in caplog.text] == emptied
 
 
 def test_images_that_nobody_has_cut_out_are_left_to_other_processes(layout):

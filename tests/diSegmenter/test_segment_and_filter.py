@@ -113,7 +113,7 @@ def test_every_key_of_the_segmenter_reaches_what_it_is_for(monkeypatch, config, 
         "FOREGROUND": "sam2", "FOREGROUND_MODEL": "f", "FOREGROUND_REVISION": "r", "INPUT_SIZE": 48,
         "CLIP_MODEL": "c", "CLIP_REVISION": "s", "CLIP_PROMPT": "one {}", "ALPHA_FLOOR": 9,
         "LARGEST_COMPONENT": False, "BATCH_SIZE": 3, "WORKERS": 2, "AREA_SHARE": [0.1, 0.8],
-        "MAX_OBJECTS": 2, "DROP_TOUCHING_BORDER": True,
+        "MAX_OBJECTS": 2, "DROP_TOUCHING_BORDER": True, "CLIP_TOLERANCE": 1.5,
     }  # fmt: skip
     cfg = load_config(config, [text for key, v in values.items() for text in (f"SEGMENTER.{key}", str(v))])
     dataset = read_annotations(cfg.DATASETS.CUSTOM[0][1])
@@ -123,7 +123,7 @@ def test_every_key_of_the_segmenter_reaches_what_it_is_for(monkeypatch, config, 
     assert built["load_clip_scorer"].call_args.args[:3] == ("c", "s", texts)
     assert built["RoundSegmenter"].call_args.args[2] == MaskCleaner(9, False)
     assert built["RoundSegmenter"].call_args.args[4:] == (3, 2, 1, 4)
-    assert segmentAndFilter.build_checks(cfg, 23.0) == Checks(23.0, (0.1, 0.8), 2, True)
+    assert segmentAndFilter.build_checks(cfg, 23.0) == Checks(23.0, (0.1, 0.8), 2, True, 1.5)
 
 
 def test_a_second_call_leaves_every_file_as_it_is(monkeypatch, config, layout):

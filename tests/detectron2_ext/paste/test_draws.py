@@ -66,10 +66,11 @@ def test_class_draws_take_each_class_alike_and_each_of_its_instances():
     np.testing.assert_allclose(share, [1 / 9, 1 / 3, 1 / 9, 1 / 9, 1 / 3], atol=0.006)
 
 
-def test_class_draws_among_the_images_classes_take_only_those():
+def test_class_draws_among_the_images_classes_take_only_those_and_any_where_there_is_no_object():
     draws = ClassDraws(np.array([4, 7, 4, 9]), (0, 20), among_image_classes=True)
     assert set(sum(drawn(draws, range(200), np.array([4, 5])), [])) == {0, 2}
-    assert set(sum(drawn(draws, range(200), np.array([5])), [])) == {0, 1, 2, 3}  # the pool has none of them
+    assert sum(drawn(draws, range(200), np.array([5])), []) == []  # the pool has none of them
+    assert set(sum(drawn(draws, range(200), np.array([], int)), [])) == {0, 1, 2, 3}
 
 
 def test_weighted_draws_follow_the_weights():
