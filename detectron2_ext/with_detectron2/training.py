@@ -25,7 +25,7 @@ from detectron2_ext.engine.state import TrainingState
 from detectron2_ext.evaluation import Evaluation
 from detectron2_ext.evaluation.evaluator import as_json, read_test_set
 from detectron2_ext.evaluation.predictions import Predictions
-from detectron2_ext.evaluation.scoring import GroundTruth
+from detectron2_ext.evaluation.scoring import CocoTruth
 from detectron2_ext.with_detectron2.registration import (
     convert_outputs,
     describe_dataset,
@@ -170,7 +170,7 @@ def validate(
         raise UserError(
             "TEST.EVALUATOR: --engine detectron2 evaluates by the rules of LVIS or COCO, set it to auto"
         )
-    truth = GroundTruth(annotations)
+    truth = CocoTruth(annotations)
     target = files.join(folder, name)
     hook = model.register_forward_hook(convert_outputs)
     try:
@@ -187,7 +187,7 @@ def validate(
     return evaluation
 
 
-def _build_evaluator(truth: GroundTruth, name: str, folder: str) -> DatasetEvaluator:
+def _build_evaluator(truth: CocoTruth, name: str, folder: str) -> DatasetEvaluator:
     if not truth.federated:
         return COCOEvaluator(name, output_dir=folder, max_dets_per_image=truth.max_detections)
     if not hasattr(np, "float"):
