@@ -13,7 +13,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from detectron2_ext.data.loader import Batch, load_batches
+from detectron2_ext.data.loader import Batch
 from detectron2_ext.distributed import Ranks
 from detectron2_ext.engine.checkpoints import RunCheckpoints
 from detectron2_ext.engine.metrics import LossWatch, Reporter
@@ -141,7 +141,7 @@ def train(
     """
     state.model.train()
     watch = LossWatch(ranks)
-    batches = load_batches(loader)
+    batches = iter(loader)
     while state.iteration < end:
         asked = time.perf_counter()
         batch = next(batches)

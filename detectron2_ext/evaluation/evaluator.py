@@ -14,7 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from detectron2_ext.data.dataset import DetectionDataset
-from detectron2_ext.data.loader import Batch, build_test_loader, load_batches
+from detectron2_ext.data.loader import Batch, build_test_loader
 from detectron2_ext.distributed import Ranks
 from detectron2_ext.evaluation.pascal import OPEN_IMAGES, VOC, PascalTruth, read_ancestors
 from detectron2_ext.evaluation.predictions import Predictions
@@ -112,13 +112,7 @@ def evaluate_model(
     model.eval()
     with torch.inference_mode(), files.atomic_writer(part_file[ranks.rank]) as part:
         separator = b""
-        for batch in tqdm(
-            load_batches(loader),
-            total=len(loader),
-            desc="evaluating",
-            unit="batch",
-            disable=not ranks.is_first,
-        ):
+        for batch in tqdm(loader, desc="evaluating", unit="batch", disable=not ranks.is_first):
             for record, output in zip(batch, model(batch), strict=True):
                 found = Predictions.from_instances(
                     record["image_id"], output["instances"].to("cpu"), max_detections

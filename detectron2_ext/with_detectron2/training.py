@@ -16,7 +16,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from detectron2_ext.data.dataset import DetectionDataset
-from detectron2_ext.data.loader import Batch, build_test_loader, load_batches
+from detectron2_ext.data.loader import Batch, build_test_loader
 from detectron2_ext.distributed import Ranks
 from detectron2_ext.engine.checkpoints import RunCheckpoints
 from detectron2_ext.engine.loop import mixed_precision, seed_iteration
@@ -102,7 +102,7 @@ class _SeededBatches:
         self._loader, self._state, self._seed, self._rank = loader, state, seed, rank
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in load_batches(self._loader):
+        for batch in self._loader:
             seed_iteration(self._seed, self._state.iteration, self._rank)
             yield batch
 
