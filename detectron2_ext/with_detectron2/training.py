@@ -34,6 +34,8 @@ from detectron2_ext.with_detectron2.registration import (
 from exchange import files
 from exchange.errors import UserError
 
+_log = logging.getLogger(__name__)
+
 
 def train_round(
     cfg: CfgNode,
@@ -46,7 +48,7 @@ def train_round(
     title: str,
     ranks: Ranks,
 ) -> None:
-    """As :func:`detectron2_ext.engine.engines.train_round`; ``title`` is not shown.
+    """As :func:`detectron2_ext.engine.loop.train_round`; ``title`` is not shown.
 
     Raises UserError, besides, for settings that Detectron2's trainer has no counterpart of.
     """
@@ -147,9 +149,6 @@ class _Save(HookBase):
             self._checkpointer.save(name, **rest)
             self._checkpoints.prune(done)
         self._ranks.barrier()
-
-
-_log = logging.getLogger(__name__)
 
 
 def validate(
