@@ -9,20 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-import torch.distributed
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-
-
-def mean_over_ranks(value: Tensor) -> Tensor:
-    """Mean of ``value`` over the processes; ``value`` itself where there is only one."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return value
-    total = value.detach().clone()
-    torch.distributed.all_reduce(total)
-    return total / torch.distributed.get_world_size()
-
 
 # The others wait while the first process scores a validation set or the pool of a round is being made.
 _PATIENCE = datetime.timedelta(days=3)
@@ -58,14 +47,6 @@ class Ranks:
         places = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=places, broadcast_buffers=False)
 
-    def mean(self, values: torch.Tensor) -> torch.Tensor:
-        """The mean of ``values`` over the processes, on each of them."""
-        if self.world_size > 1:
-            values = values.clone()
-            dist.all_reduce(values)
-            values /= self.world_size
-        return values
-
 
 @contextmanager
 def join_ranks(device: str = "") -> Iterator[Ranks]:
@@ -86,3 +67,12 @@ def join_ranks(device: str = "") -> Iterator[Ranks]:
         yield Ranks(rank, world_size, place)
     finally:
         dist.destroy_process_group()
+
+
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """Mean of ``values`` over the processes, without gradient; themselves where there is only one."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return values
+    total = values.detach().clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()

@@ -128,10 +128,8 @@ def gathering_roi_align(
 
 # Up to so many cells of a map, two small matrix products are cheaper than gathering what each bin needs.
 _MAX_CELLS_SEPARABLE = 24 * 24
-_CANONICAL_SIZE, _CANONICAL_LEVEL = (
-    224,
-    4,
-)  # a 224-pixel box belongs to the level of stride 16 (FPN, equation 1)
+# A 224-pixel box belongs to the level of stride 16 (FPN, equation 1).
+_CANONICAL_SIZE, _CANONICAL_LEVEL = 224, 4
 
 
 class RoiPooler(nn.Module):

@@ -30,18 +30,18 @@ class BitMasks:
     def from_crops(
         cls, crops: Sequence[Tensor], boxes: Sequence[Sequence[int]] | Tensor, image_size: tuple[int, int]
     ) -> BitMasks:
-        """Pack N masks (h_n, w_n), non-zero inside the object; ``boxes`` are their places in the image."""
+        """Pack N masks (h_n, w_n) of 0 and 1; ``boxes`` are their places in the image."""
         height = max((crop.shape[0] for crop in crops), default=0)
         width = max((crop.shape[1] for crop in crops), default=0)
-        packed = torch.zeros(len(crops), height, width, dtype=torch.uint8)
+        boxes = torch.as_tensor(boxes, dtype=torch.int64).reshape(-1, 4)
+        packed = torch.zeros(len(crops), height, width, dtype=torch.uint8, device=boxes.device)
         for target, crop in zip(packed, crops, strict=True):
-            target[: crop.shape[0], : crop.shape[1]] = crop != 0
-        return cls(packed, torch.as_tensor(boxes, dtype=torch.int64).reshape(-1, 4), image_size)
+            target[: crop.shape[0], : crop.shape[1]] = crop
+        return cls(packed, boxes, image_size)
 
     @classmethod
     def from_full(cls, masks: Tensor) -> BitMasks:
-        """Cut masks (N, H, W) of the whole image, bool or number, to their tight boxes (empty: 0, 0, 0,
-        0)."""
+        """Cut masks (N, H, W) of the whole image, bool or number, to their tight boxes (empty: 0, 0, 0, 0)."""
         masks = masks != 0
         bounds = []
         for axis in (1, 2):
@@ -57,13 +57,8 @@ class BitMasks:
             bounds.append((first * found, last * found))
         (top, bottom), (left, right) = bounds
         boxes = torch.stack([left, top, right, bottom], dim=1)
-        corners = boxes.tolist()
-        height = max((y2 - y1 for _, y1, _, y2 in corners), default=0)
-        width = max((x2 - x1 for x1, _, x2, _ in corners), default=0)
-        packed = torch.zeros(len(masks), height, width, dtype=torch.uint8, device=masks.device)
-        for target, mask, (x1, y1, x2, y2) in zip(packed, masks, corners, strict=True):
-            target[: y2 - y1, : x2 - x1] = mask[y1:y2, x1:x2]
-        return cls(packed, boxes, (masks.shape[1], masks.shape[2]))
+        crops = [mask[y1:y2, x1:x2] for mask, (x1, y1, x2, y2) in zip(masks, boxes.tolist(), strict=True)]
+        return cls.from_crops(crops, boxes, (masks.shape[1], masks.shape[2]))
 
     def to_full(self) -> Tensor:
         """Masks of the whole image: bool (N, H, W)."""

@@ -18,6 +18,20 @@ MAY_IMPORT = {
     "diSegmenter": {"exchange", "diSegmenter"},
     "detectron2_ext": {"exchange", "detectron2_ext"},
 }
+_TENSORS = {"structures", "roi_pooler", "distributed"}
+_TRAINING = _TENSORS | {"data", "paste", "modeling", "evaluation"}
+# What each file or folder of stage 3 may import of that stage besides itself.
+ROOMS = {
+    **{name: _TENSORS for name in _TENSORS},
+    "data": _TENSORS,
+    "paste": _TENSORS | {"data"},
+    "modeling": _TENSORS,
+    "evaluation": _TENSORS | {"data"},
+    "engine": _TRAINING,
+    "with_detectron2": _TRAINING | {"engine"},
+    "train_net": _TRAINING | {"engine", "with_detectron2"},
+    "__init__": {"with_detectron2"},
+}
 PARTS = set(MAY_IMPORT) | {"tools", "tests"}
 STAGES = ("generator", "diSegmenter", "detectron2_ext")
 # Works together with a package that no stage requires.
@@ -75,6 +89,13 @@ def test_no_part_imports_another_part_that_it_must_not_know(folder):
                     path,
                     module,
                 )
+
+
+def test_no_folder_of_the_training_stage_imports_one_above_it():
+    for path, modules in imports_of("detectron2_ext").items():
+        room = Path(path).parts[1].removesuffix(".py")
+        used = {module.split(".")[1] for module in modules if module.startswith("detectron2_ext.")}
+        assert not used - ROOMS[room] - {room}, path
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pycocotools.mask as coco_mask
 
 from exchange.annotations import AnnotationFile, read_annotations
@@ -31,8 +33,11 @@ Segmentation = list[Polygon] | RunLengths
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One image and its objects. ``boxes``: float32 (N, 4) XYXY; ``classes``: int64 (N,); ``crowd``: bool
-    (N,)."""
+    """One image and its objects.
+
+    ``boxes``: float32 (N, 4) XYXY; ``classes``: int64 (N,); ``crowd``: bool (N,). ``first_object``: place of the
+    first of them in the data set.
+    """
 
     file_name: str
     image_id: int
@@ -67,25 +72,26 @@ class DetectionDataset:
         self._path = annotations.path
         self._root = image_root.rstrip("/")
         images = annotations.images
-        self._names = _Texts(annotations.file_names().values())
+        self._names = pa.array(list(annotations.file_names().values()), pa.large_string())
         self.image_ids = np.array([image["id"] for image in images], dtype=np.int64)
         self.sizes = np.array([(i["height"], i["width"]) for i in images], dtype=np.int32).reshape(-1, 2)
 
         place = {image_id: index for index, image_id in enumerate(self.image_ids.tolist())}
         image_of = np.array([place[a["image_id"]] for a in annotations.annotations], dtype=np.int64)
         kept: list[int] = []
-        boxes, parts = [], _Segments()
+        boxes: list[tuple[float, float, float, float]] = []
+        polygons: list[list[np.ndarray]] = []  # flat
+        runs: list[bytes | None] = []
         for index in np.argsort(image_of, kind="stable").tolist():
             annotation = annotations.annotations[index]
             box = self._box(annotation)
-            segmentation = _usable(
-                annotation.get("segmentation"), tuple(self.sizes[image_of[index]].tolist())
-            )
-            if box[2] <= box[0] or box[3] <= box[1] or not segmentation:
+            parts, counts = _usable(annotation.get("segmentation"), self.sizes[image_of[index]].tolist())
+            if box[2] <= box[0] or box[3] <= box[1] or not (parts or counts):
                 continue
             kept.append(index)
             boxes.append(box)
-            parts.append(segmentation)
+            polygons.append(parts)
+            runs.append(counts)
         dropped = len(image_of) - len(kept)
         if dropped:
             _log.warning(
@@ -100,7 +106,11 @@ class DetectionDataset:
             self.category_ids, np.array([o["category_id"] for o in objects], dtype=np.int64)
         )
         self.crowd = np.array([bool(o.get("iscrowd", 0)) for o in objects], dtype=bool)
-        self._segments = parts.pack()
+        outlines = pa.array(polygons, pa.large_list(pa.large_list(pa.float32())))
+        self._first_polygon = outlines.offsets.to_numpy()
+        self._first_coordinate = outlines.values.offsets.to_numpy()
+        self._coordinates = outlines.values.values.to_numpy()
+        self._runs = pa.array(runs, pa.large_binary())
         self.image_of_object = image_of[kept]
         self._first = np.searchsorted(self.image_of_object, np.arange(len(images) + 1))
 
@@ -119,7 +129,7 @@ class DetectionDataset:
 
     def path(self, index: int) -> str:
         """Path or URL of an image."""
-        return f"{self._root}/{self._names[index]}"
+        return f"{self._root}/{self._names[index].as_py()}"
 
     def record(self, index: int) -> ImageRecord:
         """One image with its objects (views of the shared arrays)."""
@@ -138,7 +148,13 @@ class DetectionDataset:
 
     def segmentation(self, object_index: int) -> Segmentation:
         """Polygons or run lengths of an object, by its place in ``boxes``."""
-        return self._segments[object_index]
+        counts = self._runs[object_index].as_py()
+        if counts is not None:
+            height, width = self.sizes[self.image_of_object[object_index]].tolist()
+            return RunLengths((height, width), counts)
+        first, last = self._first_polygon[object_index : object_index + 2].tolist()
+        ends = self._first_coordinate[first : last + 1].tolist()
+        return [self._coordinates[start:end].reshape(-1, 2) for start, end in pairwise(ends)]
 
     def trainable_images(self) -> np.ndarray:
         """Indices of the images that have an object other than a crowd: int64."""
@@ -178,77 +194,14 @@ class DetectionDataset:
         return x, y, x + width, y + height
 
 
-def _usable(segmentation: Any, image_size: tuple[int, int]) -> Segmentation | None:
-    """The part of a JSON segmentation that encloses pixels, or None."""
-    if isinstance(segmentation, dict):
-        counts = segmentation["counts"]
-        if isinstance(counts, list):
-            counts = coco_mask.frPyObjects(segmentation, *image_size)["counts"]
-        return RunLengths(image_size, counts.encode() if isinstance(counts, str) else counts)
-    polygons = [np.array(part, dtype=np.float32).reshape(-1, 2) for part in enclosing(segmentation or ())]
-    return polygons or None
-
-
-class _Texts:
-    """A sequence of strings in one byte array."""
-
-    def __init__(self, texts: Iterable[str]) -> None:
-        encoded = [text.encode() for text in texts]
-        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-        self._ends = np.cumsum([0, *map(len, encoded)])
-
-    def __getitem__(self, index: int) -> str:
-        return self._bytes[self._ends[index] : self._ends[index + 1]].tobytes().decode()
-
-
-class _Segments:
-    """Collects segmentations; :meth:`pack` gives them as one byte array."""
-
-    _POLYGON, _RUNS = 0, 1
-
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-        self._kinds: list[int] = []
-        self._owners: list[int] = []
-        self._sizes: list[tuple[int, int]] = []
-        self._count = 0
-
-    def append(self, segmentation: Segmentation) -> None:
-        runs = isinstance(segmentation, RunLengths)
-        for part in [segmentation.counts] if runs else [polygon.tobytes() for polygon in segmentation]:
-            self._parts.append(part)
-            self._kinds.append(self._RUNS if runs else self._POLYGON)
-            self._sizes.append(segmentation.size if runs else (0, 0))
-            self._owners.append(self._count)
-        self._count += 1
-
-    def pack(self) -> _PackedSegments:
-        return _PackedSegments(
-            data=np.frombuffer(b"".join(self._parts), dtype=np.uint8),
-            ends=np.cumsum([0, *map(len, self._parts)]),
-            is_runs=np.array(self._kinds, dtype=bool),
-            sizes=np.array(self._sizes, dtype=np.int32).reshape(-1, 2),
-            first_part=np.searchsorted(self._owners, np.arange(self._count + 1)),
-        )
-
-
-@dataclass(frozen=True)
-class _PackedSegments:
-    data: np.ndarray  # uint8: float32 coordinates of polygons, characters of run lengths
-    ends: np.ndarray  # (parts + 1,) where each part begins and ends in data
-    is_runs: np.ndarray  # bool (parts,)
-    sizes: np.ndarray  # int32 (parts, 2), of run lengths
-    first_part: np.ndarray  # (objects + 1,)
-
-    def __getitem__(self, index: int) -> Segmentation:
-        start, stop = self.first_part[index : index + 2].tolist()
-        if self.is_runs[start]:
-            height, width = self.sizes[start].tolist()
-            return RunLengths((height, width), self._part(start).tobytes())
-        return [self._part(part).view(np.float32).reshape(-1, 2) for part in range(start, stop)]
-
-    def _part(self, part: int) -> np.ndarray:
-        return self.data[self.ends[part] : self.ends[part + 1]]
+def _usable(segmentation: Any, image_size: Sequence[int]) -> tuple[list[np.ndarray], bytes | None]:
+    """What encloses pixels in a JSON segmentation: polygons (x, y in turn) or compressed run lengths."""
+    if not isinstance(segmentation, dict):
+        return [np.array(part, dtype=np.float32) for part in enclosing(segmentation or ())], None
+    counts = segmentation["counts"]
+    if isinstance(counts, list):
+        counts = coco_mask.frPyObjects(segmentation, *image_size)["counts"]
+    return [], counts.encode() if isinstance(counts, str) else counts
 
 
 def class_frequencies(dataset: DetectionDataset, images: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import cv2
@@ -17,41 +17,77 @@ from exchange.catalog import dataset_paths
 from exchange.errors import UserError
 
 _log = logging.getLogger(__name__)
-LIMIT = 0.05  # share of a data set's images
-
-
-class SkippedFiles:
-    """Collects sentences about unusable files, each file once.
-
-    Raises UserError from :meth:`add` when there are more than 5 % of ``num_images``, the size of the data
-    set.
-    """
-
-    def __init__(self, num_images: int) -> None:
-        self._num_images = num_images
-        self.sentences: dict[str, None] = {}  # an ordered set
-
-    def add(self, sentences: Iterable[str]) -> None:
-        """Count files; the first time that one turns up it is logged."""
-        for sentence in sentences:
-            if sentence not in self.sentences:
-                self.sentences[sentence] = None
-                _log.warning("skipped %s", sentence)
-        if len(self.sentences) > LIMIT * self._num_images:
-            raise UserError(
-                f"{len(self.sentences)} files of a data set of {self._num_images} images cannot be used, the "
-                f"first is {next(iter(self.sentences))}: repair the data set or remove them from it"
-            )
-
-    def log(self) -> None:
-        """List them all, for the end of a run."""
-        if self.sentences:
-            _log.warning("%d files were skipped:\n  %s", len(self.sentences), "\n  ".join(self.sentences))
-
+_MOST_SKIPPED = 0.05  # share of a data set's images
+_CAUGHT = "in DataLoader worker process"  # how torch marks the traceback of an error in a worker
 
 Batch = list[dict[str, Any]]
 
-_CAUGHT = "in DataLoader worker process"  # how torch marks the traceback of an error in a worker
+
+def build_dataset(cfg: CfgNode, name: str) -> DetectionDataset:
+    """The data set called ``name``; raises UserError as the catalogue and the annotation file do."""
+    return DetectionDataset.read(*dataset_paths(name, cfg))
+
+
+def build_test_loader(
+    cfg: CfgNode, dataset: DetectionDataset, *, rank: int = 0, world_size: int = 1, batch_size: int = 1
+) -> BatchLoader:
+    """Every ``world_size``-th image of ``dataset`` from image ``rank`` on, once, in order, for testing."""
+    mapper = build_test_mapper(cfg, dataset)
+    loader = batches_in_order(cfg, mapper, range(rank, len(dataset), world_size), batch_size)
+    return BatchLoader(loader, SkippedFiles(len(dataset)))
+
+
+def build_test_mapper(cfg: CfgNode, dataset: DetectionDataset) -> TestMapper:
+    """The images of ``dataset`` as the configuration has them tested."""
+    return TestMapper(dataset, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, is_bgr(cfg))
+
+
+def batches_in_order(cfg: CfgNode, mapper: Any, order: Any, batch_size: int) -> DataLoader:
+    """Loads what ``mapper`` gives for each entry of ``order``, in DATALOADER.NUM_WORKERS processes."""
+    workers = cfg.DATALOADER.NUM_WORKERS
+    of_workers = {
+        "prefetch_factor": cfg.DATALOADER.PREFETCH_FACTOR,
+        "persistent_workers": True,
+        "worker_init_fn": _start_worker,
+    }
+    return DataLoader(
+        mapper,
+        batch_size=batch_size,
+        sampler=order,
+        num_workers=workers,
+        collate_fn=list,
+        pin_memory=torch.cuda.is_available(),
+        **(of_workers if workers else {}),
+    )
+
+
+def _start_worker(worker: int) -> None:
+    cv2.setNumThreads(0)  # there is a process per core already
+
+
+class BatchLoader:
+    """Iterates over batches, each a list of the mapper's dictionaries.
+
+    Files that cannot be used are counted as they turn up and listed when the iteration ends; too many of them
+    stop it with a UserError (see :class:`SkippedFiles`), as does what :func:`load_batches` explains.
+    """
+
+    def __init__(self, loader: DataLoader, skipped: SkippedFiles) -> None:
+        self._loader, self.skipped = loader, skipped
+
+    def __iter__(self) -> Iterator[Batch]:
+        try:
+            for batch in load_batches(self._loader):
+                self.skipped.add(sentence for item in batch for sentence in item.pop("skipped"))
+                usable = [item for item in batch if "image" in item]
+                if usable:
+                    yield usable
+        finally:
+            self.skipped.log()
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return len(self._loader)
 
 
 def load_batches(loader: Iterable[Batch]) -> Iterator[Batch]:
@@ -77,48 +113,38 @@ def load_batches(loader: Iterable[Batch]) -> Iterator[Batch]:
         ) from error
 
 
-class BatchLoader:
-    """Iterates over batches, each a list of the mapper's dictionaries.
+class SkippedFiles:
+    """Collects sentences about unusable files, each file once.
 
-    Files that cannot be used are counted as they turn up and listed when the iteration ends; too many of them
-    stop it with a UserError (see :class:`SkippedFiles`).
+    Raises UserError from :meth:`add` when there are more than 5 % of ``num_images``, the size of the data
+    set.
     """
 
-    def __init__(self, loader: DataLoader, skipped: SkippedFiles) -> None:
-        self._loader, self.skipped = loader, skipped
+    def __init__(self, num_images: int) -> None:
+        self._num_images = num_images
+        self.sentences: dict[str, None] = {}  # an ordered set
 
-    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        try:
-            for batch in self._loader:
-                self.skipped.add(sentence for item in batch for sentence in item.pop("skipped"))
-                usable = [item for item in batch if "image" in item]
-                if usable:
-                    yield usable
-        finally:
-            self.skipped.log()
+    def add(self, sentences: Iterable[str]) -> None:
+        """Count files; the first time that one turns up it is logged."""
+        for sentence in sentences:
+            if sentence not in self.sentences:
+                self.sentences[sentence] = None
+                _log.warning("skipped %s", sentence)
+        if len(self.sentences) > _MOST_SKIPPED * self._num_images:
+            raise UserError(
+                f"{len(self.sentences)} files of a data set of {self._num_images} images cannot be used, the "
+                f"first is {next(iter(self.sentences))}: repair the data set or remove them from it"
+            )
 
-    def __len__(self) -> int:
-        """Number of batches."""
-        return len(self._loader)
-
-
-def build_dataset(cfg: CfgNode, name: str) -> DetectionDataset:
-    """The data set called ``name``; raises UserError as the catalogue and the annotation file do."""
-    return DetectionDataset.read(*dataset_paths(name, cfg))
-
-
-def build_test_loader(
-    cfg: CfgNode, dataset: DetectionDataset, *, rank: int = 0, world_size: int = 1, batch_size: int = 1
-) -> BatchLoader:
-    """Every ``world_size``-th image of ``dataset`` from image ``rank`` on, once, in order, for testing."""
-    mapper = build_test_mapper(cfg, dataset)
-    loader = batches_in_order(cfg, mapper, range(rank, len(dataset), world_size), batch_size)
-    return BatchLoader(loader, SkippedFiles(len(dataset)))
+    def log(self) -> None:
+        """List them all, for the end of a run."""
+        if self.sentences:
+            _log.warning("%d files were skipped:\n  %s", len(self.sentences), "\n  ".join(self.sentences))
 
 
-def build_test_mapper(cfg: CfgNode, dataset: DetectionDataset) -> TestMapper:
-    """The images of ``dataset`` as the configuration has them tested."""
-    return TestMapper(dataset, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, is_bgr(cfg))
+def is_bgr(cfg: CfgNode) -> bool:
+    """Whether the network wants blue first."""
+    return choose(cfg, "FORMAT", {"RGB": False, "BGR": True})
 
 
 def choose(cfg: CfgNode, key: str, known: dict[str, Any]) -> Any:
@@ -127,35 +153,3 @@ def choose(cfg: CfgNode, key: str, known: dict[str, Any]) -> Any:
     if value not in known:
         raise UserError(f"INPUT.{key} is {value!r}, which does not exist: choose from {', '.join(known)}")
     return known[value]
-
-
-def is_bgr(cfg: CfgNode) -> bool:
-    """Whether the network wants blue first."""
-    return choose(cfg, "FORMAT", {"RGB": False, "BGR": True})
-
-
-def batches_in_order(cfg: CfgNode, mapper: Any, order: Any, batch_size: int) -> DataLoader:
-    """Loads what ``mapper`` gives for each entry of ``order``, in DATALOADER.NUM_WORKERS processes."""
-    workers = cfg.DATALOADER.NUM_WORKERS
-    of_workers = {
-        "prefetch_factor": cfg.DATALOADER.PREFETCH_FACTOR,
-        "persistent_workers": True,
-        "worker_init_fn": _start_worker,
-    }
-    return DataLoader(
-        mapper,
-        batch_size=batch_size,
-        sampler=order,
-        num_workers=workers,
-        collate_fn=_as_list,
-        pin_memory=torch.cuda.is_available(),
-        **(of_workers if workers else {}),
-    )
-
-
-def _as_list(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return list(items)
-
-
-def _start_worker(worker: int) -> None:
-    cv2.setNumThreads(0)  # there is a process per core already

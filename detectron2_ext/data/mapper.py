@@ -21,17 +21,14 @@ _REPLACEMENTS = 20  # attempts to find an image that can be read in place of one
 
 @dataclass(frozen=True)
 class PasteInfo:
-    """One pasted object, for logs and reports.
+    """One pasted object, for reports.
 
-    ``source``: path of the cut-out, or of the training image that it comes from. ``box``: XYXY pixels of the
-    object, which may reach over the border. ``visible_pixels``: how many show when it is pasted.
-    ``pool_index``: its place in the pool and ``round``: the round it was made in; -1 where there is none.
+    ``box``: XYXY pixels of the object, which may reach over the border. ``pool_index``: its place in the pool
+    and ``round``: the round it was made in; -1 where there is none.
     """
 
-    source: str
     class_index: int
     box: tuple[int, int, int, int]
-    visible_pixels: int
     pool_index: int = -1
     round: int = -1
 
@@ -74,8 +71,7 @@ class TrainMapper:
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
         """``image``: uint8 (3, h, w); ``instances``: see :class:`~detectron2_ext.structures.Instances`;
         ``height``, ``width``, ``file_name``, ``image_id``, ``stream_index``; ``paste_info``: list of
-        :class:`PasteInfo`; ``skipped``: a sentence about each file that could
-        not be used."""
+        :class:`PasteInfo`; ``skipped``: a sentence about each file that could not be used."""
         k, index = item
         skipped: list[str] = []
         scene, index = self._readable_scene(k, index, skipped)

@@ -10,7 +10,7 @@ from torch.utils.data import Sampler
 from detectron2_ext.data.dataset import DetectionDataset, class_frequencies
 
 # What a generator is for: equal positions in the training then still draw independently of each other.
-EPOCHS, VIEW, PASTE, REPLACEMENT, PASTE_COUNTS, PASTE_ORDER, COPY_SOURCE = range(7)
+EPOCHS, VIEW, PASTE, REPLACEMENT, PASTE_COUNTS, PASTE_ORDER = range(6)
 
 
 def generator(seed: int, purpose: int, *position: int) -> np.random.Generator:
@@ -21,8 +21,7 @@ def generator(seed: int, purpose: int, *position: int) -> np.random.Generator:
 def repeat_factors(dataset: DetectionDataset, images: np.ndarray, threshold: float) -> np.ndarray:
     """How often per epoch each image of ``images`` is seen: float64, at least 1.
 
-    The rarest class of an image decides: ``max_c max(1, sqrt(threshold / f_c))``, with ``f_c`` the share of
-        images
+    The rarest class of an image decides: ``max_c max(1, sqrt(threshold / f_c))``, with ``f_c`` the share of images
     that contain class ``c`` (Gupta et al., LVIS, 2019, appendix B.2). Crowds do not count.
     """
     frequency = class_frequencies(dataset, images)

@@ -177,19 +177,12 @@ class Scene:
     def instances(self) -> Instances:
         """The objects as ``gt_boxes``, ``gt_classes``, ``gt_masks`` and ``instance_source``."""
         objects = self.objects
-        corners = [scene_object.mask.box for scene_object in objects]
-        height = max((y2 - y1 for _, y1, _, y2 in corners), default=0)
-        width = max((x2 - x1 for x1, _, x2, _ in corners), default=0)
-        crops = np.zeros((len(objects), height, width), np.uint8)
-        for target, scene_object in zip(crops, objects, strict=True):
-            crop = scene_object.mask.crop
-            target[: crop.shape[0], : crop.shape[1]] = crop
-        boxes = torch.tensor(corners, dtype=torch.int64).reshape(-1, 4)
+        crops = [torch.from_numpy(o.mask.crop) for o in objects]
         return Instances(
             self.size,
             gt_boxes=torch.tensor([o.box for o in objects], dtype=torch.float32).reshape(-1, 4),
             gt_classes=torch.tensor([o.class_index for o in objects], dtype=torch.int64),
-            gt_masks=BitMasks(torch.from_numpy(crops), boxes, self.size),
+            gt_masks=BitMasks.from_crops(crops, [o.mask.box for o in objects], self.size),
             instance_source=torch.tensor([o.source for o in objects], dtype=torch.int64),
         )
 

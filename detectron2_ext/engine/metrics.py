@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from detectron2_ext.distributed import Ranks
+from detectron2_ext.distributed import Ranks, mean_over_ranks
 from exchange import files
 from exchange.errors import UserError
 
@@ -49,7 +49,7 @@ class LossWatch:
         if not table.isfinite().all():
             for seen in self._seen:
                 _require_finite(*seen)
-        means = dict(zip(self._seen[0][1], self._ranks.mean(table.mean(dim=0)).tolist(), strict=True))
+        means = dict(zip(self._seen[0][1], mean_over_ranks(table.mean(dim=0)).tolist(), strict=True))
         count, now = len(self._seen), time.perf_counter()
         images = self._ranks.world_size * sum(len(names) for _, _, names in self._seen)
         speed = {

@@ -4,113 +4,77 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import fsspec
-import numpy as np
-import numpy.typing as npt
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 from tqdm import tqdm
 
 from detectron2_ext.data.dataset import DetectionDataset
-from detectron2_ext.data.loader import Batch, build_test_loader, load_batches
+from detectron2_ext.data.loader import Batch, build_test_loader
 from detectron2_ext.distributed import Ranks
-from detectron2_ext.evaluation.pascal import OPEN_IMAGES, VOC, PascalTruth
+from detectron2_ext.evaluation.pascal import OPEN_IMAGES, VOC, PascalTruth, read_ancestors
 from detectron2_ext.evaluation.predictions import Predictions
-from detectron2_ext.evaluation.scoring import Evaluation, GroundTruth
+from detectron2_ext.evaluation.scoring import CocoTruth, Evaluation, Truth
 from exchange import files
 from exchange.annotations import AnnotationFile, read_annotations
 from exchange.catalog import dataset_paths
-from exchange.config import from_repository
 from exchange.errors import UserError
 
-_KINDS = ("auto", "voc", "openimages")
+_log = logging.getLogger(__name__)
 
 
-class Truth(Protocol):
-    """The annotations of a data set, arranged for scoring by a benchmark's rules.
+def validate(
+    cfg: CfgNode, model: nn.Module, name: str, folder: str, ranks: Ranks, **context: Any
+) -> Evaluation | None:
+    """Evaluates ``model`` on the data set ``name``; predictions and ``metrics.json`` go to ``folder/name``.
 
-    ``kind``: format of the result file, ``lvis`` or ``coco``. ``images``: the image records by id.
+    ``context`` stands in front of the metrics. Returns the scores in the first process, None in the others.
     """
+    annotations, image_root = read_test_set(cfg, name)
+    dataset = DetectionDataset(annotations, image_root)
+    loader = build_test_loader(cfg, dataset, rank=ranks.rank, world_size=ranks.world_size)
+    target = files.join(folder, name)
+    truth = build_truth(cfg, annotations)
+    evaluation = evaluate_model(model, loader, truth, target, ranks, cfg.TEST.DETECTIONS_PER_IMAGE)
+    if evaluation:
+        files.write_json(
+            files.join(target, "metrics.json"), as_json(evaluation, annotations, dataset=name, **context)
+        )
+        _log.info("scores on %s in percent:\n%s", name, format_table(evaluation))
+    return evaluation
 
-    kind: str
-    category_ids: npt.NDArray[np.int64]
-    images: dict[int, dict[str, Any]]
 
-    def counted(self, predictions: Predictions) -> npt.NDArray[np.bool_]: ...
-
-    def score(self, predictions: Predictions) -> Evaluation: ...
+def read_test_set(cfg: CfgNode, name: str) -> tuple[AnnotationFile, str]:
+    """Annotations and image folder of a data set; raises UserError if its classes are not the network's."""
+    annotation_file, image_root = dataset_paths(name, cfg)
+    annotations = read_annotations(annotation_file)
+    expected = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if len(annotations.categories) != expected:
+        raise UserError(
+            f"{annotation_file} has {len(annotations.categories)} categories, but "
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {expected}: set it to the number of categories, or name another "
+            "data set in DATASETS.TEST"
+        )
+    return annotations, image_root
 
 
 def build_truth(cfg: CfgNode, annotations: AnnotationFile) -> Truth:
     """The truth of a data set for the benchmark that ``cfg.TEST.EVALUATOR`` names."""
+    kinds: dict[str, Callable[[], Truth]] = {
+        "auto": lambda: CocoTruth(annotations),
+        "voc": lambda: PascalTruth(annotations, VOC),
+        "openimages": lambda: PascalTruth(
+            annotations, OPEN_IMAGES, read_ancestors(cfg.TEST.HIERARCHY, annotations)
+        ),
+    }
     kind = cfg.TEST.EVALUATOR
-    if kind == "auto":
-        return GroundTruth(annotations)
-    if kind == "voc":
-        return PascalTruth(annotations, VOC)
-    if kind == "openimages":
-        return PascalTruth(annotations, OPEN_IMAGES, read_ancestors(cfg.TEST.HIERARCHY, annotations))
-    raise UserError(f"TEST.EVALUATOR is {kind!r}: choose one of {', '.join(_KINDS)}")
-
-
-def read_ancestors(path: str, annotations: AnnotationFile) -> dict[int, set[int]]:
-    """The category ids above each category id in Open Images' hierarchy file; none without a ``path``.
-
-    The file is a tree of ``LabelName`` and ``Subcategory``; categories are known there by their ``freebase_id``.
-    """
-    above: dict[int, set[int]] = {}
-    if not path:
-        return above
-    ids = {category.get("freebase_id"): category["id"] for category in annotations.categories}
-
-    def visit(node: dict[str, Any], upper: set[int]) -> Iterator[tuple[int, set[int]]]:
-        known = ids.get(node["LabelName"])
-        if known is not None:
-            yield known, upper
-            upper = upper | {known}
-        for child in node.get("Subcategory", ()):
-            yield from visit(child, upper)
-
-    try:
-        for category_id, upper in visit(files.read_json(from_repository(path)), set()):
-            above.setdefault(category_id, set()).update(upper)
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"{path} (TEST.HIERARCHY) is no tree of LabelName and Subcategory as Open Images publishes it"
-        ) from error
-    if not above:
-        raise UserError(
-            f"{path} (TEST.HIERARCHY) has none of the categories of {annotations.path}: their 'freebase_id' must be "
-            "the LabelName there"
-        )
-    return above
-
-
-def format_table(evaluation: Evaluation) -> str:
-    """Box and mask scores in percent, a row each, with a dash where there is nothing to average."""
-    names = list(evaluation.box)
-    rows = [["", *names]]
-    for title, summary in (("box", evaluation.box), ("mask", evaluation.mask)):
-        rows.append([title, *("-" if summary[name] is None else f"{summary[name]:.2f}" for name in names)])
-    return "\n".join(" ".join([f"{row[0]:<4}", *(f"{cell:>6}" for cell in row[1:])]) for row in rows)
-
-
-def as_json(evaluation: Evaluation, annotations: AnnotationFile, **context: Any) -> dict[str, Any]:
-    """All scores, per class too, with ``context`` (such as the checkpoint) in front."""
-    per_class = [
-        {"id": category["id"], "name": category["name"], "box_ap": box_ap, "mask_ap": mask_ap}
-        for category, box_ap, mask_ap in zip(
-            annotations.categories, evaluation.box_ap, evaluation.mask_ap, strict=True
-        )
-    ]
-    return {**context, "box": evaluation.box, "mask": evaluation.mask, "classes": per_class}
-
-
-_log = logging.getLogger(__name__)
+    if kind not in kinds:
+        raise UserError(f"TEST.EVALUATOR is {kind!r}: choose one of {', '.join(kinds)}")
+    return kinds[kind]()
 
 
 class Loader(Protocol):
@@ -148,13 +112,7 @@ def evaluate_model(
     model.eval()
     with torch.inference_mode(), files.atomic_writer(part_file[ranks.rank]) as part:
         separator = b""
-        for batch in tqdm(
-            load_batches(loader),
-            total=len(loader),
-            desc="evaluating",
-            unit="batch",
-            disable=not ranks.is_first,
-        ):
+        for batch in tqdm(loader, desc="evaluating", unit="batch", disable=not ranks.is_first):
             for record, output in zip(batch, model(batch), strict=True):
                 found = Predictions.from_instances(
                     record["image_id"], output["instances"].to("cpu"), max_detections
@@ -190,36 +148,21 @@ def _join_parts(parts: list[str], target: str) -> None:
         file.write(b"]")
 
 
-def read_test_set(cfg: CfgNode, name: str) -> tuple[AnnotationFile, str]:
-    """Annotations and image folder of a data set; raises UserError if its classes are not the network's."""
-    annotation_file, image_root = dataset_paths(name, cfg)
-    annotations = read_annotations(annotation_file)
-    expected = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    if len(annotations.categories) != expected:
-        raise UserError(
-            f"{annotation_file} has {len(annotations.categories)} categories, but "
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {expected}: set it to the number of categories, or name another "
-            "data set in DATASETS.TEST"
+def format_table(evaluation: Evaluation) -> str:
+    """Box and mask scores in percent, a row each, with a dash where there is nothing to average."""
+    names = list(evaluation.box)
+    rows = [["", *names]]
+    for title, summary in (("box", evaluation.box), ("mask", evaluation.mask)):
+        rows.append([title, *("-" if summary[name] is None else f"{summary[name]:.2f}" for name in names)])
+    return "\n".join(" ".join([f"{row[0]:<4}", *(f"{cell:>6}" for cell in row[1:])]) for row in rows)
+
+
+def as_json(evaluation: Evaluation, annotations: AnnotationFile, **context: Any) -> dict[str, Any]:
+    """All scores, per class too, with ``context`` (such as the checkpoint) in front."""
+    per_class = [
+        {"id": category["id"], "name": category["name"], "box_ap": box_ap, "mask_ap": mask_ap}
+        for category, box_ap, mask_ap in zip(
+            annotations.categories, evaluation.box_ap, evaluation.mask_ap, strict=True
         )
-    return annotations, image_root
-
-
-def validate(
-    cfg: CfgNode, model: nn.Module, name: str, folder: str, ranks: Ranks, **context: Any
-) -> Evaluation | None:
-    """Evaluates ``model`` on the data set ``name``; predictions and ``metrics.json`` go to ``folder/name``.
-
-    ``context`` stands in front of the metrics. Returns the scores in the first process, None in the others.
-    """
-    annotations, image_root = read_test_set(cfg, name)
-    dataset = DetectionDataset(annotations, image_root)
-    loader = build_test_loader(cfg, dataset, rank=ranks.rank, world_size=ranks.world_size)
-    target = files.join(folder, name)
-    truth = build_truth(cfg, annotations)
-    evaluation = evaluate_model(model, loader, truth, target, ranks, cfg.TEST.DETECTIONS_PER_IMAGE)
-    if evaluation:
-        files.write_json(
-            files.join(target, "metrics.json"), as_json(evaluation, annotations, dataset=name, **context)
-        )
-        _log.info("scores on %s in percent:\n%s", name, format_table(evaluation))
-    return evaluation
+    ]
+    return {**context, "box": evaluation.box, "mask": evaluation.mask, "classes": per_class}

@@ -9,7 +9,7 @@ Challenge: A Retrospective, 2015, sections 2.2 and 4.1; Hariharan et al., Simult
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,11 @@ import numpy.typing as npt
 from faster_coco_eval.core import mask as mask_api
 
 from detectron2_ext.evaluation.predictions import Predictions
-from detectron2_ext.evaluation.scoring import Evaluation, Summary, require_fields
+from detectron2_ext.evaluation.scoring import Summary, Truth, percent
+from exchange import files
 from exchange.annotations import AnnotationFile
+from exchange.config import from_repository
+from exchange.errors import UserError
 from exchange.segmentations import enclosing
 
 Ancestors = Mapping[int, Collection[int]]
@@ -46,8 +49,8 @@ VOC = PascalRules(tuple(i / 10 for i in range(1, 10)), named=(0.5, 0.7), verifie
 OPEN_IMAGES = PascalRules((0.5,), named=(0.5,), verified_only=True)
 
 
-class PascalTruth:
-    """The annotations of a data set, arranged for scoring by ``rules``.
+class PascalTruth(Truth):
+    """Scores by ``rules``.
 
     An annotation with ``difficult`` counts neither for nor against anybody. One with ``iscrowd`` stands for a group:
     one object, found by the best prediction that lies in it by half or more; the others there are ignored. With
@@ -59,59 +62,42 @@ class PascalTruth:
     def __init__(
         self, annotations: AnnotationFile, rules: PascalRules, ancestors: Ancestors | None = None
     ) -> None:
-        require_fields(annotations)
-        self.kind = "coco"  # format of the result file
-        self.category_ids = annotations.category_ids
+        super().__init__(annotations)
         self._rules = rules
         above = {c: {c, *(ancestors or {}).get(c, ())} for c in self.category_ids.tolist()}
         below: dict[int, set[int]] = defaultdict(set)
         for category_id, upper in above.items():
             for one in upper:
                 below[one].add(category_id)
-        self.images = {image["id"]: image for image in annotations.images}
         self._objects: dict[int, dict[int, list[dict[str, Any]]]] = {
             category_id: defaultdict(list) for category_id in above
         }
-        self._judged: set[tuple[int, int]] = set()
+        judged: set[tuple[int, int]] = set()
         for annotation in annotations.annotations:
             for category_id in above[annotation["category_id"]]:
                 self._objects[category_id][annotation["image_id"]].append(annotation)
-                self._judged.add((annotation["image_id"], category_id))
+                judged.add((annotation["image_id"], category_id))
         for image_id, image in self.images.items():
             for names, expanded in (("pos_category_ids", above), ("neg_category_ids", below)):
                 for category_id in image.get(names, ()):
-                    self._judged.update((image_id, one) for one in expanded.get(category_id, ()))
+                    judged.update((image_id, one) for one in expanded.get(category_id, ()))
+        self.judged = judged if rules.verified_only else None
 
-    def counted(self, predictions: Predictions) -> npt.NDArray[np.bool_]:
-        """Which predictions the rules look at, (N,)."""
-        if not self._rules.verified_only:
-            return np.ones(len(predictions), dtype=bool)
-        return predictions.are_among(self._judged, self.category_ids)
-
-    def score(self, predictions: Predictions) -> Evaluation:
-        """Scores boxes and masks of all predictions on the data set."""
-        predictions = predictions.select(self.counted(predictions))
+    def in_order(self, predictions: Predictions) -> Predictions:
         order = np.lexsort((-predictions.scores, predictions.class_indices))  # stable
-        predictions = predictions.select(order)
-        summaries, per_class = {}, {}
-        for iou_type in ("bbox", "segm"):
-            table = self._precisions(predictions, iou_type)
-            summaries[iou_type] = self._summarize(table)
-            per_class[iou_type] = [_percent(row) for row in table]
-        return Evaluation(summaries["bbox"], summaries["segm"], per_class["bbox"], per_class["segm"])
+        return predictions.select(order)
 
-    def _precisions(self, predictions: Predictions, iou_type: str) -> _Floats:
-        """Average precision (C, thresholds), NaN for a class without objects; predictions are in order."""
-        bounds = np.searchsorted(predictions.class_indices, np.arange(len(self.category_ids) + 1))
-        rows = []
-        for index, category_id in enumerate(self.category_ids.tolist()):
-            of_class = predictions.select(np.arange(bounds[index], bounds[index + 1]))
-            rows.append(self._precision(of_class, self._objects[category_id], iou_type))
-        return np.stack(rows)
+    def summarize(self, predictions: Predictions, iou_type: str) -> tuple[Summary, list[float | None]]:
+        of_classes = zip(self._objects.values(), predictions.by_class(len(self._objects)), strict=True)
+        table = np.stack([self._precision(found, objects, iou_type) for objects, found in of_classes])
+        places = {f"AP{round(100 * t)}": self._rules.thresholds.index(t) for t in self._rules.named}
+        scores = {"AP": percent(table)} | {name: percent(table[:, place]) for name, place in places.items()}
+        return scores, [percent(row) for row in table]
 
     def _precision(
         self, predictions: Predictions, objects: Mapping[int, list[dict[str, Any]]], iou_type: str
     ) -> _Floats:
+        """Average precision of one class (thresholds,), NaN without objects."""
         thresholds = self._rules.thresholds
         wanted = sum(not o.get("difficult") for of_image in objects.values() for o in of_image)
         if not wanted:
@@ -132,18 +118,9 @@ class PascalTruth:
         if iou_type == "bbox":
             boxes = np.array([o["bbox"] for o in annotated], dtype=np.float64)
             return np.asarray(mask_api.iou(found.boxes, boxes, groups))
-        masks = [
-            {"size": size, "counts": counts}
-            for size, counts in zip(found.sizes.tolist(), found.counts, strict=True)
-        ]
         image = self.images[annotated[0]["image_id"]]
-        return np.asarray(
-            mask_api.iou(masks, [_encoded(o["segmentation"], image) for o in annotated], groups)
-        )
-
-    def _summarize(self, table: _Floats) -> Summary:
-        places = {f"AP{round(100 * t)}": self._rules.thresholds.index(t) for t in self._rules.named}
-        return {"AP": _percent(table)} | {name: _percent(table[:, place]) for name, place in places.items()}
+        masks = [_encoded(o["segmentation"], image) for o in annotated]
+        return np.asarray(mask_api.iou(found.masks(), masks, groups))
 
 
 def judge_image(
@@ -212,6 +189,34 @@ def _encoded(segmentation: Any, image: dict[str, Any]) -> dict[str, Any]:
     return dict(segmentation)
 
 
-def _percent(precisions: _Floats) -> float | None:
-    defined = precisions[~np.isnan(precisions)]
-    return float(defined.mean()) * 100 if defined.size else None
+def read_ancestors(path: str, annotations: AnnotationFile) -> dict[int, set[int]]:
+    """The category ids above each category id in Open Images' hierarchy file; none without a ``path``.
+
+    The file is a tree of ``LabelName`` and ``Subcategory``; categories are known there by their ``freebase_id``.
+    """
+    above: dict[int, set[int]] = {}
+    if not path:
+        return above
+    ids = {category.get("freebase_id"): category["id"] for category in annotations.categories}
+
+    def visit(node: dict[str, Any], upper: set[int]) -> Iterator[tuple[int, set[int]]]:
+        known = ids.get(node["LabelName"])
+        if known is not None:
+            yield known, upper
+            upper = upper | {known}
+        for child in node.get("Subcategory", ()):
+            yield from visit(child, upper)
+
+    try:
+        for category_id, upper in visit(files.read_json(from_repository(path)), set()):
+            above.setdefault(category_id, set()).update(upper)
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path} (TEST.HIERARCHY) is no tree of LabelName and Subcategory as Open Images publishes it"
+        ) from error
+    if not above:
+        raise UserError(
+            f"{path} (TEST.HIERARCHY) has none of the categories of {annotations.path}: their 'freebase_id' must be "
+            "the LabelName there"
+        )
+    return above

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -60,9 +61,21 @@ class Predictions:
             return cls(ids, ids, np.zeros(0), np.zeros((0, 4)), np.zeros((0, 2), np.int32), _objects([]))
         return cls(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)))
 
-    def select(self, index: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> Predictions:
-        """The objects that a mask or an index array selects."""
+    def select(self, index: npt.NDArray[np.bool_] | npt.NDArray[np.int64] | slice) -> Predictions:
+        """The objects that a mask, an index array or a slice selects."""
         return Predictions(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    def by_class(self, num_classes: int) -> Iterator[Predictions]:
+        """The objects of each class in turn; they must lie in the order of their classes."""
+        bounds = np.searchsorted(self.class_indices, np.arange(num_classes + 1)).tolist()
+        return (self.select(slice(first, last)) for first, last in pairwise(bounds))
+
+    def masks(self) -> list[dict[str, Any]]:
+        """The masks as pycocotools and its kin take them."""
+        return [
+            {"size": size, "counts": counts}
+            for size, counts in zip(self.sizes.tolist(), self.counts, strict=True)
+        ]
 
     def are_among(
         self, pairs: Container[tuple[int, int]], category_ids: npt.NDArray[np.int64]

@@ -8,8 +8,8 @@ all categories (24 million pairs on LVIS).
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +25,10 @@ from exchange.errors import UserError
 
 _log = logging.getLogger(__name__)
 
-Summary = dict[str, float | None]
+_AREAS = {"": 0, "s": 1, "m": 2, "l": 3}  # places of the objects' sizes in faster-coco-eval's tables
 _IOU_50, _IOU_75 = 0, 5  # places of these thresholds in 0.5, 0.55, …, 0.95
-_AREAS = {"": 0, "s": 1, "m": 2, "l": 3}
+
+Summary = dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,58 @@ class Evaluation:
     mask_ap: list[float | None]
 
 
-class GroundTruth:
-    """The annotations of a data set, arranged for scoring.
+class Truth(ABC):
+    """The annotations of a data set, arranged for scoring by a benchmark's rules.
+
+    ``kind``: format of the result file, ``lvis`` or ``coco``. ``images``: the image records by id.
+    ``judged``: the pairs of image id and category id that count; None for all of them.
+
+    Raises UserError for an annotation without what evaluation needs.
+    """
+
+    kind = "coco"
+
+    def __init__(self, annotations: AnnotationFile) -> None:
+        for annotation in annotations.annotations:
+            lacking = [name for name in ("bbox", "area", "segmentation") if name not in annotation]
+            if lacking:
+                raise UserError(
+                    f"{annotations.path}: annotation {annotation.get('id')} has no {lacking[0]!r}, which evaluation "
+                    "needs: add it"
+                )
+        self.category_ids = annotations.category_ids
+        self.images = {image["id"]: image for image in annotations.images}
+        self.judged: set[tuple[int, int]] | None = None
+
+    def counted(self, predictions: Predictions) -> npt.NDArray[np.bool_]:
+        """Which predictions the rules look at, (N,): for LVIS a small part, the rest may be forgotten."""
+        if self.judged is None:
+            return np.ones(len(predictions), dtype=bool)
+        return predictions.are_among(self.judged, self.category_ids)
+
+    def score(self, predictions: Predictions) -> Evaluation:
+        """Scores boxes and masks of all predictions on the data set."""
+        predictions = self.in_order(predictions.select(self.counted(predictions)))
+        (box, box_ap), (mask, mask_ap) = (self.summarize(predictions, kind) for kind in ("bbox", "segm"))
+        return Evaluation(box, mask, box_ap, mask_ap)
+
+    @abstractmethod
+    def in_order(self, predictions: Predictions) -> Predictions:
+        """The predictions by their classes, those of a class as :meth:`summarize` wants them."""
+
+    @abstractmethod
+    def summarize(self, predictions: Predictions, iou_type: str) -> tuple[Summary, list[float | None]]:
+        """The scores of boxes (``bbox``) or masks (``segm``), and the AP of each class."""
+
+
+def percent(precisions: npt.NDArray[np.float64]) -> float | None:
+    """Mean of what is not NaN, times 100."""
+    defined = precisions[~np.isnan(precisions)]
+    return float(defined.mean()) * 100 if defined.size else None
+
+
+class CocoTruth(Truth):
+    """Scores by the rules of COCO or, where every category has a frequency, LVIS.
 
     ``federated`` (LVIS, Gupta et al. 2019, section 2): a category counts only in the images that are known to
     contain it or known not to, and unmatched objects are ignored where it is not annotated exhaustively.
@@ -53,43 +104,78 @@ class GroundTruth:
     """
 
     def __init__(self, annotations: AnnotationFile) -> None:
-        self.category_ids = annotations.category_ids
+        super().__init__(annotations)
         self.frequencies = [category.get("frequency") for category in annotations.categories]
         self.federated = all(self.frequencies)
-        self.kind = "lvis" if self.federated else "coco"
-        self.images = {image["id"]: image for image in annotations.images}
         self.max_detections = 300 if self.federated else 100
         self._by_category: dict[int, list[dict[str, Any]]] = defaultdict(list)
-        require_fields(annotations)
         for annotation in annotations.annotations:
             if annotation["area"] > 0 or not self.federated:
                 self._by_category[annotation["category_id"]].append(annotation)
-        self._judged = {
-            (image_id, category_id)
-            for image_id, image in self.images.items()
-            for category_id in image.get("neg_category_ids", ())
+        if self.federated:
+            self.kind = "lvis"
+            self.judged = {
+                (image_id, category_id)
+                for image_id, image in self.images.items()
+                for category_id in image.get("neg_category_ids", ())
+            }
+            for category_id, objects in self._by_category.items():
+                self.judged.update((annotation["image_id"], category_id) for annotation in objects)
+
+    def in_order(self, predictions: Predictions) -> Predictions:
+        return predictions.select(np.lexsort((predictions.image_ids, predictions.class_indices)))
+
+    def summarize(self, predictions: Predictions, iou_type: str) -> tuple[Summary, list[float | None]]:
+        of_classes = zip(
+            self.category_ids.tolist(), predictions.by_class(len(self.category_ids)), strict=True
+        )
+        precision = np.stack(
+            [self._precision(category_id, found, iou_type) for category_id, found in of_classes]
+        )
+        summary = {
+            "AP": percent(precision[..., 0]),
+            "AP50": percent(precision[:, _IOU_50, :, 0]),
+            "AP75": percent(precision[:, _IOU_75, :, 0]),
         }
-        for category_id, objects in self._by_category.items():
-            self._judged.update((annotation["image_id"], category_id) for annotation in objects)
+        summary |= {f"AP{name}": percent(precision[..., area]) for name, area in _AREAS.items() if name}
+        if self.federated:
+            groups = np.array(self.frequencies)
+            summary |= {f"AP{group}": percent(precision[groups == group][..., 0]) for group in "rcf"}
+        return summary, [percent(of_class[..., 0]) for of_class in precision]
 
-    def counted(self, predictions: Predictions) -> npt.NDArray[np.bool_]:
-        """Which predictions the rules look at, (N,): for LVIS a small part, the rest may be forgotten."""
-        if not self.federated:
-            return np.ones(len(predictions), dtype=bool)
-        return predictions.are_among(self._judged, self.category_ids)
+    def _precision(
+        self, category_id: int, predictions: Predictions, iou_type: str
+    ) -> npt.NDArray[np.float64]:
+        """Precision of one class (10 IoU thresholds, 101 recalls, 4 areas), NaN where undefined."""
+        objects = self._objects(category_id)
+        if not objects:
+            return np.full((10, 101, 4), np.nan)
+        found = _records(predictions, category_id, iou_type)
+        if self.federated:
+            found = [record for record in found if record["area"] > 0]
+        image_ids = sorted({record["image_id"] for record in objects + found})
+        images = [self.images[image_id] for image_id in image_ids]
+        # The group of the category does not matter here; an evaluator in LVIS style wants one.
+        categories = [{"id": category_id, "name": str(category_id), "frequency": "f"}]
+        annotated, predicted = (
+            COCO({"images": images, "annotations": records, "categories": categories})
+            for records in (objects, found)
+        )
+        evaluator = COCOeval_faster(
+            annotated,
+            predicted,
+            iou_type,
+            print_function=_log.debug,
+            lvis_style=self.federated,
+            rle_iou_max_workers=1,
+        )
+        evaluator.params.maxDets = [self.max_detections]
+        evaluator.evaluate()
+        evaluator.accumulate()
+        precision: npt.NDArray[np.float64] = evaluator.eval["precision"][:, :, 0, :, -1]
+        return np.where(precision > -1, precision, np.nan)
 
-    def score(self, predictions: Predictions) -> Evaluation:
-        """Scores boxes and masks of all predictions on the data set."""
-        predictions = predictions.select(self.counted(predictions))
-        predictions = predictions.select(np.lexsort((predictions.image_ids, predictions.class_indices)))
-        summaries, per_class = {}, {}
-        for iou_type in ("bbox", "segm"):
-            precision = np.stack(list(_precision_of_classes(self, predictions, iou_type)))
-            summaries[iou_type] = _summarize(precision, self.frequencies, self.federated)
-            per_class[iou_type] = [_percent(of_class[..., _AREAS[""]]) for of_class in precision]
-        return Evaluation(summaries["bbox"], summaries["segm"], per_class["bbox"], per_class["segm"])
-
-    def objects(self, category_id: int) -> list[dict[str, Any]]:
+    def _objects(self, category_id: int) -> list[dict[str, Any]]:
         """The annotated objects of one category, as fresh records with ids from 1."""
         return [
             {
@@ -106,74 +192,9 @@ class GroundTruth:
         ]
 
 
-def require_fields(annotations: AnnotationFile) -> None:
-    """Raises UserError for an annotation without what evaluation needs."""
-    for annotation in annotations.annotations:
-        lacking = [name for name in ("bbox", "area", "segmentation") if name not in annotation]
-        if lacking:
-            raise UserError(
-                f"{annotations.path}: annotation {annotation.get('id')} has no {lacking[0]!r}, which evaluation "
-                "needs: add it"
-            )
-
-
-def _precision_of_classes(
-    ground_truth: GroundTruth, predictions: Predictions, iou_type: str
-) -> Iterator[npt.NDArray[np.float64]]:
-    """Yields for each class its precision (10 IoU thresholds, 101 recalls, 4 areas), -1 where undefined.
-
-    ``predictions`` are sorted by class.
-    """
-    numbers = np.arange(len(ground_truth.category_ids) + 1)
-    bounds = np.searchsorted(predictions.class_indices, numbers)
-    for index, category_id in enumerate(ground_truth.category_ids.tolist()):
-        objects = ground_truth.objects(category_id)
-        of_class = predictions.select(np.arange(bounds[index], bounds[index + 1]))
-        found = _records(of_class, category_id, iou_type)
-        if ground_truth.federated:
-            found = [record for record in found if record["area"] > 0]
-        if objects:
-            yield _match(ground_truth, objects, found, category_id, iou_type)
-        else:
-            yield np.full((10, 101, 4), -1.0)
-
-
-def _match(
-    ground_truth: GroundTruth,
-    objects: list[dict[str, Any]],
-    found: list[dict[str, Any]],
-    category_id: int,
-    iou_type: str,
-) -> npt.NDArray[np.float64]:
-    image_ids = sorted({record["image_id"] for record in objects + found})
-    images = [ground_truth.images[image_id] for image_id in image_ids]
-    # The group of the category does not matter here; an evaluator in LVIS style wants one.
-    categories = [{"id": category_id, "name": str(category_id), "frequency": "f"}]
-    annotated, predicted = (
-        COCO({"images": images, "annotations": records, "categories": categories})
-        for records in (objects, found)
-    )
-    evaluator = COCOeval_faster(
-        annotated,
-        predicted,
-        iou_type,
-        print_function=_log.debug,
-        lvis_style=ground_truth.federated,
-        rle_iou_max_workers=1,
-    )
-    evaluator.params.maxDets = [ground_truth.max_detections]
-    evaluator.evaluate()
-    evaluator.accumulate()
-    precision: npt.NDArray[np.float64] = evaluator.eval["precision"][:, :, 0, :, -1]
-    return precision
-
-
 def _records(predictions: Predictions, category_id: int, iou_type: str) -> list[dict[str, Any]]:
     """Predictions of one category as faster-coco-eval takes them; areas are those of ``iou_type``."""
-    segmentations = [
-        {"size": size, "counts": counts}
-        for size, counts in zip(predictions.sizes.tolist(), predictions.counts, strict=True)
-    ]
+    segmentations = predictions.masks()
     if iou_type == "bbox":
         areas = predictions.boxes[:, 2] * predictions.boxes[:, 3]
     else:
@@ -199,22 +220,3 @@ def _records(predictions: Predictions, category_id: int, iou_type: str) -> list[
         }
         for number, (image_id, box, score, area, segmentation) in enumerate(columns, start=1)
     ]
-
-
-def _summarize(precision: npt.NDArray[np.float64], frequencies: list[str | None], federated: bool) -> Summary:
-    """Means over classes; ``precision`` is (C, 10, 101, 4)."""
-    summary = {
-        "AP": _percent(precision[..., 0]),
-        "AP50": _percent(precision[:, _IOU_50, :, 0]),
-        "AP75": _percent(precision[:, _IOU_75, :, 0]),
-    }
-    summary |= {f"AP{name}": _percent(precision[..., area]) for name, area in _AREAS.items() if name}
-    if federated:
-        groups = np.array(frequencies)
-        summary |= {f"AP{group}": _percent(precision[groups == group][..., 0]) for group in "rcf"}
-    return summary
-
-
-def _percent(precision: npt.NDArray[np.float64]) -> float | None:
-    defined = precision[precision > -1]
-    return float(defined.mean()) * 100 if defined.size else None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn, ones
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import nms
@@ -22,7 +22,7 @@ class LevelScale(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scale = nn.Parameter(ones(1))
+        self.scale = nn.Parameter(torch.ones(1))
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.scale
@@ -68,41 +68,42 @@ class CenterNetHead(nn.Module):
         return heat_logits, distances
 
 
-def heat_map_focal_loss(
-    logits: Tensor,
-    heat: Tensor,
-    center_index: Tensor,
-    is_center: Tensor,
-    *,
-    alpha: float = 0.25,
-    beta: float = 4.0,
-    gamma: float = 2.0,
-    clamp: float = 1e-4,
-    ignore_above: float = 0.85,
-) -> tuple[Tensor, Tensor]:
-    """Penalty-reduced focal loss (Zhou et al., Objects as points, 2019, equation 1), with a weight for each
-    half.
+@dataclass(frozen=True)
+class HeatMapLoss:
+    """Penalty-reduced focal loss (Zhou et al., Objects as points, 2019, equation 1), with a weight for each half.
 
     Args:
-        logits, heat: (B, M), prediction and target for every cell; ``heat`` in [0, 1].
-        center_index, is_center: (B, K), the cells at which objects lie; a cell with two objects counts twice.
+        positive_weight, negative_weight: of the halves in the sum of all losses; not applied here.
         alpha: weight of the positive half; the negative one has ``1 - alpha``.
         beta: how fast a cell near a centre stops being a negative.
         gamma: how fast a cell that is already right stops counting.
         clamp: probabilities stay this far from 0 and 1.
         ignore_above: a negative with a higher probability does not count: it may be an object without
             annotation.
-
-    Returns:
-        The positive and the negative half, summed over all cells.
     """
-    probability = logits.float().sigmoid().clamp(clamp, 1 - clamp)
-    at_center = probability.gather(1, center_index)
-    positive = at_center.log() * (1 - at_center) ** gamma * is_center
-    negative = (
-        (1 - probability).log() * probability**gamma * (1 - heat) ** beta * (probability < ignore_above)
-    )
-    return -alpha * positive.sum(), -(1 - alpha) * negative.sum()
+
+    positive_weight: float = 0.5
+    negative_weight: float = 0.5
+    alpha: float = 0.25
+    beta: float = 4.0
+    gamma: float = 2.0
+    clamp: float = 1e-4
+    ignore_above: float = 0.85
+
+    def __call__(
+        self, logits: Tensor, heat: Tensor, center_index: Tensor, is_center: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The positive and the negative half, summed over all cells.
+
+        ``logits``, ``heat``: (B, M), prediction and target, in [0, 1], for every cell. ``center_index``,
+        ``is_center``: (B, K), the cells at which objects lie; a cell with two objects counts twice.
+        """
+        probability = logits.float().sigmoid().clamp(self.clamp, 1 - self.clamp)
+        at_center = probability.gather(1, center_index)
+        positive = at_center.log() * (1 - at_center) ** self.gamma * is_center
+        counted = probability < self.ignore_above
+        negative = (1 - probability).log() * probability**self.gamma * (1 - heat) ** self.beta * counted
+        return -self.alpha * positive.sum(), -(1 - self.alpha) * negative.sum()
 
 
 def giou_distance_loss(distances: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
@@ -145,22 +146,8 @@ class ProposalSelection:
     post_nms: int
 
 
-@dataclass(frozen=True)
-class HeatMapLoss:
-    """Weights of the halves of the heat map loss and the arguments of :func:`heat_map_focal_loss`."""
-
-    positive_weight: float = 0.5
-    negative_weight: float = 0.5
-    alpha: float = 0.25
-    beta: float = 4.0
-    gamma: float = 2.0
-    clamp: float = 1e-4
-    ignore_above: float = 0.85
-
-
 class CenterNet(nn.Module):
-    """CenterNet as the first stage of a two-stage detector (Zhou et al., Probabilistic two-stage detection,
-    2021).
+    """CenterNet as the first stage of a two-stage detector.
 
     Args:
         head: predicts heat map and distances on each level.
@@ -213,16 +200,11 @@ class CenterNet(nn.Module):
         ]
         is_center = pad_sequence([target.is_center for target in targets], batch_first=True)
         has_box = torch.stack([target.has_box for target in targets])
-        positive, negative = heat_map_focal_loss(
+        positive, negative = self.heat_map_loss(
             heat_logits,
             torch.stack([target.heat for target in targets]),
             pad_sequence([target.center_index for target in targets], batch_first=True),
             is_center,
-            alpha=self.heat_map_loss.alpha,
-            beta=self.heat_map_loss.beta,
-            gamma=self.heat_map_loss.gamma,
-            clamp=self.heat_map_loss.clamp,
-            ignore_above=self.heat_map_loss.ignore_above,
         )
         box = giou_distance_loss(distances, torch.stack([target.distances for target in targets]), has_box)
         counts = torch.stack([is_center.sum(), has_box.sum()]).float()

@@ -6,10 +6,8 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
-_WITH_CLASSIFIER = {
-    "resnet50",
-    "resnet50_in21k",
-}  # the reference's checkpoints of these carry an unused ``fc``
+# The reference's checkpoints of these carry an unused ``fc``.
+_WITH_CLASSIFIER = {"resnet50", "resnet50_in21k"}
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):

@@ -110,13 +110,12 @@ class SwinBlock(nn.Module):
         return attended[:, :height, :width]
 
     def _regions(self, height: int, width: int, device: torch.device) -> Tensor:
-        """Number of the region of each token of the shifted map: those that were neighbours before the
-        shift."""
-        parts = []
-        for extent in (height, width):
-            position = torch.arange(extent, device=device)
-            parts.append((position >= extent - self.window).long() + (position >= extent - self.shift))
-        return parts[0][:, None] * 3 + parts[1]
+        """Number of the region (H, W) of each token of the shifted map: tokens of one window that were neighbours
+        before the shift have the same."""
+        below, beside = (
+            (torch.arange(extent, device=device) >= extent - self.shift).long() for extent in (height, width)
+        )
+        return below[:, None] * 2 + beside
 
 
 class PatchMerging(nn.Module):
@@ -128,7 +127,7 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        tokens = F.pad(tokens, (0, 0, 0, tokens.shape[2] % 2, 0, tokens.shape[1] % 2))
+        """(B, H, W, C), H and W even, to (B, H / 2, W / 2, 2 C)."""
         columns = torch.cat([tokens[:, 0::2], tokens[:, 1::2]], dim=-1)
         return self.reduction(self.norm(torch.cat([columns[:, :, 0::2], columns[:, :, 1::2]], dim=-1)))
 

@@ -228,25 +228,25 @@ def overlay(
     class_index: int,
     blend: Blend,
     occlude: Occlusion = RELEASED,
-) -> int:
+) -> bool:
     """Lay a cut-out, RGBA (h, w, 4), over a scene with its top left pixel at (x, y), in place.
 
     The part outside the image is cut off. Its mask is where alpha is above 0. Objects below lose the pixels
-    that it covers. Returns the number of pixels that show; with 0 the scene stays as it was.
+    that it covers. Returns whether a pixel of it shows; if none does, the scene stays as it was.
     """
     height, width = scene.size
     left, top = max(x, 0), max(y, 0)
     right, bottom = min(x + cutout.shape[1], width), min(y + cutout.shape[0], height)
     if left >= right or top >= bottom:
-        return 0
+        return False
     shown = cutout[top - y : bottom - y, left - x : right - x]
     shape = (shown[..., 3] > 0).astype(np.uint8)
     mask = tighten(shape, left, top)
     if mask is None:
-        return 0
+        return False
     blend(scene.image[top:bottom, left:right], shown, shape)
     put_on_top(scene, [SceneObject(mask.box, mask, class_index, PASTED)], mask, occlude)
-    return cv2.countNonZero(mask.crop)
+    return True
 
 
 def put_on_top(

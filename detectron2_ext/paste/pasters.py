@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 
 from detectron2_ext.data.images import BadImage
@@ -64,11 +63,9 @@ class PoolPaster:
             x, y = draw_position(scene.size, cutout.shape[:2], rng) if corner is None else corner
             blend = self._blends[rng.integers(len(self._blends))]
             class_index = int(self._pool.categories[index])
-            visible = overlay(scene, cutout, x, y, class_index, blend, self._occlude)
-            if visible:
+            if overlay(scene, cutout, x, y, class_index, blend, self._occlude):
                 box = (x, y, x + cutout.shape[1], y + cutout.shape[0])
-                name, round_ = self._pool.name(index), int(self._pool.rounds[index])
-                pasted.append(PasteInfo(name, class_index, box, visible, index, round_))
+                pasted.append(PasteInfo(class_index, box, index, int(self._pool.rounds[index])))
         return pasted
 
 
@@ -115,8 +112,7 @@ class ImagePaster:
         for scene_object in chosen:
             scene_object.source = PASTED
         put_on_top(scene, chosen, cover, self._occlude)
-        path = self._reader.dataset.path(index)
-        return [PasteInfo(path, o.class_index, o.mask.box, cv2.countNonZero(o.mask.crop)) for o in chosen]
+        return [PasteInfo(scene_object.class_index, scene_object.mask.box) for scene_object in chosen]
 
 
 class EitherPaster:

@@ -14,6 +14,68 @@ from detectron2_ext.data.sampler import PASTE_COUNTS, PASTE_ORDER, generator
 from detectron2_ext.data.view import Scene
 
 FEW = (1, 3)  # how many instances MRCA pastes into an image: 1 or 2
+SMALLEST_ROOT = 10  # pixels: lower limit of the square root of an object's box area
+LARGEST_SHARE = 0.5  # upper limit of the same, as a share of the square root of the image's area
+FACTOR_AT_ZERO = 16.0  # of the mean size for a class with AP 0; its inverse at AP 100
+
+
+class Placement(NamedTuple):
+    """One instance to paste.
+
+    ``area_root``: its box gets ``area_root² H W`` pixels, None for as many as the cut-out has; ``corner``:
+    its top left pixel (x, y), None for anywhere.
+    """
+
+    pool_index: int
+    area_root: float | None
+    corner: tuple[int, int] | None
+
+
+class PastePlan(Protocol):
+    """Decides what to paste into an image."""
+
+    def __call__(self, scene: Scene, k: int, rng: np.random.Generator) -> Iterator[Placement]:
+        """The placements for ``scene``, the ``k``-th image of the stream, from back to front."""
+
+
+class Scattered:
+    """Instances by a drawing rule, their sizes by another, anywhere in the image."""
+
+    def __init__(self, categories: np.ndarray, draws: Draws, size: SizeRule) -> None:
+        self._categories, self._draws, self._size = categories, draws, size
+
+    def __call__(self, scene: Scene, k: int, rng: np.random.Generator) -> Iterator[Placement]:
+        classes = np.array([scene_object.class_index for scene_object in scene.objects], dtype=np.int64)
+        for index in self._draws(k, classes, rng).tolist():
+            area_root = self._size(int(self._categories[index]), scene.size, rng)
+            yield Placement(index, area_root, None)
+
+
+class LikeAnotherImage:
+    """``reference`` (X-Paste): classes, sizes and places are those of the objects of another training image.
+
+    Its layout is scaled to 0.8 to 1 times what fits the scene, and put at a random place in it. An object
+    whose class the pool lacks is left out.
+    """
+
+    def __init__(self, categories: np.ndarray, dataset: DetectionDataset, images: np.ndarray) -> None:
+        self._dataset, self._images = dataset, images
+        self._by_class = np.argsort(categories, kind="stable")
+        self._first = np.searchsorted(categories[self._by_class], np.arange(dataset.num_classes + 1))
+
+    def __call__(self, scene: Scene, k: int, rng: np.random.Generator) -> Iterator[Placement]:
+        record = self._dataset.record(int(rng.choice(self._images)))
+        height, width = scene.size
+        scale = rng.uniform(0.8, 1.0) * min(height / record.height, width / record.width)
+        room = np.array([width - scale * record.width, height - scale * record.height])
+        boxes = record.boxes * scale + np.tile(room * rng.random(2), 2)
+        for box, class_index in zip(boxes[~record.crowd], record.classes[~record.crowd], strict=True):
+            first, last = self._first[class_index : class_index + 2].tolist()
+            if first == last:
+                continue
+            area_root = float(np.sqrt((box[2] - box[0]) * (box[3] - box[1]) / (height * width)))
+            index = int(self._by_class[rng.integers(first, last)])
+            yield Placement(index, area_root, (int(box[0]), int(box[1])))
 
 
 class Draws(Protocol):
@@ -124,9 +186,42 @@ class WeightedDraws:
         return np.searchsorted(self._cumulative, thresholds, side="right")
 
 
-SMALLEST_SIDE = 10  # pixels: lower limit of the square root of an object's box area
-LARGEST_SHARE = 0.5  # upper limit of the same, as a share of the square root of the image's area
-FACTOR_AT_ZERO = 16.0  # of the mean size for a class with AP 0; its inverse at AP 100
+class SizeRule(Protocol):
+    """How large a pasted object becomes."""
+
+    def __call__(
+        self, class_index: int, image_size: tuple[int, int], rng: np.random.Generator
+    ) -> float | None:
+        """``a`` for an image of (height, width): the object's box gets ``a² H W`` pixels. None: as it is."""
+
+
+class StatisticalSize:
+    """``statistics``: drawn from the class statistics, ``a = clip(k_c mu_c + s_c N(0, 1), 10 / H, 0.5)``.
+
+    ``factors``: ``k_c`` of each class, float64 (C,), or None for 1.
+    """
+
+    def __init__(self, sizes: ClassSizes, factors: np.ndarray | None = None) -> None:
+        self._mean = sizes.mean if factors is None else sizes.mean * factors
+        self._std = sizes.std
+
+    def __call__(self, class_index: int, image_size: tuple[int, int], rng: np.random.Generator) -> float:
+        drawn = self._mean[class_index] + self._std[class_index] * rng.standard_normal()
+        return min(max(drawn, SMALLEST_ROOT / image_size[0]), LARGEST_SHARE)
+
+
+class UniformSize:
+    """``uniform``: ``a`` drawn evenly from a range, for every class; ``fixed`` is a range of one number."""
+
+    def __init__(self, low: float, high: float) -> None:
+        self._low, self._high = low, high
+
+    def __call__(self, class_index: int, image_size: tuple[int, int], rng: np.random.Generator) -> float:
+        return rng.uniform(self._low, self._high)
+
+
+def native_size(class_index: int, image_size: tuple[int, int], rng: np.random.Generator) -> None:
+    """``native``: the pixels that the cut-out has."""
 
 
 @dataclass(frozen=True)
@@ -173,100 +268,3 @@ def adaptive_factors(box_ap: Sequence[float | None]) -> np.ndarray:
     below, above = 1 - ap[known] / mean, (mean - ap[known]) / (100 - mean)
     factors[known] = FACTOR_AT_ZERO ** np.where(ap[known] <= mean, below, np.maximum(above, -1))
     return factors
-
-
-class SizeRule(Protocol):
-    """How large a pasted object becomes."""
-
-    def __call__(
-        self, class_index: int, image_size: tuple[int, int], rng: np.random.Generator
-    ) -> float | None:
-        """``a`` for an image of (height, width): the object's box gets ``a² H W`` pixels. None: as it is."""
-
-
-class StatisticalSize:
-    """``statistics``: drawn from the class statistics, ``a = clip(k_c mu_c + s_c N(0, 1), 10 / H, 0.5)``.
-
-    ``factors``: ``k_c`` of each class, float64 (C,), or None for 1.
-    """
-
-    def __init__(self, sizes: ClassSizes, factors: np.ndarray | None = None) -> None:
-        self._mean = sizes.mean if factors is None else sizes.mean * factors
-        self._std = sizes.std
-
-    def __call__(self, class_index: int, image_size: tuple[int, int], rng: np.random.Generator) -> float:
-        drawn = self._mean[class_index] + self._std[class_index] * rng.standard_normal()
-        return min(max(drawn, SMALLEST_SIDE / image_size[0]), LARGEST_SHARE)
-
-
-class UniformSize:
-    """``uniform``: ``a`` drawn evenly from a range, for every class; ``fixed`` is a range of one number."""
-
-    def __init__(self, low: float, high: float) -> None:
-        self._low, self._high = low, high
-
-    def __call__(self, class_index: int, image_size: tuple[int, int], rng: np.random.Generator) -> float:
-        return rng.uniform(self._low, self._high)
-
-
-def native_size(class_index: int, image_size: tuple[int, int], rng: np.random.Generator) -> None:
-    """``native``: the pixels that the cut-out has."""
-
-
-class Placement(NamedTuple):
-    """One instance to paste.
-
-    ``area_root``: its box gets ``area_root² H W`` pixels, None for as many as the cut-out has; ``corner``:
-    its top left pixel (x, y), None for anywhere.
-    """
-
-    pool_index: int
-    area_root: float | None
-    corner: tuple[int, int] | None
-
-
-class PastePlan(Protocol):
-    """Decides what to paste into an image."""
-
-    def __call__(self, scene: Scene, k: int, rng: np.random.Generator) -> Iterator[Placement]:
-        """The placements for ``scene``, the ``k``-th image of the stream, from back to front."""
-
-
-class Scattered:
-    """Instances by a drawing rule, their sizes by another, anywhere in the image."""
-
-    def __init__(self, categories: np.ndarray, draws: Draws, size: SizeRule) -> None:
-        self._categories, self._draws, self._size = categories, draws, size
-
-    def __call__(self, scene: Scene, k: int, rng: np.random.Generator) -> Iterator[Placement]:
-        classes = np.array([scene_object.class_index for scene_object in scene.objects], dtype=np.int64)
-        for index in self._draws(k, classes, rng).tolist():
-            area_root = self._size(int(self._categories[index]), scene.size, rng)
-            yield Placement(index, area_root, None)
-
-
-class LikeAnotherImage:
-    """``reference`` (X-Paste): classes, sizes and places are those of the objects of another training image.
-
-    Its layout is scaled to 0.8 to 1 times what fits the scene, and put at a random place in it. An object
-    whose class the pool lacks is left out.
-    """
-
-    def __init__(self, categories: np.ndarray, dataset: DetectionDataset, images: np.ndarray) -> None:
-        self._dataset, self._images = dataset, images
-        self._by_class = np.argsort(categories, kind="stable")
-        self._first = np.searchsorted(categories[self._by_class], np.arange(dataset.num_classes + 1))
-
-    def __call__(self, scene: Scene, k: int, rng: np.random.Generator) -> Iterator[Placement]:
-        record = self._dataset.record(int(rng.choice(self._images)))
-        height, width = scene.size
-        scale = rng.uniform(0.8, 1.0) * min(height / record.height, width / record.width)
-        room = np.array([width - scale * record.width, height - scale * record.height])
-        boxes = record.boxes * scale + np.tile(room * rng.random(2), 2)
-        for box, class_index in zip(boxes[~record.crowd], record.classes[~record.crowd], strict=True):
-            first, last = self._first[class_index : class_index + 2].tolist()
-            if first == last:
-                continue
-            area_root = float(np.sqrt((box[2] - box[0]) * (box[3] - box[1]) / (height * width)))
-            index = int(self._by_class[rng.integers(first, last)])
-            yield Placement(index, area_root, (int(box[0]), int(box[1])))

@@ -16,7 +16,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from detectron2_ext.data.dataset import DetectionDataset
-from detectron2_ext.data.loader import Batch, build_test_loader, load_batches
+from detectron2_ext.data.loader import Batch, build_test_loader
 from detectron2_ext.distributed import Ranks
 from detectron2_ext.engine.checkpoints import RunCheckpoints
 from detectron2_ext.engine.loop import mixed_precision, seed_iteration
@@ -25,7 +25,7 @@ from detectron2_ext.engine.state import TrainingState
 from detectron2_ext.evaluation import Evaluation
 from detectron2_ext.evaluation.evaluator import as_json, read_test_set
 from detectron2_ext.evaluation.predictions import Predictions
-from detectron2_ext.evaluation.scoring import GroundTruth
+from detectron2_ext.evaluation.scoring import CocoTruth
 from detectron2_ext.with_detectron2.registration import (
     convert_outputs,
     describe_dataset,
@@ -33,6 +33,8 @@ from detectron2_ext.with_detectron2.registration import (
 )
 from exchange import files
 from exchange.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 
 def train_round(
@@ -46,7 +48,7 @@ def train_round(
     title: str,
     ranks: Ranks,
 ) -> None:
-    """As :func:`detectron2_ext.engine.engines.train_round`; ``title`` is not shown.
+    """As :func:`detectron2_ext.engine.loop.train_round`; ``title`` is not shown.
 
     Raises UserError, besides, for settings that Detectron2's trainer has no counterpart of.
     """
@@ -102,7 +104,7 @@ class _SeededBatches:
         self._loader, self._state, self._seed, self._rank = loader, state, seed, rank
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in load_batches(self._loader):
+        for batch in self._loader:
             seed_iteration(self._seed, self._state.iteration, self._rank)
             yield batch
 
@@ -149,9 +151,6 @@ class _Save(HookBase):
         self._ranks.barrier()
 
 
-_log = logging.getLogger(__name__)
-
-
 def validate(
     cfg: CfgNode, model: nn.Module, name: str, folder: str, ranks: Ranks, **context: Any
 ) -> Evaluation | None:
@@ -170,7 +169,7 @@ def validate(
         raise UserError(
             "TEST.EVALUATOR: --engine detectron2 evaluates by the rules of LVIS or COCO, set it to auto"
         )
-    truth = GroundTruth(annotations)
+    truth = CocoTruth(annotations)
     target = files.join(folder, name)
     hook = model.register_forward_hook(convert_outputs)
     try:
@@ -187,7 +186,7 @@ def validate(
     return evaluation
 
 
-def _build_evaluator(truth: GroundTruth, name: str, folder: str) -> DatasetEvaluator:
+def _build_evaluator(truth: CocoTruth, name: str, folder: str) -> DatasetEvaluator:
     if not truth.federated:
         return COCOEvaluator(name, output_dir=folder, max_dets_per_image=truth.max_detections)
     if not hasattr(np, "float"):

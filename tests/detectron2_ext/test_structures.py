@@ -77,15 +77,6 @@ def test_full_masks_survive_being_cut_to_their_objects():
     assert cut.boxes[-1].tolist() == [0, 0, 0, 0]
 
 
-def test_crops_with_their_boxes_are_the_same_masks():
-    masks = random_masks(5)
-    cut = BitMasks.from_full(masks)
-    parts = [masks[n, y1:y2, x1:x2] for n, (x1, y1, x2, y2) in enumerate(cut.boxes.tolist())]
-    packed = BitMasks.from_crops([255 * part.byte() for part in parts], cut.boxes, SIZE)
-    assert packed.crops.max() == 1
-    assert torch.equal(packed.to_full(), masks)
-
-
 def test_no_object_is_no_special_case():
     nothing = BitMasks.from_full(torch.zeros(0, *SIZE))
     assert nothing.to_full().shape == (0, *SIZE)

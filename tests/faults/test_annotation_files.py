@@ -15,7 +15,7 @@ from detectron2_ext.data.dataset import DetectionDataset
 from detectron2_ext.data.view import View, rasterize
 from detectron2_ext.evaluation.pascal import OPEN_IMAGES, PascalTruth
 from detectron2_ext.evaluation.predictions import Predictions
-from detectron2_ext.evaluation.scoring import GroundTruth
+from detectron2_ext.evaluation.scoring import CocoTruth
 from diSegmenter.pool.foreign import read_coco
 from exchange.annotations import read_annotations
 from exchange.errors import UserError
@@ -61,7 +61,7 @@ def use(path: str) -> None:
         if math.prod(size) < 1e6:  # an image file of the same size has been read before
             for number in range(len(record.boxes)):
                 rasterize(dataset.segmentation(record.first_object + number), View(1.0, size, (0, 0), size))
-    for truth in (GroundTruth(annotations), PascalTruth(annotations, OPEN_IMAGES)):
+    for truth in (CocoTruth(annotations), PascalTruth(annotations, OPEN_IMAGES)):
         truth.score(_found(dataset))
 
 

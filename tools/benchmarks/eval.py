@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from detectron2_ext.evaluation.predictions import Predictions
-from detectron2_ext.evaluation.scoring import Evaluation, GroundTruth
+from detectron2_ext.evaluation.scoring import CocoTruth, Evaluation
 from detectron2_ext.structures import Instances
 from exchange import files
 from exchange.annotations import frequency, read_annotations
@@ -43,7 +43,7 @@ def measure(device: str) -> dict[str, Any]:
             theirs = _timed(seconds["other"], lambda: _score_with_lvis(path, records))
             ours = _timed(
                 seconds["ours"],
-                lambda: GroundTruth(read_annotations(path)).score(predictions),
+                lambda: CocoTruth(read_annotations(path)).score(predictions),
             )
     difference = _largest_difference(ours, theirs)
     own, other = (statistics.median(seconds[side]) for side in ("ours", "other"))

@@ -15,7 +15,7 @@ from detectron2_ext.distributed import Ranks
 from detectron2_ext.evaluation import Evaluation, evaluate_model
 from detectron2_ext.evaluation.evaluator import as_json, format_table
 from detectron2_ext.evaluation.predictions import Predictions
-from detectron2_ext.evaluation.scoring import GroundTruth
+from detectron2_ext.evaluation.scoring import CocoTruth
 from detectron2_ext.structures import Instances
 from exchange.annotations import AnnotationFile
 from tests.detectron2_ext.evaluation.worlds import random_world
@@ -59,7 +59,7 @@ def _evaluate(
     for rank in reversed(range(world_size)):
         ranks = _OneAfterTheOther(rank, world_size, torch.device("cpu"))
         loader = _Loader(list(predictions)[rank::world_size])
-        evaluation = evaluate_model(model, loader, GroundTruth(world), str(folder), ranks, limit)
+        evaluation = evaluate_model(model, loader, CocoTruth(world), str(folder), ranks, limit)
         assert (evaluation is None) == (rank > 0)
         assert model.training
     return evaluation
@@ -67,7 +67,7 @@ def _evaluate(
 
 def _direct(world: AnnotationFile, predictions: dict[int, Instances]) -> Evaluation:
     parts = [Predictions.from_instances(image_id, found, 300) for image_id, found in predictions.items()]
-    return GroundTruth(world).score(Predictions.concatenate(parts))
+    return CocoTruth(world).score(Predictions.concatenate(parts))
 
 
 @pytest.mark.parametrize("world_size", [1, 3])

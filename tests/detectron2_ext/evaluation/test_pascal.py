@@ -11,10 +11,10 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from detectron2_ext.evaluation.evaluator import build_truth, read_ancestors
-from detectron2_ext.evaluation.pascal import OPEN_IMAGES, VOC, PascalTruth
+from detectron2_ext.evaluation.evaluator import build_truth
+from detectron2_ext.evaluation.pascal import OPEN_IMAGES, VOC, PascalTruth, read_ancestors
 from detectron2_ext.evaluation.predictions import Predictions
-from detectron2_ext.evaluation.scoring import GroundTruth
+from detectron2_ext.evaluation.scoring import CocoTruth
 from detectron2_ext.structures import Instances
 from exchange.annotations import AnnotationFile
 from exchange.config import REPOSITORY, load_config
@@ -249,7 +249,7 @@ def test_a_group_is_found_once_and_swallows_the_rest() -> None:
     assert truth.score(_predictions({1: found})).box["AP50"] == pytest.approx(100.0)
 
 
-@pytest.mark.parametrize("build", [GroundTruth, lambda world: PascalTruth(world, VOC)])
+@pytest.mark.parametrize("build", [CocoTruth, lambda world: PascalTruth(world, VOC)])
 @pytest.mark.parametrize("segmentation", [[], [[]], [[0, 0, 10, 10]]])
 def test_polygons_of_fewer_than_three_points_are_no_mask_and_no_box(build, segmentation) -> None:
     truth = build(_world(_square(1, 3, 0) | {"segmentation": segmentation}))

@@ -17,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 
 from detectron2_ext.evaluation.pascal import VOC, PascalTruth
 from detectron2_ext.evaluation.predictions import Predictions
-from detectron2_ext.evaluation.scoring import Evaluation, GroundTruth
+from detectron2_ext.evaluation.scoring import CocoTruth, Evaluation
 from detectron2_ext.structures import Instances
 from exchange.annotations import AnnotationFile
 from exchange.errors import UserError
@@ -26,7 +26,7 @@ from tests.detectron2_ext.evaluation.worlds import random_world
 
 def _score(world: AnnotationFile, predictions: dict[int, Any], limit: int = 300) -> Evaluation:
     parts = [Predictions.from_instances(image_id, found, limit) for image_id, found in predictions.items()]
-    return GroundTruth(world).score(Predictions.concatenate(parts))
+    return CocoTruth(world).score(Predictions.concatenate(parts))
 
 
 def _records(world: AnnotationFile, predictions: dict[int, Any], limit: int = 300) -> list[dict[str, Any]]:
@@ -132,7 +132,7 @@ def test_coco_looks_at_the_best_100_objects_of_an_image_and_lvis_at_300(lvis: bo
 
 def test_predictions_that_lvis_cannot_judge_change_nothing() -> None:
     world, predictions = random_world(1, lvis=True)
-    truth = GroundTruth(world)
+    truth = CocoTruth(world)
     everything = Predictions.concatenate(
         [Predictions.from_instances(image_id, found, 300) for image_id, found in predictions.items()]
     )
@@ -157,7 +157,7 @@ def test_a_network_that_finds_nothing_scores_zero_and_classes_without_objects_ha
     assert evaluation.box["AP"] == 0.0
 
 
-@pytest.mark.parametrize("truth", [GroundTruth, partial(PascalTruth, rules=VOC)])
+@pytest.mark.parametrize("truth", [CocoTruth, partial(PascalTruth, rules=VOC)])
 def test_an_annotation_without_an_area_is_named(truth: Callable[[AnnotationFile], Any]) -> None:
     world, _ = random_world(3, lvis=True)
     del world.annotations[1]["area"]

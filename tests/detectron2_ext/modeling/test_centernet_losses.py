@@ -7,7 +7,7 @@ from test_centernet_targets import RANGES, SHAPES, oracle
 from torch.nn import functional as F
 
 from detectron2_ext.modeling import build_model
-from detectron2_ext.modeling.centernet import heat_map_focal_loss
+from detectron2_ext.modeling.centernet import HeatMapLoss
 from detectron2_ext.modeling.roi_sampling import GroundTruth
 
 METHOD = {
@@ -109,5 +109,6 @@ def test_losses_and_gradients_are_the_formula(settings, batch):
 def test_a_negative_as_sure_as_the_limit_is_ignored():
     """Only those below it count, so the limit itself, where a probability can be exactly it, does not."""
     logits, none = torch.tensor([[0.0, -1.0]]), torch.zeros(1, 0)
-    alone = heat_map_focal_loss(logits[:, 1:], torch.zeros(1, 1), none.long(), none, ignore_above=0.5)
-    assert heat_map_focal_loss(logits, torch.zeros(1, 2), none.long(), none, ignore_above=0.5) == alone
+    loss = HeatMapLoss(ignore_above=0.5)
+    alone = loss(logits[:, 1:], torch.zeros(1, 1), none.long(), none)
+    assert loss(logits, torch.zeros(1, 2), none.long(), none) == alone

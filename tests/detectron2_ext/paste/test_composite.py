@@ -128,10 +128,11 @@ def test_an_object_that_loses_no_pixel_keeps_its_annotated_box():
 
 def test_what_lies_outside_or_is_transparent_is_not_pasted():
     scene = one_object(20, 20)
-    assert overlay(scene, opaque(10, 10), 100, 0, 7, basic) == 0
-    assert overlay(scene, opaque(10, 10) * np.array([1, 1, 1, 0], np.uint8), 0, 0, 7, basic) == 0
+    assert not overlay(scene, opaque(10, 10), 100, 0, 7, basic)
+    assert not overlay(scene, opaque(10, 10) * np.array([1, 1, 1, 0], np.uint8), 0, 0, 7, basic)
     assert len(scene.objects) == 1 and not scene.image.any()
-    assert overlay(scene, opaque(10, 10), -5, -5, 7, basic) == 25
+    assert overlay(scene, opaque(10, 10), -5, -5, 7, basic)
+    assert scene.objects[-1].mask.crop.sum() == 25
     assert scene.objects[-1].box == (0, 0, 5, 5) and scene.objects[-1].source == 1
 
 
