@@ -1,2 +1,1 @@
-"""Training and test data: annotation files, large-scale jitter, copy-paste from the instance pool,
-loaders."""
+"""Training and test data: annotation files, images and the views of them, their order, loaders."""
