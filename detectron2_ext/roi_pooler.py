@@ -1,4 +1,4 @@
-"""RoIAlign (He et al., Mask R-CNN, 2017, section 3) as weighted sums of pixels, and boxes pooled from a pyramid."""
+"""Boxes pooled from a pyramid, and RoIAlign (He et al., Mask R-CNN, 2017, section 3) as weighted sums of pixels."""
 
 from __future__ import annotations
 
@@ -10,59 +10,53 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
-
-def bin_weights(start: Tensor, end: Tensor, size: int, extent: int) -> tuple[Tensor, Tensor]:
-    """The pixels that have a part in each bin, along one axis.
-
-    Args:
-        start, end: float32 (N,), edges of the boxes in pixels.
-        size: bins of each box.
-        extent: pixels of the image, at least 1. A sample more than one pixel outside counts as 0; one nearer
-            takes the border's.
-
-    Returns:
-        int64 (N, size, K), pixels below ``extent``, and float32 (N, size, K), their weights; K is what the
-        longest of the boxes needs, and the weight is 0 where a bin has fewer.
-    """
-    length = (end - start)[:, None, None]
-    samples_per_bin = (length / size).ceil().clamp(min=0)  # a box without extent has none
-    most = int(samples_per_bin.max()) if len(start) else 0
-    samples = torch.arange(max(most, 1), device=start.device)
-    bins = torch.arange(size, device=start.device)[:, None]
-    offset = bins + (samples + 0.5) / samples_per_bin.clamp(min=1)
-    position = start[:, None, None] - 0.5 + offset * (length / size)  # (N, size, samples)
-    counts = (samples < samples_per_bin) & (position >= -1) & (position <= extent)
-    position = position.clamp(0, extent - 1)
-    lower = position.floor()
-    fraction = position - lower
-    share = counts / samples_per_bin.clamp(min=1)
-    first = lower[:, :, :1]
-    place = torch.where(counts, lower - first, 0).long()
-    width = int(place.max()) + 2 if len(start) else 2
-    weights = torch.zeros(len(start), size, width, device=start.device)
-    weights.scatter_add_(2, place, share * (1 - fraction))
-    weights.scatter_add_(2, place + 1, share * fraction)
-    pixels = first.long() + torch.arange(width, device=start.device)
-    return pixels.clamp(max=extent - 1), weights
+# Up to so many cells of a map, two small matrix products are cheaper than gathering what each bin needs.
+_MAX_CELLS_SEPARABLE = 24 * 24
+# A 224-pixel box belongs to the level of stride 16 (FPN, equation 1).
+_CANONICAL_SIZE, _CANONICAL_LEVEL = 224, 4
 
 
-def roi_align_weights(
-    start: Tensor, end: Tensor, size: int, extent: int, window_start: Tensor, window_extent: int
-) -> Tensor:
-    """Weight in every bin of every pixel of a window, along one axis; see :func:`bin_weights`.
+class RoiPooler(nn.Module):
+    """RoIAlign (He et al., 2017) from the pyramid level that fits the box (Lin et al., 2017, equation 1).
 
     Args:
-        window_start: int64 (N,), first pixel of each box's window.
-        window_extent: pixels of each window.
-
-    Returns:
-        float32 (N, size, window_extent).
+        output_size: rows and columns of the pooled features.
+        strides: of the levels in pixels, each twice the one before.
     """
-    pixels, weights = bin_weights(start, end, size, extent)
-    in_window = pixels - window_start[:, None, None]
-    held = (in_window >= 0) & (in_window < window_extent)
-    window = torch.zeros(len(start), size, window_extent, device=start.device)
-    return window.scatter_add_(2, in_window.clamp(0, window_extent - 1), weights * held)
+
+    def __init__(self, output_size: int, strides: Sequence[int]) -> None:
+        super().__init__()
+        self.output_size = output_size
+        self.strides = list(strides)
+
+    def forward(self, features: Sequence[Tensor], boxes: Tensor, image_index: Tensor) -> Tensor:
+        """Pooled features (R, C, output_size, output_size) in the order of the boxes.
+
+        ``features``: (B, C, H_l, W_l) per level. ``boxes``: float32 (R, 4) XYXY pixels. ``image_index``:
+        int64 (R,).
+        """
+        level = self.level_of(boxes)
+        order, pooled = [], []
+        for index, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
+            on_level = (level == index).nonzero().squeeze(1)
+            order.append(on_level)
+            pooled.append(self._pool(feature, boxes[on_level], image_index[on_level], 1 / stride))
+        return torch.cat(pooled)[torch.cat(order).argsort()]
+
+    def _pool(self, feature: Tensor, boxes: Tensor, image_index: Tensor, scale: float) -> Tensor:
+        if feature.device.type == "cpu":  # where torchvision's backward pass is slow
+            small = feature[0, 0].numel() <= _MAX_CELLS_SEPARABLE
+            pool = separable_roi_align if small else gathering_roi_align
+            return pool(feature, boxes, image_index, self.output_size, scale)
+        rois = torch.cat([image_index[:, None].to(boxes.dtype), boxes], dim=1)
+        return roi_align(feature, rois, self.output_size, spatial_scale=scale, aligned=True)
+
+    def level_of(self, boxes: Tensor) -> Tensor:
+        """int64 (R,): index of the level that each box is pooled from."""
+        size = (boxes[:, 2:] - boxes[:, :2]).prod(-1).sqrt()
+        lowest = int(math.log2(self.strides[0]))
+        level = (_CANONICAL_LEVEL + torch.log2(size / _CANONICAL_SIZE + 1e-8)).floor()
+        return level.long().clamp(lowest, lowest + len(self.strides) - 1) - lowest
 
 
 def separable_roi_align(
@@ -126,50 +120,55 @@ def gathering_roi_align(
     return sums.view(len(boxes), size, size, channels).permute(0, 3, 1, 2)
 
 
-# Up to so many cells of a map, two small matrix products are cheaper than gathering what each bin needs.
-_MAX_CELLS_SEPARABLE = 24 * 24
-# A 224-pixel box belongs to the level of stride 16 (FPN, equation 1).
-_CANONICAL_SIZE, _CANONICAL_LEVEL = 224, 4
-
-
-class RoiPooler(nn.Module):
-    """RoIAlign (He et al., 2017) from the pyramid level that fits the box (Lin et al., 2017, equation 1).
+def roi_align_weights(
+    start: Tensor, end: Tensor, size: int, extent: int, window_start: Tensor, window_extent: int
+) -> Tensor:
+    """Weight in every bin of every pixel of a window, along one axis; see :func:`bin_weights`.
 
     Args:
-        output_size: rows and columns of the pooled features.
-        strides: of the levels in pixels, each twice the one before.
+        window_start: int64 (N,), first pixel of each box's window.
+        window_extent: pixels of each window.
+
+    Returns:
+        float32 (N, size, window_extent).
     """
+    pixels, weights = bin_weights(start, end, size, extent)
+    in_window = pixels - window_start[:, None, None]
+    held = (in_window >= 0) & (in_window < window_extent)
+    window = torch.zeros(len(start), size, window_extent, device=start.device)
+    return window.scatter_add_(2, in_window.clamp(0, window_extent - 1), weights * held)
 
-    def __init__(self, output_size: int, strides: Sequence[int]) -> None:
-        super().__init__()
-        self.output_size = output_size
-        self.strides = list(strides)
 
-    def forward(self, features: Sequence[Tensor], boxes: Tensor, image_index: Tensor) -> Tensor:
-        """Pooled features (R, C, output_size, output_size) in the order of the boxes.
+def bin_weights(start: Tensor, end: Tensor, size: int, extent: int) -> tuple[Tensor, Tensor]:
+    """The pixels that have a part in each bin, along one axis.
 
-        ``features``: (B, C, H_l, W_l) per level. ``boxes``: float32 (R, 4) XYXY pixels. ``image_index``:
-        int64 (R,).
-        """
-        level = self.level_of(boxes)
-        order, pooled = [], []
-        for index, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
-            on_level = (level == index).nonzero().squeeze(1)
-            order.append(on_level)
-            pooled.append(self._pool(feature, boxes[on_level], image_index[on_level], 1 / stride))
-        return torch.cat(pooled)[torch.cat(order).argsort()]
+    Args:
+        start, end: float32 (N,), edges of the boxes in pixels.
+        size: bins of each box.
+        extent: pixels of the image, at least 1. A sample more than one pixel outside counts as 0; one nearer
+            takes the border's.
 
-    def _pool(self, feature: Tensor, boxes: Tensor, image_index: Tensor, scale: float) -> Tensor:
-        if feature.device.type == "cpu":  # where torchvision's backward pass is slow
-            small = feature[0, 0].numel() <= _MAX_CELLS_SEPARABLE
-            pool = separable_roi_align if small else gathering_roi_align
-            return pool(feature, boxes, image_index, self.output_size, scale)
-        rois = torch.cat([image_index[:, None].to(boxes.dtype), boxes], dim=1)
-        return roi_align(feature, rois, self.output_size, spatial_scale=scale, aligned=True)
-
-    def level_of(self, boxes: Tensor) -> Tensor:
-        """int64 (R,): index of the level that each box is pooled from."""
-        size = (boxes[:, 2:] - boxes[:, :2]).prod(-1).sqrt()
-        lowest = int(math.log2(self.strides[0]))
-        level = (_CANONICAL_LEVEL + torch.log2(size / _CANONICAL_SIZE + 1e-8)).floor()
-        return level.long().clamp(lowest, lowest + len(self.strides) - 1) - lowest
+    Returns:
+        int64 (N, size, K), pixels below ``extent``, and float32 (N, size, K), their weights; K is what the
+        longest of the boxes needs, and the weight is 0 where a bin has fewer.
+    """
+    length = (end - start)[:, None, None]
+    samples_per_bin = (length / size).ceil().clamp(min=0)  # a box without extent has none
+    most = int(samples_per_bin.max()) if len(start) else 0
+    samples = torch.arange(max(most, 1), device=start.device)
+    bins = torch.arange(size, device=start.device)[:, None]
+    offset = bins + (samples + 0.5) / samples_per_bin.clamp(min=1)
+    position = start[:, None, None] - 0.5 + offset * (length / size)  # (N, size, samples)
+    counts = (samples < samples_per_bin) & (position >= -1) & (position <= extent)
+    position = position.clamp(0, extent - 1)
+    lower = position.floor()
+    fraction = position - lower
+    share = counts / samples_per_bin.clamp(min=1)
+    first = lower[:, :, :1]
+    place = torch.where(counts, lower - first, 0).long()
+    width = int(place.max()) + 2 if len(start) else 2
+    weights = torch.zeros(len(start), size, width, device=start.device)
+    weights.scatter_add_(2, place, share * (1 - fraction))
+    weights.scatter_add_(2, place + 1, share * fraction)
+    pixels = first.long() + torch.arange(width, device=start.device)
+    return pixels.clamp(max=extent - 1), weights

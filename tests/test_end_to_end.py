@@ -160,7 +160,7 @@ def test_the_second_round_pastes_objects_of_both_in_sizes_by_the_feedback_of_the
         of_round = images[12 * round_ : 12 * (round_ + 1)]
         pasted = [(image, info) for image in of_round for info in image["pasted"]]
         assert {info["round"] for _, info in pasted} == set(range(round_ + 1))
-        assert len({info["source"] for _, info in pasted}) == len(pasted)  # drawn without replacement
+        assert len({info["pool_index"] for _, info in pasted}) == len(pasted)  # drawn without replacement
         assert all(1 <= len(image["pasted"]) <= 2 for image in of_round)
         for image, info in pasted:
             (x1, y1, x2, y2), place = info["box"], info["class_index"]

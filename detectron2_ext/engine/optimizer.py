@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from exchange.errors import UserError
 
-Clip = Callable[[list[nn.Parameter]], None]
+Clip = Callable[[list[nn.Parameter]], object]
 
 
 def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
@@ -40,23 +40,13 @@ def build_clip(cfg: CfgNode) -> Clip:
     """The clipping of gradients, in place, that ``cfg.SOLVER.CLIP_GRADIENTS`` describes."""
     settings = cfg.SOLVER.CLIP_GRADIENTS
     limit, norm_type = settings.CLIP_VALUE, settings.NORM_TYPE
-
-    def each_element(parameters: list[nn.Parameter]) -> None:
-        clip_grad_value_(parameters, limit)
-
-    def each_parameter(parameters: list[nn.Parameter]) -> None:
-        for parameter in parameters:
-            clip_grad_norm_(parameter, limit, norm_type)
-
-    def all_together(parameters: list[nn.Parameter]) -> None:
-        clip_grad_norm_(parameters, limit, norm_type)
-
-    def nothing(parameters: list[nn.Parameter]) -> None:
-        return
-
+    kinds: dict[str, Clip] = {
+        "value": lambda parameters: clip_grad_value_(parameters, limit),
+        "norm": lambda parameters: [clip_grad_norm_(each, limit, norm_type) for each in parameters],
+        "full_model": lambda parameters: clip_grad_norm_(parameters, limit, norm_type),
+    }
     if not settings.ENABLED:
-        return nothing
-    kinds: dict[str, Clip] = {"value": each_element, "norm": each_parameter, "full_model": all_together}
+        return lambda parameters: None
     if settings.CLIP_TYPE not in kinds:
         raise UserError(
             f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {settings.CLIP_TYPE!r}: choose one of {', '.join(kinds)}"

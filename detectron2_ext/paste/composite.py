@@ -13,6 +13,11 @@ from torchvision.transforms.v2 import functional
 
 from detectron2_ext.data.view import PASTED, ObjectMask, Scene, SceneObject, tighten
 
+ASPECT_JITTER = 0.2  # a cut-out's aspect ratio is multiplied by 1 ± this
+SMALLEST_SIDE = 5  # pixels: a smaller object is not pasted
+MOVED_BOX = 10  # pixels: an object below goes if a side of its box moved by more than this …
+FEW_PIXELS = 300  # … and this many of its pixels, or fewer, are left
+
 
 class CutoutAugmentation(Protocol):
     """Changes a cut-out."""
@@ -134,10 +139,6 @@ BLENDS: dict[str, Blend] = {
     "poisson": poisson,
     "possion": poisson,  # the spelling of X-Paste's configuration files
 }
-
-
-ASPECT_JITTER = 0.2  # a cut-out's aspect ratio is multiplied by 1 ± this
-SMALLEST_SIDE = 5  # pixels: a smaller object is not pasted
 
 
 def draw_object_size(
