@@ -66,7 +66,9 @@ def test_mask_targets_do_not_depend_on_how_many_are_made_at_once_nor_on_mixed_pr
 
 def test_a_target_pixel_that_the_mask_covers_by_half_belongs_to_the_object():
     checkerboard = BitMasks.from_full(torch.tensor([[[0, 1, 0, 1], [1, 0, 1, 0]] * 2], dtype=torch.bool))
-    assert checkerboard.crop_and_resize(torch.tensor([[0.0, 0.0, 4.0, 4.0]]), 2).tolist() == [[[1, 1], [1, 1]]]
+    assert checkerboard.crop_and_resize(torch.tensor([[0.0, 0.0, 4.0, 4.0]]), 2).tolist() == [
+        [[1, 1], [1, 1]]
+    ]
 
 
 def test_full_masks_survive_being_cut_to_their_objects():

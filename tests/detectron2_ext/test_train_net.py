@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -21,6 +22,16 @@ def test_detectron2_s_engine_says_what_to_install_where_it_is_missing(
     with pytest.raises(UserError, match=r"not installed.*requirements-detectron2\.txt"):
         train_net.main(["--config", str(write_config(tmp_path)), "--engine", "detectron2"])
     assert not (tmp_path / "run").exists()
+
+
+def test_evaluation_alone_takes_the_average_where_the_weights_have_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_net, "build_model", lambda cfg: TinyNet())
+    monkeypatch.setattr(train_net, "load_weights", load := Mock())
+    cfg = tiny_config("OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", "/weights.pth")
+    train_net.evaluate_only(cfg, ALONE, train_net.Engine(Mock(), Mock(return_value=None)), given=True)
+    assert load.call_args.args[1:] == ("/weights.pth",) and load.call_args.kwargs == {"use_ema": True}
 
 
 def test_seed_and_periods_of_the_settings_reach_the_loop(

@@ -118,7 +118,9 @@ def test_shards_of_different_divisions_are_not_mixed(tmp_path):
         read_round(layout, 0)
 
 
-@pytest.mark.parametrize("file", ["../../secret.png", "/etc/x", "a\\b.png", "", ".hidden", "..", "x" * 201])
+@pytest.mark.parametrize(
+    "file", ["../../secret.png", "/etc/x", "a\\b.png", "", ".hidden", "..", "x" * 201, "é" * 101]
+)
 def test_a_manifest_that_names_a_file_elsewhere_is_refused(tmp_path, file):
     layout = RunLayout(str(tmp_path))
     write_manifest(layout, make_manifest(0, file=file))

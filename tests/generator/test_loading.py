@@ -102,7 +102,9 @@ def test_what_is_loaded_is_frozen_once_and_for_all(saved_sd3, part):
 
 
 def test_activations_are_recomputed_in_the_denoiser_and_in_the_decoder(saved_sd3):
-    pipeline = PipelineSource(str(saved_sd3), "main", "float32", CPU, Tuning(checkpointing=True)).load_painter()
+    pipeline = PipelineSource(
+        str(saved_sd3), "main", "float32", CPU, Tuning(checkpointing=True)
+    ).load_painter()
     assert pipeline.transformer.is_gradient_checkpointing and pipeline.vae.is_gradient_checkpointing
 
 

@@ -80,4 +80,6 @@ def test_the_control_has_the_seed_and_the_settings_of_the_rounds_but_pastes_noth
     assert {key for key in alone if alone[key] != pasting[key]} == {
         "OUTPUT_DIR", "INPUT.USE_COPY_METHOD", "SOLVER.ROUND_ITERS",
     }  # fmt: skip
-    assert alone["INPUT.USE_COPY_METHOD"] == "none" and alone["SOLVER.ROUND_ITERS"] == alone["SOLVER.MAX_ITER"]
+    assert (
+        alone["INPUT.USE_COPY_METHOD"] == "none" and alone["SOLVER.ROUND_ITERS"] == alone["SOLVER.MAX_ITER"]
+    )

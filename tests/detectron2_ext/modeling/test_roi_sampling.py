@@ -2,6 +2,7 @@ import torch
 from network_scenes import objects
 
 from detectron2_ext.modeling.roi_sampling import GroundTruth, RoiSampler, label_rois
+from detectron2_ext.structures import Instances
 
 BACKGROUND = 5
 SIZE = (64, 96)
@@ -9,6 +10,13 @@ SIZE = (64, 96)
 
 def ground_truth(*images):
     return GroundTruth.from_instances([objects(*image, SIZE) for image in images], torch.device("cpu"))
+
+
+def test_a_batch_has_masks_where_every_image_has_them():
+    whole = objects([[0, 0, 10, 10]], [3], SIZE)
+    boxes_only = Instances(SIZE, gt_boxes=whole.gt_boxes, gt_classes=whole.gt_classes)
+    assert GroundTruth.from_instances([whole, boxes_only], torch.device("cpu")).masks is None
+    assert len(GroundTruth.from_instances([whole, whole], torch.device("cpu")).masks) == 2
 
 
 def test_a_box_shows_the_object_that_it_overlaps_most():

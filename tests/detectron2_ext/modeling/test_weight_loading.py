@@ -148,6 +148,13 @@ def test_a_pickled_backbone_fills_the_backbone_and_only_that(protocol, tmp_path)
     assert report.unused == ["fc.weight", "fc.bias"]
 
 
+def test_a_backbone_with_one_layer_too_many_is_refused(tmp_path):
+    weights = timm.create_model(small_config().MODEL.TIMM.BASE_NAME).state_dict()
+    torch.save(weights | {"layer5.weight": torch.zeros(1)}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=r"1 have no place \(first layer5"):
+        load_weights(fresh(), str(tmp_path / "x.pth"))
+
+
 def test_a_backbone_of_another_depth_is_refused(tmp_path):
     torch.save(timm.create_model("resnet34").state_dict(), tmp_path / "x.pth")
     with pytest.raises(UserError, match="another network than the configuration: .* have no place"):
