@@ -255,10 +255,10 @@ def test_bad_input_gets_a_sentence_that_names_it(world, monkeypatch, options, pa
 def test_the_releases_names_of_the_yaml_and_of_the_run_folder_are_understood(world, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     options = ["--cfg_path", str(world.config), "--round", "1", "--dry-run", "--ckpt_dir"]
-    monkeypatch.setattr(
-        sys, "argv", ["generate.py", *options, "./ckpt/", "--output_dir", str(tmp_path / "ckpt")]
-    )
-    generate.main()
+    for pasted in ("none", "syn_copy"):  # of no interest to stage 1
+        given = [*options, "./ckpt/", "--output_dir", str(tmp_path / "ckpt"), "INPUT.USE_COPY_METHOD", pasted]
+        monkeypatch.setattr(sys, "argv", ["generate.py", *given])
+        generate.main()
     assert (tmp_path / "ckpt/run.yaml").exists() and not world.run.exists()
     monkeypatch.setattr(sys, "argv", ["generate.py", *options, "ckpt", "--output_dir", "images"])
     with pytest.raises(UserError, match="name two folders"):
