@@ -15,8 +15,6 @@ from detectron2_ext.data.view import PASTED, ObjectMask, Scene, SceneObject, tig
 
 ASPECT_JITTER = 0.2  # a cut-out's aspect ratio is multiplied by 1 ± this
 SMALLEST_SIDE = 5  # pixels: a smaller object is not pasted
-MOVED_BOX = 10  # pixels: an object below goes if a side of its box moved by more than this …
-FEW_PIXELS = 300  # … and this many of its pixels, or fewer, are left
 
 
 class CutoutAugmentation(Protocol):
