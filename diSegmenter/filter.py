@@ -1,49 +1,14 @@
-"""Cleaning of alpha masks, and the reasons to drop an instance, the CLIP threshold among them."""
+"""Which instances are kept: the threshold of the CLIP score, and what the mask must be like."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
-import numpy as np
-
 from exchange.pool_index import PoolInstance
 
-# A part counts as an object of its own, not as a speck, from this share of the largest part on.
-_OBJECT_SHARE = 0.1
-
 
 @dataclass(frozen=True)
-class MaskCleaner:
-    """Makes "alpha > 0" mean the object.
-
-    The sigmoid of a network is nowhere exactly 0, so box and area of "alpha > 0" would cover haze that nobody
-    sees, and pasting without blending would make it opaque. X-Paste and the reference therefore cut at 128
-    and keep the largest part when they load an instance for pasting; done here instead, mask, box, area and
-    pasted pixels are the same in every stage.
-
-    Args:
-        floor: alpha up to this becomes 0.
-        largest_component: keep only the largest 8-connected part of what is left.
-    """
-
-    floor: int
-    largest_component: bool
-
-    def __call__(self, alpha: np.ndarray) -> tuple[np.ndarray, int]:
-        """The cleaned uint8 (H, W) mask, and the number of separate objects that were in it."""
-        above = (alpha > self.floor).astype(np.uint8)
-        _, labels, stats, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
-        areas = stats[1:, cv2.CC_STAT_AREA]
-        if len(areas) == 0:
-            return np.zeros_like(alpha), 0
-        objects = int((areas >= _OBJECT_SHARE * areas.max()).sum())
-        keep = labels == 1 + int(areas.argmax()) if self.largest_component else above.astype(bool)
-        return np.where(keep, alpha, 0).astype(np.uint8), objects
-
-
-@dataclass(frozen=True)
-class Checks:
+class InstanceFilter:
     """What an instance must satisfy to be kept; see SEGMENTER in exchange/defaults.yaml."""
 
     clip_threshold: float

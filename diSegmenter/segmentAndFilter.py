@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fvcore.common.config import CfgNode
 
-from diSegmenter.filter import Checks, MaskCleaner
+from diSegmenter.annotate import MaskCleaner
+from diSegmenter.filter import InstanceFilter
 from diSegmenter.finish_round import JudgedRound, is_finished, judge_again, judge_round, write_pool
 from diSegmenter.pool.prune import prune_originals
 from diSegmenter.report import write_pictures
@@ -28,7 +29,8 @@ from exchange.config import add_config_arguments, load_config
 from exchange.errors import UserError, run_cli
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolInstance
-from exchange.run import num_rounds, open_run
+from exchange.run import open_run
+from exchange.shards import Shard, add_shard_arguments, choose_rounds, choose_shard
 
 _WRITES = ("pool/segmented", "pool/cutouts", "pool/index", "pool/annotations", "pictures")
 _log = logging.getLogger("segmentAndFilter")
@@ -37,14 +39,14 @@ _log = logging.getLogger("segmentAndFilter")
 def main() -> None:
     args = parse_arguments()
     cfg = load_config(args.config, args.opts)
+    shard, gpu = choose_shard(args)
+    rounds = choose_rounds(args, cfg)
     layout = open_run(cfg, *_WRITES)
     dataset = read_annotations(dataset_paths(cfg.DATASETS.TRAIN[0], cfg)[0])
-    scheduled = num_rounds(cfg)
-    rounds = range(args.st_rd, scheduled if args.round is None else min(args.st_rd + args.round, scheduled))
     if args.refilter is not None:
         refilter(cfg, layout, dataset, rounds, args.refilter)
         return
-    checks = build_checks(cfg, cfg.SEGMENTER.CLIP_THRESHOLD)
+    instance_filter = build_filter(cfg, cfg.SEGMENTER.CLIP_THRESHOLD)
     unfinished = [round_ for round_ in rounds if not is_finished(layout, round_)]
     if not cfg.SEGMENTER.KEEP_RAW:
         for round_ in sorted(set(rounds).difference(unfinished)):
@@ -52,13 +54,11 @@ def main() -> None:
     if not unfinished:
         _log.info("the rounds of %s are in its pool: nothing to do", layout.root)
         return
-    segment = build_segmenter(cfg, layout, dataset, args)
+    segment = build_segmenter(cfg, layout, dataset, shard, gpu)
     for round_ in unfinished:
-        files.remove(
-            layout.annotations_done(round_)
-        )  # of a round that lost something: not finished for anybody
+        files.remove(layout.annotations_done(round_))  # lost something: it is not finished for anybody
         cut_out = segment(round_, follow_round(layout, round_, cfg.FEEDBACK.TIMEOUT))
-        judged = judge_round(layout, round_, cut_out, checks)
+        judged = judge_round(layout, round_, cut_out, instance_filter)
         if judged is not None:
             finish(cfg, layout, judged, dataset)
 
@@ -68,27 +68,15 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_config_arguments(parser)
-    parser.add_argument("--gpu", type=int, default=0, help="number of the GPU, where there is one")
-    parser.add_argument("--div", type=int, default=-1, help="cut out this share of the images only, from 0")
-    parser.add_argument("--num_div", type=int, default=3, help="number of shares, where --div is given")
-    parser.add_argument("--st_rd", type=int, default=0, help="first round")
-    parser.add_argument("--round", type=int, help="number of rounds; all that the schedule has by default")
+    add_shard_arguments(parser)
     parser.add_argument(
         "--refilter", type=float, metavar="T", help="apply CLIP threshold T to finished rounds; no model runs"
     )
-    args = parser.parse_args()
-    if args.div == -1:
-        args.div, args.num_div = 0, 1
-    if not 0 <= args.div < args.num_div:
-        raise UserError(
-            f"--div {args.div} of --num_div {args.num_div}: shares count from 0 to {args.num_div - 1}, and "
-            "-1 stands for everything"
-        )
-    return args
+    return parser.parse_args()
 
 
-def build_checks(cfg: CfgNode, clip_threshold: float) -> Checks:
-    return Checks(
+def build_filter(cfg: CfgNode, clip_threshold: float) -> InstanceFilter:
+    return InstanceFilter(
         clip_threshold=clip_threshold,
         area_share=tuple(cfg.SEGMENTER.AREA_SHARE),
         max_objects=cfg.SEGMENTER.MAX_OBJECTS,
@@ -97,7 +85,7 @@ def build_checks(cfg: CfgNode, clip_threshold: float) -> Checks:
 
 
 def build_segmenter(
-    cfg: CfgNode, layout: RunLayout, dataset: AnnotationFile, args: argparse.Namespace
+    cfg: CfgNode, layout: RunLayout, dataset: AnnotationFile, shard: Shard, gpu: int
 ) -> Callable[[int, Iterable[Listing]], list[PoolInstance]]:
     """The models and what drives them; imported here, since the rest of the script does without torch."""
     import torch
@@ -106,7 +94,7 @@ def build_segmenter(
     from diSegmenter.foreground import load_foreground
     from diSegmenter.segment_round import RoundSegmenter
 
-    device = torch.device(f"cuda:{args.gpu}" if torch.cuda.is_available() else "cpu")
+    device = torch.device(f"cuda:{gpu}" if torch.cuda.is_available() else "cpu")
     prompts = {
         category: cfg.SEGMENTER.CLIP_PROMPT.format(name) for category, name in dataset.category_names.items()
     }
@@ -124,8 +112,7 @@ def build_segmenter(
         load_clip_scorer(cfg.SEGMENTER.CLIP_MODEL, cfg.SEGMENTER.CLIP_REVISION, prompts, device),
         cfg.SEGMENTER.BATCH_SIZE,
         cfg.SEGMENTER.WORKERS,
-        args.div,
-        args.num_div,
+        shard,
     )
 
 
@@ -148,7 +135,7 @@ def refilter(
             f"no round in {layout.root} is finished: run segmentAndFilter.py without --refilter first"
         )
     for round_ in finished:
-        finish(cfg, layout, judge_again(layout, round_, build_checks(cfg, threshold)), dataset)
+        finish(cfg, layout, judge_again(layout, round_, build_filter(cfg, threshold)), dataset)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import argparse
 import dataclasses
 import functools
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,20 +24,21 @@ from exchange.config import add_config_arguments, load_config
 from exchange.errors import UserError, run_cli
 from exchange.feedback import Feedback, read_feedback
 from exchange.layout import RunLayout
-from exchange.run import num_rounds, open_run
+from exchange.run import open_run
+from exchange.shards import add_shard_arguments, choose_rounds, choose_shard
 from generator.allocation import AllocationRule, FloatArray, allocate, as_text, save_report, table_rows
 from generator.build import (
     build_allocation_rule,
-    build_drawer,
     build_guidance,
     build_prompt_book,
+    build_sampler,
     load_classifier,
     load_gradient_decoder,
 )
 from generator.pipelines import choose_device
 from generator.plan import PlannedImage, plan_round
-from generator.production import Draw, Shard, produce
-from generator.sampling import Drawer
+from generator.production import Draw, produce
+from generator.sampling import Sampler
 
 _log = logging.getLogger("generator")
 
@@ -47,11 +47,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--gpu", type=int, help="number of the GPU (default: 0, or torchrun's local rank)")
-    parser.add_argument("--div", type=int, help="draw this shard only, from 0; -1: everything (the default)")
-    parser.add_argument("--num_div", type=int, default=3, help="number of shards, where --div is given")
-    parser.add_argument("--st_rd", type=int, default=0, help="first round to draw")
-    parser.add_argument("--round", type=int, default=10, help="number of rounds, up to the schedule's end")
+    add_shard_arguments(parser)
     parser.add_argument("--balanced", type=int, choices=(0, 1), help="1: as many images for every class")
     parser.add_argument("--val_acc", type=int, choices=(0, 1), help="0: the allocation leaves AP out")
     parser.add_argument(
@@ -73,9 +69,9 @@ def main() -> None:
     counts = annotations.instance_counts()
     layout = open_run(cfg, "pool/raw", "pictures")
     batch_size = cfg.GENERATOR.BATCH_SIZE
-    drawer = build_drawer(cfg, device, limit=min(args.bsz or batch_size, batch_size))
+    sampler = build_sampler(cfg, device, limit=min(args.bsz or batch_size, batch_size))
 
-    for round_ in rounds_to_draw(args, cfg):
+    for round_ in choose_rounds(args, cfg):
         if files.exists(layout.annotations_done(round_)) and not args.dry_run:
             _log.info("round %d is in the pool, which may have dropped its images: nothing to draw", round_)
             continue
@@ -92,7 +88,7 @@ def main() -> None:
             continue
         plan = plan_round(annotations.categories, allocation.images, book, cfg.SEED, round_)
         guide = feedback if cfg.GENERATOR.GUIDANCE_SCALE > 0 else None
-        begin = functools.partial(prepare, cfg, drawer, guide, device)
+        begin = functools.partial(prepare, cfg, sampler, guide, device)
         made = produce(layout, round_, plan, shard, batch_size, cfg.GENERATOR.MODEL, guide is not None, begin)
         _log.info("round %d, shard %s: all %d images are there", round_, shard, len(made.instances))
 
@@ -103,32 +99,6 @@ def allocation_rule(args: argparse.Namespace, cfg: CfgNode) -> AllocationRule:
     if args.balanced is not None:
         rule = dataclasses.replace(rule, balanced=bool(args.balanced))
     return dataclasses.replace(rule, ap_mode="off") if args.val_acc == 0 else rule
-
-
-def choose_shard(args: argparse.Namespace) -> tuple[Shard, int]:
-    """Shard and GPU from --div and --gpu, or else from what torchrun and accelerate set."""
-    gpu = int(os.environ.get("LOCAL_RANK", "0")) if args.gpu is None else args.gpu
-    if args.div is None:
-        return Shard(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))), gpu
-    if args.div == -1:
-        return Shard(), gpu
-    if not 0 <= args.div < args.num_div:
-        raise UserError(
-            f"--div {args.div} of --num_div {args.num_div}: shards count from 0 to {args.num_div - 1}, and "
-            "-1 stands for everything"
-        )
-    return Shard(args.div, args.num_div), gpu
-
-
-def rounds_to_draw(args: argparse.Namespace, cfg: CfgNode) -> range:
-    """--round rounds from --st_rd on, as far as the schedule goes."""
-    in_schedule = num_rounds(cfg)
-    if not 0 <= args.st_rd < in_schedule:
-        raise UserError(
-            f"--st_rd {args.st_rd}: the schedule has the rounds 0 to {in_schedule - 1} (SOLVER.MAX_ITER / "
-            "SOLVER.ROUND_ITERS)"
-        )
-    return range(args.st_rd, min(args.st_rd + args.round, in_schedule))
 
 
 def wait_for_feedback(
@@ -161,18 +131,18 @@ def allocation_factors(
 
 def prepare(
     cfg: CfgNode,
-    drawer: Drawer,
+    sampler: Sampler,
     feedback: Feedback | None,
     device: torch.device,
     images: Sequence[PlannedImage],
 ) -> Draw:
     """Loads what these images are drawn with; guided by the network of the feedback, if there is one."""
-    drawer.prepare(images)
+    sampler.prepare(images)
     guidance = None
     if feedback is not None:
         classifier = load_classifier(cfg, feedback, device)
         guidance = build_guidance(cfg, classifier, load_gradient_decoder(cfg, device))
-    return functools.partial(drawer.draw, guidance=guidance)
+    return functools.partial(sampler.sample, guidance=guidance)
 
 
 if __name__ == "__main__":
