@@ -1,4 +1,4 @@
-"""The CLIP score: how much a cut-out looks like what was asked for. (Its threshold is applied in filter.py.)"""
+"""The CLIP score: how much a cut-out looks like what was asked for (filter.py holds it against the threshold)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cleaning of alpha masks, and the reasons to drop an instance, the CLIP threshold among them."""
+"""Which instances are kept: the threshold of the CLIP score, and what the mask must be like."""
 
 from __future__ import annotations
 
@@ -6,46 +6,11 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import cv2
-import numpy as np
-
 from exchange.pool_index import PoolInstance
 
-# A part counts as an object of its own, not as a speck, from this share of the largest part on.
-_OBJECT_SHARE = 0.1
-
 
 @dataclass(frozen=True)
-class MaskCleaner:
-    """Makes "alpha > 0" mean the object.
-
-    Eight bits truncate a sigmoid below 1/255 to 0; what lies above it, down to haze that nobody sees, counts for box
-    and area, and pasting without blending makes it opaque. MRCA's release leaves it at that (floor 0, every
-    part); X-Paste cuts at 128 and keeps the largest part when it loads an instance for pasting. Done here
-    instead, mask, box, area, CLIP score and pasted pixels are of the same mask in every stage.
-
-    Args:
-        floor: alpha up to this becomes 0.
-        largest_component: keep only the largest 8-connected part of what is left.
-    """
-
-    floor: int
-    largest_component: bool
-
-    def __call__(self, alpha: np.ndarray) -> tuple[np.ndarray, int]:
-        """The cleaned uint8 (H, W) mask, and the number of separate objects that were in it."""
-        above = (alpha > self.floor).astype(np.uint8)
-        _, labels, stats, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
-        areas = stats[1:, cv2.CC_STAT_AREA]
-        if len(areas) == 0:
-            return np.zeros_like(alpha), 0
-        objects = int((areas >= _OBJECT_SHARE * areas.max()).sum())
-        keep = labels == 1 + int(areas.argmax()) if self.largest_component else above.astype(bool)
-        return np.where(keep, alpha, 0).astype(np.uint8), objects
-
-
-@dataclass(frozen=True)
-class Checks:
+class InstanceFilter:
     """What an instance must satisfy to be kept; see SEGMENTER in exchange/defaults.yaml."""
 
     clip_threshold: float

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from diSegmenter.annotate import lvis_file
-from diSegmenter.filter import Checks
-from diSegmenter.images import UnreadableImage, read_rgba
+from diSegmenter.filter import InstanceFilter
 from diSegmenter.segment_round import read_cut_out
 from exchange import files
 from exchange.errors import UserError
+from exchange.images import BadImage, read_rgba
 from exchange.layout import RunLayout
 from exchange.manifest import read_round
 from exchange.pool_index import PoolIndex, PoolInstance, write_index
@@ -25,7 +25,7 @@ class JudgedRound:
     """What a round brought: its instances with their decisions, and the images that do not decode."""
 
     round: int
-    checks: Checks
+    filter: InstanceFilter
     instances: list[PoolInstance]
     unreadable: list[str]
 
@@ -49,7 +49,7 @@ def is_finished(layout: RunLayout, round_: int) -> bool:
 
 
 def judge_round(
-    layout: RunLayout, round_: int, cut_out: Iterable[PoolInstance], checks: Checks
+    layout: RunLayout, round_: int, cut_out: Iterable[PoolInstance], instance_filter: InstanceFilter
 ) -> JudgedRound | None:
     """Decides about every image of a round that stage 1 has completed.
 
@@ -77,14 +77,14 @@ def judge_round(
         _log.info("round %d: %d images are left to other processes of stage 2", round_, left)
         return None
     _check_readable(round_, unreadable, len(instances))
-    return JudgedRound(round_, checks, checks.judge(instances), unreadable)
+    return JudgedRound(round_, instance_filter, instance_filter.judge(instances), unreadable)
 
 
-def judge_again(layout: RunLayout, round_: int, checks: Checks) -> JudgedRound:
+def judge_again(layout: RunLayout, round_: int, instance_filter: InstanceFilter) -> JudgedRound:
     """Decides about a finished round by what its index has on record."""
     unreadable = files.read_json(layout.verdicts(round_))["unreadable"]
     instances = PoolIndex(layout, [round_], dropped_too=True)
-    return JudgedRound(round_, checks, checks.judge(instances), unreadable)
+    return JudgedRound(round_, instance_filter, instance_filter.judge(instances), unreadable)
 
 
 def write_pool(
@@ -113,8 +113,9 @@ def write_pool(
     lost = _lost(layout, judged.kept)
     if lost:
         raise UserError(
-            f"{len(lost)} cut-outs of round {round_} are gone, {lost[0]} for one: run segmentAndFilter.py "
-            "without --refilter, which makes them again from pool/raw"
+            f"{len(lost)} cut-outs of round {round_} are gone, {lost[0]} for one: remove "
+            f"{layout.annotations_done(round_)} and run generate.py and segmentAndFilter.py without --refilter, "
+            "which make them again, then with it"
         )
     files.flush_all()  # masks and cut-outs, which were not flushed one by one
     files.write_json(layout.verdicts(round_), _verdicts(judged))
@@ -136,7 +137,7 @@ def _warn_of_emptied(judged: JudgedRound, categories: list[dict[str, Any]]) -> N
             "round %d: the CLIP threshold %g leaves nothing of %d classes (%s): set SEGMENTER.CLIP_TOLERANCE to keep "
             "the best of each",
             judged.round,
-            judged.checks.clip_threshold,
+            judged.filter.clip_threshold,
             len(emptied),
             ", ".join(str(category["name"]) for category in categories if category["id"] in emptied),
         )
@@ -147,7 +148,7 @@ def _verdicts(judged: JudgedRound) -> dict[str, Any]:
     return {
         "format": 1,
         "round": judged.round,
-        "settings": dataclasses.asdict(judged.checks),
+        "settings": dataclasses.asdict(judged.filter),
         "unreadable": judged.unreadable,
         "instances": [
             {"kept": not instance.reason, **{name: getattr(instance, name) for name in shown}}
@@ -167,7 +168,7 @@ def _lost(layout: RunLayout, instances: Iterable[PoolInstance]) -> list[str]:
 def _decodes(path: str) -> bool:
     try:
         read_rgba(path)
-    except UnreadableImage:
+    except BadImage:
         return False
     return True
 

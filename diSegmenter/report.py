@@ -5,88 +5,23 @@ from __future__ import annotations
 import base64
 import dataclasses
 import html
-import io
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from diSegmenter.finish_round import JudgedRound
-from diSegmenter.images import UnreadableImage, read_rgba
 from exchange import files
+from exchange.images import BadImage, encode_png, read_rgba
 from exchange.layout import RunLayout
 from exchange.manifest import read_round
 from exchange.pool_index import PoolInstance
 
-LIMIT = 48  # cells of a sheet
-_TILE, _GAP, _TEXT, _SHEET_COLUMNS = 112, 10, 34, 6
+LIMIT = 48  # pictures of instances on a sheet
+_TILE, _MARGIN, _GAP, _LINE = 112, 6, 10, 18
 _KEPT, _DROPPED, _INK, _PAPER = (22, 130, 60), (190, 40, 40), (30, 30, 30), (255, 255, 255)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One cell: uint8 image (H, W, 4), alpha mask (H, W), and what to write under them."""
-
-    image: np.ndarray
-    alpha: np.ndarray
-    name: str
-    score: float
-    reason: str
-
-
-def contact_sheet(
-    layout: RunLayout,
-    title: str,
-    instances: Sequence[PoolInstance],
-    names: Mapping[int, str],
-    limit: int = LIMIT,
-) -> Image.Image:
-    """A picture of up to ``limit`` of ``instances``, spread evenly; those whose images are gone are left out."""
-    entries = []
-    for instance in instances[:: max(-(-len(instances) // limit), 1)]:
-        try:
-            image = read_rgba(layout.raw(instance.file))
-            alpha = read_rgba(layout.segmented(instance.file))[..., 0]
-        except UnreadableImage:
-            continue
-        name, score = names[instance.category_id], instance.clip_score or 0.0
-        entries.append(Entry(image, alpha, name, score, instance.reason))
-    return draw_contact_sheet(entries, title)
-
-
-def draw_contact_sheet(entries: list[Entry], title: str) -> Image.Image:
-    """Cells of image and cut-out side by side; a green frame is a kept one, a red one dropped."""
-    cell_width, cell_height = 2 * _TILE + 3 * _GAP, _TILE + _TEXT + 2 * _GAP
-    rows, top = -(-len(entries) // _SHEET_COLUMNS), 44 if title else 0
-    sheet = Image.new("RGB", (_SHEET_COLUMNS * cell_width + _GAP, rows * cell_height + top), _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    draw.text((_GAP, 12), title, fill=_INK, font=ImageFont.load_default(18))
-    for index, entry in enumerate(entries):
-        x, y = _GAP + index % _SHEET_COLUMNS * cell_width, top + index // _SHEET_COLUMNS * cell_height
-        colour = _DROPPED if entry.reason else _KEPT
-        draw.rectangle((x, y, x + cell_width - _GAP, y + cell_height - _GAP), outline=colour, width=2)
-        for place, pixels in enumerate((entry.image[..., :3], _over_checkerboard(entry))):
-            tile = Image.fromarray(pixels).resize((_TILE, _TILE), Image.Resampling.BICUBIC)
-            sheet.paste(tile, (x + 6 + place * (_TILE + 6), y + 6))
-        font = ImageFont.load_default(13)
-        draw.text((x + 6, y + _TILE + 9), entry.name[:34], fill=_INK, font=font)
-        verdict = f"{entry.score:.1f} {'dropped: ' + entry.reason if entry.reason else 'kept'}"
-        draw.text((x + 6, y + _TILE + 25), verdict, fill=colour, font=font)
-    return sheet
-
-
-def _over_checkerboard(entry: Entry) -> np.ndarray:
-    """The cut-out over grey squares: uint8 (H, W, 3)."""
-    height, width = entry.alpha.shape
-    square = max(height // 8, 1)
-    rows, columns = np.arange(height)[:, None] // square, np.arange(width)[None] // square
-    board = np.where((rows + columns) % 2, 200, 235)[..., None]
-    opacity = entry.alpha[..., None] / 255
-    return (opacity * entry.image[..., :3] + (1 - opacity) * board).astype(np.uint8)
-
-
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 1540px; margin: 2em auto; padding: 0 2em; color: #1e1e1e }
 table { border-collapse: collapse } td, th { padding: 2px 10px; text-align: right }
@@ -101,10 +36,70 @@ _COLUMNS, _MIN_ROWS = 3, 10  # of the table of classes
 def write_pictures(layout: RunLayout, judged: JudgedRound, names: Mapping[int, str]) -> None:
     """Writes ``pictures/generated_rdNN.png``, a contact sheet, and ``pictures/report_rdNN.html``."""
     title = f"round {judged.round}: {len(judged.kept)} of {len(judged.instances)} instances kept"
-    sheet = contact_sheet(layout, title, judged.instances, names)
+    sheet = instance_sheet(layout, title, judged.instances, names)
     files.write_bytes(files.join(layout.pictures_dir, f"generated_rd{judged.round:02}.png"), _png(sheet))
     document = _document(layout, judged, names, title)
     files.write_bytes(files.join(layout.pictures_dir, f"report_rd{judged.round:02}.html"), document.encode())
+
+
+def contact_sheet(pictures: Sequence[Image.Image], captions: Sequence[str], title: str) -> Image.Image:
+    """Pictures in a grid, each above its caption, which may have several lines, all under a title."""
+    columns = max(1, math.ceil(math.sqrt(len(pictures))))
+    width = max((picture.width for picture in pictures), default=0) + _GAP
+    height = max((picture.height for picture in pictures), default=0)
+    row = height + _GAP + _LINE * max((caption.count("\n") + 1 for caption in captions), default=0)
+    top = _GAP + (2 * _LINE if title else 0)
+    size = (columns * width + _GAP, -(-len(pictures) // columns) * row + top)
+    sheet = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((_GAP, _GAP), title, fill=_INK, font=ImageFont.load_default(_LINE))
+    for number, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        x, y = _GAP + number % columns * width, top + number // columns * row
+        sheet.paste(picture, (x + (width - _GAP - picture.width) // 2, y + (height - picture.height) // 2))
+        draw.text((x, y + height), caption, fill=_INK, font=ImageFont.load_default(13))
+    return sheet
+
+
+def instance_sheet(
+    layout: RunLayout,
+    title: str,
+    instances: Sequence[PoolInstance],
+    names: Mapping[int, str],
+    limit: int = LIMIT,
+) -> Image.Image:
+    """A sheet of up to ``limit`` of ``instances``, spread evenly; those whose images are gone are left out."""
+    pictures, captions = [], []
+    for instance in instances[:: max(-(-len(instances) // limit), 1)]:
+        try:
+            image = read_rgba(layout.raw(instance.file))
+            alpha = read_rgba(layout.segmented(instance.file))[..., 0]
+        except BadImage:
+            continue
+        pictures.append(framed_pair(image, alpha, _DROPPED if instance.reason else _KEPT))
+        verdict = f"dropped: {instance.reason}" if instance.reason else "kept"
+        captions.append(f"{names[instance.category_id][:34]}\n{instance.clip_score or 0.0:.1f} {verdict}")
+    return contact_sheet(pictures, captions, title)
+
+
+def framed_pair(image: np.ndarray, alpha: np.ndarray, colour: tuple[int, int, int]) -> Image.Image:
+    """An image, uint8 (H, W, 3 or more), beside what the mask ``alpha`` (H, W) cuts out of it, in a frame."""
+    step = _TILE + _MARGIN
+    pair = Image.new("RGB", (2 * step + _MARGIN, step + _MARGIN), _PAPER)
+    ImageDraw.Draw(pair).rectangle((0, 0, pair.width - 1, pair.height - 1), outline=colour, width=2)
+    for place, pixels in enumerate((image[..., :3], _over_checkerboard(image, alpha))):
+        tile = Image.fromarray(pixels).resize((_TILE, _TILE), Image.Resampling.BICUBIC)
+        pair.paste(tile, (_MARGIN + place * step, _MARGIN))
+    return pair
+
+
+def _over_checkerboard(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """The cut-out over grey squares: uint8 (H, W, 3)."""
+    height, width = alpha.shape
+    square = max(height // 8, 1)
+    rows, columns = np.arange(height)[:, None] // square, np.arange(width)[None] // square
+    board = np.where((rows + columns) % 2, 200, 235)[..., None]
+    opacity = alpha[..., None] / 255
+    return (opacity * image[..., :3] + (1 - opacity) * board).astype(np.uint8)
 
 
 def _document(layout: RunLayout, judged: JudgedRound, names: Mapping[int, str], title: str) -> str:
@@ -112,18 +107,18 @@ def _document(layout: RunLayout, judged: JudgedRound, names: Mapping[int, str], 
     for manifest in read_round(layout, judged.round):
         asked.update(manifest.asked)
     dropped = [instance for instance in judged.instances if instance.reason]
-    settings = dataclasses.asdict(judged.checks).items()
+    settings = dataclasses.asdict(judged.filter).items()
     thresholds = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings)
     page = [
         f"<h1>{title.capitalize()}</h1>",
         f"<p>Asked for: {asked.total()}. Thresholds: {html.escape(thresholds)}.</p>",
         _reasons(judged),
-        f"<h2>CLIP scores</h2>{_histogram(judged.kept, dropped, judged.checks.clip_threshold)}",
+        f"<h2>CLIP scores</h2>{_histogram(judged.kept, dropped, judged.filter.clip_threshold)}",
     ]
     for heading, some in (("Kept", judged.kept), ("Dropped", dropped)):
         if some:
             page.append(f"<h2>{heading}</h2><p>{_SHEET}</p>")
-            page.append(_picture(contact_sheet(layout, "", some, names), heading))
+            page.append(_picture(instance_sheet(layout, "", some, names), heading))
     page.append(_classes(names, asked, judged))
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
@@ -198,6 +193,4 @@ def _picture(image: Image.Image, title: str) -> str:
 
 
 def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
+    return encode_png(np.asarray(image))

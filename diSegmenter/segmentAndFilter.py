@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fvcore.common.config import CfgNode
 
-from diSegmenter.filter import Checks, MaskCleaner
+from diSegmenter.annotate import MaskCleaner
+from diSegmenter.filter import InstanceFilter
 from diSegmenter.finish_round import JudgedRound, is_finished, judge_again, judge_round, write_pool
 from diSegmenter.pool.prune import prune_originals
 from diSegmenter.report import write_pictures
@@ -29,6 +30,7 @@ from exchange.errors import UserError, run_cli
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolInstance
 from exchange.run import add_round_arguments, chosen_rounds, open_run
+from exchange.shards import Shard, choose_gpu, choose_shard
 
 _WRITES = ("pool/segmented", "pool/cutouts", "pool/index", "pool/annotations", "pictures")
 _log = logging.getLogger("segmentAndFilter")
@@ -37,13 +39,14 @@ _log = logging.getLogger("segmentAndFilter")
 def main() -> None:
     args = parse_arguments()
     cfg = load_config(args.config, args.opts)
+    shard = choose_shard(args.share, args.num_shares, "--share", "--num-shares")
+    rounds = chosen_rounds(args, cfg)
     layout = open_run(cfg, *_WRITES)
     dataset = read_annotations(dataset_paths(cfg.DATASETS.TRAIN[0], cfg)[0])
-    rounds = chosen_rounds(args, cfg)
     if args.refilter is not None:
         refilter(cfg, layout, dataset, rounds, args.refilter)
         return
-    checks = build_checks(cfg, cfg.SEGMENTER.CLIP_THRESHOLD)
+    instance_filter = build_filter(cfg, cfg.SEGMENTER.CLIP_THRESHOLD)
     unfinished = [round_ for round_ in rounds if not is_finished(layout, round_)]
     if not cfg.SEGMENTER.KEEP_RAW:
         for round_ in sorted(set(rounds).difference(unfinished)):
@@ -51,14 +54,12 @@ def main() -> None:
     if not unfinished:
         _log.info("the rounds of %s are in its pool: nothing to do", layout.root)
         return
-    segment = build_segmenter(cfg, layout, dataset, args)
-    shards = 1 if args.div == -1 else args.div
+    segment = build_segmenter(cfg, layout, dataset, shard, choose_gpu(args.gpu))
+    num_shards = 1 if args.div == -1 else args.div
     for round_ in unfinished:
-        files.remove(
-            layout.annotations_done(round_)
-        )  # of a round that lost something: not finished for anybody
-        cut_out = segment(round_, follow_round(layout, round_, cfg.FEEDBACK.TIMEOUT, num_shards=shards))
-        judged = judge_round(layout, round_, cut_out, checks)
+        files.remove(layout.annotations_done(round_))  # lost something: it is not finished for anybody
+        cut_out = segment(round_, follow_round(layout, round_, cfg.FEEDBACK.TIMEOUT, num_shards=num_shards))
+        judged = judge_round(layout, round_, cut_out, instance_filter)
         if judged is not None:
             finish(cfg, layout, judged, dataset)
 
@@ -68,8 +69,12 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_config_arguments(parser)
-    parser.add_argument("--gpu", type=int, default=0, help="number of the GPU, where there is one")
-    parser.add_argument("--share", type=int, default=0, help="cut out this share of the images only, from 0")
+    parser.add_argument("--gpu", type=int, help="number of the GPU (default: 0, or torchrun's local rank)")
+    parser.add_argument(
+        "--share",
+        type=int,
+        help="cut out this share of the images only, from 0 (default: torchrun's rank, or all)",
+    )
     parser.add_argument("--num-shares", type=int, default=1, help="number of shares (default: 1)")
     parser.add_argument(
         "--div", type=int, help="shards of stage 1, -1 for one (default: as many as its manifests say)"
@@ -78,16 +83,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--refilter", type=float, metavar="T", help="apply CLIP threshold T to finished rounds; no model runs"
     )
-    args = parser.parse_args()
-    if not 0 <= args.share < args.num_shares:
-        raise UserError(
-            f"--share {args.share} of --num-shares {args.num_shares}: shares count from 0 to one less than that"
-        )
-    return args
+    return parser.parse_args()
 
 
-def build_checks(cfg: CfgNode, clip_threshold: float) -> Checks:
-    return Checks(
+def build_filter(cfg: CfgNode, clip_threshold: float) -> InstanceFilter:
+    return InstanceFilter(
         clip_threshold=clip_threshold,
         area_share=tuple(cfg.SEGMENTER.AREA_SHARE),
         max_objects=cfg.SEGMENTER.MAX_OBJECTS,
@@ -97,7 +97,7 @@ def build_checks(cfg: CfgNode, clip_threshold: float) -> Checks:
 
 
 def build_segmenter(
-    cfg: CfgNode, layout: RunLayout, dataset: AnnotationFile, args: argparse.Namespace
+    cfg: CfgNode, layout: RunLayout, dataset: AnnotationFile, shard: Shard, gpu: int
 ) -> Callable[[int, Iterable[Listing]], list[PoolInstance]]:
     """The models and what drives them; imported here, since the rest of the script does without torch."""
     import torch
@@ -106,7 +106,7 @@ def build_segmenter(
     from diSegmenter.foreground import load_foreground
     from diSegmenter.segment_round import RoundSegmenter
 
-    device = torch.device(f"cuda:{args.gpu}" if torch.cuda.is_available() else "cpu")
+    device = torch.device(f"cuda:{gpu}" if torch.cuda.is_available() else "cpu")
     prompts = {
         category: cfg.SEGMENTER.CLIP_PROMPT.format(name) for category, name in dataset.category_names.items()
     }
@@ -124,8 +124,7 @@ def build_segmenter(
         load_clip_scorer(cfg.SEGMENTER.CLIP_MODEL, cfg.SEGMENTER.CLIP_REVISION, prompts, device),
         cfg.SEGMENTER.BATCH_SIZE,
         cfg.SEGMENTER.WORKERS,
-        args.share,
-        args.num_shares,
+        shard,
     )
 
 
@@ -148,7 +147,7 @@ def refilter(
             f"no round in {layout.root} is finished: run segmentAndFilter.py without --refilter first"
         )
     for round_ in finished:
-        finish(cfg, layout, judge_again(layout, round_, build_checks(cfg, threshold)), dataset)
+        finish(cfg, layout, judge_again(layout, round_, build_filter(cfg, threshold)), dataset)
 
 
 if __name__ == "__main__":

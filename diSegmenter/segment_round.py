@@ -13,22 +13,21 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from tqdm import tqdm
 
-from diSegmenter.annotate import outline
-from diSegmenter.filter import MaskCleaner
-from diSegmenter.images import (
-    UnreadableImage,
+from diSegmenter.annotate import MaskCleaner, outline
+from exchange import files
+from exchange.errors import UserError
+from exchange.images import (
+    BadImage,
     encode_cutout,
+    encode_png,
     is_whole_cutout,
     read_record,
     read_rgba,
-    write_alpha,
 )
-from exchange import files
-from exchange.errors import UserError
 from exchange.layout import RunLayout
 from exchange.manifest import GeneratedInstance, is_complete, read_round
 from exchange.pool_index import PoolInstance
-from exchange.typed import from_record
+from exchange.shards import Shard
 
 Listing = tuple[int, list[tuple[GeneratedInstance, str]]]
 
@@ -96,7 +95,7 @@ class RoundSegmenter:
         scorer: images, masks and category ids to CLIP scores (N, 2), on white and on black.
         workers: threads, each with a batch of its own, of which one at a time has the foreground model and
             one the scorer; the others decode and write meanwhile.
-        shard, num_shards: this process takes the images whose names hash to ``shard`` modulo ``num_shards``.
+        shard: this process takes the images whose names hash to its index, modulo the number of shards.
     """
 
     def __init__(
@@ -107,8 +106,7 @@ class RoundSegmenter:
         scorer: Scorer,
         batch_size: int,
         workers: int,
-        shard: int = 0,
-        num_shards: int = 1,
+        shard: Shard,
     ) -> None:
         self._layout = layout
         self._foreground = foreground
@@ -116,7 +114,7 @@ class RoundSegmenter:
         self._scorer = scorer
         self._batch_size = batch_size
         self._workers = workers
-        self._shard, self._num_shards = shard, num_shards
+        self._shard = shard
         self._foreground_turn, self._scorer_turn = threading.Lock(), threading.Lock()
 
     def __call__(self, round_: int, listed: Iterable[Listing]) -> list[PoolInstance]:
@@ -130,7 +128,7 @@ class RoundSegmenter:
             tqdm(desc=f"round {round_}: cut out", unit=" images", dynamic_ncols=True) as progress,
         ):
             for total, generated in listed:
-                progress.total = max(total // self._num_shards, progress.n)
+                progress.total = max(total // self._shard.count, progress.n)
                 mine = [item for item in generated if self._is_mine(item[0].file)]
                 found = list(threads.map(lambda item: read_cut_out(self._layout, item[0].file), mine))
                 done += [instance for instance in found if instance is not None]
@@ -144,7 +142,7 @@ class RoundSegmenter:
         return done
 
     def _is_mine(self, name: str) -> bool:
-        return zlib.crc32(name.encode()) % self._num_shards == self._shard
+        return zlib.crc32(name.encode()) % self._shard.count == self._shard.index
 
     def _segment(self, round_: int, batch: Sequence[Item]) -> list[PoolInstance]:
         """Decodes, cuts out, scores and writes a batch; other threads do the same with others meanwhile."""
@@ -164,7 +162,7 @@ class RoundSegmenter:
     def _read(self, name: str) -> np.ndarray | None:
         try:
             return read_rgba(self._layout.raw(name))
-        except UnreadableImage:
+        except BadImage:
             return None
 
     def _write(
@@ -196,15 +194,14 @@ class RoundSegmenter:
         if instance.area:
             cutout = encode_cutout(image, alpha, instance.bbox)
             files.write_bytes(self._layout.cutout(instance.file), cutout, durable=False)
-        write_alpha(self._layout.segmented(instance.file), alpha, vars(instance))
+        mask = encode_png(alpha, vars(instance))
+        files.write_bytes(self._layout.segmented(instance.file), mask, durable=False)
         return instance
 
 
 def read_cut_out(layout: RunLayout, name: str) -> PoolInstance | None:
     """The record of an image that was cut out; None if it was not, or mask or cut-out are not whole."""
-    try:
-        instance = from_record(PoolInstance, read_record(layout.segmented(name)))
-    except ValueError:
+    instance = read_record(PoolInstance, layout.segmented(name))
+    if instance is None or instance.file != name:
         return None
-    whole = not instance.area or is_whole_cutout(layout.cutout(name))
-    return instance if whole and instance.file == name else None
+    return instance if not instance.area or is_whole_cutout(layout.cutout(name)) else None

@@ -1,4 +1,4 @@
-"""What the segmenter tells the generator after a round (``feedback.json``)."""
+"""What the segmenter tells the generator after a round (``feedback/rdNN.json``)."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from exchange.layout import RunLayout
 from exchange.typed import from_record
 
 FORMAT_VERSION = 1
+_LARGEST_DRIFT = 1e38  # rows of float32 are no further apart; sums and products of these are finite
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,11 @@ def source_round(round_: int, staleness: int) -> int:
 
 
 def write_feedback(layout: RunLayout, feedback: Feedback) -> None:
-    """Writes the history file of the round, then ``feedback.json``."""
+    """Writes the file of the round, after its copy for people, ``feedback.json``, unless that shows a later round."""
     content = {"format": FORMAT_VERSION, **dataclasses.asdict(feedback)}
+    if not files.exists(layout.feedback_history(feedback.round + 1)):
+        files.write_json(layout.feedback_file, content)
     files.write_json(layout.feedback_history(feedback.round), content)
-    files.write_json(layout.feedback_file, content)
 
 
 def read_feedback(path: str) -> Feedback:
@@ -67,8 +69,8 @@ def read_feedback(path: str) -> Feedback:
             raise ValueError("'categories' are not different ids in ascending order, of 32 bits")
         if any(ap is not None and not 0 <= ap <= 100 for ap in aps):
             raise ValueError("an AP is not a percentage")
-        if any(drift is not None and drift < 0 for drift in feedback.drift):
-            raise ValueError("a 'drift' is negative")
+        if any(drift is not None and not 0 <= drift <= _LARGEST_DRIFT for drift in feedback.drift):
+            raise ValueError("a 'drift' is no distance of weights")
     except ValueError as error:
         raise UserError(
             f"{path} is not a feedback file ({error}): write it again with the training stage"

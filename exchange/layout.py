@@ -29,7 +29,7 @@ class RunLayout:
 
     @property
     def feedback_file(self) -> str:
-        """The newest feedback, rewritten by every round."""
+        """A copy of the newest feedback, for people: no stage reads it."""
         return files.join(self.root, "feedback.json")
 
     def feedback_history(self, round_: int) -> str:

@@ -20,12 +20,12 @@ import pyarrow.compute as pc
 
 from exchange import files
 from exchange.errors import UserError
+from exchange.images import MAX_PIXELS, MAX_SIDE
 from exchange.layout import RunLayout
 
 FORMAT_VERSION = b"1"
 _AGAIN = "remove it and run stage 2 again (tools/pool.py verify names everything that is damaged)"
 _ROWS_PER_BATCH = 1 << 16
-MAX_SIDE, MAX_PIXELS = 16_383, 64_000_000  # of an image; the first is the most that WebP holds
 _OPTIONAL = ("clip_white", "clip_black")
 _PART = r"[^./\\\x00][^/\\\x00]*"
 _NAMES = {"file": rf"\A{_PART}\z", "cutout": rf"\A{_PART}(/{_PART})*\z"}

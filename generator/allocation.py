@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.figure import Figure
 
 from exchange import files
 
@@ -177,6 +176,8 @@ def save_report(path: str, rows: list[tuple[str, ...]]) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     files.write_bytes(f"{path}.csv", text.getvalue().encode())
+    from matplotlib.figure import Figure  # takes a second, and only who draws needs it
+
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
     counts, images = (

@@ -13,7 +13,7 @@ from generator.guidance import Classifier, Guidance
 from generator.pipelines import PipelineSource, Tuning, load_tiny_autoencoder
 from generator.plan import PromptBook
 from generator.prompt_embeddings import Embedding, EmbeddingFolder, PromptEmbeddings
-from generator.sampling import Drawer, Sampling
+from generator.sampling import Sampler, Sampling
 
 
 def build_allocation_rule(cfg: CfgNode) -> AllocationRule:
@@ -85,7 +85,7 @@ def build_guidance(cfg: CfgNode, classifier: Classifier, decoder: nn.Module | No
     )
 
 
-def build_drawer(cfg: CfgNode, device: torch.device, limit: int) -> Drawer:
+def build_sampler(cfg: CfgNode, device: torch.device, limit: int) -> Sampler:
     """What draws batches, at most ``limit`` images at once; models are loaded when they are first needed."""
     node = cfg.GENERATOR
     tuning = Tuning(node.GUIDANCE_CHECKPOINTING, node.CHANNELS_LAST, node.COMPILE)
@@ -95,4 +95,4 @@ def build_drawer(cfg: CfgNode, device: torch.device, limit: int) -> Drawer:
         key = f"{node.MODEL} {node.REVISION} {node.DTYPE} {node.CFG_SCALE > 1} {node.MAX_SEQUENCE_LENGTH}"
         store = EmbeddingFolder(from_repository(node.EMBEDDING_CACHE), key)
     embeddings = PromptEmbeddings(source, node.CFG_SCALE > 1, node.MAX_SEQUENCE_LENGTH, store)
-    return Drawer(source, embeddings, Sampling(node.IMAGE_SIZE, node.STEPS, node.CFG_SCALE), limit)
+    return Sampler(source, embeddings, Sampling(node.IMAGE_SIZE, node.STEPS, node.CFG_SCALE), limit)

@@ -26,19 +26,20 @@ from exchange.errors import UserError, run_cli
 from exchange.feedback import Feedback, read_feedback, source_round
 from exchange.layout import RunLayout
 from exchange.run import add_round_arguments, chosen_rounds, open_run
+from exchange.shards import choose_gpu, choose_shard
 from generator.allocation import AllocationRule, FloatArray, allocate, as_text, save_report, table_rows
 from generator.build import (
     build_allocation_rule,
-    build_drawer,
     build_guidance,
     build_prompt_book,
+    build_sampler,
     load_classifier,
     load_gradient_decoder,
 )
 from generator.pipelines import choose_device
 from generator.plan import PlannedImage, plan_round
-from generator.production import Draw, Shard, produce
-from generator.sampling import Drawer
+from generator.production import Draw, produce
+from generator.sampling import Sampler
 
 _log = logging.getLogger("generator")
 
@@ -76,15 +77,15 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     cfg = load_config(args.config, args.opts)
-    shard, gpu = choose_shard(args)
-    device = torch.device("cpu") if args.dry_run else choose_device(gpu)
+    shard = choose_shard(args.div, args.num_div, "--div", "--num_div")
+    device = torch.device("cpu") if args.dry_run else choose_device(choose_gpu(args.gpu))
     rule, book = allocation_rule(args, cfg), build_prompt_book(cfg)
     build_guidance(cfg, torch.nn.Identity())  # so that a wrong setting is told before the first round
     annotations = read_annotations(dataset_paths(cfg.DATASETS.TRAIN[0], cfg)[0])
     counts = annotations.instance_counts()
     layout = open_run(cfg, "pool/raw", "pictures", trains=False)
     batch_size = cfg.GENERATOR.BATCH_SIZE
-    drawer = build_drawer(cfg, device, limit=min(args.bsz or batch_size, batch_size))
+    sampler = build_sampler(cfg, device, limit=min(args.bsz or batch_size, batch_size))
 
     for round_ in chosen_rounds(args, cfg):
         if files.exists(layout.annotations_done(round_)) and not args.dry_run:
@@ -103,7 +104,7 @@ def main() -> None:
             continue
         plan = plan_round(annotations.categories, allocation.images, book, cfg.SEED, round_)
         guide = feedback if cfg.GENERATOR.GUIDANCE_SCALE > 0 else None
-        begin = functools.partial(prepare, cfg, drawer, guide, device)
+        begin = functools.partial(prepare, cfg, sampler, guide, device)
         made = produce(layout, round_, plan, shard, batch_size, cfg.GENERATOR.MODEL, guide is not None, begin)
         _log.info("round %d, shard %s: all %d images are there", round_, shard, len(made.instances))
 
@@ -114,21 +115,6 @@ def allocation_rule(args: argparse.Namespace, cfg: CfgNode) -> AllocationRule:
     if args.balanced is not None:
         rule = dataclasses.replace(rule, balanced=bool(args.balanced))
     return dataclasses.replace(rule, ap_mode="off") if args.val_acc == 0 else rule
-
-
-def choose_shard(args: argparse.Namespace) -> tuple[Shard, int]:
-    """Shard and GPU from --div and --gpu, or else from what torchrun and accelerate set."""
-    gpu = int(os.environ.get("LOCAL_RANK", "0")) if args.gpu is None else args.gpu
-    if args.div is None:
-        return Shard(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))), gpu
-    if args.div == -1:
-        return Shard(), gpu
-    if not 0 <= args.div < args.num_div:
-        raise UserError(
-            f"--div {args.div} of --num_div {args.num_div}: shards count from 0 to {args.num_div - 1}, and "
-            "-1 stands for everything"
-        )
-    return Shard(args.div, args.num_div), gpu
 
 
 def wait_for_feedback(
@@ -161,18 +147,18 @@ def allocation_factors(
 
 def prepare(
     cfg: CfgNode,
-    drawer: Drawer,
+    sampler: Sampler,
     feedback: Feedback | None,
     device: torch.device,
     images: Sequence[PlannedImage],
 ) -> Draw:
     """Loads what these images are drawn with; guided by the network of the feedback, if there is one."""
-    drawer.prepare(images)
+    sampler.prepare(images)
     guidance = None
     if feedback is not None:
         classifier = load_classifier(cfg, feedback, device)
         guidance = build_guidance(cfg, classifier, load_gradient_decoder(cfg, device))
-    return functools.partial(drawer.draw, guidance=guidance)
+    return functools.partial(sampler.sample, guidance=guidance)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import numpy as np
 from exchange.errors import UserError
 from exchange.layout import RunLayout
 from exchange.seeds import instance_seed
+from exchange.shards import Shard
 from generator.allocation import IntArray
 
 NAME_STYLES = ("raw", "clean")
@@ -102,12 +103,12 @@ def plan_round(
 
 
 def batches_of_shard(
-    plan: Sequence[PlannedImage], batch_size: int, shard: int, num_shards: int
+    plan: Sequence[PlannedImage], batch_size: int, shard: Shard
 ) -> Iterator[Sequence[PlannedImage]]:
-    """The batches that a shard draws: every ``num_shards``-th of those that the whole plan is cut into.
+    """The batches that a shard draws: every ``shard.count``-th of those that the whole plan is cut into.
 
     So a batch holds the same images whatever the number of shards and whatever is on disk already, and its
     pixels are the same to the last bit on the same kind of machine.
     """
-    starts = np.arange(0, len(plan), batch_size)[shard::num_shards]
+    starts = np.arange(0, len(plan), batch_size)[shard.index :: shard.count]
     return (plan[start : start + batch_size] for start in starts.tolist())

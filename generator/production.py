@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from hashlib import sha256
 
 from filelock import FileLock, Timeout
@@ -16,25 +15,16 @@ from tqdm import tqdm
 
 from exchange import files
 from exchange.errors import UserError
+from exchange.images import read_record
 from exchange.layout import RunLayout
 from exchange.manifest import GeneratedInstance, Manifest, read_manifest, write_manifest
-from generator.image_files import ImageWriter, read_record
+from exchange.shards import Shard
+from generator.image_writer import ImageWriter
 from generator.plan import PlannedImage, batches_of_shard
-from generator.sampling import Drawing
+from generator.sampling import SampledImage
 
-Draw = Callable[[Sequence[PlannedImage]], list[Drawing]]
+Draw = Callable[[Sequence[PlannedImage]], list[SampledImage]]
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Shard ``index`` (from 0) of ``count``."""
-
-    index: int = 0
-    count: int = 1
-
-    def __str__(self) -> str:
-        return f"{self.index} of {self.count}"
 
 
 def produce(
@@ -63,13 +53,13 @@ def produce(
         UserError: another process draws this shard, or the disk is full.
     """
     started = time.monotonic()
-    batches = list(batches_of_shard(plan, batch_size, shard.index, shard.count))
+    batches = list(batches_of_shard(plan, batch_size, shard))
     images = [image for batch in batches for image in batch]
     asked = dict(Counter(image.category_id for image in images))
     path = layout.manifest(round_, shard.index, shard.count)
     with _alone(path):
         earlier = read_manifest(path) if files.exists(path) else None
-        found = ((image, read_record(layout.raw(image.file))) for image in images)
+        found = ((image, read_record(GeneratedInstance, layout.raw(image.file))) for image in images)
         records = {i.file: r for i, r in found if r is not None and _as_planned(r, i, guided)}
         if earlier and earlier.complete and earlier.instances == [records.get(i.file) for i in images]:
             return earlier
@@ -109,12 +99,12 @@ def _draw_missing(
     try:
         with writer:
             for batch in batches:
-                for image, drawing in zip(batch, draw(batch), strict=True):
-                    if drawing.shifts_left_out:
+                for image, made in zip(batch, draw(batch), strict=True):
+                    if made.shifts_left_out:
                         left_out.append(image.file)
                     if image.file not in records:
-                        record = _record(image, guided, drawing.criterion_before, drawing.criterion_after)
-                        writer.put(layout.raw(image.file), drawing.pixels, record)
+                        record = _record(image, guided, made.criterion_before, made.criterion_after)
+                        writer.put(layout.raw(image.file), made.pixels, record)
                         bar.update()
     except OSError as error:
         if error.errno != errno.ENOSPC:

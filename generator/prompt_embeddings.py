@@ -7,11 +7,13 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 from tqdm import tqdm
 
 from exchange import files
+from exchange.errors import UserError
 from generator.pipelines import PipelineSource
 
 Embedding = dict[str, Tensor]
@@ -39,7 +41,11 @@ class EmbeddingFolder:
         self._folder, self._key = folder, key
 
     def __contains__(self, prompt: str) -> bool:
-        return files.exists(self._path(prompt))
+        """Whether the embedding is there, whole: a damaged one is made again."""
+        try:
+            return bool(self[prompt])
+        except (UserError, SafetensorError):
+            return False
 
     def __getitem__(self, prompt: str) -> Embedding:
         return load(files.read_bytes(self._path(prompt)))
@@ -81,8 +87,14 @@ class PromptEmbeddings:
 
     def prepare(self, prompts: Collection[str]) -> None:
         """Encodes what is not known yet, then releases the text encoders."""
-        unknown = [prompt for prompt in sorted(set(prompts)) if prompt not in self._store]
-        if not self.supported or not unknown:
+        if not self.supported:
+            return
+        wanted = sorted(set(prompts))
+        unknown = [prompt for prompt in wanted if prompt not in self._store]
+        has_negative = "negative_prompt_embeds" in _ARGUMENTS[self._source.index["_class_name"]]
+        if self._classifier_free and has_negative and _EMPTY not in self._store:
+            unknown = unknown or wanted[:1]  # any prompt brings that of the empty one along
+        if not unknown:
             return
         encoders = self._source.load_encoders()
         _warn_of_long_prompts(encoders, unknown)

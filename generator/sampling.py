@@ -25,17 +25,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a pipeline draws: pixels of a side, denoising steps, scale of the classifier-free guidance, tokens
-    of the T5 encoder where the pipeline has a place for one."""
+    """How a pipeline draws: pixels of a side, denoising steps, scale of the classifier-free guidance."""
 
     size: int = 512
     steps: int = 30
     cfg_scale: float = 5.0
-    max_sequence_length: int = 256
 
 
 @dataclass(frozen=True)
-class Drawing:
+class SampledImage:
     """One image (H, W, 3) uint8, and the criterion at the first guided step, before anything was shifted, and
     for the finished image (None without guidance)."""
 
@@ -45,8 +43,8 @@ class Drawing:
     shifts_left_out: int
 
 
-class Drawer:
-    """Draws batches with one pipeline, which it loads when it is first needed.
+class Sampler:
+    """Samples batches with one pipeline, which it loads when it is first needed.
 
     Args:
         limit: at most so many images at once, of larger batches a part at a time; lowered by itself where
@@ -68,13 +66,13 @@ class Drawer:
             embedded = self._embeddings.supported
             self._pipeline = self._source.load_painter() if embedded else self._source.load()
 
-    def draw(self, batch: Sequence[PlannedImage], guidance: Guidance | None = None) -> list[Drawing]:
-        """Draws images that have been prepared; UserError if memory does not suffice for one of them."""
-        drawings: list[Drawing] = []
-        while len(drawings) < len(batch):
-            part = batch[len(drawings) : len(drawings) + self._limit]
+    def sample(self, batch: Sequence[PlannedImage], guidance: Guidance | None = None) -> list[SampledImage]:
+        """Images of what has been prepared; UserError if memory does not suffice for one of them."""
+        samples: list[SampledImage] = []
+        while len(samples) < len(batch):
+            part = batch[len(samples) : len(samples) + self._limit]
             try:
-                drawings += self._draw(part, guidance)
+                samples += self._sample(part, guidance)
             except torch.cuda.OutOfMemoryError as error:
                 if len(part) == 1:
                     raise UserError(
@@ -86,9 +84,9 @@ class Drawer:
             else:
                 continue
             torch.cuda.empty_cache()  # outside of the handler, which keeps the failed pass alive
-        return drawings
+        return samples
 
-    def _draw(self, batch: Sequence[PlannedImage], guidance: Guidance | None) -> list[Drawing]:
+    def _sample(self, batch: Sequence[PlannedImage], guidance: Guidance | None) -> list[SampledImage]:
         classes = torch.tensor([image.class_index for image in batch], device=self._source.device)
         steered = guided(self._pipeline, guidance, classes) if guidance else nullcontext()
         with steered as trace:
@@ -104,11 +102,13 @@ class Drawer:
             ).images
         pixels = (images.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         if guidance is None or trace is None:
-            return [Drawing(each, None, None, 0) for each in pixels]
+            return [SampledImage(each, None, None, 0) for each in pixels]
         with torch.no_grad():
             after = guidance.uncertainty(images.float(), classes)
         values = zip(pixels, trace.first.tolist(), after.tolist(), trace.left_out.tolist(), strict=True)
-        return [Drawing(each, _finite(first), _finite(last), count) for each, first, last, count in values]
+        return [
+            SampledImage(each, _finite(first), _finite(last), count) for each, first, last, count in values
+        ]
 
 
 def _finite(value: float) -> float | None:

@@ -24,21 +24,21 @@ from exchange.config import add_config_arguments, load_config
 from exchange.errors import UserError, run_cli
 from exchange.feedback import read_feedback
 from exchange.run import run_layout
-from generator.build import build_drawer, build_guidance, build_prompt_book, load_classifier
+from generator.build import build_guidance, build_prompt_book, build_sampler, load_classifier
 from generator.guidance import Guidance
 from generator.pipelines import choose_device
 from generator.plan import PlannedImage, plan_round
-from generator.sampling import Drawer
+from generator.sampling import Sampler
 
 
 def draw_all(
-    drawer: Drawer, guidance: Guidance | None, plan: list[PlannedImage], batch_size: int
+    sampler: Sampler, guidance: Guidance | None, plan: list[PlannedImage], batch_size: int
 ) -> torch.Tensor:
     """Images of the plan in [0, 1], (N, 3, H, W)."""
     drawn = [
-        drawing.pixels
+        image.pixels
         for start in range(0, len(plan), batch_size)
-        for drawing in drawer.draw(plan[start : start + batch_size], guidance)
+        for image in sampler.sample(plan[start : start + batch_size], guidance)
     ]
     return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).float() / 255
 
@@ -88,8 +88,8 @@ def main() -> None:
     plan = plan_round(annotations.categories, per_class, build_prompt_book(cfg), cfg.SEED, 1)[: args.pairs]
     feedback = read_feedback(args.feedback or run_layout(cfg).feedback_history(-1))
     guidance = build_guidance(cfg, load_classifier(cfg, feedback, device))
-    drawer = build_drawer(cfg, device, limit=cfg.GENERATOR.BATCH_SIZE)
-    drawer.prepare(plan)
+    sampler = build_sampler(cfg, device, limit=cfg.GENERATOR.BATCH_SIZE)
+    sampler.prepare(plan)
     classes = torch.tensor([image.class_index for image in plan])
     prompts = {
         category: cfg.SEGMENTER.CLIP_PROMPT.format(name)
@@ -98,7 +98,7 @@ def main() -> None:
     scorer = load_clip_scorer(cfg.SEGMENTER.CLIP_MODEL, cfg.SEGMENTER.CLIP_REVISION, prompts, device)
     uncertainty, scores = [], []
     for steering in (None, guidance):
-        images = draw_all(drawer, steering, plan, cfg.GENERATOR.BATCH_SIZE)
+        images = draw_all(sampler, steering, plan, cfg.GENERATOR.BATCH_SIZE)
         with torch.no_grad():
             uncertainty.append(guidance.uncertainty(images.to(device), classes.to(device)).cpu().numpy())
         scores.append(clip_scores(scorer, images, plan, cfg.SEGMENTER.BATCH_SIZE))

@@ -8,13 +8,13 @@ import numpy as np
 from fvcore.common.config import CfgNode
 from matplotlib.figure import Figure
 
-from diSegmenter.images import decode_rgba
 from exchange import files
 from exchange.annotations import read_annotations
 from exchange.catalog import dataset_paths
+from exchange.images import decode_rgba
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex
-from tools.drawing import PASTED, REAL
+from tools.outlines import PASTED, REAL
 from tools.visualize import training_sheet
 
 _COLUMNS, _NUM_TRAINING = 5, 4

@@ -12,7 +12,6 @@ images, a colour for each class.
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,13 +30,15 @@ from detectron2_ext.engine.train_loader import build_train_loader, training_set_
 from detectron2_ext.modeling import build_model, load_weights
 from detectron2_ext.paste.build import build_pool
 from detectron2_ext.structures import Instances
+from diSegmenter.report import contact_sheet
 from exchange import files
 from exchange.config import add_config_arguments, from_repository, load_config
 from exchange.errors import UserError, run_cli
 from exchange.feedback import read_feedback, source_round
+from exchange.images import encode_png
 from exchange.layout import RunLayout
 from exchange.run import run_layout
-from tools.drawing import PASTED, REAL, class_color, contact_sheet, draw_objects
+from tools.outlines import PASTED, REAL, class_color, draw_objects
 
 
 def main() -> None:
@@ -155,9 +156,7 @@ def _draw_training_image(item: dict[str, Any], dataset: DetectionDataset, is_bgr
 
 def write_picture(path: str, picture: Image.Image) -> None:
     """Write a PNG, whole or not at all."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    files.write_bytes(path, buffer.getvalue())
+    files.write_bytes(path, encode_png(np.asarray(picture)))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import numpy as np
 
 from exchange import files
 from exchange.errors import UserError
+from exchange.images import BadImage
 
 _REDUCED = {
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2 | cv2.IMREAD_COLOR_RGB,
@@ -14,10 +15,6 @@ _REDUCED = {
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8 | cv2.IMREAD_COLOR_RGB,
 }
 _TO_RGBA = {1: cv2.COLOR_GRAY2RGBA, 3: cv2.COLOR_BGR2RGBA, 4: cv2.COLOR_BGRA2RGBA}
-
-
-class BadImage(Exception):
-    """An image that cannot be used; the text says which and why."""
 
 
 def read_image(path: str, size: tuple[int, int], shrink: float = 1.0) -> np.ndarray:

@@ -12,9 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from detectron2_ext.data.dataset import DetectionDataset
-from detectron2_ext.data.images import BadImage, read_image
+from detectron2_ext.data.images import read_image
 from detectron2_ext.data.sampler import PASTE, REPLACEMENT, VIEW, generator
 from detectron2_ext.data.view import Scene, SceneReader
+from exchange.images import BadImage
 
 _REPLACEMENTS = 20  # attempts to find an image that can be read in place of one that cannot
 

@@ -69,7 +69,7 @@ class TrainingRun:
         if state.iteration == 0 and pastes_from_run(self._cfg):
             self.evaluate_initial()
         round_ = max(state.iteration - 1, 0) // solver.ROUND_ITERS
-        if state.iteration and self._is_told(round_):
+        if state.iteration and files.exists(self._layout.feedback_history(round_)):
             round_ += 1
         if round_ * solver.ROUND_ITERS >= solver.MAX_ITER:
             _log.info("all %d iterations are done: nothing left to train", solver.MAX_ITER)
@@ -80,12 +80,13 @@ class TrainingRun:
         self._evaluate(round_)
 
     def evaluate_initial(self) -> None:
-        """Writes the feedback of the starting weights, unless there is a feedback already.
+        """Writes the feedback of the starting weights, unless it is there.
 
         With staleness 1 it is what round 1 is generated from.
         """
-        if files.exists(self._layout.feedback_file):
-            _log.info("%s is there: the starting weights are not evaluated", self._layout.feedback_file)
+        told = self._layout.feedback_history(-1)
+        if files.exists(told):
+            _log.info("%s is there: the starting weights are not evaluated again", told)
             return
         if self._state.iteration:
             self._state.load_state_dict(read_checkpoint(self._checkpoints.path(0)))
@@ -109,13 +110,6 @@ class TrainingRun:
             self._checkpoints.save(state)
         ranks.barrier()
         return state
-
-    def _is_told(self, round_: int) -> bool:
-        """Whether the feedback of a round is written, history and newest (a call may die between the two)."""
-        layout = self._layout
-        if not files.exists(layout.feedback_history(round_)) or not files.exists(layout.feedback_file):
-            return False
-        return read_feedback(layout.feedback_file).round >= round_
 
     def _train(self, round_: int, end: int) -> None:
         cfg, layout, ranks, state = self._cfg, self._layout, self._ranks, self._state

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from detectron2_ext.data.images import BadImage
 from detectron2_ext.data.mapper import PasteInfo, Paster
 from detectron2_ext.data.view import PASTED, ObjectMask, Scene, SceneObject, SceneReader
 from detectron2_ext.paste.composite import (
@@ -22,6 +21,7 @@ from detectron2_ext.paste.composite import (
 )
 from detectron2_ext.paste.plan import PastePlan
 from detectron2_ext.paste.pool import InstancePool
+from exchange.images import BadImage
 
 
 class PoolPaster:

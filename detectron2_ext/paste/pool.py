@@ -9,10 +9,11 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
-from detectron2_ext.data.images import BadImage, decode_rgba, read_gray, read_rgba
+from detectron2_ext.data.images import decode_rgba, read_gray, read_rgba
 from exchange import files
 from exchange.annotations import read_annotations
 from exchange.errors import UserError
+from exchange.images import BadImage
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex
 

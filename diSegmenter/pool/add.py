@@ -9,10 +9,10 @@ from typing import Any
 from tqdm import tqdm
 
 from diSegmenter.annotate import lvis_file, outline
-from diSegmenter.images import UnreadableImage, encode_cutout
 from diSegmenter.pool.foreign import ForeignInstance
 from exchange import files
 from exchange.errors import UserError
+from exchange.images import BadImage, encode_cutout
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex, PoolInstance, write_index
 
@@ -49,7 +49,7 @@ def import_round(
     def add(name: str, instance: ForeignInstance) -> PoolInstance | str:
         try:
             return _add(layout, round_, name, instance, source)
-        except UnreadableImage as error:
+        except BadImage as error:
             return str(error)
 
     with ThreadPoolExecutor(workers) as threads, tqdm(desc="import", unit=" instances") as progress:
@@ -90,7 +90,7 @@ def _add(layout: RunLayout, round_: int, name: str, instance: ForeignInstance, s
     alpha = rgba[..., 3]
     found = outline(alpha)
     if not found["segmentation"]:
-        raise UnreadableImage(f"{instance.origin} shows no object: nothing has alpha above 0")
+        raise BadImage(f"{instance.origin} shows no object: nothing has alpha above 0")
     files.write_bytes(layout.cutout(name), encode_cutout(rgba, alpha, found["bbox"]))
     return PoolInstance(
         file=name,

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 import cv2
 import numpy as np
 
-from diSegmenter.filter import MaskCleaner
-from diSegmenter.images import UnreadableImage, read_rgba
+from diSegmenter.annotate import MaskCleaner
 from exchange import files
 from exchange.annotations import read_annotations
 from exchange.errors import UserError
+from exchange.images import BadImage, read_rgba
 from exchange.segmentations import enclosing
 
 _IMAGE_ENDINGS = (".png", ".webp")
@@ -20,7 +21,7 @@ _XPASTE_CLEANING = MaskCleaner(floor=128, largest_component=True)
 
 @dataclass(frozen=True)
 class ForeignInstance:
-    """An object of another pool: ``load`` gives uint8 RGBA (H, W, 4) and may raise UnreadableImage."""
+    """An object of another pool: ``load`` gives uint8 RGBA (H, W, 4) and may raise BadImage."""
 
     origin: str
     category_id: int
@@ -50,9 +51,9 @@ def read_xpaste(path: str, root: str, category_ids: Sequence[int]) -> Iterator[F
 
 
 def read_folders(root: str, category_ids: Mapping[str, int]) -> Iterator[ForeignInstance]:
-    """The pool in a folder with a folder of RGBA images for each class, called by the name of the class."""
+    """The pool in a folder with a folder of RGBA images for each class, called by its name (with %2F for a slash)."""
     names = files.list_dir(root)
-    unknown = [name for name in names if name not in category_ids]
+    unknown = [name for name in names if unquote(name) not in category_ids]
     if unknown or not names:
         what = f"the folder {unknown[0]!r}, which is no category" if unknown else "no folder"
         raise UserError(f"{root} holds {what}: it must hold one folder per class, called by the class's name")
@@ -60,7 +61,7 @@ def read_folders(root: str, category_ids: Mapping[str, int]) -> Iterator[Foreign
         for file in files.list_dir(files.join(root, name)):
             if file.lower().endswith(_IMAGE_ENDINGS):
                 path = files.join(root, name, file)
-                yield ForeignInstance(path, category_ids[name], lambda path=path: read_rgba(path))
+                yield ForeignInstance(path, category_ids[unquote(name)], lambda path=path: read_rgba(path))
 
 
 def read_coco(path: str, image_root: str, category_ids: Mapping[str, int]) -> Iterator[ForeignInstance]:
@@ -95,7 +96,7 @@ def _xpaste_loader(entry: str, root: str) -> Callable[[], np.ndarray]:
         image = read_rgba(path(picture))
         alpha = read_rgba(path(mask))[..., 0] if mask else image[..., 3]
         if alpha.shape != image.shape[:2]:
-            raise UnreadableImage(f"{entry}: image and mask differ in size")
+            raise BadImage(f"{entry}: image and mask differ in size")
         return np.dstack([image[..., :3], _XPASTE_CLEANING(alpha)[0]])
 
     return load

@@ -10,13 +10,12 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from diSegmenter.annotate import lvis_file
-from diSegmenter.images import decode_rgba
 from diSegmenter.pool.add import finish_import, next_round
 from exchange import files
+from exchange.images import decode_rgba, encode_png
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex, write_index
 
@@ -44,6 +43,11 @@ def merge(layout: RunLayout, other: RunLayout, categories: Sequence[dict[str, An
     return total
 
 
+def folder_name(category: str) -> str:
+    """A name for the folder of a category, another one for each; ``urllib.parse.unquote`` leads back."""
+    return category.replace("%", "%25").replace("/", "%2F")
+
+
 def export_folders(layout: RunLayout, names: Mapping[int, str], out: str) -> None:
     """Writes ``images``, a folder of RGBA PNG images for each class, and X-Paste's list of them."""
     index = PoolIndex(layout, layout.pool_rounds())
@@ -51,8 +55,8 @@ def export_folders(layout: RunLayout, names: Mapping[int, str], out: str) -> Non
     class_index = {category_id: place for place, category_id in enumerate(sorted(names))}
     for row in tqdm(range(len(index)), desc="export", unit=" instances"):
         instance = index[row]
-        path = files.join(out, "images", names[instance.category_id].replace("/", "_"), instance.file)
-        files.write_bytes(path, _png(decode_rgba(index.read(row), index.name(row))))
+        path = files.join(out, "images", folder_name(names[instance.category_id]), instance.file)
+        files.write_bytes(path, encode_png(decode_rgba(index.read(row), index.name(row))))
         paths.setdefault(str(class_index[instance.category_id]), []).append(f"*{path}")
     files.write_json(files.join(out, "LVIS_instance_pools.json"), paths)
 
@@ -65,7 +69,7 @@ def export_coco(layout: RunLayout, categories: Sequence[dict[str, Any]], out: st
         x, y, width, height = instance.bbox
         canvas = np.zeros((instance.height, instance.width, 4), np.uint8)
         canvas[y : y + height, x : x + width] = decode_rgba(index.read(row), index.name(row))
-        files.write_bytes(files.join(out, "images", instance.file), _png(canvas))
+        files.write_bytes(files.join(out, "images", instance.file), encode_png(canvas))
     annotations = lvis_file(index, list(categories), max(layout.pool_rounds(), default=0))
     files.write_json(files.join(out, "annotations.json"), annotations)
 
@@ -103,9 +107,3 @@ def pack(layout: RunLayout, round_: int) -> int:
     for path in loose:
         files.remove(layout.pool(path))
     return len(loose)
-
-
-def _png(rgba: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(rgba).save(buffer, format="PNG")
-    return buffer.getvalue()

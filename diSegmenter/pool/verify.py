@@ -8,10 +8,10 @@ from hashlib import sha256
 
 from tqdm import tqdm
 
-from diSegmenter.images import UnreadableImage, decode_rgba
 from exchange import files
 from exchange.annotations import read_annotations
 from exchange.errors import UserError
+from exchange.images import BadImage, decode_rgba
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex
 
@@ -96,7 +96,7 @@ def _of_instance(
         return None, [*problems, Problem(instance.file, str(error), again)]
     try:
         alpha = decode_rgba(data, path)[..., 3] > 0
-    except UnreadableImage as error:
+    except BadImage as error:
         return None, [*problems, Problem(path, str(error), f"remove it and {again}")]
     x, y, width, height = instance.bbox
     fits = 0 <= x <= x + width <= instance.width and 0 <= y <= y + height <= instance.height

@@ -1,31 +1,40 @@
 import numpy as np
+from PIL import Image
 
-from diSegmenter.images import write_alpha
-from diSegmenter.report import Entry, contact_sheet, draw_contact_sheet
-from tests.diSegmenter.conftest import disc_image, generate, pool_instance
+from diSegmenter.report import contact_sheet, instance_sheet
+from exchange import files
+from exchange.images import encode_png
+from tests.diSegmenter.conftest import generate, pool_instance
+
+NAMES = {3: "red disc", 7: "blue disc"}
 
 
-def test_kept_ones_are_framed_green_and_dropped_ones_red():
-    image = disc_image(8)
-    alpha = np.where(image[..., 1] < 255, 255, 0).astype(np.uint8)
-    green, red = (
-        np.asarray(draw_contact_sheet([Entry(image, alpha, "disc", 26.0, reason)], "round 0"))
-        for reason in ("", "CLIP score")
-    )
-    differ = (green != red).any(2)
-    balance = np.asarray(green, int)[..., 1] - np.asarray(green, int)[..., 0]
-    assert balance[differ].max() > 0
-    balance = np.asarray(red, int)[..., 1] - np.asarray(red, int)[..., 0]
-    assert balance[differ].min() < 0
+def test_a_sheet_has_a_cell_for_each_picture():
+    pictures = [Image.new("RGB", (100, 80), (200, 0, 0)) for _ in range(5)]
+    sheet = np.asarray(contact_sheet(pictures, [""] * 5, ""))
+    assert (sheet == (200, 0, 0)).all(axis=-1).sum() == 5 * 100 * 80
+
+
+def masked(layout, count):
+    """Instances whose images and empty masks are on disk."""
+    instances = []
+    for item in generate(layout, 0, count):
+        path = layout.segmented(item.file)
+        files.write_bytes(path, encode_png(np.zeros((40, 48), np.uint8)))
+        instances.append(pool_instance(0, item.category_id, item.instance))
+    return instances
+
+
+def test_kept_ones_are_framed_green_and_dropped_ones_red(layout):
+    (instance,) = masked(layout, 1)
+    for reason, frame in (("", (22, 130, 60)), ("CLIP score", (190, 40, 40))):
+        judged = pool_instance(0, instance.category_id, instance.instance, reason=reason)
+        sheet = np.asarray(instance_sheet(layout, "round 0", [judged], NAMES))
+        assert (sheet == frame).all(axis=-1).any(axis=1).sum() == 124
 
 
 def test_the_sheet_of_a_round_shows_a_spread_of_it(layout):
-    instances = []
-    for item in generate(layout, 0, 80):
-        write_alpha(layout.segmented(item.file), np.zeros((40, 48), np.uint8), {})
-        instances.append(pool_instance(0, item.category_id, item.instance))
-    names = {3: "red disc", 7: "blue disc"}
-    sheet = contact_sheet(layout, "round 0", instances, names)
-    assert sheet.width > 1000 and 1000 < sheet.height < 1300  # every second one: seven rows
+    sheet = instance_sheet(layout, "round 0", masked(layout, 80), NAMES)
+    assert sheet.size == (7 * 252 + 10, 6 * 170 + 46)  # every second one: six rows of seven
     gone = [pool_instance(9, 3, number) for number in range(80)]
-    assert contact_sheet(layout, "round 9", gone, names).height < 100
+    assert instance_sheet(layout, "round 9", gone, NAMES).height < 100

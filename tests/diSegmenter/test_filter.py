@@ -3,12 +3,15 @@ import dataclasses
 import numpy as np
 import pytest
 
-from diSegmenter.filter import Checks, MaskCleaner
+from diSegmenter.annotate import MaskCleaner
+from diSegmenter.filter import InstanceFilter
 from exchange.config import REPOSITORY, load_config
 from tests.diSegmenter.conftest import pool_instance
 
 GOOD = pool_instance(0, 1, 0, width=100, height=50, bbox=[20, 10, 40, 30], area=1000, clip_black=26.0)
-CHECKS = Checks(clip_threshold=25.0, area_share=(0.05, 0.95), max_objects=1, drop_touching_border=True)
+CHECKS = InstanceFilter(
+    clip_threshold=25.0, area_share=(0.05, 0.95), max_objects=1, drop_touching_border=True
+)
 
 
 def test_a_good_instance_is_kept():
@@ -42,41 +45,10 @@ def test_an_instance_without_a_score_is_not_judged_by_it():
 
 
 def test_switched_off_checks_drop_nothing():
-    off = Checks(clip_threshold=-100.0, area_share=(0.0, 1.0), max_objects=0, drop_touching_border=False)
+    off = InstanceFilter(
+        clip_threshold=-100.0, area_share=(0.0, 1.0), max_objects=0, drop_touching_border=False
+    )
     assert off.reason(dataclasses.replace(GOOD, area=1, objects=9, bbox=[0, 0, 100, 50])) == ""
-
-
-def test_haze_goes_and_only_the_largest_part_stays():
-    alpha = np.full((20, 20), 100, np.uint8)
-    alpha[1:11, 1:11] = 200
-    alpha[13:18, 13:15] = 250
-    alpha[19, :9] = 255
-    cleaned, objects = MaskCleaner(floor=128, largest_component=True)(alpha)
-    assert objects == 2  # a tenth of the largest is an object, less is a speck
-    expected = np.zeros_like(alpha)
-    expected[1:11, 1:11] = 200
-    np.testing.assert_array_equal(cleaned, expected)
-
-
-def test_parts_that_touch_at_a_corner_are_one():
-    alpha = np.zeros((12, 12), np.uint8)
-    alpha[:4, :4] = alpha[4:8, 4:8] = 129
-    alpha[9:, :9] = 255
-    cleaned, objects = MaskCleaner(floor=128, largest_component=True)(alpha)
-    alpha[9:] = 0
-    assert objects == 2 and np.array_equal(cleaned, alpha)
-
-
-def test_every_part_above_the_floor_stays_if_asked():
-    alpha = np.array([[0, 8, 9, 255], [0, 0, 0, 0], [40, 0, 0, 0]], np.uint8)
-    cleaned, objects = MaskCleaner(floor=8, largest_component=False)(alpha)
-    np.testing.assert_array_equal(cleaned, [[0, 0, 9, 255], [0, 0, 0, 0], [40, 0, 0, 0]])
-    assert objects == 2
-
-
-def test_an_empty_mask_has_no_object():
-    cleaned, objects = MaskCleaner(128, True)(np.full((4, 5), 128, np.uint8))
-    assert objects == 0 and not cleaned.any()
 
 
 RELEASE = {"ALPHA_FLOOR": 0, "LARGEST_COMPONENT": False, "AREA_SHARE": [0.0, 1.1], "CLIP_THRESHOLD": 25.0}
@@ -105,6 +77,11 @@ def test_as_released_the_mask_is_the_alpha_itself_however_much_of_the_image_it_c
     alpha = np.random.default_rng(0).integers(0, 256, (20, 20)).astype(np.uint8)
     cleaned, _ = MaskCleaner(node.ALPHA_FLOOR, node.LARGEST_COMPONENT)(alpha)
     np.testing.assert_array_equal(cleaned, alpha)
-    checks = Checks(25.0, tuple(node.AREA_SHARE), node.MAX_OBJECTS, node.DROP_TOUCHING_BORDER)
+    instance_filter = InstanceFilter(
+        25.0, tuple(node.AREA_SHARE), node.MAX_OBJECTS, node.DROP_TOUCHING_BORDER
+    )
     whole = {"width": 100, "height": 50, "bbox": [0, 0, 100, 50]}
-    assert [checks.reason(dataclasses.replace(GOOD, **whole, area=area)) for area in (1, 5000)] == ["", ""]
+    assert [instance_filter.reason(dataclasses.replace(GOOD, **whole, area=area)) for area in (1, 5000)] == [
+        "",
+        "",
+    ]

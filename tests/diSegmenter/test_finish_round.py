@@ -5,16 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diSegmenter.filter import Checks
+from diSegmenter.filter import InstanceFilter
 from diSegmenter.finish_round import JudgedRound, is_finished, judge_again, judge_round, write_pool
-from diSegmenter.images import encode_cutout
 from exchange import files
 from exchange.annotations import read_annotations
 from exchange.errors import UserError
+from exchange.images import encode_cutout
 from exchange.pool_index import PoolIndex
 from tests.diSegmenter.conftest import CATEGORIES, disc_image, generate, pool_instance
 
-CHECKS = Checks(clip_threshold=25.0, area_share=(0.0, 1.0), max_objects=0, drop_touching_border=False)
+CHECKS = InstanceFilter(clip_threshold=25.0, area_share=(0.0, 1.0), max_objects=0, drop_touching_border=False)
 
 
 def cut_out(layout, generated, scores):
@@ -75,7 +75,7 @@ def test_decisions_and_thresholds_are_on_record(layout):
 
 def test_a_round_is_judged_again_from_its_index(layout):
     finish(layout, 0, [30, 20, 22, 40], [0])
-    again = judge_again(layout, 0, Checks(21.0, (0.0, 1.0), 0, False))
+    again = judge_again(layout, 0, InstanceFilter(21.0, (0.0, 1.0), 0, False))
     assert [i.file for i in again.kept] == ["00_0003_0000.png", "00_0003_0002.png", "00_0007_0003.png"]
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diSegmenter.filter import Checks
+from diSegmenter.filter import InstanceFilter
 from diSegmenter.finish_round import judge_round
-from diSegmenter.images import write_alpha
 from diSegmenter.report import write_pictures
 from exchange import files
+from exchange.images import encode_png
 from tests.diSegmenter.conftest import generate, pool_instance
 
 NAMES = {3: "red disc", 7: "<blue> disc"}
@@ -45,9 +45,10 @@ def report(layout, scores):
     instances = []
     generated = [item for shard in range(3) for item in generate(layout, 0, len(scores), shard, 3)]
     for item, score in zip(sorted(generated, key=lambda i: i.instance), scores, strict=True):
-        write_alpha(layout.segmented(item.file), np.full((40, 48), 255, np.uint8), {})
+        mask = encode_png(np.full((40, 48), 255, np.uint8))
+        files.write_bytes(layout.segmented(item.file), mask)
         instances.append(pool_instance(0, item.category_id, item.instance, clip_black=score))
-    judged = judge_round(layout, 0, instances, Checks(25.0, (0.0, 1.0), 0, False))
+    judged = judge_round(layout, 0, instances, InstanceFilter(25.0, (0.0, 1.0), 0, False))
     write_pictures(layout, dataclasses.replace(judged, unreadable=["a.png", "b.png", "c.png"]), NAMES)
     return files.read_bytes(files.join(layout.pictures_dir, "report_rd00.html")).decode()
 

@@ -7,13 +7,16 @@ import pytest
 import yaml
 
 from diSegmenter import segmentAndFilter
-from diSegmenter.filter import Checks, MaskCleaner
+from diSegmenter.annotate import MaskCleaner
+from diSegmenter.filter import InstanceFilter
+from diSegmenter.pool.prune import prune_dropped
 from exchange import files
 from exchange.annotations import read_annotations
 from exchange.config import load_config
 from exchange.errors import UserError
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex
+from exchange.shards import Shard
 from tests.diSegmenter.conftest import CATEGORIES, generate
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -117,13 +120,13 @@ def test_every_key_of_the_segmenter_reaches_what_it_is_for(monkeypatch, config, 
     }  # fmt: skip
     cfg = load_config(config, [text for key, v in values.items() for text in (f"SEGMENTER.{key}", str(v))])
     dataset = read_annotations(cfg.DATASETS.CUSTOM[0][1])
-    segmentAndFilter.build_segmenter(cfg, layout, dataset, Mock(gpu=0, share=1, num_shares=4))
+    segmentAndFilter.build_segmenter(cfg, layout, dataset, Shard(1, 4), 0)
     assert built["load_foreground"].call_args.args[:5] == ("sam2", "f", "r", True, 48)
     texts = {3: "one red disc", 7: "one blue_disc"}
     assert built["load_clip_scorer"].call_args.args[:3] == ("c", "s", texts)
     assert built["RoundSegmenter"].call_args.args[2] == MaskCleaner(9, False)
-    assert built["RoundSegmenter"].call_args.args[4:] == (3, 2, 1, 4)
-    assert segmentAndFilter.build_checks(cfg, 23.0) == Checks(23.0, (0.1, 0.8), 2, True, 1.5)
+    assert built["RoundSegmenter"].call_args.args[4:] == (3, 2, Shard(1, 4))
+    assert segmentAndFilter.build_filter(cfg, 23.0) == InstanceFilter(23.0, (0.1, 0.8), 2, True, 1.5)
 
 
 def test_a_second_call_leaves_every_file_as_it_is(monkeypatch, config, layout):
@@ -183,6 +186,24 @@ def test_a_finished_round_that_lost_a_cut_out_is_not_called_finished_while_it_is
         patch.setattr(segmentAndFilter, "judge_round", Mock(side_effect=KeyboardInterrupt))
         call(patch, "--config", config, "--round", "1")
     assert not files.exists(layout.annotations_done(0))
+
+
+def test_dropped_cut_outs_that_were_pruned_come_back_the_way_that_the_message_says(
+    monkeypatch, config, layout
+):
+    generate(layout, 0, 6)
+    options = ["--config", config, "--round", "1"]
+    call(monkeypatch, *options)
+    call(monkeypatch, *options, "--refilter", "101")
+    assert prune_dropped(layout, 0) == 6
+    with pytest.raises(
+        UserError, match=f"6 cut-outs of round 0 are gone.* remove {layout.annotations_done(0)} "
+    ):
+        call(monkeypatch, *options, "--refilter", "-100")
+    files.remove(layout.annotations_done(0))
+    call(monkeypatch, *options)
+    call(monkeypatch, *options, "--refilter", "-100")
+    assert len(PoolIndex(layout, [0])) == 6
 
 
 def test_refiltering_nothing_is_an_error(monkeypatch, config):

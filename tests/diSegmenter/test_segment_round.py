@@ -4,12 +4,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diSegmenter.filter import MaskCleaner
-from diSegmenter.images import read_rgba
+from diSegmenter.annotate import MaskCleaner
 from diSegmenter.segment_round import RoundSegmenter, follow_round, read_cut_out
 from exchange import files
+from exchange.images import read_rgba
 from exchange.layout import RunLayout
+from exchange.shards import Shard
 from tests.diSegmenter.conftest import generate
+
+WHOLE = Shard()
 
 
 class Darkness:
@@ -27,10 +30,8 @@ def score(images, alphas, category_ids):
     return np.array([[category, alpha.mean()] for alpha, category in zip(alphas, category_ids, strict=True)])
 
 
-def segment(layout, foreground, batch_size=4, shard=0, num_shards=1):
-    segmenter = RoundSegmenter(
-        layout, foreground, MaskCleaner(128, True), score, batch_size, 2, shard, num_shards
-    )
+def segment(layout, foreground, batch_size=4, shard=WHOLE):
+    segmenter = RoundSegmenter(layout, foreground, MaskCleaner(128, True), score, batch_size, 2, shard)
     return segmenter(0, follow_round(layout, 0, timeout_s=0))
 
 

@@ -47,6 +47,25 @@ def test_feedback_round_trips_and_is_kept_in_the_history(tmp_path):
     assert read_feedback(layout.feedback_history(2)) == FEEDBACK
 
 
+def test_the_file_of_a_round_is_written_last_and_the_copy_shows_the_latest_round(tmp_path, monkeypatch):
+    layout, write = RunLayout(str(tmp_path)), files.write_json
+    initial, first = (dataclasses.replace(FEEDBACK, round=round_) for round_ in (-1, 0))
+
+    def killed(path, value):
+        if path == layout.feedback_history(0):
+            raise KeyboardInterrupt
+        write(path, value)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(files, "write_json", killed)
+        write_feedback(layout, first)
+    assert read_feedback(layout.feedback_file) == first
+    write_feedback(layout, first)
+    write_feedback(layout, initial)
+    assert read_feedback(layout.feedback_file) == first
+    assert read_feedback(layout.feedback_history(-1)) == initial
+
+
 def test_every_round_finds_its_own_files_whatever_their_number(tmp_path):
     layout = RunLayout(str(tmp_path))
     for round_ in (100, 9, 11):
@@ -78,7 +97,8 @@ def test_the_initial_weights_have_a_history_file_of_their_own(tmp_path):
         ({"mask_ap": [1.0, "x"]}, "mask_ap"),
         ({"mask_ap": [1.0, -1.0]}, "percentage"),
         ({"ap_r": 100.5}, "percentage"),
-        ({"drift": [0.0, -1.0]}, "'drift' is negative"),
+        ({"drift": [0.0, -1.0]}, "'drift' is no distance"),
+        ({"drift": [0.0, 1e308]}, "'drift' is no distance"),
         ({"categories": [5, 1]}, "ascending"),
         ({"categories": [1, 1]}, "ascending"),
         ({"categories": [1, 1 << 31]}, "32 bits"),

@@ -1,4 +1,4 @@
-"""A shard of a round with a drawer that needs no model."""
+"""A shard of a round with a sampler that needs no model."""
 
 import dataclasses
 import errno
@@ -12,9 +12,10 @@ from exchange import files
 from exchange.errors import UserError
 from exchange.layout import RunLayout
 from exchange.manifest import read_manifest, write_manifest
+from exchange.shards import Shard
 from generator.plan import PromptBook, batches_of_shard, plan_round
-from generator.production import Shard, produce
-from generator.sampling import Drawing
+from generator.production import produce
+from generator.sampling import SampledImage
 
 WHOLE = Shard()
 CATEGORIES = [{"id": 3, "name": "cow"}, {"id": 7, "name": "dog"}]
@@ -26,7 +27,9 @@ def plan():
 
 
 def draw(batch, left_out=0):
-    return [Drawing(np.full((4, 4, 3), image.seed % 256, np.uint8), 0.1, 0.2, left_out) for image in batch]
+    return [
+        SampledImage(np.full((4, 4, 3), image.seed % 256, np.uint8), 0.1, 0.2, left_out) for image in batch
+    ]
 
 
 def make(layout, plan, begin=lambda images: draw, shard=WHOLE, guided=True):
@@ -35,11 +38,11 @@ def make(layout, plan, begin=lambda images: draw, shard=WHOLE, guided=True):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 10])
 def test_shards_divide_the_batches_evenly_and_leave_none_out(plan, count):
-    shards = [list(batches_of_shard(plan, 2, index, count)) for index in range(count)]
+    shards = [list(batches_of_shard(plan, 2, Shard(index, count))) for index in range(count)]
     assert sorted(i.file for batch in itertools.chain(*shards) for i in batch) == [i.file for i in plan]
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
     assert {tuple(batch) for batch in itertools.chain(*shards)} == {
-        tuple(batch) for batch in batches_of_shard(plan, 2, 0, 1)
+        tuple(batch) for batch in batches_of_shard(plan, 2, WHOLE)
     }
 
 

@@ -1,4 +1,4 @@
-"""Drawing batches, and the embeddings of their prompts, with small pipelines from disk."""
+"""SampledImage batches, and the embeddings of their prompts, with small pipelines from disk."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ from generator.guidance import Guidance
 from generator.pipelines import PipelineSource, Tuning
 from generator.plan import PlannedImage
 from generator.prompt_embeddings import EmbeddingFolder, PromptEmbeddings
-from generator.sampling import Drawer, Sampling
+from generator.sampling import Sampler, Sampling
 from tests.generator.tiny_pipelines import FAMILIES, SIZE, make_classifier, make_pipeline
 
 BATCH = [
@@ -32,19 +32,19 @@ def folder(request, tmp_path_factory):
     return path
 
 
-def make_drawer(folder, limit=8, store=None, cfg_scale=5.0, tuning=None):
+def make_sampler(folder, limit=8, store=None, cfg_scale=5.0, tuning=None):
     source = PipelineSource(str(folder), "main", "float32", torch.device("cpu"), tuning or Tuning())
     embeddings = PromptEmbeddings(source, cfg_scale > 1, 77, {} if store is None else store)
-    return Drawer(source, embeddings, Sampling(SIZE, 2, cfg_scale), limit)
+    return Sampler(source, embeddings, Sampling(SIZE, 2, cfg_scale), limit)
 
 
-def pixels(drawings):
-    return torch.stack([torch.from_numpy(drawing.pixels) for drawing in drawings]).int()
+def pixels(images):
+    return torch.stack([torch.from_numpy(image.pixels) for image in images]).int()
 
 
 def test_embeddings_made_beforehand_give_the_pipelines_own_images(folder):
-    drawer = make_drawer(folder)
-    drawer.prepare(BATCH)
+    sampler = make_sampler(folder)
+    sampler.prepare(BATCH)
     pipeline = PipelineSource(str(folder), "main", "float32", torch.device("cpu")).load()
     accepted = inspect.signature(pipeline.__call__).parameters
     images = pipeline(
@@ -58,28 +58,28 @@ def test_embeddings_made_beforehand_give_the_pipelines_own_images(folder):
         **({"max_sequence_length": 77} if "max_sequence_length" in accepted else {}),
     ).images
     expected = torch.from_numpy((images * 255).round()).int()
-    assert (pixels(drawer.draw(BATCH)) - expected).abs().max() <= 1
+    assert (pixels(sampler.sample(BATCH)) - expected).abs().max() <= 1
 
 
 def test_images_do_not_depend_on_their_batch_beyond_rounding(folder):
-    drawer = make_drawer(folder)
-    drawer.prepare(BATCH)
-    alone = torch.cat([pixels(drawer.draw([image])) for image in BATCH])
-    assert (pixels(drawer.draw(BATCH)) - alone).abs().max() <= 1
+    sampler = make_sampler(folder)
+    sampler.prepare(BATCH)
+    alone = torch.cat([pixels(sampler.sample([image])) for image in BATCH])
+    assert (pixels(sampler.sample(BATCH)) - alone).abs().max() <= 1
 
 
 @pytest.mark.bits
 def test_same_batch_gives_the_same_bytes(folder):
-    first, second = make_drawer(folder), make_drawer(folder)
-    for drawer in (first, second):
-        drawer.prepare(BATCH)
-    assert torch.equal(pixels(first.draw(BATCH)), pixels(second.draw(BATCH)))
+    first, second = make_sampler(folder), make_sampler(folder)
+    for sampler in (first, second):
+        sampler.prepare(BATCH)
+    assert torch.equal(pixels(first.sample(BATCH)), pixels(second.sample(BATCH)))
 
 
 def test_works_without_classifier_free_guidance(folder):
-    drawer = make_drawer(folder, cfg_scale=1.0)
-    drawer.prepare(BATCH)
-    assert pixels(drawer.draw(BATCH)).shape == (5, SIZE, SIZE, 3)
+    sampler = make_sampler(folder, cfg_scale=1.0)
+    sampler.prepare(BATCH)
+    assert pixels(sampler.sample(BATCH)).shape == (5, SIZE, SIZE, 3)
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +91,24 @@ def sd3(tmp_path_factory):
 
 @pytest.mark.bits
 def test_embeddings_on_disk_serve_the_next_process_without_the_text_encoders(sd3, tmp_path, monkeypatch):
-    first = make_drawer(sd3, store=EmbeddingFolder(str(tmp_path), "sd3"))
+    first = make_sampler(sd3, store=EmbeddingFolder(str(tmp_path), "sd3"))
     first.prepare(BATCH)
     monkeypatch.setattr(PipelineSource, "load_encoders", lambda self: pytest.fail("encoders were loaded"))
-    second = make_drawer(sd3, store=EmbeddingFolder(str(tmp_path), "sd3"))
+    second = make_sampler(sd3, store=EmbeddingFolder(str(tmp_path), "sd3"))
     second.prepare(BATCH)
-    assert torch.equal(pixels(first.draw(BATCH)), pixels(second.draw(BATCH)))
+    assert torch.equal(pixels(first.sample(BATCH)), pixels(second.sample(BATCH)))
     assert "a cow" not in EmbeddingFolder(str(tmp_path), "another model")
+
+
+def test_a_damaged_embedding_on_disk_is_made_again(sd3, tmp_path):
+    store = EmbeddingFolder(str(tmp_path), "key")
+    make_sampler(sd3, store=store).prepare(BATCH)
+    whole = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
+    assert len(whole) == 4  # of three prompts and the empty one
+    for number, path in enumerate(whole):
+        path.write_bytes(whole[path][: (0, 7, 90, -1)[number]])
+        make_sampler(sd3, store=store).prepare(BATCH)
+        assert {path: path.read_bytes() for path in whole} == whole
 
 
 def test_each_prompt_is_encoded_once(sd3, monkeypatch):
@@ -106,32 +117,32 @@ def test_each_prompt_is_encoded_once(sd3, monkeypatch):
     monkeypatch.setattr(
         PromptEmbeddings, "_encode", lambda self, encoders, p: encoded.append(p) or encode(self, encoders, p)
     )
-    drawer = make_drawer(sd3)
-    drawer.prepare(BATCH[:2])
-    drawer.prepare(BATCH)
+    sampler = make_sampler(sd3)
+    sampler.prepare(BATCH[:2])
+    sampler.prepare(BATCH)
     assert encoded == ["a cow", "a dog", "the hen"]
 
 
 def test_prompt_that_the_tokenizer_cuts_off_is_told_once(sd3, caplog):
     long = [PlannedImage("x.png", 1, 0, i, i, "{}", f"{'cow ' * 40}{i}") for i in range(2)]
-    make_drawer(sd3).prepare([*BATCH, *long])
+    make_sampler(sd3).prepare([*BATCH, *long])
     (warning,) = [r.getMessage() for r in caplog.records if r.name == "generator.prompt_embeddings"]
     assert warning.startswith("2 prompts have more than 77 tokens")
 
 
 def test_pipeline_of_an_unknown_family_gets_its_prompts_as_they_are(sd3, monkeypatch):
-    known = make_drawer(sd3)
+    known = make_sampler(sd3)
     known.prepare(BATCH)
-    expected = pixels(known.draw(BATCH))
+    expected = pixels(known.sample(BATCH))
     monkeypatch.setattr("generator.prompt_embeddings._ARGUMENTS", {})
-    drawer = make_drawer(sd3)
-    drawer.prepare(BATCH)
+    sampler = make_sampler(sd3)
+    sampler.prepare(BATCH)
     # the pipeline's own default has 256 places for T5, which is absent; with 77 the images differ a little
-    assert pixels(drawer.draw(BATCH)).shape == expected.shape
+    assert pixels(sampler.sample(BATCH)).shape == expected.shape
 
 
 def out_of_memory_above(count, monkeypatch):
-    draw, sizes = Drawer._draw, []
+    draw, sizes = Sampler._sample, []
 
     def limited(self, batch, guidance):
         sizes.append(len(batch))
@@ -139,27 +150,27 @@ def out_of_memory_above(count, monkeypatch):
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return draw(self, batch, guidance)
 
-    monkeypatch.setattr(Drawer, "_draw", limited)
+    monkeypatch.setattr(Sampler, "_sample", limited)
     return sizes
 
 
 def test_batch_is_halved_until_it_fits_and_the_images_stay_the_same(sd3, monkeypatch):
-    drawer = make_drawer(sd3)
-    drawer.prepare(BATCH)
-    whole = pixels(drawer.draw(BATCH))
+    sampler = make_sampler(sd3)
+    sampler.prepare(BATCH)
+    whole = pixels(sampler.sample(BATCH))
     sizes = out_of_memory_above(2, monkeypatch)
-    assert (pixels(drawer.draw(BATCH)) - whole).abs().max() <= 1
+    assert (pixels(sampler.sample(BATCH)) - whole).abs().max() <= 1
     assert sizes == [5, 2, 2, 1]
-    drawer.draw(BATCH)
+    sampler.sample(BATCH)
     assert sizes[4:] == [2, 2, 1]  # it has learned
 
 
 def test_no_room_for_a_single_image_is_told(sd3, monkeypatch):
-    drawer = make_drawer(sd3)
-    drawer.prepare(BATCH)
+    sampler = make_sampler(sd3)
+    sampler.prepare(BATCH)
     out_of_memory_above(0, monkeypatch)
     with pytest.raises(UserError, match="memory"):
-        drawer.draw(BATCH)
+        sampler.sample(BATCH)
 
 
 @pytest.mark.parametrize("name", ["checkpointing", "channels_last", "compiled"])
@@ -167,25 +178,25 @@ def test_tuning_changes_nothing_beyond_rounding(sd3, name, monkeypatch):
     # traced as with any other backend, but without the minutes of a C++ compiler
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     guidance = Guidance(make_classifier(3))
-    plain, tuned = make_drawer(sd3), make_drawer(sd3, tuning=Tuning(**{name: True}))
-    for drawer in (plain, tuned):
-        drawer.prepare(BATCH)
-    assert (pixels(plain.draw(BATCH, guidance)) - pixels(tuned.draw(BATCH, guidance))).abs().max() <= 1
+    plain, tuned = make_sampler(sd3), make_sampler(sd3, tuning=Tuning(**{name: True}))
+    for sampler in (plain, tuned):
+        sampler.prepare(BATCH)
+    assert (pixels(plain.sample(BATCH, guidance)) - pixels(tuned.sample(BATCH, guidance))).abs().max() <= 1
 
 
-def test_guided_drawing_carries_the_criterion_before_and_after(sd3):
-    drawer, guidance = make_drawer(sd3), Guidance(make_classifier(3), loss, every=1, scale=0.1)
-    drawer.prepare(BATCH)
-    drawings = drawer.draw(BATCH, guidance)
-    images = pixels(drawings).permute(0, 3, 1, 2) / 255
+def test_a_guided_image_carries_the_criterion_before_and_after(sd3):
+    sampler, guidance = make_sampler(sd3), Guidance(make_classifier(3), loss, every=1, scale=0.1)
+    sampler.prepare(BATCH)
+    guided = sampler.sample(BATCH, guidance)
+    images = pixels(guided).permute(0, 3, 1, 2) / 255
     after = guidance.uncertainty(images, torch.tensor([image.class_index for image in BATCH]))
-    assert [d.criterion_after for d in drawings] == pytest.approx(after.tolist(), abs=1e-2)
-    unshifted = drawer.draw(BATCH, dataclasses.replace(guidance, scale=0.0))
-    before = [d.criterion_before for d in unshifted]
-    assert [d.criterion_before for d in drawings] == pytest.approx(before, rel=1e-6)
-    assert all(d.criterion_before > 0 and d.shifts_left_out == 0 for d in drawings)
+    assert [image.criterion_after for image in guided] == pytest.approx(after.tolist(), abs=1e-2)
+    unshifted = sampler.sample(BATCH, dataclasses.replace(guidance, scale=0.0))
+    before = [image.criterion_before for image in unshifted]
+    assert [image.criterion_before for image in guided] == pytest.approx(before, rel=1e-6)
+    assert all(image.criterion_before > 0 and image.shifts_left_out == 0 for image in guided)
     assert all(
-        d.criterion_after > plain.criterion_after for d, plain in zip(drawings, unshifted, strict=True)
+        image.criterion_after > plain.criterion_after for image, plain in zip(guided, unshifted, strict=True)
     )
 
 
@@ -195,7 +206,7 @@ def test_pixels_are_rounded_to_the_nearest_of_256_levels(monkeypatch):
     source = SimpleNamespace(
         device=torch.device("cpu"), load=lambda: lambda **_: SimpleNamespace(images=images)
     )
-    drawer = Drawer(source, Mock(supported=False, return_value={}), SAMPLING, limit=2)
-    drawer.prepare(BATCH[:2])
+    sampler = Sampler(source, Mock(supported=False, return_value={}), SAMPLING, limit=2)
+    sampler.prepare(BATCH[:2])
     expected = levels.permute(0, 2, 3, 1).expand(2, -1, -1, -1)
-    assert torch.equal(pixels(drawer.draw(BATCH[:2])), expected.int())
+    assert torch.equal(pixels(sampler.sample(BATCH[:2])), expected.int())

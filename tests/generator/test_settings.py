@@ -33,13 +33,13 @@ def test_guidance_and_allocation_are_what_the_settings_say():
 def test_images_are_drawn_as_the_settings_say_and_embeddings_kept_apart_by_all_that_they_depend_on(
     monkeypatch,
 ):
-    keys, drawer = [], Mock()
+    keys, sampler = [], Mock()
     monkeypatch.setattr(build, "EmbeddingFolder", lambda folder, key: keys.append(key))
-    monkeypatch.setattr(build, "Drawer", drawer)
+    monkeypatch.setattr(build, "Sampler", sampler)
     others = {"MODEL": "x", "REVISION": "x", "DTYPE": "float32", "MAX_SEQUENCE_LENGTH": 99, "CFG_SCALE": 1.0}
     for change in ({}, *({key: value} for key, value in others.items())):
         cfg = settings(EMBEDDING_CACHE="cache", IMAGE_SIZE=96, STEPS=7, **change)
-        build.build_drawer(cfg, torch.device("cpu"), limit=3)
+        build.build_sampler(cfg, torch.device("cpu"), limit=3)
     assert len(set(keys)) == 6
     scales = [5.0] * 5 + [1.0]
-    assert [call.args[2:] for call in drawer.call_args_list] == [(Sampling(96, 7, s), 3) for s in scales]
+    assert [call.args[2:] for call in sampler.call_args_list] == [(Sampling(96, 7, s), 3) for s in scales]

@@ -11,7 +11,7 @@ from exchange import files
 from exchange.errors import UserError
 from exchange.layout import RunLayout
 from tools import visualize
-from tools.drawing import PASTED, REAL, class_color, contact_sheet, draw_objects
+from tools.outlines import PASTED, REAL, class_color, draw_objects
 
 
 @pytest.fixture
@@ -133,12 +133,6 @@ def test_masks_are_tinted_and_outlined_where_they_are():
     np.testing.assert_allclose(picture[200, 200], 0.2 * np.array(REAL), atol=1)
     assert not picture[350, 350].any()
     assert tuple(picture[100, 200]) == REAL
-
-
-def test_a_sheet_has_a_cell_for_each_picture():
-    pictures = [Image.new("RGB", (100, 80), (200, 0, 0)) for _ in range(5)]
-    sheet = np.asarray(contact_sheet(pictures, [""] * 5, "", side=100))
-    assert (sheet == (200, 0, 0)).all(axis=-1).sum() == 5 * 100 * 80
 
 
 def test_neighbouring_classes_have_colours_that_differ():

@@ -31,8 +31,8 @@ from detectron2_ext.paste.composite import RandomMirror, basic
 from detectron2_ext.paste.pasters import PoolPaster
 from detectron2_ext.paste.plan import Scattered, StatisticalSize, UniformDraws, class_sizes
 from detectron2_ext.paste.pool import ImagesWithMasks, IndexedCutouts, InstancePool
-from diSegmenter.images import encode_cutout
 from exchange import files
+from exchange.images import encode_cutout
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolInstance, write_index
 

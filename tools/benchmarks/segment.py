@@ -20,14 +20,14 @@ from torch import nn
 from torchvision import transforms
 from transformers import AutoModel, AutoModelForImageSegmentation, AutoProcessor, CLIPConfig, CLIPModel
 
-from diSegmenter.annotate import outline
+from diSegmenter.annotate import MaskCleaner, outline
 from diSegmenter.clip_score import ClipScorer
-from diSegmenter.filter import MaskCleaner
 from diSegmenter.foreground import MattingForeground
 from diSegmenter.segment_round import RoundSegmenter
 from exchange.config import REPOSITORY
 from exchange.layout import RunLayout
 from exchange.manifest import GeneratedInstance
+from exchange.shards import Shard
 from tools.digits import pictures, samples
 
 _IMAGES, _REPEATS, _BATCH = 192, 5, 16
@@ -117,6 +117,7 @@ def _batched(layout: RunLayout, instances: list[GeneratedInstance], models: _Mod
         ClipScorer(models.clip, models.processor, models.prompts, models.device),
         batch_size=_BATCH,
         workers=4,
+        shard=Shard(),
     )
     segment(0, [(len(instances), [(instance, "") for instance in instances])])
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detectron2_ext.data.images import BadImage, read_image
+from detectron2_ext.data.images import read_image
+from exchange.images import BadImage
 
 
 def smooth(height: int, width: int) -> np.ndarray:

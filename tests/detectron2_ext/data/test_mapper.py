@@ -3,13 +3,13 @@ import pytest
 import torch
 from PIL import Image
 
-from detectron2_ext.data.images import BadImage
 from detectron2_ext.data.mapper import TestMapper, TrainMapper
 from detectron2_ext.data.view import ResizeCropFlip, SceneReader
 from detectron2_ext.paste.composite import RandomMirror, basic
 from detectron2_ext.paste.pasters import PoolPaster
 from detectron2_ext.paste.plan import Scattered, UniformDraws, UniformSize
 from detectron2_ext.paste.pool import ImagesWithMasks, InstancePool
+from exchange.images import BadImage
 
 JITTER = ResizeCropFlip(64, (0.5, 1.5))
 UPRIGHT = ResizeCropFlip(64, (1.0, 1.0), flip_probability=0.0)

@@ -4,9 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
-from detectron2_ext.data.images import BadImage
 from detectron2_ext.paste.pool import ImagesWithMasks, IndexedCutouts, InstancePool, JoinedCutouts
 from exchange.errors import UserError
+from exchange.images import BadImage
 
 CATEGORY_IDS = np.array([10, 20, 30])
 

@@ -5,20 +5,22 @@ import os
 import re
 import sys
 import tarfile
+from collections import Counter
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from diSegmenter.annotate import lvis_file, outline
-from diSegmenter.images import decode_rgba, encode_cutout
 from diSegmenter.pool import move
+from diSegmenter.pool.foreign import read_folders
 from diSegmenter.pool.move import export_coco, export_folders, merge, pack
 from diSegmenter.pool.prune import prune_dropped, prune_duplicates, prune_originals
 from diSegmenter.pool.verify import verify
 from exchange import files
 from exchange.annotations import read_annotations
 from exchange.errors import UserError
+from exchange.images import decode_rgba, encode_cutout
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex, write_index
 from tests.diSegmenter.conftest import CATEGORIES, disc_image, pool_instance
@@ -247,6 +249,16 @@ def test_an_exported_pool_comes_back_the_same(pool, tmp_path):
         run([back + kind, source, "--from", kind, "--annotations", annotations, *root], "import")
         assert sorted(pixels(RunLayout(back + kind))) == sorted(pixels(pool))
         assert list(verify(RunLayout(back + kind), IDS)) == []
+
+
+def test_classes_whose_names_no_folder_can_have_are_exported_apart(pool, tmp_path):
+    first, second = NAMES
+    names = {first: "a/b", second: "a%2Fb"}
+    export_folders(pool, names, str(tmp_path))
+    back = read_folders(str(tmp_path / "images"), {name: key for key, name in names.items()})
+    assert Counter(found.category_id for found in back) == Counter(
+        PoolIndex(pool, [0, 1]).category_ids.tolist()
+    )
 
 
 def run(arguments, name):

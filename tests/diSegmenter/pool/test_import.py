@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
-from diSegmenter.images import decode_rgba
 from diSegmenter.pool import add
 from diSegmenter.pool.add import import_round
 from diSegmenter.pool.foreign import read_coco, read_folders, read_xpaste
 from exchange import files
 from exchange.annotations import read_annotations
 from exchange.errors import UserError
+from exchange.images import decode_rgba
 from exchange.pool_index import PoolIndex
 from tests.diSegmenter.conftest import CATEGORIES, disc_image, png
 

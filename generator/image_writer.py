@@ -1,42 +1,16 @@
-"""Generated images on disk: PNG files that carry their own record, written beside the GPU's work."""
+"""Writes generated images, each with its record, beside the GPU's work."""
 
 import dataclasses
-import io
-import json
 import queue
 import threading
 from types import TracebackType
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, PngImagePlugin
 
 from exchange import files
+from exchange.images import encode_png
 from exchange.manifest import GeneratedInstance
-
-_KEY = "mrca"
-_END = b"IEND\xaeB`\x82"  # the last eight bytes of every whole PNG file
-
-
-def encode(pixels: npt.NDArray[np.uint8], record: GeneratedInstance) -> bytes:
-    """A PNG file of ``pixels`` (H, W, 3) with the record as a text chunk."""
-    info = PngImagePlugin.PngInfo()
-    info.add_text(_KEY, json.dumps(dataclasses.asdict(record)))
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", pnginfo=info)
-    return buffer.getvalue()
-
-
-def read_record(path: str) -> GeneratedInstance | None:
-    """The record in the image ``path``; None if there is no such file, it is not whole or has no record."""
-    try:
-        with fsspec.open(path, "rb") as file:
-            record = json.loads(Image.open(file, formats=("PNG",)).info[_KEY])
-            file.seek(-len(_END), io.SEEK_END)
-            return GeneratedInstance(**record) if file.read() == _END else None
-    except (OSError, KeyError, ValueError, TypeError):
-        return None
 
 
 class ImageWriter:
@@ -78,7 +52,7 @@ class ImageWriter:
                 continue
             path, pixels, record = item
             try:
-                files.write_bytes(path, encode(pixels, record))
+                files.write_bytes(path, encode_png(pixels, dataclasses.asdict(record)))
                 self.written.append(record)
             except BaseException as error:  # raised again in the thread that draws
                 self._error = error

@@ -1,4 +1,4 @@
-"""Pictures of annotated images, and sheets of them."""
+"""Pictures of annotated images: objects tinted and outlined."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 REAL, PASTED = (46, 134, 255), (255, 122, 0)  # blue and orange: told apart in any kind of colour vision
-_BACKGROUND, _TEXT = (24, 26, 30), (235, 235, 235)
-_GAP = 8
 _TINT = 0.2  # weight of a mask's colour
 
 
@@ -52,23 +50,3 @@ def draw_objects(
         drawing.rectangle(drawing.textbbox((x + 2, y), label, font=font), fill=color)
         drawing.text((x + 2, y), label, fill=(255, 255, 255), font=font)
     return picture
-
-
-def contact_sheet(
-    pictures: Sequence[Image.Image], captions: Sequence[str], title: str, side: int = 400
-) -> Image.Image:
-    """Pictures in a grid of squares of ``side`` pixels, each with a caption, under a title."""
-    columns = max(1, int(np.ceil(np.sqrt(len(pictures)))))
-    rows = -(-len(pictures) // columns)
-    line = side // 20
-    cell = (side + _GAP, side + _GAP + line)
-    sheet = Image.new("RGB", (columns * cell[0] + _GAP, rows * cell[1] + _GAP + 2 * line), _BACKGROUND)
-    drawing = ImageDraw.Draw(sheet)
-    drawing.text((_GAP, line // 3), title, fill=_TEXT, font=ImageFont.load_default(size=int(line * 0.9)))
-    small = ImageFont.load_default(size=int(line * 0.7))
-    for number, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
-        x = _GAP + number % columns * cell[0]
-        y = _GAP + 2 * line + number // columns * cell[1]
-        sheet.paste(picture, (x + (side - picture.width) // 2, y + (side - picture.height) // 2))
-        drawing.text((x, y + side + 2), caption, fill=_TEXT, font=small)
-    return sheet
