@@ -9,7 +9,6 @@ from exchange.layout import RunLayout
 from exchange.typed import from_record
 
 FORMAT_VERSION = 1
-_LARGEST_DRIFT = 1e38  # rows of float32 are no further apart; sums and products of these are finite
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,8 @@ def read_feedback(path: str) -> Feedback:
             raise ValueError("'categories' are not different ids in ascending order, of 32 bits")
         if any(ap is not None and not 0 <= ap <= 100 for ap in aps):
             raise ValueError("an AP is not a percentage")
-        if any(drift is not None and not 0 <= drift <= _LARGEST_DRIFT for drift in feedback.drift):
-            raise ValueError("a 'drift' is no distance of weights")
+        if any(drift is not None and drift < 0 for drift in feedback.drift):
+            raise ValueError("a 'drift' is negative")
     except ValueError as error:
         raise UserError(
             f"{path} is not a feedback file ({error}): write it again with the training stage"

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from exchange import files
+from exchange.errors import UserError
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -74,6 +75,8 @@ def allocate(
         drift: (C,) distance of the classifier's rows from those one round before, NaN where unknown, or None
             before drift and AP apply.
         ap: (C,) mask AP in percent, NaN where there is no validation instance, or None likewise.
+
+    Raises UserError where the product of the factors is beyond float64.
     """
     total = rule.per_class * len(category_ids)
     if rule.balanced:
@@ -87,6 +90,8 @@ def allocate(
         weight = weight * _factor(None if ap is None else np.maximum(ap, LOWEST_AP), -rule.ap_exponent)
     if not weight.any():  # each factor spares some class, and together they spare all
         weight = rarity
+    if not np.isfinite(weight.sum()):
+        raise UserError("the exponents in GENERATOR are too large for drift and AP of this round: lower them")
     share = weight / math.fsum(weight)
     maximum = total if rule.maximum is None else rule.maximum
     return Allocation(share, _whole(_bounded(share, total, rule.minimum, maximum), total, category_ids))

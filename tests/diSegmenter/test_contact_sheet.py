@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 from PIL import Image
 
@@ -28,7 +30,7 @@ def masked(layout, count):
 def test_kept_ones_are_framed_green_and_dropped_ones_red(layout):
     (instance,) = masked(layout, 1)
     for reason, frame in (("", (22, 130, 60)), ("CLIP score", (190, 40, 40))):
-        judged = pool_instance(0, instance.category_id, instance.instance, reason=reason)
+        judged = dataclasses.replace(instance, reason=reason)
         sheet = np.asarray(instance_sheet(layout, "round 0", [judged], NAMES))
         assert (sheet == frame).all(axis=-1).any(axis=1).sum() == 124
 

@@ -66,7 +66,7 @@ def test_batches_and_shards_give_the_same_files(layout, tmp_path):
     for run in (layout, other):
         generate(run, 0, 11)
     together = segment(layout, Darkness(), batch_size=1)
-    apart = [segment(other, Darkness(), 4, shard, 3) for shard in range(3)]
+    apart = [segment(other, Darkness(), 4, Shard(index, 3)) for index in range(3)]
     assert sorted(together, key=repr) == sorted((i for part in apart for i in part), key=repr)
     assert all(apart) and contents(layout) == contents(other)
 

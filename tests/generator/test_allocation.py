@@ -5,6 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from exchange.errors import UserError
 from generator.allocation import AllocationRule, allocate
 
 NAN = float("nan")
@@ -123,6 +124,12 @@ def test_bounds_hold_and_what_they_cut_off_goes_to_the_others_in_proportion():
 def test_impossible_rule_is_refused(wrong):
     with pytest.raises(ValueError):
         AllocationRule(**{"per_class": 4, **wrong})
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_factors_beyond_float64_are_an_error_and_no_share():
+    with pytest.raises(UserError, match="exponents"):
+        allocate(AllocationRule(drift_exponent=17.0), np.arange(2), np.ones(2, int), np.array([1.0, 9e18]))
 
 
 @st.composite
