@@ -46,7 +46,7 @@ def browse(text: str, folder: Path) -> tuple[list[list], np.ndarray]:
 def test_a_browser_shows_every_picture_of_the_report(layout, tmp_path):
     pictures, seen = browse(report(layout, [30, 20, 31, 21, 32, 33]), tmp_path)
     assert len(pictures) == 2
-    assert all(complete and width > 1000 and height > 100 for complete, width, height in pictures)
+    assert all(complete and width > 400 and height > 100 for complete, width, height in pictures)
     disc = (seen == (150, 20, 20)).all(axis=-1)  # the ink of what was generated, in no other part of the page
     frames = {colour: (seen == colour).all(axis=-1).sum() for colour in ((22, 130, 60), (190, 40, 40))}
     assert disc.sum() > 1000 and all(count > 1000 for count in frames.values())
