@@ -27,7 +27,7 @@ def test_detectron2_s_engine_says_what_to_install_where_it_is_missing(
 def test_evaluation_alone_takes_the_average_where_the_weights_have_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_net, "build_model", lambda cfg: TinyNet())
+    monkeypatch.setattr(train_net, "build_detector", lambda cfg: TinyNet())
     monkeypatch.setattr(train_net, "load_weights", load := Mock())
     cfg = tiny_config("OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", "/weights.pth")
     train_net.evaluate_only(cfg, ALONE, train_net.Engine(Mock(), Mock(return_value=None)), given=True)
