@@ -157,7 +157,7 @@ def test_a_killed_and_resumed_run_equals_the_uninterrupted_one_bit_by_bit(tmp_pa
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
         write_config(tmp_path / name, **solver)
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}  # as many threads as the calls below have
     command = [sys.executable, "-m", "detectron2_ext.train_net", "--config"]
     killed = [*command, str(tmp_path / "killed/config.yaml"), "DATALOADER.NUM_WORKERS", "1"]
     with subprocess.Popen(killed, env=environment, start_new_session=True) as process:
