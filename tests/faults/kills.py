@@ -26,7 +26,7 @@ def kill_repeatedly(
     for kills in itertools.count():
         assert kills < 10 * KILLS, "it does not get on"
         place, moment = chance.randint(1, furthest), _MOMENTS[kills % len(_MOMENTS)]
-        process = context.Process(target=_die, args=(stage, options, place, moment))
+        process = context.Process(target=die, args=(stage, options, place, moment))
         process.start()
         process.join()
         if process.exitcode == 0:
@@ -34,7 +34,8 @@ def kill_repeatedly(
         assert process.exitcode == -signal.SIGKILL
 
 
-def _die(stage: Callable[[list[str]], None], options: list[str], place: int, moment: str) -> None:
+def die(stage: Callable[[list[str]], None], options: list[str], place: int, moment: str) -> None:
+    """``stage(options)``, ended by SIGKILL at its file ``place``, counted from 1, at one of the moments above."""
     written, lock, move = itertools.count(1), threading.Lock(), os.replace
 
     def replace(source: str, target: str, **options: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -9,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -158,13 +158,13 @@ def test_a_killed_and_resumed_run_equals_the_uninterrupted_one_bit_by_bit(tmp_pa
         (tmp_path / name).mkdir()
         write_config(tmp_path / name, **solver)
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}  # as many threads as the calls below have
-    command = [sys.executable, "-m", "detectron2_ext.train_net", "--config"]
-    killed = [*command, str(tmp_path / "killed/config.yaml"), "DATALOADER.NUM_WORKERS", "1"]
+    options = ["--config", str(tmp_path / "killed/config.yaml"), "DATALOADER.NUM_WORKERS", "1"]
+    code = f"from tests.faults.kills import die; die(train_net.main, {options}, 9, 'in its place')"
+    killed = [sys.executable, "-c", f"from detectron2_ext import train_net; {code}"]
     with subprocess.Popen(killed, env=environment, start_new_session=True) as process:
-        while not list((tmp_path / "killed/run/train").glob("model_00*.pth")):
-            assert process.poll() is None
-            time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # its loader process
     first_stop = json.loads((tmp_path / "killed/run/train/metrics.json").read_text().splitlines()[-1])
     assert first_stop["iteration"] < 40
     _call(tmp_path / "killed/config.yaml")
