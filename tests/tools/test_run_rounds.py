@@ -16,18 +16,9 @@ def python(code):
 def test_a_chain_runs_its_steps_in_order_and_the_commands_of_a_step_side_by_side(tmp_path):
     log = tmp_path / "log"
     write = f"open({str(log)!r}, 'a').write"
-    both_there = (
-        "import time, pathlib; pathlib.Path({own!r}).touch()\n"
-        "deadline = time.monotonic() + 20\n"
-        "while not pathlib.Path({other!r}).exists():\n"
-        "    assert time.monotonic() < deadline\n"
-        "    time.sleep(0.01)"
-    )
-    one, two = str(tmp_path / "one"), str(tmp_path / "two")
-    side_by_side = [
-        python(both_there.format(own=one, other=two)),
-        python(both_there.format(own=two, other=one)),
-    ]
+    pipe = str(tmp_path / "pipe")
+    os.mkfifo(pipe)  # neither end opens before the other does
+    side_by_side = [python(f"open({pipe!r}, {mode!r})") for mode in ("r", "w")]
     chain = Chain("test", [[python(f"{write}('a')")], side_by_side, [python(f"{write}('b')")]], {})
     chain.start()
     chain.join()
