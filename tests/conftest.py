@@ -1,14 +1,8 @@
 """What holds for every test."""
 
-import os
 from pathlib import Path
 
 import pytest
-
-if os.environ.get("MRCA_TEST_ONEDNN") == "off":  # tools/test_bits.sh
-    import torch
-
-    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
 
 # Whole rounds, other processes, full-size networks, fuzzing. `-m "not slow"` leaves them out: the rest takes a minute.
 SLOW = {

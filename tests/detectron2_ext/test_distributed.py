@@ -20,7 +20,8 @@ from tests.detectron2_ext.engine.tiny import TinyLoader, assert_equal_weights
 @pytest.mark.parametrize("work", ["regression", "detector"])
 def test_two_processes_train_as_one_does_with_the_same_batches(work: str, tmp_path: Path) -> None:
     script = REPOSITORY / "tests/detectron2_ext/engine/ten_steps.py"
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         place = ["--master-addr", "127.0.0.1", "--master-port", str(probe.getsockname()[1])]

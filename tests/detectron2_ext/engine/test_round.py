@@ -157,11 +157,11 @@ def test_a_killed_and_resumed_run_equals_the_uninterrupted_one_bit_by_bit(tmp_pa
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
         write_config(tmp_path / name, **solver)
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}  # as many threads as the calls below have
     options = ["--config", str(tmp_path / "killed/config.yaml"), "DATALOADER.NUM_WORKERS", "1"]
     code = f"from tests.faults.kills import die; die(train_net.main, {options}, 9, 'in its place')"
     killed = [sys.executable, "-c", f"from detectron2_ext import train_net; {code}"]
-    with subprocess.Popen(killed, env=environment, start_new_session=True) as process:
+    # In the same environment as the calls below: as many threads, the same kernels.
+    with subprocess.Popen(killed, cwd=REPOSITORY, start_new_session=True) as process:
         assert process.wait() == -signal.SIGKILL
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # its loader process
