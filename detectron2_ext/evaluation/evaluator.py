@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, BinaryIO, Protocol
 
 import fsspec
 import torch
 from fvcore.common.config import CfgNode
-from torch import nn
 from tqdm import tqdm
 
 from detectron2_ext.data.dataset import DetectionDataset
@@ -19,6 +19,7 @@ from detectron2_ext.distributed import Ranks
 from detectron2_ext.evaluation.pascal import OPEN_IMAGES, VOC, PascalTruth, read_ancestors
 from detectron2_ext.evaluation.predictions import Predictions
 from detectron2_ext.evaluation.scoring import CocoTruth, Evaluation, Truth
+from detectron2_ext.structures import Instances
 from exchange import files
 from exchange.annotations import AnnotationFile, read_annotations
 from exchange.catalog import dataset_paths
@@ -28,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 def validate(
-    cfg: CfgNode, model: nn.Module, name: str, folder: str, ranks: Ranks, **context: Any
+    cfg: CfgNode, model: Detector, name: str, folder: str, ranks: Ranks, **context: Any
 ) -> Evaluation | None:
     """Evaluates ``model`` on the data set ``name``; predictions and ``metrics.json`` go to ``folder/name``.
 
@@ -85,8 +86,18 @@ class Loader(Protocol):
     def __len__(self) -> int: ...
 
 
+class Detector(Protocol):
+    """A network whose detections have ``pred_masks`` as probabilities (N, S, S) over the boxes."""
+
+    training: bool
+
+    def detect(self, batched_inputs: Batch) -> list[Instances]: ...
+
+    def train(self, mode: bool = True) -> Any: ...
+
+
 def evaluate_model(
-    model: nn.Module,
+    model: Detector,
     loader: Loader,
     truth: Truth,
     folder: str,
@@ -95,9 +106,10 @@ def evaluate_model(
 ) -> Evaluation | None:
     """Predicts every image of ``loader`` and scores the predictions against ``truth``.
 
-    Each process predicts the batches of its own loader; masks become run lengths at once, and the objects
-    that the benchmark does not judge go to disk only, so memory stays small. All predictions end up in
-    ``folder`` as ``lvis_instances_results.json`` or ``coco_instances_results.json``, ready for upload.
+    Each process predicts the batches of its own loader. A thread makes run lengths of the masks while the network
+    looks at the next batch; objects that the benchmark does not judge go to disk only, so memory stays small. All
+    predictions end up in ``folder`` as ``lvis_instances_results.json`` or ``coco_instances_results.json``, ready for
+    upload.
 
     Returns:
         The scores in the first process, None in the others.
@@ -107,22 +119,21 @@ def evaluate_model(
         [files.join(folder, f"part{rank}.{suffix}") for rank in range(ranks.world_size)]
         for suffix in ("json", "npz")
     )
-    judged: list[Predictions] = []
     training = model.training
-    model.eval()
-    with torch.inference_mode(), files.atomic_writer(part_file[ranks.rank]) as part:
-        separator = b""
+    model.train(False)
+    with files.atomic_writer(part_file[ranks.rank]) as part, ThreadPoolExecutor(1) as encoder:
+        records = _Records(part, truth, max_detections)
+        encoded: Future[None] | None = None
         for batch in tqdm(loader, desc="evaluating", unit="batch", disable=not ranks.is_first):
-            for record, output in zip(batch, model(batch), strict=True):
-                found = Predictions.from_instances(
-                    record["image_id"], output["instances"].to("cpu"), max_detections
-                )
-                if len(found):
-                    part.write(separator + ",\n".join(found.to_json(truth.category_ids)).encode())
-                    separator = b",\n"
-                    judged.append(found.select(truth.counted(found)))
+            with torch.inference_mode():
+                found = [of_image.to("cpu") for of_image in model.detect(batch)]
+            if encoded:
+                encoded.result()
+            encoded = encoder.submit(records.add, [record["image_id"] for record in batch], found)
+        if encoded:
+            encoded.result()
     model.train(training)
-    files.write_bytes(judged_file[ranks.rank], Predictions.concatenate(judged).to_bytes())
+    files.write_bytes(judged_file[ranks.rank], Predictions.concatenate(records.judged).to_bytes())
     ranks.barrier()
     if not ranks.is_first:
         return None
@@ -132,6 +143,24 @@ def evaluate_model(
         files.remove(path)
     _log.info("scoring %d judged objects in %d images", len(predictions), len(truth.images))
     return truth.score(predictions)
+
+
+class _Records:
+    """Writes the predictions of one process as JSON, without the brackets around them, and keeps the ``judged``."""
+
+    def __init__(self, part: BinaryIO, truth: Truth, max_detections: int) -> None:
+        self.judged: list[Predictions] = []
+        self._part, self._truth, self._max_detections = part, truth, max_detections
+        self._separator = b""
+
+    def add(self, image_ids: Sequence[int], found: Sequence[Instances]) -> None:
+        for image_id, instances in zip(image_ids, found, strict=True):
+            predictions = Predictions.from_instances(image_id, instances, self._max_detections)
+            if len(predictions):
+                lines = ",\n".join(predictions.to_json(self._truth.category_ids))
+                self._part.write(self._separator + lines.encode())
+                self._separator = b",\n"
+                self.judged.append(predictions.select(self._truth.counted(predictions)))
 
 
 def _join_parts(parts: list[str], target: str) -> None:

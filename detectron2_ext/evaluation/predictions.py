@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from faster_coco_eval.core import mask as mask_api
 
+from detectron2_ext.evaluation.mask_encoding import encode_masks
 from detectron2_ext.structures import Instances
 
 
@@ -36,21 +36,19 @@ class Predictions:
     def from_instances(cls, image_id: int, instances: Instances, limit: int) -> Predictions:
         """The ``limit`` best objects of one image, best first, equal scores in the network's order.
 
-        ``instances`` lie on the CPU and have ``pred_boxes`` (N, 4) XYXY, ``scores`` (N,), ``pred_classes``
-        (N,) and ``pred_masks`` bool (N, H, W).
+        ``instances`` lie on the CPU and have ``pred_boxes`` float32 (N, 4) XYXY within the image, ``scores`` (N,),
+        ``pred_classes`` (N,) and ``pred_masks`` float32 (N, S, S), probabilities over the boxes.
         """
         best = np.argsort(-instances.scores.numpy(), kind="stable")[:limit]
-        x1, y1, x2, y2 = instances.pred_boxes.double().numpy()[best].T
-        masks = instances.pred_masks.numpy()[best].view(np.uint8)
-        # The encoder reads columns, so (H, W, N) in Fortran order.
-        encoded = mask_api.encode(np.asfortranarray(masks.transpose(1, 2, 0))) if len(best) else []
+        boxes, masks = instances.pred_boxes.numpy()[best], instances.pred_masks.numpy()[best]
+        x1, y1, x2, y2 = boxes.astype(np.float64).T
         return cls(
             image_ids=np.full(len(best), image_id, dtype=np.int64),
             class_indices=instances.pred_classes.numpy()[best].astype(np.int64),
             scores=instances.scores.double().numpy()[best],
             boxes=np.stack([x1, y1, x2 - x1, y2 - y1], axis=1),
             sizes=np.tile(np.array(instances.image_size, dtype=np.int32), (len(best), 1)),
-            counts=_objects(rle["counts"] for rle in encoded),
+            counts=_objects(encode_masks(masks, boxes, *instances.image_size)),
         )
 
     @classmethod

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detectron2_ext.modeling.centernet import CenterNet
-from detectron2_ext.modeling.postprocessing import resize_detections
+from detectron2_ext.modeling.postprocessing import resize_detections, with_pasted_masks
 from detectron2_ext.modeling.roi_heads import CascadeRoiHeads
 from detectron2_ext.modeling.roi_sampling import GroundTruth
 from detectron2_ext.structures import Instances
@@ -102,19 +102,32 @@ class CenterNet2(nn.Module):
             ``pred_boxes`` float32 (N, 4), ``scores`` float32 (N,), ``pred_classes`` int64 (N,) and, with a
             mask head, ``pred_masks`` bool (N, height, width), best first.
         """
+        if not self.training:
+            return [{"instances": with_pasted_masks(found)} for found in self.detect(batched_inputs)]
+        sizes, proposal_features, roi_features = self._features(batched_inputs)
+        instances = [entry["instances"] for entry in batched_inputs]
+        truth = GroundTruth.from_instances(instances, self.preprocessor.device)
+        proposals, losses = self.proposal_generator(proposal_features, truth)
+        return self.roi_heads.losses(roi_features, sizes, proposals, truth) | losses
+
+    def detect(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[Instances]:
+        """The detections of :meth:`forward`, but ``pred_masks`` are float32 (N, S, S), probabilities over the boxes.
+
+        Masks of whole images are never made.
+        """
+        sizes, proposal_features, roi_features = self._features(batched_inputs)
+        proposals, _ = self.proposal_generator(proposal_features)
+        detections = self.roi_heads.detect(roi_features, sizes, proposals)
+        return [
+            resize_detections(found, int(entry.get("height", size[0])), int(entry.get("width", size[1])))
+            for entry, found, size in zip(batched_inputs, detections, sizes, strict=True)
+        ]
+
+    def _features(
+        self, batched_inputs: Sequence[Mapping[str, Any]]
+    ) -> tuple[list[tuple[int, int]], list[Tensor], list[Tensor]]:
+        """Sizes of the images, and the levels that each of the two stages looks at."""
         images, sizes = self.preprocessor([entry["image"] for entry in batched_inputs])
         features = self.backbone(images)
         proposal_features = [features[name] for name in self.proposal_features]
-        roi_features = [features[name] for name in self.roi_features]
-        if self.training:
-            instances = [entry["instances"] for entry in batched_inputs]
-            truth = GroundTruth.from_instances(instances, images.device)
-            proposals, losses = self.proposal_generator(proposal_features, truth)
-            return self.roi_heads.losses(roi_features, sizes, proposals, truth) | losses
-        proposals, _ = self.proposal_generator(proposal_features)
-        detections = self.roi_heads.detect(roi_features, sizes, proposals)
-        results = []
-        for entry, found, size in zip(batched_inputs, detections, sizes, strict=True):
-            height, width = int(entry.get("height", size[0])), int(entry.get("width", size[1]))
-            results.append({"instances": resize_detections(found, height, width)})
-        return results
+        return sizes, proposal_features, [features[name] for name in self.roi_features]

@@ -39,17 +39,22 @@ def resize_detections(detections: Instances, height: int, width: int) -> Instanc
     """The same detections on the image resized to ``height`` x ``width``; those without area left are
     dropped.
 
-    ``pred_masks``, probabilities (N, S, S) over each box, become bool (N, height, width).
+    ``pred_masks`` stay probabilities (N, S, S) over each box.
     """
     old_height, old_width = detections.image_size
     boxes = detections.pred_boxes
     scale = boxes.new_tensor([width / old_width, height / old_height] * 2)
     boxes = clip_to_image(boxes * scale, torch.tensor([height, width], device=boxes.device))
     fields = dict(detections.fields()) | {"pred_boxes": boxes}
-    resized = Instances((height, width), **fields)[has_area(boxes)]
-    if "pred_masks" in resized:
-        resized.pred_masks = paste_masks(resized.pred_masks, resized.pred_boxes, height, width)
-    return resized
+    return Instances((height, width), **fields)[has_area(boxes)]
+
+
+def with_pasted_masks(detections: Instances) -> Instances:
+    """The same detections with ``pred_masks`` as bool (N, height, width) of their image."""
+    fields = dict(detections.fields())
+    if "pred_masks" in fields:
+        fields["pred_masks"] = paste_masks(fields["pred_masks"], fields["pred_boxes"], *detections.image_size)
+    return Instances(detections.image_size, **fields)
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:

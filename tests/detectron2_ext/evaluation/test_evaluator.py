@@ -28,9 +28,9 @@ class _Oracle(nn.Module):
         super().__init__()
         self._predictions = predictions
 
-    def forward(self, batch: list[dict[str, Any]]) -> list[dict[str, Instances]]:
+    def detect(self, batch: list[dict[str, Any]]) -> list[Instances]:
         assert not self.training and torch.is_inference_mode_enabled()
-        return [{"instances": self._predictions[record["image_id"]]} for record in batch]
+        return [self._predictions[record["image_id"]] for record in batch]
 
 
 class _Loader:

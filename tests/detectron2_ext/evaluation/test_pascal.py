@@ -15,6 +15,7 @@ from detectron2_ext.evaluation.evaluator import build_truth
 from detectron2_ext.evaluation.pascal import OPEN_IMAGES, VOC, PascalTruth, read_ancestors
 from detectron2_ext.evaluation.predictions import Predictions
 from detectron2_ext.evaluation.scoring import CocoTruth
+from detectron2_ext.modeling.postprocessing import with_pasted_masks
 from detectron2_ext.structures import Instances
 from exchange.annotations import AnnotationFile
 from exchange.config import REPOSITORY, load_config
@@ -134,6 +135,7 @@ def test_voc_scores_are_those_of_its_rules(seed: int) -> None:
     world, found = _voc_world(seed)
     images = {image["id"]: image for image in world.images}
     evaluation = PascalTruth(world, VOC).score(_predictions(found))
+    found = {image_id: with_pasted_masks(instances) for image_id, instances in found.items()}
     objects = _by_class(world)
     for kind, summary, per_class in (
         ("box", evaluation.box, evaluation.box_ap),
@@ -176,7 +178,7 @@ def test_open_images_scores_are_those_of_its_rules(seed: int) -> None:
         for image in world.images
     }
     known = {
-        image_id: instances[
+        image_id: with_pasted_masks(instances)[
             torch.tensor([ids[int(c)] in judged[image_id] for c in instances.pred_classes]).bool()
         ]
         for image_id, instances in found.items()
@@ -210,15 +212,12 @@ def _square(image_id: int, category_id: int, x: int, **flags: int) -> dict[str, 
 
 def _squares(*places: tuple[int, float]) -> Instances:
     """Predictions of class 0 at x with a score."""
-    masks = torch.zeros(len(places), 20, 60, dtype=torch.bool)
-    for mask, (x, _) in zip(masks, places, strict=True):
-        mask[:10, x : x + 10] = True
     return Instances(
         (20, 60),
         pred_boxes=torch.tensor([[x, 0, x + 10, 10] for x, _ in places]).float(),
         scores=torch.tensor([score for _, score in places]),
         pred_classes=torch.zeros(len(places), dtype=torch.int64),
-        pred_masks=masks,
+        pred_masks=torch.ones(len(places), 2, 2),
     )
 
 

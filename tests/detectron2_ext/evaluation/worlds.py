@@ -106,16 +106,15 @@ def _predict(
     corners[:, 0::2] = corners[:, 0::2].clamp(0, width)
     corners[:, 1::2] = corners[:, 1::2].clamp(0, height)
     corners[:, 2:] = torch.maximum(corners[:, 2:], corners[:, :2])
-    masks = torch.zeros(len(found), height, width, dtype=torch.bool)
-    for mask, (x1, y1, x2, y2) in zip(masks, corners.round().long().tolist(), strict=True):
-        mask[y1:y2, x1:x2] = True
-        mask[y1 : (y1 + y2) // 2, x1 : (x1 + x2) // 2] &= bool(rng.random() < 0.5)
-    masks[6::7] = False
+    masks = torch.ones(len(found), 4, 4)
+    masks[rng.random(len(found)) < 0.5, :2, :2] = 0
+    masks[6::7] = 0
     scores = torch.from_numpy(rng.integers(1, 8, len(found)) / 8.0).float()
-    return Instances(
+    predicted = Instances(
         (height, width),
         pred_boxes=corners,
         scores=scores,
         pred_classes=torch.tensor(labels, dtype=torch.int64),
         pred_masks=masks,
     )
+    return predicted[(corners[:, 2:] > corners[:, :2]).all(1)]

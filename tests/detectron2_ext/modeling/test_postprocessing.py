@@ -3,7 +3,12 @@ import math
 import pytest
 import torch
 
-from detectron2_ext.modeling.postprocessing import DetectionSelection, paste_masks, resize_detections
+from detectron2_ext.modeling.postprocessing import (
+    DetectionSelection,
+    paste_masks,
+    resize_detections,
+    with_pasted_masks,
+)
 from detectron2_ext.structures import Instances
 
 SIZE = (40, 60)
@@ -103,11 +108,9 @@ def test_detections_move_to_the_original_image():
     assert resized.image_size == (80, 90)
     assert resized.pred_boxes.tolist() == [[15, 20, 45, 40], [0, 0, 90, 80]]
     assert resized.scores.tolist() == pytest.approx([0.9, 0.8])
-    assert resized.pred_masks.shape == (2, 80, 90)
-    assert resized.pred_masks.sum((1, 2)).tolist() == [
-        30 * 20,
-        90 * 80 - 4,
-    ]  # interpolation rounds the corners
+    masks = with_pasted_masks(resized).pred_masks
+    assert masks.shape == (2, 80, 90)
+    assert masks.sum((1, 2)).tolist() == [30 * 20, 90 * 80 - 4]  # interpolation rounds the corners
 
 
 def test_no_detection_has_no_masks():
@@ -118,4 +121,4 @@ def test_no_detection_has_no_masks():
         pred_classes=torch.zeros(0, dtype=torch.int64),
         pred_masks=torch.zeros(0, 28, 28),
     )
-    assert resize_detections(nothing, 80, 90).pred_masks.shape == (0, 80, 90)
+    assert with_pasted_masks(resize_detections(nothing, 80, 90)).pred_masks.shape == (0, 80, 90)
