@@ -19,7 +19,7 @@ from detectron2_ext.modeling.fpn import FeaturePyramid
 from detectron2_ext.modeling.postprocessing import DetectionSelection
 from detectron2_ext.modeling.resnet import TimmResNet
 from detectron2_ext.modeling.roi_heads import BoxHead, BoxPredictor, CascadeRoiHeads, MaskHead
-from detectron2_ext.modeling.roi_sampling import RoiSampler
+from detectron2_ext.modeling.roi_sampling import RoiSampler, from_every_object, from_real_objects
 from detectron2_ext.modeling.swin import SWIN_SIZES, SwinTransformer
 from detectron2_ext.modeling.weights import load_weights
 from detectron2_ext.roi_pooler import RoiPooler
@@ -197,6 +197,8 @@ def _build_roi_heads(
         mean_over_foreground=box.BBOX_REG_LOSS_PER == "foreground",
         mask_pooler=RoiPooler(mask.POOLER_RESOLUTION, strides),
         mask_head=MaskHead(channels, mask.CONV_DIM, mask.NUM_CONV) if model.MASK_ON else None,
+        box_lessons=from_every_object if model.USE_XPASTE_BOX_LOSS else from_real_objects,
+        mask_lessons=from_every_object if model.USE_XPASTE_MASK_LOSS else from_real_objects,
         sampler=RoiSampler(
             heads.BATCH_SIZE_PER_IMAGE, heads.POSITIVE_FRACTION, ious[0], heads.NUM_CLASSES, generator
         ),

@@ -14,7 +14,7 @@ from detectron2_ext.modeling.centernet import Proposals
 from detectron2_ext.modeling.federated_loss import FederatedClassSampler, sigmoid_classification_loss
 from detectron2_ext.modeling.layers import fill_fan_in, fill_fan_out
 from detectron2_ext.modeling.postprocessing import DetectionSelection
-from detectron2_ext.modeling.roi_sampling import GroundTruth, LabeledRois, RoiSampler, label_rois
+from detectron2_ext.modeling.roi_sampling import GroundTruth, LabeledRois, Lessons, RoiSampler, label_rois
 from detectron2_ext.roi_pooler import RoiPooler
 from detectron2_ext.structures import BitMasks, Instances
 
@@ -139,6 +139,7 @@ class CascadeRoiHeads(nn.Module):
         mean_over_foreground: the box loss is a mean over the deltas of the boxes that show an object; else their
             sum is divided by the number of all boxes.
         mask_head: None for boxes only.
+        box_lessons, mask_lessons: of the boxes that show an object, those that the box and the mask loss are about.
         sampler: draws the boxes of the first stage in training; its threshold is the first stage's.
         class_sampler: draws the classes that the classification loss covers; None for all of them.
         selection: turns boxes and scores into detections.
@@ -155,6 +156,8 @@ class CascadeRoiHeads(nn.Module):
         mean_over_foreground: bool,
         mask_pooler: RoiPooler,
         mask_head: MaskHead | None,
+        box_lessons: Lessons,
+        mask_lessons: Lessons,
         sampler: RoiSampler,
         class_sampler: FederatedClassSampler | None,
         selection: DetectionSelection,
@@ -169,6 +172,8 @@ class CascadeRoiHeads(nn.Module):
         self.mean_over_foreground = mean_over_foreground
         self.mask_pooler = mask_pooler
         self.mask_head = mask_head
+        self.box_lessons = box_lessons
+        self.mask_lessons = mask_lessons
         self.sampler = sampler
         self.class_sampler = class_sampler
         self.selection = selection
@@ -201,7 +206,7 @@ class CascadeRoiHeads(nn.Module):
             losses[f"loss_box_reg_stage{stage}"] = self._box_loss(stage, deltas, rois, truth)
             boxes = self.box_coders[stage].decode(deltas.detach(), rois.boxes)
         if self.mask_head is not None and truth.masks is not None:
-            foreground = first_rois[(first_rois.classes < self.num_classes).nonzero().squeeze(1)]
+            foreground = first_rois[self._teaching(first_rois, truth, self.mask_lessons)]
             pooled = self.mask_pooler(features, foreground.boxes, foreground.image_index)
             losses["loss_mask"] = mask_loss(self.mask_head(pooled), foreground, truth.masks)
         return losses
@@ -266,9 +271,12 @@ class CascadeRoiHeads(nn.Module):
             class_index = self.class_sampler(classes, self.box_predictor[stage].freq_weight)
         return sigmoid_classification_loss(logits, classes, class_index)
 
+    def _teaching(self, rois: LabeledRois, truth: GroundTruth, lessons: Lessons) -> Tensor:
+        return ((rois.classes < self.num_classes) & lessons(rois, truth)).nonzero().squeeze(1)
+
     def _box_loss(self, stage: int, deltas: Tensor, rois: LabeledRois, truth: GroundTruth) -> Tensor:
         """L1 on the deltas of the boxes that show an object, summed and divided as ``mean_over_foreground`` says."""
-        foreground = (rois.classes < self.num_classes).nonzero().squeeze(1)
+        foreground = self._teaching(rois, truth, self.box_lessons)
         shown = rois[foreground]
         gt_boxes = truth.boxes[shown.image_index, shown.gt_index]
         targets = self.box_coders[stage].encode(shown.boxes, gt_boxes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,21 +18,28 @@ class GroundTruth:
     """Objects of B images, padded to the same number G >= 1 per image with empty boxes that overlap nothing.
 
     ``boxes``: float32 (B, G, 4) XYXY pixels. ``classes``: int64 (B, G). ``counts``: objects of each image.
-    ``masks``: one :class:`BitMasks` per image, or None where the data has no masks.
+    ``pasted``: bool (B, G), False where the data does not say. ``masks``: one :class:`BitMasks` per image, or None
+    where the data has no masks.
     """
 
     boxes: Tensor
     classes: Tensor
     counts: list[int]
+    pasted: Tensor
     masks: list[BitMasks] | None
 
     @classmethod
     def from_instances(cls, instances: Sequence[Instances], device: torch.device) -> GroundTruth:
-        """From the ``gt_boxes``, ``gt_classes`` and, where there are any, ``gt_masks``."""
+        """From the ``gt_boxes``, ``gt_classes`` and, where there are any, ``instance_source`` and ``gt_masks``."""
         one_more = instances[0].gt_classes.new_zeros(1)  # so that G is never 0
         classes = pad_sequence([one_more] + [image.gt_classes for image in instances], batch_first=True)[1:]
         no_box = instances[0].gt_boxes.new_zeros(1, 4)
         boxes = pad_sequence([no_box] + [image.gt_boxes for image in instances], batch_first=True)[1:]
+        sources = [
+            image.instance_source if "instance_source" in image else torch.zeros_like(image.gt_classes)
+            for image in instances
+        ]
+        pasted = pad_sequence([one_more, *sources], batch_first=True)[1:] != 0
         masks = None
         if all("gt_masks" in image for image in instances):
             masks = [
@@ -44,6 +51,7 @@ class GroundTruth:
             boxes.to(device, torch.float32, non_blocking=True),
             classes.to(device, non_blocking=True),
             [len(image) for image in instances],
+            pasted.to(device, non_blocking=True),
             masks,
         )
 
@@ -74,6 +82,19 @@ def label_rois(
     overlap, gt_index = iou(boxes[:, None], truth.boxes[image_index]).max(1)
     classes = truth.classes[image_index, gt_index].masked_fill(overlap < iou_threshold, num_classes)
     return LabeledRois(boxes, image_index, classes, gt_index)
+
+
+Lessons = Callable[[LabeledRois, GroundTruth], Tensor]  # which boxes teach what their object has: bool (R,)
+
+
+def from_every_object(rois: LabeledRois, truth: GroundTruth) -> Tensor:
+    """All of them."""
+    return torch.ones_like(rois.classes, dtype=torch.bool)
+
+
+def from_real_objects(rois: LabeledRois, truth: GroundTruth) -> Tensor:
+    """Those whose object was not pasted (X-Paste's ablations)."""
+    return ~truth.pasted[rois.image_index, rois.gt_index]
 
 
 class RoiSampler:

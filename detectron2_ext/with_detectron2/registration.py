@@ -127,6 +127,8 @@ def from_detectron2(instances: d2.Instances) -> Instances:
     converted = Instances(
         instances.image_size, gt_boxes=instances.gt_boxes.tensor, gt_classes=instances.gt_classes
     )
+    if instances.has("instance_source"):
+        converted.instance_source = instances.instance_source
     if instances.has("gt_masks"):
         converted.gt_masks = BitMasks.from_full(_full_masks(instances.gt_masks, instances.image_size))
     return converted

@@ -184,11 +184,9 @@ def test_the_released_feed_yaml_belongs_to_the_run_that_is_trained_by_the_other(
     [
         ("INPUT.ACTIVE_SELECT", "True", "False"),
         ("INPUT.USE_INSTABOOST", "True", "False"),
-        ("INPUT.SCP_TYPE", "rc_only", "''"),
         ("MODEL.WITH_CAPTION", "True", "False"),
         ("WITH_IMAGE_LABELS", "True", "False"),
         ("DATALOADER.DATASET_ANN", "('box', 'image')", r"\['box', 'box'\]"),
-        ("MODEL.USE_XPASTE_MASK_LOSS", "False", "True"),
     ],
 )
 def test_a_key_that_would_teach_something_else_is_refused_and_says_how_to_switch_it_off(

@@ -28,7 +28,7 @@ def world(scenes, **overrides):
     features = [torch.randn(len(scenes), 16, 256 // stride, 320 // stride) for stride in (8, 16, 32)]
     instances = [objects(boxes, classes, size) for (boxes, classes), size in zip(scenes, SIZES, strict=True)]
     for image in instances:
-        image.instance_source = torch.arange(len(image)) % 2  # a pasted object teaches like any other
+        image.instance_source = torch.arange(len(image)) % 2
         y, x = torch.meshgrid(*(torch.arange(extent) for extent in image.image_size), indexing="ij")
         image.gt_masks = BitMasks.from_full(image.gt_masks.to_full() & ((x + 2 * y) % 70 < 40))  # stripes
     truth = GroundTruth.from_instances(instances, torch.device("cpu"))
@@ -70,8 +70,9 @@ def label(box, objects_of_image, classes, threshold):
     return classes[best] if shown else NUM_CLASSES, best
 
 
-def reference(weights, features, scenes, proposals, masks, loss_per, covered):
-    """The losses, from weights and features in float64; ``covered(present)``: classes of the federated loss."""
+def reference(weights, features, scenes, proposals, masks, loss_per, covered, boxes_from, masks_from):
+    """The losses, from weights and features in float64; ``covered(present)``: classes of the federated loss;
+    ``boxes_from``, ``masks_from``: sources of the objects that teach them."""
     rois = [
         (box, n)
         for n, ((objects_of_image, _), found) in enumerate(zip(scenes, proposals, strict=True))
@@ -93,7 +94,9 @@ def reference(weights, features, scenes, proposals, masks, loss_per, covered):
         found = [label(box, *scenes[n], threshold) for box, n in rois]
         labels = torch.tensor([name for name, _ in found])
         shown = [(r, rois[r][1], index) for r, (name, index) in enumerate(found) if name < NUM_CLASSES]
-        mask_rois = mask_rois if stage else [(rois[r][0], n, index) for r, n, index in shown]
+        if not stage:
+            mask_rois = [(rois[r][0], n, index) for r, n, index in shown if index % 2 in masks_from]
+        shown = [(r, n, index) for r, n, index in shown if index % 2 in boxes_from]
         hidden = third(pool(features, *zip(*rois, strict=True), 7)).flatten(1)
         for layer in (f"box_head.{stage}.fc1", f"box_head.{stage}.fc2"):
             hidden = F.linear(hidden, *of(layer)).relu()
@@ -151,21 +154,25 @@ def _overlap(a, b):
 
 
 @pytest.mark.parametrize(
-    ("loss_per", "num_classes", "covered"),
+    ("loss_per", "num_classes", "covered", "boxes_from", "masks_from"),
     [
-        ("sampled", 1, lambda present: present),
-        ("foreground", 50, lambda present: present | {0, 2, 3}),
-        ("sampled", None, lambda _: set(range(NUM_CLASSES))),
+        ("sampled", 1, lambda present: present, (0, 1), (0,)),
+        ("foreground", 50, lambda present: present | {0, 2, 3}, (0, 1), (0, 1)),
+        ("sampled", None, lambda _: set(range(NUM_CLASSES)), (0,), (0, 1)),
+        ("foreground", 1, lambda present: present, (0,), (0,)),
     ],
-    ids=["present classes", "federated", "all classes"],
+    ids=["present classes, real masks", "federated", "all classes, real boxes", "real boxes and masks"],
 )
 @pytest.mark.parametrize(
     "scenes",
     [SCENES, [([], []), SCENES[1]], [([], []), ([], [])]],
     ids=["ordinary", "one image empty", "both empty"],
 )
-def test_losses_and_gradients_are_the_cascade_written_out(scenes, loss_per, num_classes, covered):
+def test_losses_and_gradients_are_the_cascade_written_out(
+    scenes, loss_per, num_classes, covered, boxes_from, masks_from
+):
     settings = {"ROI_HEADS__BATCH_SIZE_PER_IMAGE": 256, "ROI_BOX_HEAD__BBOX_REG_LOSS_PER": loss_per}
+    settings |= {"USE_XPASTE_BOX_LOSS": 1 in boxes_from, "USE_XPASTE_MASK_LOSS": 1 in masks_from}
     if num_classes is None:
         settings["ROI_BOX_HEAD__USE_FED_LOSS"] = False
     else:
@@ -183,6 +190,8 @@ def test_losses_and_gradients_are_the_cascade_written_out(scenes, loss_per, num_
         [of_image.to_full() for of_image in truth.masks],
         loss_per,
         covered,
+        boxes_from,
+        masks_from,
     )
     assert dropped > 0 and set(losses) == set(expected)
     options = {"retain_graph": True, "materialize_grads": True}
