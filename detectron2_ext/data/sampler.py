@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -78,6 +79,40 @@ class ImageStream:
         return self._whole + (rng.random(len(self._fraction)) < self._fraction), rng
 
 
+class GroupedStream:
+    """A stream in another order, so that images ``n * size`` to ``(n + 1) * size`` are of one group.
+
+    Images wait until ``size`` of their group are there, and then come together (Detectron2's aspect ratio grouping,
+    for a batch of all processes together). An image waits for as long as its group needs, over the end of an epoch.
+
+    Args:
+        groups: number of the group of each image of the data set, int (N,).
+        size: of a batch.
+    """
+
+    def __init__(self, stream: ImageStream, groups: np.ndarray, size: int) -> None:
+        self._stream, self._groups, self._size = stream, groups, size
+
+    def since(self, position: int) -> Iterator[int]:
+        """The entries from ``position`` on, without end."""
+        waiting = np.zeros(0, np.int64)
+        for epoch in itertools.count():
+            entries = np.concatenate([waiting, self._stream.epoch(epoch)])
+            ready, waiting = self._group(entries)
+            yield from ready[position:].tolist()
+            position = max(0, position - len(ready))
+
+    def _group(self, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Those that make full batches, in the order in which the batches fill; the others, in theirs."""
+        groups = self._groups[entries]
+        places = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+        full = [of[: len(of) // self._size * self._size].reshape(-1, self._size) for of in places]
+        batches = np.concatenate(full)
+        batches = batches[batches[:, -1].argsort()]
+        left = np.setdiff1d(np.arange(len(entries)), batches)
+        return entries[batches.ravel()], entries[left]
+
+
 class StreamSampler(Sampler):
     """One rank's part of the stream as ``(k, data set index)``.
 
@@ -87,7 +122,7 @@ class StreamSampler(Sampler):
     """
 
     def __init__(
-        self, stream: ImageStream, start: int, stop: int, rank: int = 0, world_size: int = 1
+        self, stream: ImageStream | GroupedStream, start: int, stop: int, rank: int = 0, world_size: int = 1
     ) -> None:
         self._stream, self._start, self._stop = stream, start, stop
         self._rank, self._world_size = rank, world_size

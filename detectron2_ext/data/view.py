@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -91,6 +92,25 @@ class ResizeCropFlip:
         return View(scale, scaled, (offset[0], offset[1]), (size[0], size[1]), flip)
 
 
+@dataclass(frozen=True)
+class FitFlip:
+    """Scaled to fit ``target_size`` (height, width) times a factor drawn from ``scale_range``, whole, perhaps mirrored.
+
+    X-Paste's view of an image that is copied from (INPUT.LIMIT_SRC_LSJ).
+    """
+
+    target_size: tuple[int, int]
+    scale_range: tuple[float, float] = (0.8, 1.2)
+    flip_probability: float = 0.5
+
+    def draw(self, image_size: tuple[int, int], rng: np.random.Generator) -> View:
+        """A random view of an image of ``image_size`` (height, width)."""
+        fit = min(target / extent for target, extent in zip(self.target_size, image_size, strict=True))
+        scale = rng.uniform(*self.scale_range) * fit
+        scaled = max(1, int(image_size[0] * scale)), max(1, int(image_size[1] * scale))
+        return View(scale, scaled, (0, 0), scaled, rng.random() < self.flip_probability)
+
+
 @dataclass
 class ObjectMask:
     """A mask cut to its tight box.
@@ -111,6 +131,18 @@ def tighten(mask: np.ndarray, x: int = 0, y: int = 0) -> ObjectMask | None:
     return ObjectMask(
         np.ascontiguousarray(mask[top:bottom, left:right]), (x + left, y + top, x + right, y + bottom)
     )
+
+
+def union(masks: Sequence[ObjectMask]) -> ObjectMask:
+    """The pixels of any of one or more masks of an image."""
+    boxes = np.array([mask.box for mask in masks])
+    left, top = boxes[:, :2].min(axis=0).tolist()
+    right, bottom = boxes[:, 2:].max(axis=0).tolist()
+    crop = np.zeros((bottom - top, right - left), np.uint8)
+    for mask in masks:
+        x1, y1, x2, y2 = mask.box
+        crop[y1 - top : y2 - top, x1 - left : x2 - left] |= mask.crop
+    return ObjectMask(crop, (left, top, right, bottom))
 
 
 def rasterize(segmentation: Segmentation, view: View) -> ObjectMask | None:
@@ -188,19 +220,24 @@ class Scene:
 
 
 class SceneReader:
-    """Reads images of ``dataset`` in the views that ``augmentation`` draws."""
+    """Reads images of ``dataset`` in the views that ``augmentation`` draws; ``changes`` are made to each scene."""
 
-    def __init__(self, dataset: DetectionDataset, augmentation: ResizeCropFlip) -> None:
+    def __init__(
+        self,
+        dataset: DetectionDataset,
+        augmentation: ResizeCropFlip,
+        changes: Sequence[Callable[[Scene, np.random.Generator], None]] = (),
+    ) -> None:
         self.dataset = dataset
-        self._augmentation = augmentation
+        self._augmentation, self._changes = augmentation, list(changes)
 
-    def __call__(self, index: int, rng: np.random.Generator) -> Scene:
+    def __call__(self, index: int, rng: np.random.Generator, augmentation: FitFlip | None = None) -> Scene:
         """A view of one image with its objects, without crowds and what the view does not show.
 
-        Raises BadImage where the image cannot be read.
+        ``augmentation``: draws the view in place of the reader's own. Raises BadImage where the image cannot be read.
         """
         record = self.dataset.record(index)
-        view = self._augmentation.draw((record.height, record.width), rng)
+        view = (augmentation or self._augmentation).draw((record.height, record.width), rng)
         image = read_image(record.file_name, (record.height, record.width), view.scale)
         boxes = view.boxes(record.boxes)
         visible = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]) & ~record.crowd
@@ -210,4 +247,7 @@ class SceneReader:
             if mask is not None:
                 box = tuple(boxes[offset].tolist())
                 objects.append(SceneObject(box, mask, int(record.classes[offset])))
-        return Scene(view.image(image), objects)
+        scene = Scene(view.image(image), objects)
+        for change in self._changes:
+            change(scene, rng)
+        return scene

@@ -15,9 +15,9 @@ from detectron2_ext.data.loader import (
     is_bgr,
 )
 from detectron2_ext.data.mapper import TrainMapper
-from detectron2_ext.data.sampler import ImageStream, StreamSampler, repeat_factors
+from detectron2_ext.data.sampler import GroupedStream, ImageStream, StreamSampler, repeat_factors
 from detectron2_ext.data.view import ResizeCropFlip, SceneReader
-from detectron2_ext.paste.build import build_pasters, flip_probability
+from detectron2_ext.paste.build import build_pasters, build_recoloring, flip_probability
 from detectron2_ext.paste.pool import InstancePool
 from exchange.errors import UserError
 from exchange.feedback import Feedback
@@ -68,8 +68,11 @@ def build_train_loader(
     if not len(images):
         raise UserError(f"data set {training_set_name(cfg)} has no image with an object: nothing to train on")
     round_ = start_iteration // cfg.SOLVER.ROUND_ITERS
-    reader = SceneReader(dataset, _build_augmentation(cfg))
-    pasters = build_pasters(cfg, reader, images, pool, feedback, round_, seed)
+    reader, copied_from = (
+        SceneReader(dataset, _build_augmentation(cfg), build_recoloring(cfg, part, dataset, images))
+        for part in ("dst", "src")
+    )
+    pasters = build_pasters(cfg, copied_from, images, pool, feedback, round_, seed)
     mapper = TrainMapper(reader, images, pasters, seed, bgr=is_bgr(cfg))
     first, last = start_iteration * batch_size, (start_iteration + num_iterations) * batch_size
     sampler = StreamSampler(_build_stream(cfg, dataset, images, seed), first, last, rank, world_size)
@@ -89,7 +92,9 @@ def _build_augmentation(cfg: CfgNode) -> ResizeCropFlip:
     return ResizeCropFlip(cfg.INPUT.TRAIN_SIZE, tuple(cfg.INPUT.SCALE_RANGE), flip_probability(cfg))
 
 
-def _build_stream(cfg: CfgNode, dataset: DetectionDataset, images: np.ndarray, seed: int) -> ImageStream:
+def _build_stream(
+    cfg: CfgNode, dataset: DetectionDataset, images: np.ndarray, seed: int
+) -> ImageStream | GroupedStream:
     name = cfg.DATALOADER.SAMPLER_TRAIN
     if name == "RepeatFactorTrainingSampler":
         factors = repeat_factors(dataset, images, cfg.DATALOADER.REPEAT_THRESHOLD)
@@ -100,4 +105,8 @@ def _build_stream(cfg: CfgNode, dataset: DetectionDataset, images: np.ndarray, s
             f"DATALOADER.SAMPLER_TRAIN is {name!r}, which does not exist: choose RepeatFactorTrainingSampler "
             "or TrainingSampler"
         )
-    return ImageStream(images, factors, seed)
+    stream = ImageStream(images, factors, seed)
+    if not cfg.DATALOADER.ASPECT_RATIO_GROUPING:
+        return stream
+    heights, widths = dataset.sizes.T
+    return GroupedStream(stream, widths > heights, cfg.SOLVER.IMS_PER_BATCH)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from fvcore.common.config import CfgNode
 
-from detectron2_ext.data.dataset import DetectionDataset
+from detectron2_ext.data.dataset import DetectionDataset, class_frequencies
 from detectron2_ext.data.loader import choose
 from detectron2_ext.data.mapper import Paster
-from detectron2_ext.data.view import SceneReader
+from detectron2_ext.data.view import FitFlip, Scene, SceneReader
 from detectron2_ext.paste.composite import (
     BLENDS,
     CutoutAugmentation,
@@ -37,7 +38,25 @@ from detectron2_ext.paste.plan import (
     class_sizes,
     native_size,
 )
-from detectron2_ext.paste.pool import Cutouts, ImagesWithMasks, IndexedCutouts, InstancePool, JoinedCutouts
+from detectron2_ext.paste.pool import (
+    Cutouts,
+    ImagesWithMasks,
+    IndexedCutouts,
+    InstancePool,
+    JoinedCutouts,
+    OpaquePart,
+)
+from detectron2_ext.paste.recolor import RecolorObjects, color_jitter, photometric
+from detectron2_ext.paste.sources import (
+    AnyImage,
+    ClassFirst,
+    ImagesOfClasses,
+    SharedClass,
+    SourceRule,
+    every_object,
+    some_objects,
+)
+from exchange.annotations import frequency
 from exchange.config import from_repository
 from exchange.errors import UserError
 from exchange.feedback import Feedback
@@ -78,7 +97,7 @@ def build_pasters(
     round_: int,
     seed: int,
 ) -> list[Paster]:
-    """What INPUT.USE_COPY_METHOD asks for, in the order of pasting.
+    """What INPUT.USE_COPY_METHOD asks for, in the order of pasting; ``reader`` gives the images that are copied from.
 
     Without a pool, or with an empty one, nothing is pasted from it. Raises UserError for a setting whose
     value does not exist, and for feedback about other categories than the data set's.
@@ -88,7 +107,16 @@ def build_pasters(
         raise UserError(f"INPUT.CP_METHOD is {cfg.INPUT.CP_METHOD}: choose from {', '.join(BLENDS)}")
     blends = [BLENDS[name] for name in cfg.INPUT.CP_METHOD]
     occlude = Occlusion(cfg.INPUT.OCCLUSION_MOVED_BOX, cfg.INPUT.OCCLUSION_FEW_PIXELS)
-    from_images: list[Paster] = [ImagePaster(reader, images, blends, occlude)]
+    of_images = partial(
+        ImagePaster,
+        reader,
+        _build_sources(cfg, reader, images),
+        choose_objects=every_object if cfg.INPUT.SCP_TYPE in ("in_domain", "cas") else some_objects,
+        view_for=partial(FitFlip, flip_probability=flip_probability(cfg))
+        if cfg.INPUT.LIMIT_SRC_LSJ and not cfg.INPUT.SCP_TYPE
+        else None,
+    )
+    from_images: list[Paster] = [of_images(blends, occlude)]
     from_pool: list[Paster] = []
     if pool is not None and len(pool):
         plan = _build_plan(cfg, reader.dataset, images, pool, feedback, round_, seed)
@@ -109,7 +137,8 @@ def _cutouts_of_run(cfg: CfgNode, layout: RunLayout, rounds: Sequence[int]) -> C
 def _finished_pool(cfg: CfgNode) -> Cutouts:
     path = from_repository(cfg.INPUT.INST_POOL_PATH)
     if path.endswith(".json"):
-        return ImagesWithMasks.of_annotations(path, from_repository(cfg.INPUT.INST_POOL_ROOT))
+        images = ImagesWithMasks.of_annotations(path, from_repository(cfg.INPUT.INST_POOL_ROOT))
+        return OpaquePart(images, largest=cfg.USE_LARGEST_PART)
     layout = RunLayout(path)
     if not cfg.INPUT.INST_POOL_PATH or not layout.pool_rounds():
         raise UserError(
@@ -117,6 +146,46 @@ def _finished_pool(cfg: CfgNode) -> Cutouts:
             "with one (tools/pool.py import makes it), or an annotation file (.json)"
         )
     return _cutouts_of_run(cfg, layout, layout.pool_rounds())
+
+
+def build_recoloring(
+    cfg: CfgNode, part: str, dataset: DetectionDataset, images: np.ndarray
+) -> list[Callable[[Scene, np.random.Generator], None]]:
+    """What INPUT.USE_COLOR_JITTER changes in training images (``part`` dst) or in those copied from (src)."""
+    if not _recolors(cfg, part):
+        return []
+    counts = np.rint(class_frequencies(dataset, images) * len(images)).astype(int).tolist()
+    chosen = np.array([frequency(count) in cfg.INPUT.COLOR_JITTER_FREQ_FILTER for count in counts])
+    return [RecolorObjects(chosen, color_jitter if cfg.INPUT.COLOR_JITTER_USE_TORCHVISION else photometric)]
+
+
+def _recolors(cfg: CfgNode, part: str) -> bool:
+    parts = {"both": ("src", "dst"), "src": ("src",), "dst": ("dst",)}
+    return cfg.INPUT.USE_COLOR_JITTER and part in choose(cfg, "COLOR_JITTER_APPLY_TYPE", parts)
+
+
+def _build_sources(cfg: CfgNode, reader: SceneReader, images: np.ndarray) -> SourceRule:
+    if not cfg.INPUT.SCP_TYPE:
+        return AnyImage(images)
+    of_class = ImagesOfClasses(reader.dataset, images)
+    kinds = {
+        "in_domain": lambda: SharedClass(of_class),
+        "cas": lambda: ClassFirst(of_class, of_class.shown(), only_it=True),
+        "the_cls": lambda: ClassFirst(of_class, _selected_classes(cfg, of_class), only_it=True),
+        "the_cls_img": lambda: ClassFirst(of_class, _selected_classes(cfg, of_class), only_it=False),
+    }
+    return choose(cfg, "SCP_TYPE", kinds)()
+
+
+def _selected_classes(cfg: CfgNode, of_class: ImagesOfClasses) -> list[int]:
+    classes = cfg.INPUT.SCP_SELECT_CATS_LIST
+    unknown = set(classes).difference(of_class.shown().tolist())
+    if unknown or not classes:
+        raise UserError(
+            f"INPUT.SCP_SELECT_CATS_LIST is {classes}, but INPUT.SCP_TYPE {cfg.INPUT.SCP_TYPE} copies from images of "
+            "its classes: list class indices from 0 on that a training image shows"
+        )
+    return classes
 
 
 def flip_probability(cfg: CfgNode) -> float:
@@ -140,7 +209,7 @@ def _build_augmentations(cfg: CfgNode) -> list[CutoutAugmentation]:
     augmentations: list[CutoutAugmentation] = [RandomMirror(flip_probability(cfg))]
     if cfg.INPUT.RANDOM_ROTATE:
         augmentations.append(RandomRotation())
-    if cfg.INPUT.COLOR_AUG:
+    if cfg.INPUT.COLOR_AUG or _recolors(cfg, "src"):
         augmentations.append(RandomColor())
     return augmentations
 
@@ -187,6 +256,8 @@ def _weights(kind: str, dataset: DetectionDataset, pool: InstancePool) -> np.nda
 
 
 def _build_size(cfg: CfgNode, dataset: DetectionDataset, feedback: Feedback | None, round_: int) -> SizeRule:
+    if cfg.INPUT.INST_POOL_AREA_CERTAINTY > 0:
+        return UniformSize(cfg.INPUT.INST_POOL_AREA_CERTAINTY, cfg.INPUT.INST_POOL_AREA_CERTAINTY)
     kinds = {
         "statistics": lambda: StatisticalSize(
             class_sizes(dataset), _size_factors(cfg, dataset, feedback, round_)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from detectron2_ext.data.mapper import PasteInfo, Paster
-from detectron2_ext.data.view import PASTED, ObjectMask, Scene, SceneObject, SceneReader
+from detectron2_ext.data.view import PASTED, FitFlip, Scene, SceneReader, union
 from detectron2_ext.paste.composite import (
     RELEASED,
     Blend,
@@ -21,6 +21,7 @@ from detectron2_ext.paste.composite import (
 )
 from detectron2_ext.paste.plan import PastePlan
 from detectron2_ext.paste.pool import InstancePool
+from detectron2_ext.paste.sources import ObjectRule, SourceRule, some_objects
 from exchange.images import BadImage
 
 
@@ -72,40 +73,46 @@ class PoolPaster:
 class ImagePaster:
     """``self_copy``: objects of a second training image, at the places that they have there.
 
-    Simple Copy-Paste (Ghiasi et al., 2021), as X-Paste does it: the second image gets a view of its own, a
-    random number of its objects, from none to all, is copied, and a scene that is smaller than that view
-    grows to the right and downwards, in black.
+    Simple Copy-Paste (Ghiasi et al., 2021), as X-Paste does it: the second image gets a view of its own, and a
+    scene that is smaller than that view grows to the right and downwards, in black.
 
     Args:
         reader: gives a random view of an image with its objects.
-        images: data set indices to choose from, all alike.
+        choose_source: chooses the second image.
         blends: one of them is drawn per image.
         occlude: what it leaves of the objects below.
+        choose_objects: which of the second image's objects are copied.
+        view_for: from the scene's (height, width) to how the second image is seen; None: as the reader sees it.
     """
 
     def __init__(
         self,
         reader: SceneReader,
-        images: np.ndarray,
+        choose_source: SourceRule,
         blends: Sequence[Blend],
         occlude: Occlusion = RELEASED,
+        *,
+        choose_objects: ObjectRule = some_objects,
+        view_for: Callable[[tuple[int, int]], FitFlip] | None = None,
     ) -> None:
-        self._reader, self._images, self._blends, self._occlude = reader, images, list(blends), occlude
+        self._reader, self._choose_source, self._choose_objects = reader, choose_source, choose_objects
+        self._blends, self._occlude, self._view_for = list(blends), occlude, view_for
 
     def __call__(self, scene: Scene, k: int, rng: np.random.Generator, skipped: list[str]) -> list[PasteInfo]:
-        index = int(rng.choice(self._images))
+        source = self._choose_source(scene, rng)
+        if source is None:
+            return []
         try:
-            other = self._reader(index, rng)
+            other = self._reader(source.index, rng, self._view_for and self._view_for(scene.size))
         except BadImage as error:
             skipped.append(str(error))
             return []
-        count = rng.integers(len(other.objects) + 1)
-        chosen = [other.objects[i] for i in rng.permutation(len(other.objects))[:count]]
+        chosen = self._choose_objects(source.objects(other), rng)
         if not chosen:
             return []
         blend = self._blends[rng.integers(len(self._blends))]
         scene.grow(other.size)
-        cover = _union(chosen)
+        cover = union([scene_object.mask for scene_object in chosen])
         x1, y1, x2, y2 = cover.box
         cutout = np.dstack([other.image[y1:y2, x1:x2], cover.crop * np.uint8(255)])
         blend(scene.image[y1:y2, x1:x2], cutout, cover.crop)
@@ -124,14 +131,3 @@ class EitherPaster:
     def __call__(self, scene: Scene, k: int, rng: np.random.Generator, skipped: list[str]) -> list[PasteInfo]:
         chosen = self._choices[rng.random() >= self._probability]
         return [info for paster in chosen for info in paster(scene, k, rng, skipped)]
-
-
-def _union(objects: Sequence[SceneObject]) -> ObjectMask:
-    boxes = np.array([scene_object.mask.box for scene_object in objects])
-    left, top = boxes[:, :2].min(axis=0).tolist()
-    right, bottom = boxes[:, 2:].max(axis=0).tolist()
-    crop = np.zeros((bottom - top, right - left), np.uint8)
-    for scene_object in objects:
-        x1, y1, x2, y2 = scene_object.mask.box
-        crop[y1 - top : y2 - top, x1 - left : x2 - left] |= scene_object.mask.crop
-    return ObjectMask(crop, (left, top, right, bottom))

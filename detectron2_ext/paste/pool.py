@@ -120,6 +120,35 @@ class ImagesWithMasks:
         return image
 
 
+_OPAQUE = 128  # of 255: X-Paste takes a pixel above this for the object's
+
+
+class OpaquePart:
+    """Instances without what is not clearly the object's, as X-Paste loads those that nobody has cropped yet.
+
+    Alpha up to 128 becomes 0; with ``largest``, so does what lies outside of the outer contour of the largest area.
+    """
+
+    def __init__(self, cutouts: Cutouts, largest: bool) -> None:
+        self._cutouts, self._largest = cutouts, largest
+        self.category_ids, self.rounds = cutouts.category_ids, cutouts.rounds
+
+    def name(self, index: int) -> str:
+        return self._cutouts.name(index)
+
+    def column(self, name: str) -> np.ndarray:
+        return self._cutouts.column(name)
+
+    def read(self, index: int) -> np.ndarray:
+        image = self._cutouts.read(index)
+        inside = (image[..., 3] > _OPAQUE).astype(np.uint8)
+        contours, _ = cv2.findContours(inside, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        if self._largest and contours:
+            largest = max(contours, key=cv2.contourArea)
+            inside = cv2.drawContours(np.zeros_like(inside), [largest], 0, 1, cv2.FILLED)
+        return np.dstack([image[..., :3], image[..., 3] * inside])
+
+
 class JoinedCutouts:
     """Several pools as one, in their order."""
 

@@ -73,6 +73,30 @@ def test_batches_are_the_same_for_any_number_of_workers_and_ranks(configure):
     assert {**ranks[0], **ranks[1]} == expected and not ranks[0].keys() & ranks[1].keys()
 
 
+@pytest.mark.parametrize("grouping", [True, False])
+def test_the_images_of_a_batch_are_of_one_orientation_where_the_settings_say(
+    configure, filled_lvis, grouping
+):
+    content = json.loads(filled_lvis.path.read_text())
+    for image in content["images"][:5]:  # whose files are not opened
+        image["width"], image["height"] = 48, 64
+    content["images"][5]["width"] = content["images"][5]["height"] = 48  # a square is not wide
+    filled_lvis.path.write_text(json.dumps(content))
+    cfg = configure("DATALOADER.ASPECT_RATIO_GROUPING", str(grouping))
+    narrow = {image["id"] for image in content["images"][:6]}
+    orders = []
+    for world_size in (1, 2):
+        loaders = [
+            build_train_loader(cfg, start_iteration=0, rank=r, world_size=world_size)
+            for r in range(world_size)
+        ]
+        orders.append({k: index + 1 in narrow for each in loaders for k, index in each._loader.sampler})
+    assert orders[0] == orders[1]
+    batches = [[orders[0][4 * n + i] for i in range(4)] for n in range(30)]
+    assert all(len(set(batch)) == 1 for batch in batches) == grouping
+    assert 0.3 < np.mean(batches) < 0.7
+
+
 def test_a_resumed_training_sees_what_an_uninterrupted_one_sees(configure):
     whole = content(train_loader(configure()))
     resumed = content(train_loader(configure(), start_iteration=17, num_iterations=13))

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from detectron2_ext.data.sampler import ImageStream, StreamSampler, repeat_factors
+from detectron2_ext.data.sampler import GroupedStream, ImageStream, StreamSampler, repeat_factors
 
 
 def stream(seed: int = 3) -> ImageStream:
@@ -51,6 +51,28 @@ def test_the_stream_is_the_epochs_one_after_the_other():
 def test_entering_the_stream_anywhere_gives_what_would_have_come(position):
     whole = list(itertools.islice(stream().since(0), 400))
     assert list(itertools.islice(stream().since(position), 400 - position)) == whole[position:]
+
+
+def buckets(entries, wide, size):
+    """Detectron2's grouping: a bucket of each orientation, handed over when it is full."""
+    waiting = {True: [], False: []}
+    for index in entries:
+        waiting[wide[index]].append(index)
+        if len(waiting[wide[index]]) == size:
+            yield from waiting[wide[index]]
+            waiting[wide[index]].clear()
+
+
+@pytest.mark.parametrize("size", [1, 4, 16])
+@pytest.mark.parametrize(
+    "wide", [{11, 12}, {16}, set(), set(range(17))], ids=["2 of 7", "1 of 7", "none", "all"]
+)
+def test_a_grouped_stream_is_the_stream_through_two_buckets_wherever_it_is_entered(wide, size):
+    is_wide = np.array([index in wide for index in range(17)])
+    expected = list(buckets(itertools.islice(stream().since(0), 3000), is_wide, size))[:1000]
+    for position in (0, 1, 16, 333):
+        grouped = GroupedStream(stream(), is_wide, size).since(position)
+        assert list(itertools.islice(grouped, 1000 - position)) == expected[position:]
 
 
 def test_the_stream_depends_on_the_seed():

@@ -1,10 +1,13 @@
 import json
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
+from detectron2_ext.paste.build import build_pool
 from detectron2_ext.paste.pool import ImagesWithMasks, IndexedCutouts, InstancePool, JoinedCutouts
+from exchange.config import REPOSITORY, load_config
 from exchange.errors import UserError
 from exchange.images import BadImage
 
@@ -55,6 +58,32 @@ def test_a_number_of_the_index_can_be_asked_for(write_pool, index_of):
         pool.column("prompt")
     with pytest.raises(UserError, match="no index"):
         read(path).column("clip_white")
+
+
+@pytest.mark.parametrize("largest", [True, False])
+def test_of_images_with_masks_what_is_not_opaque_stays_out_and_so_do_smaller_parts(write_pool, largest):
+    path = write_pool(1)
+    alpha = np.zeros((48, 48), np.uint8)
+    alpha[4:24, 4:34] = 129  # the largest outline, …
+    alpha[8:20, 8:30] = 60  # … of fewer opaque pixels than the other part …
+    alpha[30:46, 10:34] = 255
+    alpha[0:2] = 128  # haze
+    cv2.imwrite(str(path.parent / "segmented" / "00_0010_0000.png"), alpha)
+    overrides = [
+        "INPUT.USE_COPY_METHOD",
+        "syn_copy",
+        "INPUT.INST_POOL",
+        "True",
+        "INPUT.INST_POOL_FEED",
+        "False",
+    ]
+    overrides += ["INPUT.INST_POOL_PATH", str(path), "INPUT.INST_POOL_ROOT", str(path.parent)]
+    cfg = load_config(
+        str(REPOSITORY / "configs/MRCA/MRCA_R50.yaml"), [*overrides, "USE_LARGEST_PART", str(largest)]
+    )
+    found = build_pool(cfg, None, 0, SimpleNamespace(category_ids=CATEGORY_IDS)).load(0)[..., 3]
+    expected = alpha[4:24, 4:34] if largest else np.where(alpha > 128, alpha, 0)[4:46, 4:34]
+    np.testing.assert_array_equal(found, expected)  # what an outline encloses keeps its alpha
 
 
 def test_joined_pools_are_one_after_the_other(write_pool, index_of):

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from detectron2_ext.paste.build import _build_size
 from detectron2_ext.paste.plan import (
     ClassSizes,
     StatisticalSize,
@@ -10,6 +11,7 @@ from detectron2_ext.paste.plan import (
     adaptive_factors,
     class_sizes,
 )
+from exchange.config import REPOSITORY, load_config
 
 
 def test_class_sizes_are_mean_and_deviation_of_the_root_of_the_area_share(small_lvis):
@@ -64,6 +66,16 @@ def test_sizes_follow_the_class_statistics_within_their_limits():
     assert {size(1, (480, 640), rng) for _ in range(50)} == {0.5}  # 40 x 0.02 is over the limit
     plain = StatisticalSize(ClassSizes(np.array([0.2, 0.02]), np.array([0.03, 0.001])))
     assert plain(1, (100, 640), rng) == 0.1  # 10 pixels of the height
+
+
+@pytest.mark.parametrize("size", ["statistics", "uniform", "native"])
+def test_a_certain_area_is_that_of_every_object_whatever_the_size_rule(size):
+    cfg = load_config(
+        str(REPOSITORY / "configs/MRCA/MRCA_R50.yaml"),
+        ["INPUT.INST_POOL_AREA_CERTAINTY", "0.7", "INPUT.INST_POOL_SIZE", size],
+    )
+    rule = _build_size(cfg, None, None, 0)
+    assert {rule(c, (48, 640), np.random.default_rng(c)) for c in range(5)} == {0.7}  # not cut off at 0.5
 
 
 def test_uniform_sizes_fill_their_range():

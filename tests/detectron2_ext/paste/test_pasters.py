@@ -17,6 +17,7 @@ from detectron2_ext.paste.composite import (
 from detectron2_ext.paste.pasters import EitherPaster, ImagePaster, PoolPaster
 from detectron2_ext.paste.plan import LikeAnotherImage, Placement
 from detectron2_ext.paste.pool import ImagesWithMasks, InstancePool
+from detectron2_ext.paste.sources import AnyImage
 from exchange.config import REPOSITORY, load_config
 
 UPRIGHT = ResizeCropFlip(64, (1.0, 1.0), flip_probability=0.0)
@@ -132,7 +133,7 @@ def test_objects_of_a_second_image_come_with_their_pixels_masks_and_places(small
     for category, box in enumerate(boxes):
         small_lvis.add_object(image, category, box)
     reader = SceneReader(small_lvis.read(), UPRIGHT)
-    paster = ImagePaster(reader, np.array([0]), [basic])
+    paster = ImagePaster(reader, AnyImage(np.array([0])), [basic])
     counts = []
     for seed in range(400):
         scene = black(40, 90)
@@ -162,7 +163,7 @@ def test_copied_objects_cover_those_below_together(small_lvis, rule, survivors):
         below.mask.crop = np.ones((14, 30), np.uint8)  # 20 of its 30 columns can be covered: 140 pixels left
         below.mask.box = below.box = (0, 0, 30, 14)
         scene.objects = [below]
-        paster = ImagePaster(reader, np.array([0]), [basic], rule)
+        paster = ImagePaster(reader, AnyImage(np.array([0])), [basic], rule)
         infos = paster(scene, 0, np.random.default_rng(seed), [])
         real = [o for o in scene.objects if o.source == REAL]
         assert len(real) == (survivors if len(infos) == 2 else 1)
