@@ -103,6 +103,7 @@ def build_segmenter(
     import torch
 
     from diSegmenter.clip_score import load_clip_scorer
+    from diSegmenter.cut_out import BestOf, InTurn, OneModel
     from diSegmenter.foreground import load_foreground
     from diSegmenter.segment_round import RoundSegmenter
 
@@ -110,22 +111,35 @@ def build_segmenter(
     prompts = {
         category: cfg.SEGMENTER.CLIP_PROMPT.format(name) for category, name in dataset.category_names.items()
     }
+    node = cfg.SEGMENTER
+    clean = MaskCleaner(node.ALPHA_FLOOR, node.LARGEST_COMPONENT)
+    scorer = InTurn(load_clip_scorer(node.CLIP_MODEL, node.CLIP_REVISION, prompts, device))
+    models = []
+    for choice, name, revision in chosen_foregrounds(cfg):
+        loaded = load_foreground(choice, name, revision, node.TRUST_REMOTE_CODE, node.INPUT_SIZE, device)
+        models.append(OneModel("alpha" if choice == "alpha" else name, InTurn(loaded), clean, scorer))
     return RoundSegmenter(
         layout,
-        load_foreground(
-            cfg.SEGMENTER.FOREGROUND,
-            cfg.SEGMENTER.FOREGROUND_MODEL,
-            cfg.SEGMENTER.FOREGROUND_REVISION,
-            cfg.SEGMENTER.TRUST_REMOTE_CODE,
-            cfg.SEGMENTER.INPUT_SIZE,
-            device,
-        ),
-        MaskCleaner(cfg.SEGMENTER.ALPHA_FLOOR, cfg.SEGMENTER.LARGEST_COMPONENT),
-        load_clip_scorer(cfg.SEGMENTER.CLIP_MODEL, cfg.SEGMENTER.CLIP_REVISION, prompts, device),
+        models[0] if len(models) == 1 else BestOf(models),
         cfg.SEGMENTER.BATCH_SIZE,
         cfg.SEGMENTER.WORKERS,
         shard,
     )
+
+
+def chosen_foregrounds(cfg: CfgNode) -> list[tuple[str, str, str]]:
+    """Kind, name and revision of each foreground model; one name or revision stands for all."""
+    kinds = cfg.SEGMENTER.FOREGROUND
+    columns = [kinds]
+    for key in ("FOREGROUND_MODEL", "FOREGROUND_REVISION"):
+        values = cfg.SEGMENTER[key]
+        columns.append(values * len(kinds) if len(values) == 1 else values)
+        if len(columns[-1]) != len(kinds) or not kinds:
+            raise UserError(
+                f"SEGMENTER.FOREGROUND names {len(kinds)} models and SEGMENTER.{key} has {len(values)} entries: give one "
+                "for each"
+            )
+    return list(zip(*columns, strict=True))
 
 
 def finish(cfg: CfgNode, layout: RunLayout, judged: JudgedRound, dataset: AnnotationFile) -> None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import functools
 import logging
-import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from tqdm import tqdm
 
-from diSegmenter.annotate import MaskCleaner, outline
+from diSegmenter.annotate import outline
+from diSegmenter.cut_out import CutOut, Cutter
 from exchange import files
 from exchange.errors import UserError
 from exchange.images import (
@@ -80,8 +80,6 @@ def follow_round(
             time.sleep(min(poll_s, timeout_s))
 
 
-Foreground = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
-Scorer = Callable[[Sequence[np.ndarray], Sequence[np.ndarray], Sequence[int]], np.ndarray]
 Item = tuple[GeneratedInstance, str]
 
 
@@ -91,31 +89,24 @@ class RoundSegmenter:
     An image is done when its mask is on disk: the file carries the instance's record and is written last.
 
     Args:
-        foreground: uint8 images (H, W, 4) to uint8 alpha masks (H, W).
-        scorer: images, masks and category ids to CLIP scores (N, 2), on white and on black.
-        workers: threads, each with a batch of its own, of which one at a time has the foreground model and
-            one the scorer; the others decode and write meanwhile.
+        cut_out: gives masks and scores; called from several threads.
+        workers: threads, each with a batch of its own: while one has a model, the others decode and write.
         shard: this process takes the images whose names hash to its index, modulo the number of shards.
     """
 
     def __init__(
         self,
         layout: RunLayout,
-        foreground: Foreground,
-        clean: MaskCleaner,
-        scorer: Scorer,
+        cut_out: Cutter,
         batch_size: int,
         workers: int,
         shard: Shard,
     ) -> None:
         self._layout = layout
-        self._foreground = foreground
-        self._clean = clean
-        self._scorer = scorer
+        self._cut_out = cut_out
         self._batch_size = batch_size
         self._workers = workers
         self._shard = shard
-        self._foreground_turn, self._scorer_turn = threading.Lock(), threading.Lock()
 
     def __call__(self, round_: int, listed: Iterable[Listing]) -> list[PoolInstance]:
         """Segments the images that ``listed`` yields (see ``follow_round``) as they come.
@@ -150,14 +141,9 @@ class RoundSegmenter:
         readable = [(item, image) for item, image in decoded if image is not None]
         if not readable:
             return []
-        pixels = [image for _, image in readable]
-        with self._foreground_turn:
-            masks = self._foreground(pixels)
-        alphas, objects = zip(*map(self._clean, masks), strict=True)
-        with self._scorer_turn:
-            scores = self._scorer(pixels, alphas, [generated.category_id for (generated, _), _ in readable])
-        found = zip(readable, alphas, objects, scores.tolist(), strict=True)
-        return [self._write(round_, item, image, *rest) for (item, image), *rest in found]
+        items, images = zip(*readable, strict=True)
+        found = self._cut_out(images, [generated.category_id for generated, _ in items])
+        return [self._write(round_, *each) for each in zip(items, images, found, strict=True)]
 
     def _read(self, name: str) -> np.ndarray | None:
         try:
@@ -165,16 +151,9 @@ class RoundSegmenter:
         except BadImage:
             return None
 
-    def _write(
-        self,
-        round_: int,
-        item: Item,
-        image: np.ndarray,
-        alpha: np.ndarray,
-        objects: int,
-        scores: list[float],
-    ) -> PoolInstance:
+    def _write(self, round_: int, item: Item, image: np.ndarray, found: CutOut) -> PoolInstance:
         generated, model = item
+        alpha = found.alpha
         instance = PoolInstance(
             file=generated.file,
             round=round_,
@@ -182,14 +161,15 @@ class RoundSegmenter:
             width=alpha.shape[1],
             height=alpha.shape[0],
             **outline(alpha),
-            objects=objects,
-            clip_white=round(scores[0], 4),
-            clip_black=round(scores[1], 4),
+            objects=found.objects,
+            clip_white=round(found.scores[0], 4),
+            clip_black=round(found.scores[1], 4),
             reason="",
             seed=generated.seed,
             model=model,
             prompt=generated.prompt,
             cutout=self._layout.cutout_name(generated.file),
+            foreground=found.foreground,
         )
         if instance.area:
             cutout = encode_cutout(image, alpha, instance.bbox)

@@ -213,9 +213,14 @@ def _foreign_keys() -> dict[str, dict[str, Any]]:
 
 
 def _cast(value: Any, default: Any) -> Any:
-    """``value`` as the type of ``default`` is, items of a list as the first one there; ValueError if it is not."""
+    """``value`` as the type of ``default`` is, items of a list as the first one there; ValueError if it is not.
+
+    One text stands for a list of one.
+    """
     if isinstance(default, list):
         value = _parse_tuple(value) if isinstance(value, str) else value
+        if isinstance(value, str) and default and isinstance(default[0], str):
+            value = [value]
         if not isinstance(value, list):
             raise ValueError(value)
         return [_cast(item, default[0]) for item in value] if default else value

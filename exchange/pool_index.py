@@ -50,9 +50,11 @@ _SCHEMA = pa.schema(
         ("cutout", pa.string()),
         ("offset", pa.int64()),
         ("length", pa.int64()),
+        ("foreground", pa.string()),
     ],
     metadata={"format": FORMAT_VERSION},
 )
+_OLDER = _SCHEMA.remove(_SCHEMA.get_field_index("foreground"))
 # In a file of their own, since they are most of the bytes and no draw reads them: a page that is touched brings
 # its neighbours into memory.
 _OUTLINES = pa.schema([("segmentation", pa.list_(pa.list_(pa.int32())))], metadata=_SCHEMA.metadata)
@@ -71,6 +73,7 @@ class PoolInstance:
         clip_white, clip_black: 100 x cosine of cut-out and text on white and on black; None: not measured.
         reason: why the instance was dropped; empty for a kept one.
         seed, model, prompt: where it comes from.
+        foreground: the model that cut it out; empty in pools older than this field.
         cutout: path, below the pool folder, of the file with the RGBA cut-out, cropped to ``bbox``: all of it
             if ``length`` is -1, else ``length`` bytes from ``offset`` on.
     """
@@ -93,6 +96,7 @@ class PoolInstance:
     cutout: str
     offset: int = 0
     length: int = -1
+    foreground: str = ""
 
     @property
     def clip_score(self) -> float | None:
@@ -203,20 +207,26 @@ def _open(path: str, schema: pa.Schema) -> list[pa.RecordBatch]:
     try:
         source = pa.BufferReader(files.read_bytes(path)) if "://" in path else pa.memory_map(path)
         reader = pa.ipc.open_file(source)
-        if reader.schema.metadata != schema.metadata or reader.schema != schema:
+        written = _OLDER if schema is _SCHEMA and reader.schema == _OLDER else schema
+        if reader.schema.metadata != schema.metadata or reader.schema != written:
             raise UserError(f"{path} is a pool index of another version: {_AGAIN}")
         source.seek(8)  # the same messages follow the file's magic number, one after the other
         _, *messages = pa.ipc.MessageReader.open_stream(source)
         if len(messages) != reader.num_record_batches or any(map(_is_compressed, messages)):
             raise ValueError("it lacks a part, or is compressed")
-        batches = [pa.ipc.read_record_batch(message, schema) for message in messages]
+        batches = [pa.ipc.read_record_batch(message, written) for message in messages]
         for batch in batches:
             batch.validate(full=True)
             if schema is _SCHEMA:
                 _check_rows(batch)
-        return batches
+        return batches if written is schema else [_of_today(batch) for batch in batches]
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}): {_AGAIN}") from error
+
+
+def _of_today(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """A batch of an index from before there was the column ``foreground``."""
+    return pa.record_batch([*batch.columns, pa.repeat("", batch.num_rows)], schema=_SCHEMA)
 
 
 def _is_compressed(message: pa.Message) -> bool:

@@ -108,9 +108,10 @@ def test_the_latest_round_alone_without_an_annotation_file_is_a_choice(monkeypat
 
 
 def test_every_key_of_the_segmenter_reaches_what_it_is_for(monkeypatch, config, layout):
-    built = {name: Mock() for name in ("RoundSegmenter", "load_foreground", "load_clip_scorer")}
+    built = {name: Mock() for name in ("RoundSegmenter", "load_foreground", "load_clip_scorer", "OneModel")}
     monkeypatch.setattr("diSegmenter.segment_round.RoundSegmenter", built["RoundSegmenter"])
     monkeypatch.setattr("diSegmenter.foreground.load_foreground", built["load_foreground"])
+    monkeypatch.setattr("diSegmenter.cut_out.OneModel", built["OneModel"])
     monkeypatch.setattr("diSegmenter.clip_score.load_clip_scorer", built["load_clip_scorer"])
     values = {
         "FOREGROUND": "sam2", "FOREGROUND_MODEL": "f", "FOREGROUND_REVISION": "r", "INPUT_SIZE": 48,
@@ -124,9 +125,33 @@ def test_every_key_of_the_segmenter_reaches_what_it_is_for(monkeypatch, config, 
     assert built["load_foreground"].call_args.args[:5] == ("sam2", "f", "r", True, 48)
     texts = {3: "one red disc", 7: "one blue_disc"}
     assert built["load_clip_scorer"].call_args.args[:3] == ("c", "s", texts)
-    assert built["RoundSegmenter"].call_args.args[2] == MaskCleaner(9, False)
-    assert built["RoundSegmenter"].call_args.args[4:] == (3, 2, Shard(1, 4))
+    assert built["OneModel"].call_args.args[::2] == ("f", MaskCleaner(9, False))
+    assert built["RoundSegmenter"].call_args.args[1:] == (built["OneModel"].return_value, 3, 2, Shard(1, 4))
     assert segmentAndFilter.build_filter(cfg, 23.0) == InstanceFilter(23.0, (0.1, 0.8), 2, True, 1.5)
+
+
+def test_of_several_models_each_gets_its_name_and_clip_chooses(
+    monkeypatch, config, layout, foreground_folder
+):
+    several = [
+        "SEGMENTER.FOREGROUND",
+        "[alpha, matting]",
+        "SEGMENTER.FOREGROUND_MODEL",
+        f"['', {foreground_folder}]",
+    ]
+    generate(layout, 0, 4)
+    call(monkeypatch, "--config", config, "--round", "1", *several)
+    chosen = PoolIndex(layout, [0], dropped_too=True)
+    assert set(chosen.column("foreground")) <= {"alpha", foreground_folder}
+    cfg = load_config(
+        config, ["SEGMENTER.FOREGROUND", "[matting, sam2]", "SEGMENTER.FOREGROUND_MODEL", "[a, b, c]"]
+    )
+    with pytest.raises(UserError, match="names 2 models and SEGMENTER.FOREGROUND_MODEL has 3 entries"):
+        segmentAndFilter.chosen_foregrounds(cfg)
+    cfg = load_config(
+        config, ["SEGMENTER.FOREGROUND", "[matting, sam2]", "SEGMENTER.FOREGROUND_MODEL", "[a, b]"]
+    )
+    assert segmentAndFilter.chosen_foregrounds(cfg) == [("matting", "a", "main"), ("sam2", "b", "main")]
 
 
 def test_a_second_call_leaves_every_file_as_it_is(monkeypatch, config, layout):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from diSegmenter.annotate import MaskCleaner
+from diSegmenter.cut_out import InTurn, OneModel
 from diSegmenter.segment_round import RoundSegmenter, follow_round, read_cut_out
 from exchange import files
 from exchange.images import read_rgba
@@ -31,7 +32,8 @@ def score(images, alphas, category_ids):
 
 
 def segment(layout, foreground, batch_size=4, shard=WHOLE):
-    segmenter = RoundSegmenter(layout, foreground, MaskCleaner(128, True), score, batch_size, 2, shard)
+    cut_out = OneModel("darkness", InTurn(foreground), MaskCleaner(128, True), InTurn(score))
+    segmenter = RoundSegmenter(layout, cut_out, batch_size, 2, shard)
     return segmenter(0, follow_round(layout, 0, timeout_s=0))
 
 
@@ -54,6 +56,7 @@ def test_mask_record_and_cut_out_agree(layout):
         assert instance.clip_white == instance.category_id
         assert instance.clip_black == pytest.approx(alpha.mean(), abs=1e-3)
         assert (instance.model, instance.prompt, instance.reason) == ("tiny", "a photo", "")
+        assert instance.foreground == "darkness"
         x, y, width, height = instance.bbox
         window = np.s_[y : y + height, x : x + width]
         pasted = read_rgba(layout.cutout(instance.file))

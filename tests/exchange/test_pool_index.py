@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from exchange import files
+from exchange import files, pool_index
 from exchange.errors import UserError
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex, PoolInstance, write_index
@@ -57,6 +57,16 @@ def test_the_pool_is_the_kept_rows_of_its_rounds_in_order(layout):
     assert index.column("file").tolist() == [row.file for row in index]
     np.testing.assert_array_equal(index.column("clip_black"), [26.25] * 3)
     assert list(PoolIndex(layout, [1], dropped_too=True)) == ROUND_1
+
+
+def test_an_index_from_before_there_was_a_foreground_column_is_read(layout, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(pool_index, "_SCHEMA", pool_index._OLDER)
+        write_index(layout, 0, ROUND_0)
+    write_index(layout, 1, [dataclasses.replace(ROUND_1[1], foreground="some/matting")])
+    index = PoolIndex(layout, [0, 1])
+    assert index.column("foreground").tolist() == ["", "", "some/matting"]
+    assert list(index) == [ROUND_0[0], ROUND_0[2], dataclasses.replace(ROUND_1[1], foreground="some/matting")]
 
 
 def test_a_round_with_nothing_kept_is_no_obstacle(layout):

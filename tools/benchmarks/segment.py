@@ -22,6 +22,7 @@ from transformers import AutoModel, AutoModelForImageSegmentation, AutoProcessor
 
 from diSegmenter.annotate import MaskCleaner, outline
 from diSegmenter.clip_score import ClipScorer
+from diSegmenter.cut_out import InTurn, OneModel
 from diSegmenter.foreground import MattingForeground
 from diSegmenter.segment_round import RoundSegmenter
 from exchange.config import REPOSITORY
@@ -110,15 +111,13 @@ def _images(size: int) -> list[np.ndarray]:
 
 
 def _batched(layout: RunLayout, instances: list[GeneratedInstance], models: _Models) -> None:
-    segment = RoundSegmenter(
-        layout,
-        MattingForeground(models.foreground, models.input_size, models.device),
+    cut_out = OneModel(
+        "digits",
+        InTurn(MattingForeground(models.foreground, models.input_size, models.device)),
         MaskCleaner(128, True),
-        ClipScorer(models.clip, models.processor, models.prompts, models.device),
-        batch_size=_BATCH,
-        workers=4,
-        shard=Shard(),
+        InTurn(ClipScorer(models.clip, models.processor, models.prompts, models.device)),
     )
+    segment = RoundSegmenter(layout, cut_out, batch_size=_BATCH, workers=4, shard=Shard())
     segment(0, [(len(instances), [(instance, "") for instance in instances])])
 
 
