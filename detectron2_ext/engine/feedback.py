@@ -16,6 +16,7 @@ from exchange.errors import UserError
 from exchange.feedback import Feedback
 
 _CLASSIFIER = re.compile(r"roi_heads\.box_predictor\.(\d+)\.cls_score\.weight")
+_FIXED_ROWS = re.compile(r"roi_heads\.box_predictor\.\d+\.cls_score\.zs_weight")  # text features
 
 
 def classifier_rows(weights: Mapping[str, Tensor], num_classes: int) -> Tensor:
@@ -55,10 +56,10 @@ def make_feedback(
     """The feedback of a round.
 
     ``checkpoint``: path of the round's last checkpoint, ``weights``: those in it that were evaluated; ``before``:
-    path of the checkpoint of the round before, None for the starting weights.
+    path of the checkpoint of the round before, None for the starting weights. Without learned rows there is no drift.
     """
     moved: list[float | None] = [None] * len(category_ids)
-    if before is not None:
+    if before is not None and not any(map(_FIXED_ROWS.fullmatch, weights)):
         old = read_checkpoint(before)
         rows = (
             classifier_rows(each, len(category_ids)) for each in (weights, old.get("model_ema", old["model"]))

@@ -21,6 +21,7 @@ from detectron2_ext.modeling.resnet import TimmResNet
 from detectron2_ext.modeling.roi_heads import BoxHead, BoxPredictor, CascadeRoiHeads, MaskHead
 from detectron2_ext.modeling.roi_sampling import RoiSampler, from_every_object, from_real_objects
 from detectron2_ext.modeling.swin import SWIN_SIZES, SwinTransformer
+from detectron2_ext.modeling.text_classifier import TextBoxPredictor, TextClassifier, read_text_features
 from detectron2_ext.modeling.weights import load_weights
 from detectron2_ext.roi_pooler import RoiPooler
 from exchange.errors import UserError
@@ -189,9 +190,7 @@ def _build_roi_heads(
         num_classes=heads.NUM_CLASSES,
         box_pooler=RoiPooler(box.POOLER_RESOLUTION, strides),
         box_heads=[BoxHead(channels * box.POOLER_RESOLUTION**2, box.FC_DIM, box.NUM_FC) for _ in ious],
-        box_predictors=[
-            BoxPredictor(box.FC_DIM, heads.NUM_CLASSES, box.PRIOR_PROB, class_weights) for _ in ious
-        ],
+        box_predictors=[_build_box_predictor(box, heads.NUM_CLASSES, class_weights) for _ in ious],
         box_coders=[BoxCoder(weights) for weights in coder_weights],
         iou_thresholds=ious,
         mean_over_foreground=box.BBOX_REG_LOSS_PER == "foreground",
@@ -206,6 +205,17 @@ def _build_roi_heads(
         selection=DetectionSelection(
             heads.SCORE_THRESH_TEST, heads.NMS_THRESH_TEST, cfg.TEST.DETECTIONS_PER_IMAGE
         ),
+    )
+
+
+def _build_box_predictor(
+    box: CfgNode, num_classes: int, class_weights: Tensor | None
+) -> BoxPredictor | TextBoxPredictor:
+    if not box.USE_ZEROSHOT_CLS:
+        return BoxPredictor(box.FC_DIM, num_classes, box.PRIOR_PROB, class_weights)
+    rows = read_text_features(box.ZEROSHOT_WEIGHT_PATH, num_classes)
+    return TextBoxPredictor(
+        box.FC_DIM, TextClassifier(box.FC_DIM, rows, box.NORM_TEMP, box.USE_BIAS), class_weights
     )
 
 

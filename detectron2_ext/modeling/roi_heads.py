@@ -15,6 +15,7 @@ from detectron2_ext.modeling.federated_loss import FederatedClassSampler, sigmoi
 from detectron2_ext.modeling.layers import fill_fan_in, fill_fan_out
 from detectron2_ext.modeling.postprocessing import DetectionSelection
 from detectron2_ext.modeling.roi_sampling import GroundTruth, LabeledRois, Lessons, RoiSampler, label_rois
+from detectron2_ext.modeling.text_classifier import TextBoxPredictor
 from detectron2_ext.roi_pooler import RoiPooler
 from detectron2_ext.structures import BitMasks, Instances
 
@@ -150,7 +151,7 @@ class CascadeRoiHeads(nn.Module):
         num_classes: int,
         box_pooler: RoiPooler,
         box_heads: Sequence[BoxHead],
-        box_predictors: Sequence[BoxPredictor],
+        box_predictors: Sequence[BoxPredictor | TextBoxPredictor],
         box_coders: Sequence[BoxCoder],
         iou_thresholds: Sequence[float],
         mean_over_foreground: bool,

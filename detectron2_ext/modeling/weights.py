@@ -25,7 +25,7 @@ from exchange.errors import UserError
 _log = logging.getLogger(__name__)
 
 _BACKBONE = "backbone.bottom_up."
-_CLASSIFIER_PARTS = (".cls_score.weight", ".cls_score.bias", ".freq_weight")
+_CLASSIFIER_PARTS = (".cls_score.weight", ".cls_score.bias", ".cls_score.zs_weight", ".freq_weight")
 _FIRST_CLASSIFIER = "roi_heads.box_predictor.0.cls_score.bias"
 # In files of early Detectron2 releases; the configuration says them.
 _NEVER_WEIGHTS = ("pixel_mean", "pixel_std")
