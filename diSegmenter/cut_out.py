@@ -56,7 +56,9 @@ class OneModel:
 
 
 class BestOf:
-    """For each image the cut-out with the largest CLIP score (X-Paste), of those that show anything; the first of equals.
+    """For each image the cut-out with the largest CLIP score (X-Paste), of those that show anything.
+
+    Of equal ones the first.
 
     Args:
         cutters: one for each foreground model.

@@ -136,8 +136,8 @@ def chosen_foregrounds(cfg: CfgNode) -> list[tuple[str, str, str]]:
         columns.append(values * len(kinds) if len(values) == 1 else values)
         if len(columns[-1]) != len(kinds) or not kinds:
             raise UserError(
-                f"SEGMENTER.FOREGROUND names {len(kinds)} models and SEGMENTER.{key} has {len(values)} entries: give one "
-                "for each"
+                f"SEGMENTER.FOREGROUND names {len(kinds)} models and SEGMENTER.{key} has {len(values)} entries: "
+                "give one for each"
             )
     return list(zip(*columns, strict=True))
 
