@@ -83,7 +83,9 @@ def test_predictions_and_metrics_are_written_for_upload_and_for_programs(finishe
     metrics = json.loads((folder / "metrics.json").read_text())
     assert [c["name"] for c in metrics["classes"]] == ["red", "green", "blue"]
     assert metrics["iteration"] == 6
-    assert sorted(p.name for p in folder.iterdir()) == ["lvis_instances_results.json", "metrics.json"]
+    kept = ["metrics_0000002.json", "metrics_0000005.json"]  # of each evaluation
+    assert sorted(p.name for p in folder.iterdir()) == ["lvis_instances_results.json", "metrics.json", *kept]
+    assert (folder / "metrics.json").read_bytes() == (folder / kept[1]).read_bytes()
 
 
 def test_a_call_after_the_last_round_changes_nothing(
