@@ -203,6 +203,9 @@ def test_without_a_pool_of_its_own_one_call_trains_to_the_end_and_evaluates_on_i
     told = read_feedback(str(tmp_path / "run/feedback.json"))
     assert (told.iteration, told.dataset) == (6, "small_val")
     assert [json.loads(line)["iteration"] for line in (train / "metrics.json").open()] == [1, 2, 3, 4, 5, 6]
+    (train / "last_checkpoint").write_text("model_0000003.pth")  # by hand, to go on from there
+    _call(config, *_BOTH_SETS, "TEST.EVAL_PERIOD", "4")
+    assert (train / "last_checkpoint").read_text() == "model_0000005.pth"
 
 
 def test_an_evaluation_within_a_call_that_was_killed_is_made_good(
