@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Stage 3, one call per round:
+# Stage 3, one call per round, or one for a run without rounds (docs/scaling.md):
 #   bash launch.sh --config FILE [--eval-only | --eval-initial] [--num-gpus N] [--engine detectron2] [KEY VALUE …]
 # Several machines: --num-machines M --machine-rank R, with the same MASTER_ADDR and MASTER_PORT on all of them (or
 # the variables of Azure ML and Azure Batch). The interpreter is $MRCA_PYTHON, or python. Every other argument goes to

@@ -1,4 +1,4 @@
-"""Stage 3, one call per round: train with copy-paste, evaluate, write the feedback.
+"""Stage 3, one call per round, or one in all without rounds: train with copy-paste, evaluate, write the feedback.
 
     python -m detectron2_ext.train_net --config configs/MRCA/MRCA_R50.yaml [KEY VALUE …]
     python -m detectron2_ext.train_net --config FILE --eval-only [MODEL.WEIGHTS model.pth]

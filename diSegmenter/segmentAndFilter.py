@@ -23,8 +23,8 @@ from diSegmenter.pool.prune import prune_originals
 from diSegmenter.report import write_pictures
 from diSegmenter.segment_round import Listing, follow_round
 from exchange import files
-from exchange.annotations import AnnotationFile, read_annotations
-from exchange.catalog import dataset_paths
+from exchange.annotations import AnnotationFile
+from exchange.catalog import read_training_set
 from exchange.config import add_config_arguments, load_config
 from exchange.errors import UserError, run_cli
 from exchange.layout import RunLayout
@@ -42,7 +42,7 @@ def main() -> None:
     shard = choose_shard(args.share, args.num_shares, "--share", "--num-shares")
     rounds = chosen_rounds(args, cfg)
     layout = open_run(cfg, *_WRITES)
-    dataset = read_annotations(dataset_paths(cfg.DATASETS.TRAIN[0], cfg)[0])
+    dataset = read_training_set(cfg)[0]
     if args.refilter is not None:
         refilter(cfg, layout, dataset, rounds, args.refilter)
         return

@@ -1,10 +1,12 @@
 """Data sets by name, laid out as Detectron2 documents it, or any annotation file given in the YAML."""
 
 import os
+from typing import Any
 
 from fvcore.common.config import CfgNode
 
 from exchange import files
+from exchange.annotations import AnnotationFile, read_annotations
 from exchange.config import from_repository
 from exchange.errors import UserError
 
@@ -57,6 +59,42 @@ def dataset_paths(name: str, cfg: CfgNode) -> tuple[str, str]:
             "DETECTRON2_DATASETS to the folder that holds the data sets"
         )
     return annotation_file, image_folder
+
+
+def read_training_set(cfg: CfgNode) -> tuple[AnnotationFile, str]:
+    """Annotations and image folder of DATASETS.TRAIN.
+
+    Several sets become one: images and annotations are numbered anew, as ids may collide, and the images' names begin
+    with their folders, so that the folder returned is empty. Raises UserError where none is named, for sets of
+    different categories, and as :func:`dataset_paths` and :func:`~exchange.annotations.read_annotations`.
+    """
+    if not cfg.DATASETS.TRAIN:
+        raise UserError("DATASETS.TRAIN names no data set: name one or more")
+    paths = [dataset_paths(name, cfg) for name in cfg.DATASETS.TRAIN]
+    parts = [(read_annotations(file), folder) for file, folder in paths]
+    whole, root = parts[0]
+    if len(parts) == 1:
+        return whole, root
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for part, folder in parts:
+        if part.category_names != whole.category_names:
+            raise UserError(
+                f"DATASETS.TRAIN: the categories of {part.path} are not those of {whole.path}: train on sets with the "
+                "same ids and names"
+            )
+        names = part.file_names()
+        places = {image_id: len(images) + index for index, image_id in enumerate(names, start=1)}
+        images += [
+            {**image, "id": places[image["id"]], "file_name": f"{folder.rstrip('/')}/{names[image['id']]}"}
+            for image in part.images
+        ]
+        annotations += [
+            {**annotation, "id": number, "image_id": places[annotation["image_id"]]}
+            for number, annotation in enumerate(part.annotations, start=len(annotations) + 1)
+        ]
+    joined = " + ".join(part.path for part, _ in parts)
+    return AnnotationFile(joined, images, annotations, whole.categories), ""
 
 
 def _below_root(paths: dict[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:

@@ -35,6 +35,7 @@ _FREE_KEYS = {
     "SOLVER.CHECKPOINT_PERIOD",
     "SOLVER.KEEP_CHECKPOINTS",
     "SOLVER.LOG_PERIOD",
+    "TEST.EVAL_PERIOD",
 }
 _PACKAGES = ("torch", "torchvision", "timm", "diffusers", "transformers", "numpy", "opencv-python-headless")
 
@@ -58,6 +59,16 @@ def num_rounds(cfg: CfgNode) -> int:
         )
     rounds: int = math.ceil(cfg.SOLVER.MAX_ITER / cfg.SOLVER.ROUND_ITERS)
     return rounds
+
+
+def round_iterations(cfg: CfgNode) -> int:
+    """Iterations of a round of training.
+
+    A run has rounds, of SOLVER.ROUND_ITERS, if it makes a pool of its own (INPUT.INST_POOL_FEED). Any other waits for
+    nothing on its way, and trains to SOLVER.MAX_ITER as in one round.
+    """
+    iterations: int = cfg.SOLVER.ROUND_ITERS if cfg.INPUT.INST_POOL_FEED else cfg.SOLVER.MAX_ITER
+    return iterations
 
 
 def add_round_arguments(parser: argparse.ArgumentParser) -> None:

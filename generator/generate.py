@@ -19,8 +19,8 @@ import torch
 from fvcore.common.config import CfgNode
 
 from exchange import files
-from exchange.annotations import AnnotationFile, read_annotations
-from exchange.catalog import dataset_paths
+from exchange.annotations import AnnotationFile
+from exchange.catalog import read_training_set
 from exchange.config import add_config_arguments, load_config
 from exchange.errors import UserError, run_cli
 from exchange.feedback import Feedback, read_feedback, source_round
@@ -81,7 +81,7 @@ def main() -> None:
     device = torch.device("cpu") if args.dry_run else choose_device(choose_gpu(args.gpu))
     rule, book = allocation_rule(args, cfg), build_prompt_book(cfg)
     build_guidance(cfg, torch.nn.Identity())  # so that a wrong setting is told before the first round
-    annotations = read_annotations(dataset_paths(cfg.DATASETS.TRAIN[0], cfg)[0])
+    annotations = read_training_set(cfg)[0]
     counts = annotations.instance_counts()
     layout = open_run(cfg, "pool/raw", "pictures", trains=False)
     batch_size = cfg.GENERATOR.BATCH_SIZE

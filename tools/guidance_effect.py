@@ -18,8 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from diSegmenter.clip_score import ClipScorer, load_clip_scorer
 from exchange import files
-from exchange.annotations import read_annotations
-from exchange.catalog import dataset_paths
+from exchange.catalog import read_training_set
 from exchange.config import add_config_arguments, load_config
 from exchange.errors import UserError, run_cli
 from exchange.feedback import read_feedback
@@ -82,7 +81,7 @@ def main() -> None:
         raise UserError(f"--pairs is {args.pairs}: at least two are needed to compare")
     cfg = load_config(args.config, args.opts)
     device = choose_device(0)
-    annotations = read_annotations(dataset_paths(cfg.DATASETS.TRAIN[0], cfg)[0])
+    annotations = read_training_set(cfg)[0]
     num_classes = len(annotations.categories)
     per_class = np.full(num_classes, -(-args.pairs // num_classes))
     plan = plan_round(annotations.categories, per_class, build_prompt_book(cfg), cfg.SEED, 1)[: args.pairs]

@@ -9,8 +9,7 @@ from fvcore.common.config import CfgNode
 from matplotlib.figure import Figure
 
 from exchange import files
-from exchange.annotations import read_annotations
-from exchange.catalog import dataset_paths
+from exchange.catalog import read_training_set
 from exchange.images import decode_rgba
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex
@@ -41,7 +40,7 @@ def write_overview(cfg: CfgNode, layout: RunLayout, summary: dict[str, Any], pat
 
 def _draw_generated(figure: Any, cfg: CfgNode, layout: RunLayout, round_: int) -> None:
     """Cut-outs of a round (of all up to it, if it has none), evenly spread over their classes, above their masks."""
-    names = read_annotations(dataset_paths(cfg.DATASETS.TRAIN[0], cfg)[0]).category_names
+    names = read_training_set(cfg)[0].category_names
     pool = PoolIndex(layout, [round_])
     if not len(pool):
         pool = PoolIndex(layout, [earlier for earlier in layout.pool_rounds() if earlier < round_])

@@ -54,7 +54,7 @@ def main() -> None:
     rounds = num_rounds(cfg)
     common = ["--config", args.config, *overrides]
     print(f"Control and {rounds} rounds of {cfg.SOLVER.ROUND_ITERS} iterations, side by side ...")
-    control = _start_control(f"{out}/control", common, cfg.SOLVER.MAX_ITER)
+    control = _start_control(f"{out}/control", common)
     try:
         _run([sys.executable, "tools/run_rounds.py", *common, "--out", out])
     except BaseException:
@@ -142,10 +142,10 @@ def _train_baseline(folder: str, seed: int) -> str:
     return read_feedback(RunLayout(folder).feedback_file).checkpoint
 
 
-def _start_control(folder: str, common: list[str], iterations: int) -> subprocess.Popen[bytes]:
-    """The same iterations from the same weights with nothing pasted, as one round."""
+def _start_control(folder: str, common: list[str]) -> subprocess.Popen[bytes]:
+    """The same iterations from the same weights with nothing pasted, and so without rounds."""
     command = ["bash", "launch.sh", *common, "OUTPUT_DIR", folder]
-    command += ["INPUT.USE_COPY_METHOD", "none", "SOLVER.ROUND_ITERS", str(iterations)]
+    command += ["INPUT.USE_COPY_METHOD", "none", "INPUT.INST_POOL_FEED", "False"]
     files.make_dirs(folder)
     with open(f"{folder}/output.txt", "ab") as output:
         return subprocess.Popen(command, cwd=REPOSITORY, env=_environment(), stdout=output, stderr=output)

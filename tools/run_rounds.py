@@ -5,8 +5,8 @@ usage: python tools/run_rounds.py --config FILE [--rounds N] [--staleness 0|1] [
 
 Two chains run side by side: one makes the pools (stages 1 and 2), the other trains (stage 3). Each waits for
 the other's files, so with staleness 1 a round is generated while the one before trains, and with staleness 0
-they take turns. A configuration that pastes nothing from its own pool (INPUT.INST_POOL_FEED) only trains. A run
-that was stopped goes on where it was when it is started again.
+they take turns. A configuration without a pool of its own (INPUT.INST_POOL_FEED) has no rounds: it only trains, to
+SOLVER.MAX_ITER. A run that was stopped goes on where it was when it is started again.
 """
 
 import argparse
@@ -120,10 +120,13 @@ def main() -> None:
     if args.out:
         overrides += ["OUTPUT_DIR", args.out]
     cfg = load_config(args.config, overrides)
-    in_schedule = num_rounds(cfg)
+    in_schedule = num_rounds(cfg) if cfg.INPUT.INST_POOL_FEED else 1
     rounds = in_schedule if args.rounds is None else args.rounds
     if not 1 <= rounds <= in_schedule:
-        raise UserError(f"--rounds {rounds}: the schedule has {in_schedule} (SOLVER.MAX_ITER / ROUND_ITERS)")
+        raise UserError(
+            f"--rounds {rounds}: the schedule has {in_schedule} (SOLVER.MAX_ITER / ROUND_ITERS, or 1 "
+            "without INPUT.INST_POOL_FEED)"
+        )
     python = Interpreters(args.python_generator, args.python_segmenter, args.python_trainer)
     config = ["--config", args.config, *overrides]
     pools = pool_steps(config, rounds, args.gpus, python) if cfg.INPUT.INST_POOL_FEED else []

@@ -26,18 +26,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from detectron2_ext.data.dataset import DetectionDataset
 from detectron2_ext.data.loader import build_dataset, build_test_mapper
 from detectron2_ext.engine.round import run_checkpoints
-from detectron2_ext.engine.train_loader import build_train_loader, training_set_name
+from detectron2_ext.engine.train_loader import build_train_loader
 from detectron2_ext.modeling import build_model, load_weights
 from detectron2_ext.paste.build import build_pool
 from detectron2_ext.structures import Instances
 from diSegmenter.report import contact_sheet
 from exchange import files
+from exchange.catalog import read_training_set
 from exchange.config import add_config_arguments, from_repository, load_config
 from exchange.errors import UserError, run_cli
 from exchange.feedback import read_feedback, source_round
 from exchange.images import encode_png
 from exchange.layout import RunLayout
-from exchange.run import run_layout
+from exchange.run import round_iterations, run_layout
 from tools.outlines import PASTED, REAL, class_color, draw_objects
 
 
@@ -69,11 +70,11 @@ def main() -> None:
 
 def training_sheet(cfg: CfgNode, layout: RunLayout, round_: int, num: int) -> Image.Image:
     """The first ``num`` training images of a round, as the network sees them."""
-    dataset = build_dataset(cfg, training_set_name(cfg))
+    dataset = DetectionDataset(*read_training_set(cfg))
     history = layout.feedback_history(source_round(round_, cfg.FEEDBACK.STALENESS))
     loader = build_train_loader(
         cfg,
-        start_iteration=round_ * cfg.SOLVER.ROUND_ITERS,
+        start_iteration=round_ * round_iterations(cfg),
         num_iterations=-(-num // cfg.SOLVER.IMS_PER_BATCH),
         dataset=dataset,
         pool=build_pool(cfg, layout, round_, dataset),
@@ -86,7 +87,7 @@ def training_sheet(cfg: CfgNode, layout: RunLayout, round_: int, num: int) -> Im
         f"{item['width']} x {item['height']}, {len(item['paste_info'])} pasted, {_base_name(item)}"
         for item in items
     ]
-    title = f"{training_set_name(cfg)}, round {round_}: real objects blue, pasted objects orange"
+    title = f"{' + '.join(cfg.DATASETS.TRAIN)}, round {round_}: real objects blue, pasted objects orange"
     return contact_sheet(pictures, captions, title)
 
 

@@ -60,7 +60,7 @@ class DetectionDataset:
 
     Args:
         annotations: the file's content. A box is XYWH there; class indices follow the sorted category ids.
-        image_root: folder (or fsspec URL) that the images' names are relative to.
+        image_root: folder (or fsspec URL) that the images' names are relative to; empty: they are whole paths.
 
     Raises:
         UserError: an annotation has no box, or an image has no name.
@@ -70,7 +70,7 @@ class DetectionDataset:
         self.category_ids = annotations.category_ids
         self.category_names = [annotations.category_names[i] for i in self.category_ids.tolist()]
         self._path = annotations.path
-        self._root = image_root.rstrip("/")
+        self._root = f"{image_root.rstrip('/')}/" if image_root else ""
         images = annotations.images
         self._names = pa.array(list(annotations.file_names().values()), pa.large_string())
         self.image_ids = np.array([image["id"] for image in images], dtype=np.int64)
@@ -129,7 +129,7 @@ class DetectionDataset:
 
     def path(self, index: int) -> str:
         """Path or URL of an image."""
-        return f"{self._root}/{self._names[index].as_py()}"
+        return f"{self._root}{self._names[index].as_py()}"
 
     def record(self, index: int) -> ImageRecord:
         """One image with its objects (views of the shared arrays)."""

@@ -29,14 +29,17 @@ def train_round(
     cfg: CfgNode,
     state: TrainingState,
     loader: Iterable[Batch],
-    end: int,
+    stop: int,
     *,
+    end: int,
     checkpoints: RunCheckpoints,
     folder: str,
     title: str,
     ranks: Ranks,
 ) -> None:
-    """Trains from ``state.iteration`` to ``end``; metrics and checkpoints go to ``folder``.
+    """Trains from ``state.iteration`` to ``stop``; metrics and checkpoints go to ``folder``.
+
+    ``end``: of the round, which progress and remaining time refer to.
 
     Raises UserError as :func:`train` does.
     """
@@ -46,7 +49,7 @@ def train_round(
             state,
             TrainingStep.from_config(state, ranks, cfg),
             loader,
-            end,
+            stop,
             checkpoints=checkpoints,
             checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
             reporter=reporter,

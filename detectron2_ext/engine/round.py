@@ -1,9 +1,9 @@
-"""One call of the training stage: train to the end of the next round, evaluate, tell the generator."""
+"""One call of the training stage: train to the end of the next round, or of all, evaluate, tell the generator."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,17 +15,18 @@ from detectron2_ext.engine.checkpoints import RunCheckpoints, read_checkpoint
 from detectron2_ext.engine.feedback import make_feedback
 from detectron2_ext.engine.loop import seed_iteration
 from detectron2_ext.engine.state import TrainingState
-from detectron2_ext.engine.train_loader import build_train_loader, training_set_name
+from detectron2_ext.engine.train_loader import build_train_loader
 from detectron2_ext.evaluation.evaluator import read_test_set
 from detectron2_ext.evaluation.scoring import Evaluation
 from detectron2_ext.modeling import build_detector, load_weights
 from detectron2_ext.paste.build import build_pool
 from exchange import files
-from exchange.annotations import read_annotations
-from exchange.catalog import dataset_paths
+from exchange.catalog import read_training_set
 from exchange.config import from_repository
+from exchange.errors import UserError
 from exchange.feedback import read_feedback, source_round, write_feedback
 from exchange.layout import RunLayout
+from exchange.run import round_iterations
 
 _log = logging.getLogger(__name__)
 
@@ -51,30 +52,34 @@ class TrainingRun:
     def __init__(self, cfg: CfgNode, layout: RunLayout, ranks: Ranks, engine: Engine) -> None:
         self._cfg, self._layout, self._ranks, self._engine = cfg, layout, ranks, engine
         self._checkpoints = run_checkpoints(cfg, layout)
-        annotation_file, image_root = dataset_paths(training_set_name(cfg), cfg)
-        annotations = read_annotations(annotation_file)
+        if not cfg.DATASETS.TEST:
+            raise UserError("DATASETS.TEST names no data set: name one, whose scores are the feedback")
+        for name in cfg.DATASETS.TEST:
+            read_test_set(cfg, name)  # so that what is wrong with it is said before the training
+        annotations, image_root = read_training_set(cfg)
         self._dataset = DetectionDataset(annotations, image_root)
-        read_test_set(cfg, cfg.DATASETS.TEST[0])  # so that what is wrong with it is said before the training
         self._state = self._start_or_resume(annotations.image_counts().tolist())
 
     def finish_round(self) -> None:
         """Finishes the first round that the generator has not been told about; says so when there is none.
 
         A call that was killed is made good by the next one. Round ``r`` lasts to iteration
-        ``(r + 1) * SOLVER.ROUND_ITERS``, the last one to SOLVER.MAX_ITER.
+        ``(r + 1) * SOLVER.ROUND_ITERS``, the last one to SOLVER.MAX_ITER, as does the only one of a run without
+        rounds (:func:`~exchange.run.round_iterations`). In between all sets of DATASETS.TEST are evaluated after
+        every TEST.EVAL_PERIOD iterations.
 
         Raises UserError, with the last checkpoint intact, when the training cannot go on.
         """
-        solver, state = self._cfg.SOLVER, self._state
+        state, length, last = self._state, round_iterations(self._cfg), self._cfg.SOLVER.MAX_ITER
         if state.iteration == 0 and pastes_from_run(self._cfg):
             self.evaluate_initial()
-        round_ = max(state.iteration - 1, 0) // solver.ROUND_ITERS
-        if state.iteration and files.exists(self._layout.feedback_history(round_)):
-            round_ += 1
-        if round_ * solver.ROUND_ITERS >= solver.MAX_ITER:
-            _log.info("all %d iterations are done: nothing left to train", solver.MAX_ITER)
+        round_ = max(state.iteration - 1, 0) // length
+        end = min((round_ + 1) * length, last)
+        if state.iteration == end and files.exists(self._layout.feedback_history(round_)):
+            round_, end = round_ + 1, min(end + length, last)
+        if round_ * length >= last:
+            _log.info("all %d iterations are done: nothing left to train", last)
             return
-        end = min((round_ + 1) * solver.ROUND_ITERS, solver.MAX_ITER)
         if state.iteration < end:
             self._train(round_, end)
         self._evaluate(round_)
@@ -119,45 +124,75 @@ class TrainingRun:
                 _log.info("waiting for the pool of round %d: %s", round_, done)
             files.wait_for(done, f"the pool of round {round_} from stage 2", cfg.FEEDBACK.TIMEOUT)
         told = layout.feedback_history(source_round(round_, cfg.FEEDBACK.STALENESS))
-        loader = build_train_loader(
-            cfg,
-            start_iteration=state.iteration,
-            num_iterations=end - state.iteration,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            dataset=self._dataset,
-            pool=build_pool(cfg, layout, round_, self._dataset),
-            feedback=read_feedback(told) if files.exists(told) else None,
-        )
+        feedback = read_feedback(told) if files.exists(told) else None
+        pool = build_pool(cfg, layout, round_, self._dataset)
         _log.info("round %d: training from iteration %d to %d", round_, state.iteration, end)
-        self._engine.train(
-            cfg,
-            state,
-            loader,
-            end,
-            checkpoints=self._checkpoints,
-            folder=layout.train_dir,
-            title=f"round {round_}",
-            ranks=ranks,
-        )
+        for stop in stops(state.iteration, end, cfg.TEST.EVAL_PERIOD):
+            self._validate(round_, [name for name in cfg.DATASETS.TEST if self._owes_scores(name)])
+            loader = build_train_loader(
+                cfg,
+                start_iteration=state.iteration,
+                num_iterations=stop - state.iteration,
+                rank=ranks.rank,
+                world_size=ranks.world_size,
+                dataset=self._dataset,
+                pool=pool,
+                feedback=feedback,
+            )
+            self._engine.train(
+                cfg,
+                state,
+                loader,
+                stop,
+                end=end,
+                checkpoints=self._checkpoints,
+                folder=layout.train_dir,
+                title=f"round {round_}",
+                ranks=ranks,
+            )
+
+    def _owes_scores(self, name: str) -> bool:
+        """Whether an evaluation on the set ``name`` is due now, and not done."""
+        done, period = self._state.iteration, self._cfg.TEST.EVAL_PERIOD
+        return done > 0 and period > 0 and done % period == 0 and not files.exists(self._scores(name))
+
+    def _scores(self, name: str) -> str:
+        """Where the scores of the present state on the set ``name`` stay."""
+        checkpoint = self._checkpoints.path(self._state.iteration).rsplit("/", 1)[1]
+        scores = checkpoint.replace("model", "metrics").replace(".pth", ".json")
+        return files.join(self._layout.train_dir, "inference", name, scores)
+
+    def _validate(self, round_: int, names: Sequence[str]) -> list[Evaluation | None]:
+        """The scores of the present state on the sets ``names``; None each but in the first process."""
+        state, folder = self._state, files.join(self._layout.train_dir, "inference")
+        if names:
+            self._ranks.share(state.evaluated)  # statistics of batch norm are each process's own
+        evaluations = []
+        for name in names:
+            evaluation = self._engine.validate(
+                self._cfg,
+                state.evaluated,
+                name,
+                folder,
+                self._ranks,
+                round=round_,
+                iteration=state.iteration,
+                checkpoint=self._checkpoints.path(state.iteration),
+            )
+            if evaluation:
+                files.write_bytes(
+                    self._scores(name), files.read_bytes(files.join(folder, name, "metrics.json"))
+                )
+            evaluations.append(evaluation)
+        return evaluations
 
     def _evaluate(self, round_: int) -> None:
+        """Evaluates on all of DATASETS.TEST; the scores of the first are the feedback."""
         cfg, layout, state = self._cfg, self._layout, self._state
-        name = cfg.DATASETS.TEST[0]
-        checkpoint = self._checkpoints.path(state.iteration)
-        self._ranks.share(state.evaluated)  # statistics of batch norm are each process's own
-        evaluation = self._engine.validate(
-            cfg,
-            state.evaluated,
-            name,
-            files.join(layout.train_dir, "inference"),
-            self._ranks,
-            round=round_,
-            iteration=state.iteration,
-            checkpoint=checkpoint,
-        )
+        name, checkpoint = cfg.DATASETS.TEST[0], self._checkpoints.path(state.iteration)
+        evaluation = self._validate(round_, cfg.DATASETS.TEST)[0]
         if evaluation:
-            before = round_ * cfg.SOLVER.ROUND_ITERS
+            before = round_ * round_iterations(cfg)
             feedback = make_feedback(
                 evaluation,
                 round_=round_,
@@ -175,7 +210,12 @@ class TrainingRun:
 
 def run_checkpoints(cfg: CfgNode, layout: RunLayout) -> RunCheckpoints:
     """The checkpoints of a run."""
-    return RunCheckpoints(layout.train_dir, cfg.SOLVER.ROUND_ITERS, cfg.SOLVER.KEEP_CHECKPOINTS)
+    return RunCheckpoints(layout.train_dir, round_iterations(cfg), cfg.SOLVER.KEEP_CHECKPOINTS)
+
+
+def stops(start: int, end: int, period: int) -> list[int]:
+    """The multiples of ``period`` between two iterations, and the later one; a period of 0 or less has none."""
+    return [*range(start - start % period + period, end, period), end] if period > 0 else [end]
 
 
 def pastes_from_run(cfg: CfgNode) -> bool:

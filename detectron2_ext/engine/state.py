@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from detectron2_ext.engine.optimizer import build_optimizer, build_schedule
+from detectron2_ext.modeling.builder import trains_half_backbone
+from detectron2_ext.modeling.detector import half_type
 
 
 class ModelEma:
@@ -61,13 +63,15 @@ class TrainingState:
     def start(cls, model: nn.Module, cfg: CfgNode) -> TrainingState:
         """The state before the first iteration, from a network that has its starting weights."""
         optimizer = build_optimizer(model, cfg)
+        device = next(model.parameters()).device
         half = cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16"
+        half = half or (trains_half_backbone(cfg) and half_type(device) is torch.float16)
         return cls(
             model=model,
             ema=ModelEma(model, cfg.SOLVER.MODEL_EMA) if cfg.SOLVER.MODEL_EMA else None,
             optimizer=optimizer,
             schedule=build_schedule(optimizer, cfg),
-            scaler=torch.amp.GradScaler(next(model.parameters()).device.type, enabled=half),
+            scaler=torch.amp.GradScaler(device.type, enabled=half),
             iteration=0,
             settings=cfg.dump(),
         )

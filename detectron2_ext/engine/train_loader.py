@@ -10,7 +10,6 @@ from detectron2_ext.data.loader import (
     BatchLoader,
     SkippedFiles,
     batches_in_order,
-    build_dataset,
     choose,
     is_bgr,
 )
@@ -19,8 +18,10 @@ from detectron2_ext.data.sampler import GroupedStream, ImageStream, StreamSample
 from detectron2_ext.data.view import ResizeCropFlip, SceneReader
 from detectron2_ext.paste.build import build_pasters, build_recoloring, flip_probability
 from detectron2_ext.paste.pool import InstancePool
+from exchange.catalog import read_training_set
 from exchange.errors import UserError
 from exchange.feedback import Feedback
+from exchange.run import round_iterations
 
 
 def build_train_loader(
@@ -63,11 +64,12 @@ def build_train_loader(
         )
     if num_iterations is None:
         num_iterations = cfg.SOLVER.MAX_ITER - start_iteration
-    dataset = dataset or build_dataset(cfg, training_set_name(cfg))
+    dataset = dataset or DetectionDataset(*read_training_set(cfg))
     images = dataset.trainable_images()
     if not len(images):
-        raise UserError(f"data set {training_set_name(cfg)} has no image with an object: nothing to train on")
-    round_ = start_iteration // cfg.SOLVER.ROUND_ITERS
+        named = " + ".join(cfg.DATASETS.TRAIN)
+        raise UserError(f"data set {named} has no image with an object: nothing to train on")
+    round_ = start_iteration // round_iterations(cfg)
     reader, copied_from = (
         SceneReader(dataset, _build_augmentation(cfg), build_recoloring(cfg, part, dataset, images))
         for part in ("dst", "src")
@@ -78,13 +80,6 @@ def build_train_loader(
     sampler = StreamSampler(_build_stream(cfg, dataset, images, seed), first, last, rank, world_size)
     loader = batches_in_order(cfg, mapper, sampler, batch_size // world_size)
     return BatchLoader(loader, SkippedFiles(len(images)))
-
-
-def training_set_name(cfg: CfgNode) -> str:
-    """The one entry of DATASETS.TRAIN; raises UserError if there are none or several."""
-    if len(cfg.DATASETS.TRAIN) != 1:
-        raise UserError(f"DATASETS.TRAIN names {len(cfg.DATASETS.TRAIN)} data sets: name one")
-    return cfg.DATASETS.TRAIN[0]
 
 
 def _build_augmentation(cfg: CfgNode) -> ResizeCropFlip:

@@ -91,7 +91,13 @@ def build_detector(
         roi_heads=_build_roi_heads(cfg, _class_weights(model, class_image_counts), generator),
         proposal_features=model.CENTERNET.IN_FEATURES,
         roi_features=model.ROI_HEADS.IN_FEATURES,
+        half_backbone=trains_half_backbone(cfg),
     )
+
+
+def trains_half_backbone(cfg: CfgNode) -> bool:
+    """Whether the backbone alone trains in half precision: not where SOLVER.AMP casts the whole network."""
+    return bool(cfg.FP16 and not cfg.SOLVER.AMP.ENABLED)
 
 
 def build_feedback_network(cfg: CfgNode, detector: CenterNet2) -> FeedbackNetwork:

@@ -67,6 +67,7 @@ class CenterNet2(nn.Module):
         preprocessor: makes one normalised batch of images of any size.
         backbone: from a batch (B, 3, H, W) to pyramid features by name.
         proposal_features, roi_features: names of the levels that the stages use, finest first.
+        half_backbone: whether the backbone trains in :func:`half_type`; it predicts in float32, as all else.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class CenterNet2(nn.Module):
         roi_heads: CascadeRoiHeads,
         proposal_features: Sequence[str],
         roi_features: Sequence[str],
+        half_backbone: bool = False,
     ) -> None:
         super().__init__()
         self.preprocessor = preprocessor
@@ -85,6 +87,7 @@ class CenterNet2(nn.Module):
         self.roi_heads = roi_heads
         self.proposal_features = list(proposal_features)
         self.roi_features = list(roi_features)
+        self.half_backbone = half_backbone
 
     def forward(
         self, batched_inputs: Sequence[Mapping[str, Any]]
@@ -128,6 +131,19 @@ class CenterNet2(nn.Module):
     ) -> tuple[list[tuple[int, int]], list[Tensor], list[Tensor]]:
         """Sizes of the images, and the levels that each of the two stages looks at."""
         images, sizes = self.preprocessor([entry["image"] for entry in batched_inputs])
-        features = self.backbone(images)
+        features = self._pyramid(images)
         proposal_features = [features[name] for name in self.proposal_features]
         return sizes, proposal_features, [features[name] for name in self.roi_features]
+
+    def _pyramid(self, images: Tensor) -> Mapping[str, Tensor]:
+        if not (self.training and self.half_backbone):
+            features: Mapping[str, Tensor] = self.backbone(images)
+            return features
+        with torch.autocast(images.device.type, half_type(images.device)):
+            features = self.backbone(images)
+        return {name: feature.float() for name, feature in features.items()}
+
+
+def half_type(device: torch.device) -> torch.dtype:
+    """Half precision in training: float16, for which losses are to be scaled; on a CPU bfloat16, which it has."""
+    return torch.bfloat16 if device.type == "cpu" else torch.float16

@@ -61,6 +61,7 @@ from exchange.config import from_repository
 from exchange.errors import UserError
 from exchange.feedback import Feedback
 from exchange.layout import RunLayout
+from exchange.run import round_iterations
 
 
 def build_pool(
@@ -225,7 +226,7 @@ def _build_plan(
 ) -> PastePlan:
     if cfg.INPUT.INST_POOL_SAMPLE_TYPE == "reference":
         return LikeAnotherImage(pool.categories, dataset, images)
-    origin = round_ * cfg.SOLVER.ROUND_ITERS * cfg.SOLVER.IMS_PER_BATCH
+    origin = round_ * round_iterations(cfg) * cfg.SOLVER.IMS_PER_BATCH
     draws = _build_draws(cfg, dataset, pool, origin, seed)
     return Scattered(pool.categories, draws, _build_size(cfg, dataset, feedback, round_))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -41,8 +42,9 @@ def train_round(
     cfg: CfgNode,
     state: TrainingState,
     loader: Iterable[Batch],
-    end: int,
+    stop: int,
     *,
+    end: int,
     checkpoints: RunCheckpoints,
     folder: str,
     title: str,
@@ -71,7 +73,7 @@ def train_round(
         ]
     )
     try:
-        trainer.train(state.iteration, end)
+        trainer.train(state.iteration, stop)
     except FloatingPointError as error:
         raise UserError(
             f"{str(error).splitlines()[0]} Lower SOLVER.BASE_LR, or train with --engine own, which names the images; "
@@ -93,8 +95,28 @@ def _build_trainer(
 ) -> SimpleTrainer:
     dtype = mixed_precision(cfg)
     if dtype is None:
-        return SimpleTrainer(network, batches, state.optimizer)
+        return _ScalingTrainer(network, batches, state)
     return AMPTrainer(network, batches, state.optimizer, grad_scaler=state.scaler, precision=dtype)
+
+
+class _ScalingTrainer(SimpleTrainer):
+    """Scales the losses where the state does, and leaves to the network what of it is in half precision (FP16)."""
+
+    def __init__(self, network: nn.Module, batches: Iterable[Batch], state: TrainingState) -> None:
+        super().__init__(network, batches, state.optimizer)
+        self._scaler = state.scaler
+
+    def run_step(self) -> None:
+        asked = time.perf_counter()
+        batch = next(self._data_loader_iter)
+        waited = time.perf_counter() - asked
+        losses = self.model(batch)
+        self.optimizer.zero_grad()
+        self._scaler.scale(sum(losses.values())).backward()
+        self.after_backward()
+        self._write_metrics(losses, waited)
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
 
 
 class _SeededBatches:

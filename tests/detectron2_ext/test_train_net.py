@@ -40,6 +40,6 @@ def test_seed_and_periods_of_the_settings_reach_the_loop(
     told: dict[str, object] = {}
     monkeypatch.setattr(loop, "train", lambda *arguments, **options: told.update(options))
     cfg = tiny_config("SEED", "7", "SOLVER.CHECKPOINT_PERIOD", "11", "SOLVER.LOG_PERIOD", "13")
-    options = {"checkpoints": None, "folder": str(tmp_path), "title": "round 0", "ranks": ALONE}
+    options = {"end": 3, "checkpoints": None, "folder": str(tmp_path), "title": "round 0", "ranks": ALONE}
     loop.train_round(cfg, TrainingState.start(TinyNet(), cfg), [], 3, **options)
     assert (told["seed"], told["checkpoint_period"], told["log_period"]) == (7, 11, 13)

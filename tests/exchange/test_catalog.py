@@ -1,7 +1,9 @@
+import json
+
 import pytest
 import yaml
 
-from exchange.catalog import builtin_datasets, dataset_paths
+from exchange.catalog import builtin_datasets, dataset_paths, read_training_set
 from exchange.config import REPOSITORY, load_config
 from exchange.errors import UserError
 
@@ -42,3 +44,43 @@ def test_an_entry_that_lacks_its_folder_is_named(tmp_path):
     (tmp_path / "x.yaml").write_text(yaml.safe_dump({"DATASETS": {"CUSTOM": [["mine", "a.json"]]}}))
     with pytest.raises(UserError, match=r"DATASETS\.CUSTOM takes entries"):
         dataset_paths("mine", load_config(str(tmp_path / "x.yaml")))
+
+
+@pytest.fixture
+def halves(tmp_path):
+    """Writes two sets with the ids of each other and with their ``categories``; gives a configuration of both."""
+
+    def write(*categories):
+        for name, known in zip("ab", categories, strict=True):
+            images = [{"id": 7, "height": 4, "width": 4}, {"id": 2, "height": 5, "width": 4}]
+            images[0]["file_name"], images[1]["coco_url"] = f"{name}.png", f"http://x/train2017/{name}.jpg"
+            objects = [{"id": 1, "image_id": image, "category_id": known[0][0]} for image in (2, 7)][
+                : ord(name) - 96
+            ]
+            records = [{"id": number, "name": text} for number, text in known]
+            content = {"images": images, "annotations": objects, "categories": records}
+            (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        custom = [[name, str(tmp_path / f"{name}.json"), f"/images/{name}/"] for name in "ab"]
+        (tmp_path / "x.yaml").write_text(
+            yaml.safe_dump({"DATASETS": {"TRAIN": ["a", "b"], "CUSTOM": custom}})
+        )
+        return load_config(str(tmp_path / "x.yaml"))
+
+    return write
+
+
+def test_several_training_sets_become_one_with_numbers_of_its_own_and_whole_paths(halves):
+    whole, root = read_training_set(halves([(5, "cat"), (9, "dog")], [(9, "dog"), (5, "cat")]))
+    assert root == "" and whole.category_names == {5: "cat", 9: "dog"}
+    paths = ["/images/a/a.png", "/images/a/train2017/a.jpg", "/images/b/b.png", "/images/b/train2017/b.jpg"]
+    assert list(whole.file_names().values()) == paths
+    assert [image["height"] for image in whole.images] == [4, 5, 4, 5]
+    ids = [record["id"] for record in whole.annotations]
+    assert len(set(ids)) == 3 and len(whole.file_names()) == 4
+    shown = [(whole.file_names()[a["image_id"]], a["category_id"]) for a in whole.annotations]
+    assert shown == [(paths[1], 5), (paths[3], 9), (paths[2], 9)]
+
+
+def test_training_sets_of_different_categories_are_refused(halves):
+    with pytest.raises(UserError, match=r"the categories of .*b\.json are not those of .*a\.json"):
+        read_training_set(halves([(5, "cat")], [(5, "dog")]))

@@ -78,8 +78,6 @@ def test_the_control_has_the_seed_and_the_settings_of_the_rounds_but_pastes_noth
     alone, pasting = (dict(flatten(load_config(command[3], command[4:]))) for command in commands[:2])
     assert alone["SEED"] == pasting["SEED"] == 7
     assert {key for key in alone if alone[key] != pasting[key]} == {
-        "OUTPUT_DIR", "INPUT.USE_COPY_METHOD", "SOLVER.ROUND_ITERS",
+        "OUTPUT_DIR", "INPUT.USE_COPY_METHOD", "INPUT.INST_POOL_FEED",
     }  # fmt: skip
-    assert (
-        alone["INPUT.USE_COPY_METHOD"] == "none" and alone["SOLVER.ROUND_ITERS"] == alone["SOLVER.MAX_ITER"]
-    )
+    assert alone["INPUT.USE_COPY_METHOD"] == "none" and not alone["INPUT.INST_POOL_FEED"]

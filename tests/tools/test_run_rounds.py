@@ -64,18 +64,18 @@ def test_the_command_line_decides_rounds_folder_staleness_processes_and_interpre
         run_rounds.main()
         return started
 
-    for feed in (True, False):
+    for feed, rounds in ((False, 1), (True, 2)):
         solver = {"MAX_ITER": 25, "ROUND_ITERS": 10}
         (tmp_path / "x.yaml").write_text(json.dumps({"SOLVER": solver, "INPUT": {"INST_POOL_FEED": feed}}))
         names = [f"--python-{stage}={stage}" for stage in ("generator", "segmenter", "trainer")]
-        given = ["--rounds", "2", "--staleness", "0", "--out", str(tmp_path), "--gpus", "3", *names]
+        given = ["--rounds", str(rounds), "--staleness", "0", "--out", str(tmp_path), "--gpus", "3", *names]
         config = ["--config", path, "SEED", "7", "FEEDBACK.STALENESS", "0", "OUTPUT_DIR", str(tmp_path)]
         pools, training = call(*given, "SEED", "7")
         interpreters = Interpreters("generator", "segmenter", "trainer")
         assert pools[1] == (pool_steps(config, 2, 3, interpreters) if feed else [])
-        assert training[1] == [[["bash", "launch.sh", "--num-gpus", "3", *config]]] * 2
+        assert training[1] == [[["bash", "launch.sh", "--num-gpus", "3", *config]]] * rounds
         assert training[2] == os.environ | {"MRCA_PYTHON": "trainer"}
-    assert len(call()[1][1]) == 3  # all of the schedule
+        assert len(call()[1][1]) == (3 if feed else 1)  # all of the schedule
     for rounds in ("0", "4"):
         with pytest.raises(UserError, match=f"--rounds {rounds}: the schedule has 3"):
             call("--rounds", rounds)

@@ -19,7 +19,7 @@ CONFIG = "configs/digits/CenterNet2_digits.yaml"
 
 def train(run: str, steps: int, seed: int) -> Feedback:
     """One round of ``launch.sh`` in the run folder ``run``, resumed if it was stopped; returns its evaluation."""
-    settings = {"OUTPUT_DIR": run, "SEED": seed, "SOLVER.MAX_ITER": steps, "SOLVER.ROUND_ITERS": steps}
+    settings = {"OUTPUT_DIR": run, "SEED": seed, "SOLVER.MAX_ITER": steps}
     overrides = [str(part) for pair in settings.items() for part in pair]
     environment = os.environ | {"MRCA_PYTHON": sys.executable}
     command = ["bash", "launch.sh", "--config", CONFIG, *overrides]

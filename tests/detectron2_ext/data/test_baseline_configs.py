@@ -1,10 +1,10 @@
-from pathlib import Path
+import re
 
 import pytest
 
 from detectron2_ext.paste.build import build_pasters
 from detectron2_ext.paste.pasters import ImagePaster
-from exchange.config import REPOSITORY, load_config
+from exchange.config import REPOSITORY, flatten, load_config
 
 BASELINES = sorted(
     [
@@ -28,9 +28,28 @@ def test_the_box_loss_is_detics_in_its_baselines_and_the_digits_and_the_releases
     assert of_detic == {*baselines, *(p for p in paths if p.parent.name == "digits")}
 
 
-@pytest.mark.parametrize("path", BASELINES, ids=lambda path: str(path.relative_to(REPOSITORY)))
-def test_a_baseline_says_what_it_is(path: Path):
-    assert path.read_text().startswith("# ")
+def test_each_configuration_says_what_it_starts_from_and_why():
+    for path in {*(REPOSITORY / "configs").rglob("*.yaml")} - {REPOSITORY / "configs/Cleaned-masks.yaml"}:
+        said = re.findall(
+            r"^# Starts from (random weights|[^ ]+[a-z0-9]), \w", path.read_text(), re.MULTILINE
+        )
+        assert said == [load_config(str(path)).MODEL.WEIGHTS or "random weights"], path
+
+
+def test_swin_l_starts_from_the_backbone_as_in_the_release_or_from_a_baseline():
+    released, other = (
+        dict(flatten(load_config(str(REPOSITORY / f"configs/MRCA/MRCA_SwinL{name}.yaml"))))
+        for name in ("", "_baseline")
+    )
+    weights = [cfg["MODEL.WEIGHTS"] for cfg in (released, other)]
+    assert weights == ["models/swin_large_patch4_window12_384_22k.pth", "models/baseline_SwinL.pth"]
+    assert {key for key in other if other[key] != released[key]} == {"MODEL.WEIGHTS", "OUTPUT_DIR"}
+
+
+def test_the_family_of_the_release_trains_its_backbone_in_half_precision_and_the_digits_do_not():
+    for path in (REPOSITORY / "configs").rglob("*.yaml"):
+        if path.name != "Cleaned-masks.yaml":
+            assert load_config(str(path)).FP16 == (path.parent.name != "digits"), path
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,14 @@ def configure(tmp_path, filled_lvis, write_pool):
 
 def train_loader(cfg, **arguments):
     dataset = build_dataset(cfg, "small")
-    pool = build_pool(cfg, RunLayout("unused"), 0, dataset)
+    finished = cfg.clone()
+    finished.defrost()
+    finished.INPUT.INST_POOL_FEED = False  # which says only that there are rounds
+    pool = build_pool(finished, RunLayout("unused"), 0, dataset)
     return build_train_loader(cfg, **{"start_iteration": 0, "dataset": dataset, "pool": pool, **arguments})
+
+
+IN_ROUNDS = ("INPUT.INST_POOL_FEED", "True")
 
 
 def content(batches) -> dict[int, tuple]:
@@ -122,17 +128,15 @@ def feedback(box_ap, categories=(10, 20, 30)) -> Feedback:
 
 
 def test_feedback_changes_object_sizes_from_its_round_on(configure):
-    low_first = feedback([1.0, 50.0, 90.0])
+    cfg, low_first = configure(*IN_ROUNDS), feedback([1.0, 50.0, 90.0])
     for iteration, changes in ((19, False), (20, True)):
         areas = []
         for given in (None, low_first):
-            items = list(
-                train_loader(configure(), start_iteration=iteration, num_iterations=1, feedback=given)
-            )[0]
+            items = list(train_loader(cfg, start_iteration=iteration, num_iterations=1, feedback=given))[0]
             infos = [info for item in items for info in item["paste_info"]]
             areas.append([(info.pool_index, info.box) for info in infos])
         assert (areas[0] != areas[1]) == changes
-    plain = configure("INPUT.INST_POOL_ADAPTIVE_SIZE", "False")
+    plain = configure("INPUT.INST_POOL_ADAPTIVE_SIZE", "False", *IN_ROUNDS)
     assert content(train_loader(plain, start_iteration=20, feedback=low_first)) == content(
         train_loader(plain, start_iteration=20)
     )
@@ -140,7 +144,7 @@ def test_feedback_changes_object_sizes_from_its_round_on(configure):
 
 def test_feedback_about_other_categories_is_refused(configure):
     with pytest.raises(UserError, match="not those of DATASETS.TRAIN"):
-        train_loader(configure(), start_iteration=20, feedback=feedback([1.0, 2.0], (1, 2)))
+        train_loader(configure(*IN_ROUNDS), start_iteration=20, feedback=feedback([1.0, 2.0], (1, 2)))
 
 
 def test_more_than_five_percent_of_bad_files_are_an_error_and_fewer_are_listed(
@@ -360,7 +364,8 @@ def test_images_are_mirrored_only_where_the_settings_say(configure, flip, views)
 
 
 def test_a_round_begins_with_a_pass_over_the_whole_pool(configure):
-    cfg = configure("INPUT.TRAIN_SIZE", "300", "INPUT.SCALE_RANGE", "[1, 2]")  # so that every target fits
+    large = ("INPUT.TRAIN_SIZE", "300", "INPUT.SCALE_RANGE", "[1, 2]")  # so that every target fits
+    cfg = configure(*large, *IN_ROUNDS)
     items = [item for batch in train_loader(cfg, start_iteration=10, num_iterations=4) for item in batch]
     drawn = [info.pool_index for item in items for info in item["paste_info"]]
     assert sorted(drawn[:11]) == list(range(11))

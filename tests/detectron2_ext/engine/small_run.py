@@ -53,8 +53,11 @@ def write_dataset(folder: Path, num_images: int, seed: int) -> Path:
     return path
 
 
-def write_config(folder: Path, **solver: object) -> Path:
-    """A YAML for two rounds of three iterations, with its data sets, in ``folder``; the run is ``folder/run``."""
+def write_config(folder: Path, rounds: bool = True, **solver: object) -> Path:
+    """A YAML for two rounds of three iterations, with its data sets, in ``folder``; the run is ``folder/run``.
+
+    Nothing is pasted. ``rounds``: False: for six iterations without rounds.
+    """
     custom = []
     for name, num_images, seed in (("small_train", 8, 0), ("small_val", 4, 1)):
         path = folder / name / "annotations.json"
@@ -83,6 +86,7 @@ def write_config(folder: Path, **solver: object) -> Path:
             "MIN_SIZE_TEST": SIDE,
             "MAX_SIZE_TEST": SIDE,
             "SCALE_RANGE": [0.8, 1.25],
+            "INST_POOL_FEED": rounds,
         },
         "TEST": {"DETECTIONS_PER_IMAGE": 20},
         "SOLVER": {

@@ -17,10 +17,12 @@ from torch import Tensor
 
 from detectron2_ext.data.loader import load_batches
 from detectron2_ext.engine import checkpoints as checkpoints_module
+from detectron2_ext.engine import state as state_module
 from detectron2_ext.engine.checkpoints import RunCheckpoints, read_checkpoint
 from detectron2_ext.engine.loop import TrainingStep, seed_iteration, train
 from detectron2_ext.engine.metrics import Reporter
 from detectron2_ext.engine.state import TrainingState
+from detectron2_ext.modeling.detector import half_type
 from exchange.errors import UserError
 from tests.detectron2_ext.engine.tiny import (
     ALONE,
@@ -308,6 +310,37 @@ def test_a_step_goes_down_the_clipped_gradient_and_the_average_follows(number_fo
         average = 0.75 * before[name] + 0.25 * weight.detach().double()
         torch.testing.assert_close(state.ema.model.get_parameter(name).double(), average, rtol=0, atol=1e-7)
     assert largest > 0.15
+
+
+@pytest.mark.parametrize("setting", ["FP16", "SOLVER.AMP.ENABLED"])
+def test_in_float16_a_step_of_infinite_gradients_is_skipped_and_its_smaller_scale_resumed(
+    setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = tiny_config(setting, "True", "SOLVER.AMP.DTYPE", "float16")
+    monkeypatch.setattr(state_module, "half_type", lambda device: torch.float16)  # as on a GPU
+    state = TrainingState.start(TinyNet(noise=0.0), cfg)
+    saved = state.state_dict()
+    state.load_state_dict(saved | {"scaler": saved["scaler"] | {"scale": 64.0}})
+    hook = state.model.head.weight.register_hook(lambda gradient: gradient * float("inf"))
+    before = weights_of(state.model)
+    (batch,) = TinyLoader(0, 1)
+    step = TrainingStep.from_config(state, ALONE, cfg)
+    step(batch)
+    for name, weight in state.model.named_parameters():
+        assert torch.equal(weight, before[name]), name
+    assert (state.iteration, state.scaler.get_scale()) == (1, 32.0)
+    resumed = TrainingState.start(TinyNet(noise=0.0), cfg)
+    resumed.load_state_dict(state.state_dict())
+    assert resumed.scaler.get_scale() == 32.0
+    hook.remove()
+    step(batch)
+    assert not torch.equal(state.model.head.weight, before["head.weight"])
+
+
+def test_fp16_is_float16_with_scaled_losses_on_a_gpu_and_bfloat16_without_on_a_cpu() -> None:
+    assert half_type(torch.device("cuda", 1)) == torch.float16
+    assert half_type(torch.device("cpu")) == torch.bfloat16
+    assert not TrainingState.start(TinyNet(), tiny_config("FP16", "True")).scaler.is_enabled()
 
 
 def test_metrics_are_means_since_the_line_before_with_the_learning_rate_of_their_iteration(

@@ -83,7 +83,9 @@ def test_predictions_and_metrics_are_written_for_upload_and_for_programs(finishe
     metrics = json.loads((folder / "metrics.json").read_text())
     assert [c["name"] for c in metrics["classes"]] == ["red", "green", "blue"]
     assert metrics["iteration"] == 6
-    assert sorted(p.name for p in folder.iterdir()) == ["lvis_instances_results.json", "metrics.json"]
+    kept = ["metrics_0000002.json", "metrics_0000005.json"]  # of each evaluation
+    assert sorted(p.name for p in folder.iterdir()) == ["lvis_instances_results.json", "metrics.json", *kept]
+    assert (folder / "metrics.json").read_bytes() == (folder / kept[1]).read_bytes()
 
 
 def test_a_call_after_the_last_round_changes_nothing(
@@ -152,11 +154,12 @@ def test_starting_weights_are_evaluated_even_after_the_training(finished: Path, 
 
 
 @pytest.mark.bits
-def test_a_killed_and_resumed_run_equals_the_uninterrupted_one_bit_by_bit(tmp_path: Path) -> None:
-    solver = {"MAX_ITER": 40, "ROUND_ITERS": 40, "CHECKPOINT_PERIOD": 3}
+def test_a_killed_and_resumed_run_without_rounds_equals_the_uninterrupted_one_bit_by_bit(
+    tmp_path: Path,
+) -> None:
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
-        write_config(tmp_path / name, **solver)
+        write_config(tmp_path / name, rounds=False, MAX_ITER=20, CHECKPOINT_PERIOD=3)
     options = ["--config", str(tmp_path / "killed/config.yaml"), "DATALOADER.NUM_WORKERS", "1"]
     code = f"from tests.faults.kills import die; die(train_net.main, {options}, 9, 'in its place')"
     killed = [sys.executable, "-c", f"from detectron2_ext import train_net; {code}"]
@@ -166,17 +169,97 @@ def test_a_killed_and_resumed_run_equals_the_uninterrupted_one_bit_by_bit(tmp_pa
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # its loader process
     first_stop = json.loads((tmp_path / "killed/run/train/metrics.json").read_text().splitlines()[-1])
-    assert first_stop["iteration"] < 40
+    assert first_stop["iteration"] < 20
     _call(tmp_path / "killed/config.yaml")
-    _call(tmp_path / "whole/config.yaml")
+    _call(tmp_path / "whole/config.yaml", "TEST.EVAL_PERIOD", "15")  # which changes nothing
     states = [
-        torch.load(tmp_path / name / "run/train/model_0000039.pth", weights_only=True)
+        torch.load(tmp_path / name / "run/train/model_0000019.pth", weights_only=True)
         for name in ("whole", "killed")
     ]
     for part in ("model", "model_ema"):
         assert_equal_weights(states[0][part], states[1][part])
     for one, other in zip(*(s["optimizer"]["state"].values() for s in states), strict=True):
         assert_equal_weights(one, other)
+
+
+_BOTH_SETS = ("DATASETS.TEST", "[small_val, small_train]")
+
+
+def test_without_a_pool_of_its_own_one_call_trains_to_the_end_and_evaluates_on_its_way(
+    tmp_path: Path,
+) -> None:
+    config = write_config(tmp_path, rounds=False, CHECKPOINT_PERIOD=2, KEEP_CHECKPOINTS=9)
+    _call(config, *_BOTH_SETS, "TEST.EVAL_PERIOD", "4")
+    train = tmp_path / "run/train"
+    assert sorted(path.name for path in train.glob("*.pth")) == [
+        *("model_0000001.pth", "model_0000003.pth", "model_0000005.pth", "model_initial.pth")
+    ]
+    for name in ("small_val", "small_train"):
+        for iteration in (4, 6):
+            scores = json.loads((train / f"inference/{name}/metrics_{iteration - 1:07}.json").read_text())
+            assert (scores["dataset"], scores["iteration"], scores["round"]) == (name, iteration, 0)
+            assert scores["checkpoint"] == str(train / f"model_{iteration - 1:07}.pth")
+    assert [path.name for path in (tmp_path / "run/feedback").iterdir()] == ["rd00.json"]
+    told = read_feedback(str(tmp_path / "run/feedback.json"))
+    assert (told.iteration, told.dataset) == (6, "small_val")
+    assert [json.loads(line)["iteration"] for line in (train / "metrics.json").open()] == [1, 2, 3, 4, 5, 6]
+    (train / "last_checkpoint").write_text("model_0000003.pth")  # by hand, to go on from there
+    _call(config, *_BOTH_SETS, "TEST.EVAL_PERIOD", "4")
+    assert (train / "last_checkpoint").read_text() == "model_0000005.pth"
+
+
+def test_an_evaluation_within_a_call_that_was_killed_is_made_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_config(tmp_path, rounds=False)
+    evaluated: list[tuple[str, int]] = []
+    validate = train_net.validate
+
+    def until_killed(cfg: Any, model: Any, name: str, *arguments: Any, **context: Any) -> Any:
+        if len(evaluated) == 1:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        return watched(cfg, model, name, *arguments, **context)
+
+    def watched(cfg: Any, model: Any, name: str, *arguments: Any, **context: Any) -> Any:
+        evaluated.append((name, context["iteration"]))
+        return validate(cfg, model, name, *arguments, **context)
+
+    monkeypatch.setattr(train_net, "validate", until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        _call(config, *_BOTH_SETS, "TEST.EVAL_PERIOD", "3")
+    monkeypatch.setattr(train_net, "validate", watched)
+    _call(config, *_BOTH_SETS, "TEST.EVAL_PERIOD", "3")
+    assert evaluated == [(name, done) for done in (3, 6) for name in ("small_val", "small_train")]
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "period", "expected"),
+    [
+        (0, 9, 0, [9]),
+        (0, 9, 4, [4, 8, 9]),
+        (4, 8, 4, [8]),
+        (5, 9, 2, [6, 8, 9]),
+        (3, 5, 9, [5]),
+        (0, 5, -1, [5]),
+    ],
+)
+def test_a_stretch_ends_where_an_evaluation_is_due(
+    start: int, end: int, period: int, expected: list[int]
+) -> None:
+    assert engine_round.stops(start, end, period) == expected
+
+
+def test_several_training_sets_are_trained_on_as_one(tmp_path: Path) -> None:
+    config = write_config(tmp_path, rounds=False)
+    cfg = load_config(str(config), ["DATASETS.TRAIN", "[small_train, small_val]"])
+    run = TrainingRun(cfg, RunLayout(str(tmp_path / "run")), Ranks(0, 1, torch.device("cpu")), Mock())
+    contents = [json.loads((tmp_path / f"{n}/annotations.json").read_text()) for n in cfg.DATASETS.TRAIN]
+    shown = [{(n, a["image_id"], a["category_id"]) for a in c["annotations"]} for n, c in enumerate(contents)]
+    counts = [sum(category == c for _, _, c in set.union(*shown)) for category in (2, 5, 9)]
+    weights = run._state.model.roi_heads.box_predictor[0].freq_weight
+    assert weights.tolist() == pytest.approx([count**0.5 for count in counts])
+    assert len(run._dataset) == sum(len(content["images"]) for content in contents)
 
 
 @dataclasses.dataclass
@@ -316,7 +399,9 @@ def test_the_starting_weights_are_the_averaged_ones_of_model_weights(finished: P
     [
         (("MODEL.ROI_HEADS.NUM_CLASSES", "4"), r"3 categories, but MODEL\.ROI_HEADS\.NUM_CLASSES is 4"),
         (("MODEL.WEIGHTS", "/nowhere/model.pth"), r"/nowhere/model\.pth"),
-        (("DATASETS.TEST", "[small_vla]"), r"no data set 'small_vla'"),
+        (("DATASETS.TEST", "[small_val, small_vla]"), r"no data set 'small_vla'"),
+        (("DATASETS.TEST", "[]"), r"DATASETS\.TEST names no data set"),
+        (("DATASETS.TRAIN", "[]"), r"DATASETS\.TRAIN names no data set"),
         (("SOLVER.AMP.DTYPE", "float8", "SOLVER.AMP.ENABLED", "True"), r"SOLVER\.AMP\.DTYPE is 'float8'"),
     ],
 )

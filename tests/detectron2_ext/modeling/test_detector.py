@@ -124,3 +124,34 @@ def test_mixed_precision_keeps_the_losses_in_float32():
     for name, loss in mixed.items():
         assert loss.dtype == torch.float32
         assert loss.item() == pytest.approx(full[name].item(), rel=0.2, abs=0.02), name
+
+
+def test_with_fp16_on_a_cpu_the_backbone_trains_in_bfloat16_and_all_else_in_float32():
+    """A bfloat16 is off by up to 2^-9 of itself; sixteen layers in a row, at random, by four times that."""
+    cfg = small_config()
+    cfg.defrost()
+    losses, seen = [], []
+    for cfg.FP16 in (False, True):
+        torch.manual_seed(0)
+        network = build_model(cfg, generator=torch.Generator().manual_seed(5)).train()
+        inside = [m for m in network.backbone.modules() if isinstance(m, torch.nn.Conv2d)]
+        heads = (network.proposal_generator, network.roi_heads)
+        outside = [
+            m for part in heads for m in part.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)
+        ]
+        kinds = [set(), set()]
+        for found, modules in zip(kinds, (inside, outside), strict=True):
+            for module in modules:
+                module.register_forward_hook(lambda m, x, y, found=found: found.update((x[0].dtype, y.dtype)))
+        losses.append(network([scene(0), scene(1)]))
+        seen.append([kind - {torch.float32} for kind in kinds])
+        kinds[0].clear()
+        network.eval()([scene(0)])
+        assert kinds == [{torch.float32}, {torch.float32}]
+    assert seen == [[set(), set()], [{torch.bfloat16}, set()]]
+    for name, loss in losses[1].items():
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, losses[0][name], rtol=4 * 2**-9, atol=0)
+    assert losses[0] != losses[1]
+    cfg.SOLVER.AMP.ENABLED = True
+    assert not build_model(cfg).half_backbone  # which casts the whole network

@@ -52,7 +52,8 @@ def fill_by_name(network):
 def measure(backbone):
     """State after one step of MRCA's configuration, detections of two images, numbers by name."""
     fewer = ["TEST.DETECTIONS_PER_IMAGE", "20"]  # the masks of 300 take longer than all the rest
-    cfg = load_config(str(CONFIGS / f"MRCA/MRCA_{backbone}.yaml"), ["MODEL.DEVICE", "cpu", *fewer])
+    exact = ["MODEL.DEVICE", "cpu", "FP16", "False"]
+    cfg = load_config(str(CONFIGS / f"MRCA/MRCA_{backbone}.yaml"), [*exact, *fewer])
     image_counts = [int(index % 30 == 0) for index in range(1203)]  # so few that none is drawn
     network = build_model(cfg, image_counts).train()
     fill_by_name(network)
