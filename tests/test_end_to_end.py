@@ -22,7 +22,6 @@ from exchange.feedback import read_feedback
 from exchange.layout import RunLayout
 from exchange.manifest import is_complete, read_round
 from tools.build_lvis_digits import build
-from tools.quickstart import as_table, summarise
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SETTINGS = {
@@ -181,39 +180,6 @@ def test_the_averaged_weights_of_the_last_checkpoint_are_those_that_were_evaluat
     with torch.no_grad():
         found = network([image])[0]["instances"].scores.tolist()
     assert found and found == pytest.approx(expected, abs=1e-4)
-
-
-def test_the_pool_is_cumulative_and_every_annotation_has_its_files(finished):
-    layout = RunLayout(str(finished / "run"))
-    first, second = (read_annotations(layout.annotations(round_)) for round_ in range(2))
-    assert len(first.annotations) < len(second.annotations) <= 60
-    names = {image["file_name"] for image in second.images}
-    assert {image["file_name"] for image in first.images} < names
-    for name in names:
-        assert files.exists(layout.raw(name)) and files.exists(layout.segmented(name))
-
-
-def test_a_person_gets_a_table_and_pictures(finished):
-    layout = RunLayout(str(finished / "run"))
-    summary = summarise(layout, layout, rounds=2)
-    assert [entry["pool"] for entry in summary["rounds"]] == [
-        len(read_annotations(layout.annotations(round_)).annotations) for round_ in range(2)
-    ]
-    assert len(as_table(summary).splitlines()) == 2 + 4
-    for round_ in range(2):
-        assert files.exists(files.join(layout.pictures_dir, f"generated_rd{round_:02}.png"))
-
-
-def test_running_it_again_changes_no_result(finished):
-    run = finished / "run"
-    results = [
-        path for path in run.rglob("*.*") if path.suffix in (".json", ".png", ".webp", ".pth", ".arrow")
-    ]
-    results = [path for path in results if run / "pictures" not in path.parents]
-    before = {path: path.stat().st_mtime_ns for path in results}
-    done = run_rounds(finished, "--staleness", "0")
-    assert done.returncode == 0, done.stderr
-    assert {str(path) for path, time in before.items() if path.stat().st_mtime_ns != time} == set()
 
 
 def test_a_run_folder_of_other_settings_is_refused_with_exit_code_2(finished):

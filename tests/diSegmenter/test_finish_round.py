@@ -1,6 +1,4 @@
 import dataclasses
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,23 +125,3 @@ def test_a_pool_on_an_unfinished_round_is_refused(layout):
     with pytest.raises(UserError, match="--st_rd 0"):
         finish(layout, 1, [30, 30], [0, 1])
     assert not files.exists(layout.annotations_done(1))
-
-
-def test_a_pool_without_its_cut_outs_is_refused(layout):
-    instances = cut_out(layout, generate(layout, 0, 2), [30, 30])
-    os.remove(layout.cutout(instances[1].file))
-    with pytest.raises(UserError, match="1 cut-outs of round 0 are gone"):
-        write_pool(layout, judge_round(layout, 0, instances, CHECKS), CATEGORIES, [0])
-    assert not files.exists(layout.annotations_done(0))
-
-
-def test_a_round_that_lost_a_cut_out_or_its_index_is_not_finished(layout):
-    finish(layout, 0, [30, 30], [0])
-    path = Path(layout.cutout("00_0007_0001.png"))
-    data = path.read_bytes()
-    path.unlink()
-    assert not is_finished(layout, 0)
-    path.write_bytes(data)
-    assert is_finished(layout, 0)
-    os.remove(layout.pool_index(0))
-    assert not is_finished(layout, 0)

@@ -14,7 +14,6 @@ from exchange import files
 from exchange.annotations import read_annotations
 from exchange.config import load_config
 from exchange.errors import UserError
-from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex
 from exchange.shards import Shard
 from tests.diSegmenter.conftest import CATEGORIES, generate
@@ -177,16 +176,6 @@ def test_another_threshold_needs_no_model(monkeypatch, config, layout):
     assert files.read_json(layout.verdicts(0))["settings"]["clip_threshold"] == threshold
 
 
-def test_generated_images_and_masks_can_go_once_a_round_is_finished(monkeypatch, config, layout):
-    generate(layout, 0, 5)
-    options = ["--config", config, "--round", "1", "SEGMENTER.KEEP_RAW", "False"]
-    call(monkeypatch, *options)
-    assert not [name for name in files.list_dir(layout.raw("")) if name.startswith("00")]
-    monkeypatch.setattr(segmentAndFilter, "build_segmenter", None)
-    call(monkeypatch, *options)
-    assert len(PoolIndex(layout, [0])) == 5
-
-
 def test_originals_that_a_killed_call_left_go_with_the_next_one(monkeypatch, config, layout):
     generate(layout, 0, 5)
     options = ["--config", config, "--round", "1", "SEGMENTER.KEEP_RAW", "False"]
@@ -234,12 +223,3 @@ def test_dropped_cut_outs_that_were_pruned_come_back_the_way_that_the_message_sa
 def test_refiltering_nothing_is_an_error(monkeypatch, config):
     with pytest.raises(UserError, match="--refilter"):
         call(monkeypatch, "--config", config, "--refilter", "3")
-
-
-def test_a_run_on_another_file_system_ends_in_the_same_pool(monkeypatch, config, layout):
-    remote = RunLayout("memory://stage2/run")
-    for run in (layout, remote):
-        generate(run, 0, 5)
-    call(monkeypatch, "--config", config, "--round", "1")
-    call(monkeypatch, "--config", config, "--round", "1", "OUTPUT_DIR", remote.root)
-    assert files.read_bytes(layout.annotations(0)) == files.read_bytes(remote.annotations(0))

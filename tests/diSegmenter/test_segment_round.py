@@ -95,21 +95,6 @@ def test_only_what_is_missing_or_cut_off_is_made_again(layout):
     assert again.seen == 5 and contents(layout) == before
 
 
-def test_a_call_that_dies_half_way_is_resumed(layout):
-    generate(layout, 0, 8)
-
-    class Dies(Darkness):
-        def __call__(self, images):
-            if self.seen >= 4:
-                raise KeyboardInterrupt
-            return super().__call__(images)
-
-    with pytest.raises(KeyboardInterrupt):
-        segment(layout, Dies())
-    again = Darkness()
-    assert len(segment(layout, again)) == 8 and again.seen == 4
-
-
 def test_objects_are_counted_before_the_largest_is_chosen(layout):
     generate(layout, 0, 2)
 

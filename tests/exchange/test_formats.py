@@ -2,11 +2,9 @@ import dataclasses
 import json
 
 import pytest
-import yaml
 
 from exchange import files
 from exchange.annotations import frequency, read_annotations
-from exchange.config import load_config
 from exchange.errors import UserError
 from exchange.feedback import Feedback, read_feedback, write_feedback
 from exchange.layout import RunLayout
@@ -18,7 +16,6 @@ from exchange.manifest import (
     read_round,
     write_manifest,
 )
-from exchange.run import open_run
 from exchange.seeds import instance_seed
 
 FEEDBACK = Feedback(
@@ -79,12 +76,6 @@ def test_every_round_finds_its_own_files_whatever_their_number(tmp_path):
     assert layout.feedback_history(0) != layout.feedback_history(-1)
     assert layout.cutout_name("a.b.png") == "cutouts/a.b.webp"  # an imported pool has names of its own
     assert layout.instance_name(9, 34, 5) == "09_0034_0005.png"
-
-
-def test_the_initial_weights_have_a_history_file_of_their_own(tmp_path):
-    initial = dataclasses.replace(FEEDBACK, round=-1, iteration=0)
-    write_feedback(RunLayout(str(tmp_path)), initial)
-    assert read_feedback(f"{tmp_path}/feedback/initial.json") == initial
 
 
 @pytest.mark.parametrize(
@@ -218,12 +209,3 @@ def test_instance_seeds_depend_on_each_of_their_parts():
     assert all(0 <= seed < 2**63 for seed in seeds)
     # A digest written down once: a run that is taken up by a later version goes on with the same seeds.
     assert instance_seed(1, 2, 34, 5) == 5_852_459_161_723_906_929
-
-
-def test_a_run_folder_is_joined_with_its_own_settings_only(tmp_path):
-    (tmp_path / "x.yaml").write_text(yaml.safe_dump({"OUTPUT_DIR": str(tmp_path / "run")}))
-    path = str(tmp_path / "x.yaml")
-    open_run(load_config(path))
-    open_run(load_config(path, ["DATALOADER.NUM_WORKERS", "0"]))
-    with pytest.raises(UserError, match=r"SOLVER\.MAX_ITER 90000, not 5"):
-        open_run(load_config(path, ["SOLVER.MAX_ITER", "5"]))

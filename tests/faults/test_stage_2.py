@@ -1,12 +1,10 @@
 """Stage 2 under faults: whatever happens, a later call ends in the pool of an undisturbed run."""
 
 import errno
-import json
 import os
 import shutil
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +16,6 @@ from diSegmenter import segmentAndFilter
 from exchange import files
 from exchange.errors import UserError, run_cli
 from exchange.layout import RunLayout
-from exchange.manifest import read_manifest, write_manifest
 from tests.diSegmenter.conftest import generate
 from tests.faults.kills import KILLS, kill_repeatedly
 from tests.faults.processes import segment_and_filter
@@ -110,52 +107,6 @@ def test_a_truncated_image_is_named_and_mended_by_stage_1(layout, config, undist
     generate(layout, 0, 24)
     assert Path(path).read_bytes() == whole
     segment_and_filter(["--config", config])
-    assert tree(layout) == undisturbed
-
-
-@pytest.mark.parametrize(
-    ("damage", "sentence"),
-    [
-        (lambda path: halve(path), "not valid JSON"),
-        (lambda path: Path(path).write_text("[]"), "manifest format"),
-        (
-            lambda path: Path(path).write_text(json.dumps({"format": 1, "instances": 3})),
-            "not a generator manifest",
-        ),
-    ],
-)
-def test_a_damaged_manifest_is_named(layout, config, damage, sentence):
-    damage(layout.manifest(0, 0, 1))
-    with pytest.raises(UserError, match=rf"manifest_rd00_0of1\.json.*{sentence}"):
-        segment_and_filter(["--config", config])
-    assert not files.exists(layout.annotations_done(0))
-
-
-def test_a_shard_of_another_division_is_named(layout, config):
-    generate(layout, 0, 24, 0, 3)
-    with pytest.raises(UserError, match="1 and 3 shards"):
-        segment_and_filter(["--config", config])
-
-
-def test_a_manifest_that_names_files_elsewhere_is_refused(layout, config):
-    path = Path(layout.manifest(0, 0, 1))
-    path.write_text(path.read_text().replace('"00_0003_0000.png"', '"../../secret.png"'))
-    with pytest.raises(UserError, match="only plain file names"):
-        segment_and_filter(["--config", config])
-
-
-def test_an_incomplete_round_waits_and_gives_up_with_a_message(layout, config):
-    manifest = read_manifest(layout.manifest(0, 0, 1))
-    write_manifest(layout, type(manifest)(**{**vars(manifest), "complete": False}))
-    with pytest.raises(UserError, match="waited 0 s .* round 0"):
-        segment_and_filter(["--config", config])
-
-
-def test_a_clock_that_goes_backwards_changes_nothing(layout, config, undisturbed, monkeypatch):
-    now = iter(range(10**9, 0, -3600))
-    monkeypatch.setattr(time, "time", lambda: float(next(now)))
-    segment_and_filter(["--config", config])
-    monkeypatch.undo()
     assert tree(layout) == undisturbed
 
 

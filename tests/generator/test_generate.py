@@ -96,27 +96,6 @@ def test_any_number_of_shards_makes_the_same_files(world, monkeypatch):
     assert is_complete(read_round(layout, 0))
 
 
-def test_torchrun_environment_chooses_the_shard(world, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    layout = run(world, monkeypatch, "--round", "1")
-    (manifest,) = read_round(layout, 0)
-    assert (manifest.shard, manifest.num_shards, len(manifest.instances)) == (1, 2, 4)
-
-
-@pytest.mark.bits
-def test_only_missing_and_damaged_files_are_drawn_again_and_come_out_alike(world, monkeypatch):
-    run(world, monkeypatch, "--round", "1")
-    before = digests(world)
-    files = sorted((world.run / "pool/raw").glob("*.png"))
-    files[0].unlink()
-    files[1].write_bytes(files[1].read_bytes()[:-30])
-    untouched = files[2].stat().st_mtime_ns
-    run(world, monkeypatch, "--round", "1")
-    assert digests(world) == before
-    assert files[2].stat().st_mtime_ns == untouched
-
-
 def test_a_complete_round_needs_no_model(world, monkeypatch):
     run(world, monkeypatch, "--round", "1")
     monkeypatch.setattr(PipelineSource, "_load", lambda *_, **__: pytest.fail("a model was loaded"))

@@ -1,6 +1,5 @@
 """The command line over pools: which rows it counts, where it looks, and what it refuses."""
 
-import json
 import sys
 
 import pytest
@@ -56,18 +55,3 @@ def test_a_pool_is_not_merged_with_itself_or_with_nothing(layout, monkeypatch):
     for other in (layout.root + "/", "/nowhere"):
         with pytest.raises(UserError, match="holds no other pool"):
             call(monkeypatch, "merge", layout.root, other)
-
-
-def test_relative_paths_of_what_is_imported_start_at_its_file(tmp_path, monkeypatch, layout):
-    asked = []
-    monkeypatch.setattr(pool, "import_round", lambda *given: (0, []))
-    monkeypatch.setattr(pool, "read_xpaste", lambda *given: asked.append(given))
-    monkeypatch.setattr(pool, "read_coco", lambda *given: asked.append(given))
-    source, categories = tmp_path / "pool/x.json", tmp_path / "train.json"
-    records = [{"id": 9, "name": "b"}, {"id": 3, "name": "a"}]
-    categories.write_text(json.dumps({"images": [], "annotations": [], "categories": records}))
-    common = ("import", layout.root, source, "--annotations", categories, "--from")
-    call(monkeypatch, *common, "xpaste")
-    call(monkeypatch, *common, "coco", "--root", "/elsewhere")
-    assert asked[0] == (str(source), str(tmp_path / "pool"), [3, 9])
-    assert asked[1] == (str(source), "/elsewhere", {"b": 9, "a": 3})

@@ -99,26 +99,6 @@ def test_training_has_its_own_limits():
         assert len(expected) == (54 if mode else len(found.boxes)) and len(found.boxes) > 5
 
 
-def test_losses_are_divided_by_the_objects_of_the_whole_batch():
-    network, features, _, _ = make(2)
-    few = GroundTruth.from_instances([objects([[4, 4, 30, 30]], [0], (48, 56))] * 2, torch.device("cpu"))
-    none = GroundTruth.from_instances([objects([], [], (48, 56))] * 2, torch.device("cpu"))
-    _, losses = network(features, few)
-    _, without = network(features, none)
-    assert set(losses) == {"loss_centernet_loc", "loss_centernet_agn_pos", "loss_centernet_agn_neg"}
-    assert without["loss_centernet_loc"] == without["loss_centernet_agn_pos"] == 0
-    single, single_features, heat, distances = make(1)
-    totals = {name: 0.0 for name in losses}
-    for image in range(2):
-        single.centernet_head.outputs = [
-            [level[image : image + 1] for level in part] for part in network.centernet_head.outputs
-        ]
-        truth = GroundTruth.from_instances([objects([[4, 4, 30, 30]], [0], (48, 56))], torch.device("cpu"))
-        for name, loss in single(single_features, truth)[1].items():
-            totals[name] += loss.item() / 2
-    assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(totals, rel=1e-5)
-
-
 def test_losses_are_divided_by_the_objects_of_a_mean_process(monkeypatch):
     network, features, _, _ = make(1)
     truth = GroundTruth.from_instances([objects([[4, 4, 30, 30]], [0], (48, 56))], torch.device("cpu"))

@@ -60,37 +60,6 @@ def test_full_masks_are_as_good_as_cut_ones():
     assert losses[0] == losses[1]
 
 
-@pytest.mark.bits
-def test_steps_repeat_bit_for_bit_with_injected_random_numbers():
-    def two_steps(global_seed):
-        network = detector(generator=torch.Generator().manual_seed(7)).train()
-        optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.01)
-        torch.manual_seed(global_seed)
-        for _ in range(2):
-            losses = network([scene(0), scene(1)])
-            optimizer.zero_grad()
-            sum(losses.values()).backward()
-            optimizer.step()
-        return losses, network.state_dict()
-
-    (losses, weights), (others, other_weights) = two_steps(1), two_steps(2)
-    assert losses == others
-    assert all(torch.equal(weights[name], other_weights[name]) for name in weights)
-
-
-def test_steps_learn_the_image():
-    network = detector(TIMM__NORM="FrozenBN").train()
-    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=2e-3)
-    totals = []
-    for _ in range(10):
-        total = sum(network([scene(3)]).values())
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        totals.append(total.item())
-    assert sum(totals[-3:]) < 0.95 * sum(totals[:3])
-
-
 @torch.no_grad()
 def test_detections_refer_to_the_size_that_the_input_names():
     network = detector(ROI_HEADS__SCORE_THRESH_TEST=0.0).eval()

@@ -234,18 +234,3 @@ def test_scores_are_the_mean_of_the_stages_times_the_proposals():
         torch.testing.assert_close(found[image].pred_boxes, boxes, rtol=1e-5, atol=1e-3)
         masks = heads.mask_head(heads.mask_pooler(features, boxes, image_index[:1].expand(len(boxes))))
         torch.testing.assert_close(found[image].pred_masks, masks.sigmoid(), rtol=1e-3, atol=1e-4)
-
-
-@torch.no_grad()
-def test_images_do_not_influence_each_other():
-    heads, features, _, proposals = world(SCENES)
-    heads.eval()
-    together = heads.detect(features, SIZES, proposals)
-    for image in range(2):
-        alone = heads.detect(
-            [level[image : image + 1] for level in features],
-            SIZES[image : image + 1],
-            proposals[image : image + 1],
-        )[0]
-        torch.testing.assert_close(alone.scores, together[image].scores)
-        torch.testing.assert_close(alone.pred_masks, together[image].pred_masks, rtol=1e-4, atol=1e-5)

@@ -119,13 +119,6 @@ def test_a_covered_object_goes_if_its_box_moved_far_and_few_pixels_are_left(
         assert scene.objects[0].box == (covered_columns, 0, width, height)
 
 
-def test_an_object_that_loses_no_pixel_keeps_its_annotated_box():
-    scene = one_object(20, 20)
-    scene.objects[0].box = (0.25, 0.5, 19.75, 20.0)
-    overlay(scene, opaque(10, 10), 50, 50, 7, basic)
-    assert scene.objects[0].box == (0.25, 0.5, 19.75, 20.0)
-
-
 def test_what_lies_outside_or_is_transparent_is_not_pasted():
     scene = one_object(20, 20)
     assert not overlay(scene, opaque(10, 10), 100, 0, 7, basic)
