@@ -12,7 +12,7 @@ from detectron2_ext.data.dataset import DetectionDataset
 from exchange import files
 from exchange.layout import RunLayout
 from exchange.pool_index import write_index
-from tests.detectron2_ext.engine.small_run import pool_instance
+from tests.diSegmenter.conftest import pool_instance
 
 
 def rectangle(x: float, y: float, width: float, height: float) -> list[float]:
@@ -135,13 +135,9 @@ def index_of(tmp_path: Path) -> Callable[[Path], RunLayout]:
                     files.write_bytes(target, cv2.imencode(".png", pixels)[1].tobytes())
                 cutout = np.dstack([image, alpha[..., 0]])[9:40, 9:40]
                 files.write_bytes(layout.pool(f"cutouts/{n}.png"), cv2.imencode(".png", cutout)[1].tobytes())
-                known = {
-                    "file": name,
-                    "round": round_,
-                    "category_id": 10 * (n % 3 + 1),
-                    "cutout": f"cutouts/{n}.png",
-                }
-                rows.append(pool_instance(**known, area=100 + 50 * n, clip_white=20.0 + n))
+                known = {"file": name, "cutout": f"cutouts/{n}.png", "bbox": [9, 9, 31, 31], "height": 48}
+                known |= {"area": 100 + 50 * n, "clip_white": 20.0 + n, "clip_black": None}
+                rows.append(pool_instance(round_, 10 * (n % 3 + 1), n, **known))
             write_index(layout, round_, rows)
         return layout
 

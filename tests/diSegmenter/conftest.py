@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from exchange import files
@@ -88,6 +89,23 @@ def pool_instance(round_: int, category_id: int, number: int, **values: Any) -> 
         "cutout": RunLayout.cutout_name(name),
     }
     return PoolInstance(**fields | values)
+
+
+def write_settings(folder: Path, foreground: str, clip: str, **segmenter: object) -> str:
+    """The YAML of a run with two rounds in ``folder / "run"``, of the data set of CATEGORIES."""
+    categories = str(folder / "train.json")
+    files.write_json(categories, {"images": [], "annotations": [], "categories": CATEGORIES})
+    models = {"FOREGROUND_MODEL": foreground, "CLIP_MODEL": clip, "TRUST_REMOTE_CODE": True, "INPUT_SIZE": 32}
+    content = {
+        "OUTPUT_DIR": str(folder / "run"),
+        "DATASETS": {"TRAIN": ["discs"], "CUSTOM": [["discs", categories, str(folder)]]},
+        "SOLVER": {"MAX_ITER": 20, "ROUND_ITERS": 10},
+        "FEEDBACK": {"TIMEOUT": 0.0},
+        "SEGMENTER": models | segmenter,
+    }
+    path = folder / "discs.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-import yaml
 
 from diSegmenter import segmentAndFilter
 from diSegmenter.annotate import MaskCleaner
@@ -16,33 +15,14 @@ from exchange.config import load_config
 from exchange.errors import UserError
 from exchange.pool_index import PoolIndex
 from exchange.shards import Shard
-from tests.diSegmenter.conftest import CATEGORIES, generate
+from tests.diSegmenter.conftest import generate, write_settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def config(tmp_path, layout, foreground_folder, clip_folder):
-    files.write_json(
-        str(tmp_path / "train.json"), {"images": [], "annotations": [], "categories": CATEGORIES}
-    )
-    content = {
-        "OUTPUT_DIR": layout.root,
-        "DATASETS": {"TRAIN": ["discs"], "CUSTOM": [["discs", str(tmp_path / "train.json"), str(tmp_path)]]},
-        "SOLVER": {"MAX_ITER": 20, "ROUND_ITERS": 10},
-        "FEEDBACK": {"TIMEOUT": 0.0},
-        "SEGMENTER": {
-            "FOREGROUND_MODEL": foreground_folder,
-            "CLIP_MODEL": clip_folder,
-            "TRUST_REMOTE_CODE": True,
-            "INPUT_SIZE": 32,
-            "CLIP_THRESHOLD": -100.0,
-            "BATCH_SIZE": 4,
-        },
-    }
-    path = tmp_path / "discs.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return str(path)
+def config(tmp_path, foreground_folder, clip_folder):
+    return write_settings(tmp_path, foreground_folder, clip_folder, CLIP_THRESHOLD=-100.0, BATCH_SIZE=4)
 
 
 def call(monkeypatch, *arguments):

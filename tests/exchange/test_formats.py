@@ -166,9 +166,10 @@ def test_a_manifest_with_values_that_no_generator_writes_is_refused(tmp_path, ch
 
 def test_annotations_are_sorted_by_category_and_counted(tmp_path):
     content = {
-        "images": [{"id": i, "height": 4, "width": 4} for i in (1, 2)],
-        "annotations": [{"image_id": 1, "category_id": 9}, {"image_id": 1, "category_id": 9}]
-        + [{"image_id": 2, "category_id": 3}],
+        "images": [{"id": i, "height": i, "width": 4} for i in (3, 1, 2)],
+        "annotations": [{"image_id": 1, "category_id": 9, "segmentation": {"size": [1, 4], "counts": [4]}}]
+        * 2
+        + [{"image_id": 2, "category_id": 3, "segmentation": {"size": [2, 4], "counts": [8]}}],
         "categories": [{"id": 9, "name": "b"}, {"id": 3, "name": "a"}, {"id": 12, "name": "unseen"}],
     }
     files.write_json(str(tmp_path / "a.json"), content)

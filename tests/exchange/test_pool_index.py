@@ -12,28 +12,14 @@ from exchange import files, pool_index
 from exchange.errors import UserError
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex, PoolInstance, write_index
+from tests.diSegmenter.conftest import pool_instance
 
 
 def instance(round_: int, category_id: int, number: int, reason: str = "") -> PoolInstance:
-    name = RunLayout.instance_name(round_, category_id, number)
-    return PoolInstance(
-        file=name,
-        round=round_,
-        category_id=category_id,
-        width=64,
-        height=48,
-        bbox=[number, 2, 31, 39],
-        area=700 + number,
-        segmentation=[[number, 2, 30, 2, 30, 40 + number], [1, 2, 3, 4, 5, 6]],
-        objects=2,
-        clip_white=24.5,
-        clip_black=26.25,
-        reason=reason,
-        seed=1 << 62,
-        model="some/model",
-        prompt=f"a photo of {category_id}",
-        cutout=RunLayout.cutout_name(name),
-    )
+    segmentation = [[number, 2, 30, 2, 30, 40 + number], [1, 2, 3, 4, 5, 6]]
+    values = {"width": 64, "height": 48, "bbox": [number, 2, 31, 39], "area": 700 + number, "seed": 1 << 62}
+    values |= {"segmentation": segmentation, "clip_black": 26.25, "reason": reason}
+    return pool_instance(round_, category_id, number, **values)
 
 
 @pytest.fixture(params=["folder", "memory"])
@@ -199,6 +185,6 @@ def test_a_name_that_is_not_unicode_is_refused(tmp_path):
     layout = RunLayout(str(tmp_path))
     write_index(layout, 0, ROUND_0)
     whole = files.read_bytes(layout.pool_index(0))
-    files.write_bytes(layout.pool_index(0), whole.replace(b"some/model", b"some\xffmodel"))
+    files.write_bytes(layout.pool_index(0), whole.replace(b"tiny", b"ti\xffy"))
     with pytest.raises(UserError, match=r"rd00\.arrow is damaged \(.*UTF8"):
         PoolIndex(layout, [0])

@@ -5,14 +5,12 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
-import yaml
 
-from exchange import files
 from exchange.layout import RunLayout
-from tests.diSegmenter.conftest import CATEGORIES, generate
+from tests.diSegmenter.conftest import clip_folder, foreground_folder, generate, write_settings
 from tests.generator.conftest import saved_sd3, world
 
-__all__ = ["saved_sd3", "world"]  # the small world of stage 1, for its tests here
+__all__ = ["clip_folder", "foreground_folder", "saved_sd3", "world"]  # of the stages, for their tests here
 
 
 @pytest.fixture(scope="session")
@@ -31,39 +29,11 @@ def preloaded() -> ForkServerContext:
     return context
 
 
-@pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    from tests.diSegmenter.small_models import save_clip, save_foreground
-
-    folder = tmp_path_factory.mktemp("models")
-    return {
-        "FOREGROUND_MODEL": save_foreground(folder / "foreground"),
-        "CLIP_MODEL": save_clip(folder / "clip"),
-    }
-
-
 @pytest.fixture
-def config(tmp_path: Path, models: dict[str, str]) -> str:
-    """Settings of a run with two rounds in ``tmp_path / "run"``; one image at a time, so that it takes a while."""
-    categories = str(tmp_path / "train.json")
-    files.write_json(categories, {"images": [], "annotations": [], "categories": CATEGORIES})
-    content = {
-        "OUTPUT_DIR": str(tmp_path / "run"),
-        "DATASETS": {"TRAIN": ["discs"], "CUSTOM": [["discs", categories, str(tmp_path)]]},
-        "SOLVER": {"MAX_ITER": 20, "ROUND_ITERS": 10},
-        "FEEDBACK": {"TIMEOUT": 0.0},
-        "SEGMENTER": {
-            **models,
-            "TRUST_REMOTE_CODE": True,
-            "INPUT_SIZE": 32,
-            "CLIP_THRESHOLD": 10.0,
-            "BATCH_SIZE": 1,
-            "WORKERS": 2,
-        },
-    }
-    path = tmp_path / "discs.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return str(path)
+def config(tmp_path: Path, foreground_folder: str, clip_folder: str) -> str:
+    """Settings of a run with two rounds; one image at a time, so that it takes a while."""
+    segmenter = {"CLIP_THRESHOLD": 10.0, "BATCH_SIZE": 1, "WORKERS": 2}
+    return write_settings(tmp_path, foreground_folder, clip_folder, **segmenter)
 
 
 @pytest.fixture

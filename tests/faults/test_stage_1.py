@@ -6,29 +6,14 @@ import shutil
 import pytest
 
 from exchange import files
-from exchange.feedback import Feedback, write_feedback
+from exchange.feedback import write_feedback
 from exchange.layout import RunLayout
 from exchange.manifest import Manifest, is_complete, read_round
+from tests.exchange.test_formats import FEEDBACK
 from tests.faults.kills import KILLS, kill_repeatedly
 from tests.faults.processes import draw
 
-FEEDBACK = Feedback(
-    0,
-    10,
-    "m.pth",
-    "0" * 64,
-    "tiny",
-    [1, 2, 5, 9],
-    [9.0] * 4,
-    [9.0] * 4,
-    [1.0] * 4,
-    9.0,
-    9.0,
-    9.0,
-    9.0,
-    9.0,
-    "t",
-)
+FOUR = {"categories": [1, 2, 5, 9], "box_ap": [9.0] * 4, "mask_ap": [9.0] * 4, "drift": [1.0] * 4}
 
 
 @pytest.fixture
@@ -55,7 +40,7 @@ def manifests(layout: RunLayout) -> list[Manifest]:
 @pytest.mark.bits
 def test_killed_twenty_times_it_ends_in_the_same_pool(world, options, preloaded):
     layout = RunLayout(str(world.run))
-    write_feedback(layout, FEEDBACK)
+    write_feedback(layout, dataclasses.replace(FEEDBACK, round=0, **FOUR))
     draw(options)
     whole, listed = images(layout), manifests(layout)
     assert len(whole) == 24 and {i.guided for m in listed for i in m.instances} == {False, True}

@@ -1,5 +1,6 @@
 """The script of stage 1, from command line to files."""
 
+import dataclasses
 import hashlib
 import json
 import subprocess
@@ -21,6 +22,7 @@ from exchange.manifest import is_complete, read_round
 from exchange.seeds import instance_seed
 from generator import generate
 from generator.pipelines import PipelineSource
+from tests.exchange.test_formats import FEEDBACK
 from tests.generator.tiny_pipelines import SIZE, make_classifier
 
 SCRIPT = Path(generate.__file__)
@@ -39,24 +41,9 @@ def digests(world: SimpleNamespace) -> dict[str, str]:
 
 
 def feedback(round_: int, **changes: object) -> Feedback:
-    values = dict(
-        round=round_,
-        iteration=10,
-        checkpoint="model.pth",
-        checkpoint_sha256="0" * 64,
-        dataset="tiny",
-        categories=[1, 2, 5, 9],
-        box_ap=[10.0, 20.0, 30.0, 40.0],
-        mask_ap=[10.0, 20.0, None, 40.0],
-        drift=[1.0, 1.0, 1.0, 1.0],
-        mean_box_ap=25.0,
-        mean_mask_ap=25.0,
-        ap_r=None,
-        ap_c=None,
-        ap_f=None,
-        time="2026-01-01T00:00:00",
-    )
-    return Feedback(**{**values, **changes})
+    values = {"categories": [1, 2, 5, 9], "box_ap": [10.0, 20.0, 30.0, 40.0], "drift": [1.0] * 4}
+    values |= {"mask_ap": [10.0, 20.0, None, 40.0], "checkpoint": "model.pth", "checkpoint_sha256": "0" * 64}
+    return dataclasses.replace(FEEDBACK, round=round_, **values | changes)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -13,7 +12,8 @@ from PIL import Image
 
 from exchange import files
 from exchange.layout import RunLayout
-from exchange.pool_index import PoolInstance, write_index
+from exchange.pool_index import write_index
+from tests.diSegmenter.conftest import pool_instance
 
 _COLOURS = ((255, 40, 40), (40, 255, 40), (40, 40, 255))
 SIDE = 64
@@ -107,13 +107,6 @@ def write_config(folder: Path, rounds: bool = True, **solver: object) -> Path:
     return config
 
 
-def pool_instance(**known: Any) -> PoolInstance:
-    """A row of the pool's index of which little is ``known``."""
-    row = {"width": 24, "height": 24, "bbox": [0, 0, 24, 24], "area": 576, "segmentation": [], "objects": 1}
-    row |= {"clip_white": None, "clip_black": None, "reason": "", "seed": 0, "model": "", "prompt": ""}
-    return PoolInstance(**row | known)
-
-
 def write_pool(layout: RunLayout, round_: int) -> None:
     """What stage 2 leaves of a round: a square of each category."""
     instances = []
@@ -122,7 +115,7 @@ def write_pool(layout: RunLayout, round_: int) -> None:
         buffer = io.BytesIO()
         Image.new("RGBA", (24, 24), (*colour, 255)).save(buffer, "PNG")
         files.write_bytes(layout.cutout(name), buffer.getvalue())
-        known = {"file": name, "round": round_, "category_id": category_id}
-        instances.append(pool_instance(**known, cutout=layout.cutout_name(name)))
+        square = {"width": 24, "height": 24, "bbox": [0, 0, 24, 24], "area": 576}
+        instances.append(pool_instance(round_, category_id, 0, **square))
     write_index(layout, round_, instances)
     files.write_bytes(layout.annotations_done(round_), b"")

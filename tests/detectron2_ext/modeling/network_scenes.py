@@ -53,3 +53,11 @@ def scene(seed: int, size: tuple[int, int] = (64, 96), num_objects: int = 3) -> 
     classes = torch.randint(0, NUM_CLASSES, (num_objects,), generator=random).tolist()
     instances = objects(boxes.tolist(), classes, size)
     return {"image": image, "height": size[0], "width": size[1], "instances": instances}
+
+
+def overlap(a, b):
+    """Intersection over union of two boxes, XYXY, in plain numbers; 0 for boxes without area."""
+    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - width * height
+    return width * height / union if union else 0.0

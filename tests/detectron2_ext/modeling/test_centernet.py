@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from network_scenes import objects
+from network_scenes import objects, overlap
 from torch import nn
 
 from detectron2_ext.modeling.centernet import CenterNet, HeatMapLoss, ProposalSelection
@@ -42,13 +42,6 @@ def make(batch, seed=0, pre_nms=30, post_nms=20, threshold=0.3, nms=0.5):
     )
     features = [torch.zeros(batch, 1, *shape) for shape in SHAPES]
     return network, features, heat, distances
-
-
-def overlap(a, b):
-    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
-    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - width * height
-    return width * height / union
 
 
 def decode(heat, distances, image, pre_nms, post_nms, threshold, nms):

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from network_scenes import overlap
 
 from detectron2_ext.modeling.postprocessing import (
     DetectionSelection,
@@ -12,13 +13,6 @@ from detectron2_ext.modeling.postprocessing import (
 from detectron2_ext.structures import Instances
 
 SIZE = (40, 60)
-
-
-def overlap(a, b):
-    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
-    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - width * height
-    return width * height / union if union else 0.0
 
 
 def select(boxes, scores, threshold, nms, limit):

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from network_scenes import NUM_CLASSES, objects, small_config
+from network_scenes import NUM_CLASSES, objects, overlap, small_config
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
@@ -64,7 +64,7 @@ def pool(features, boxes, image_index, size):
 
 def label(box, objects_of_image, classes, threshold):
     """Class (background last) and index of the object that a box shows."""
-    overlaps = [_overlap(box, gt) for gt in objects_of_image]
+    overlaps = [overlap(box, gt) for gt in objects_of_image]
     best = max(range(len(overlaps)), key=overlaps.__getitem__, default=0)
     shown = overlaps and overlaps[best] >= threshold
     return classes[best] if shown else NUM_CLASSES, best
@@ -143,14 +143,6 @@ def reference(weights, features, scenes, proposals, masks, loss_per, covered, bo
     entropy = -(target * F.logsigmoid(logits) + (1 - target) * F.logsigmoid(-logits))
     losses["loss_mask"] = entropy.sum() / max(entropy.numel(), 1)
     return losses, dropped
-
-
-def _overlap(a, b):
-    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
-    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-    if width * height == 0:
-        return 0.0
-    return width * height / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - width * height)
 
 
 @pytest.mark.parametrize(
