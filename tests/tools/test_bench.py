@@ -1,12 +1,21 @@
+"""The benchmarks with a clock that only the work of the two sides moves: which way round their numbers are."""
+
+import importlib
+import itertools
 import json
 import sys
+from collections import defaultdict
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
+from detectron2_ext.evaluation import Evaluation
+from detectron2_ext.evaluation.predictions import Predictions
 from exchange.errors import UserError
 from tools import bench
-from tools.benchmarks import guidance, paste, pool, train_step
+from tools.benchmarks import guidance, loader, paste, pool, times_as_much, times_faster, train_step
 
 
 def test_the_result_names_benchmark_machine_and_versions(monkeypatch, tmp_path, capsys):
@@ -60,3 +69,154 @@ def test_every_way_of_drawing_that_is_timed_draws(mode, monkeypatch):
     monkeypatch.setattr(guidance, "_STEPS", 2)
     images = guidance._draw(guidance._small(), mode, batch=2, count=4)
     assert images.shape == (4, 3, 64, 64) and images.isfinite().all()
+
+
+def test_a_ratio_is_met_from_its_target_on():
+    assert times_faster(own=2.0, other=6.0, target=3.0) == {"ratio": 3.0, "target": 3.0, "met": True}
+    assert times_as_much(own=6.0, other=2.0, limit=3.0) == {"ratio": 3.0, "target": 3.0, "met": True}
+    assert not times_faster(2.0, 5.9, 3.0)["met"] and not times_as_much(6.1, 2.0, 3.0)["met"]
+
+
+class Clock:
+    """Work takes the seconds that it is said to take."""
+
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+    def work(self, seconds, result=None):
+        def run(*_, **__):
+            self.now += seconds
+            return result
+
+        return run
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Measures the benchmark called so with these of its parts replaced."""
+    clock = Clock()
+
+    def measure(name, parts):
+        benchmark = importlib.import_module(f"tools.benchmarks.{name}")
+        for part, replaced in {"time": clock, **parts(clock)}.items():
+            monkeypatch.setattr(benchmark, part, replaced)
+        return benchmark.measure("cpu")
+
+    return measure
+
+
+SUMMARY = {"AP": 50.0, "APr": None}
+SCORES = Evaluation(SUMMARY, SUMMARY, [], [])
+
+
+@pytest.mark.parametrize(("off_by", "met"), [(0.0, True), (1e-3, False)])
+def test_evaluation_is_compared_in_seconds_and_by_its_largest_difference(measured, off_by, met):
+    def parts(clock):
+        theirs = {"bbox": {"AP": 0.5, "APr": -1.0}, "segm": {"AP": 0.5 - off_by, "APr": -1.0}}
+        return {
+            "_work": lambda rng: ({}, Predictions.concatenate([])),
+            "_score_with_lvis": clock.work(6.0, theirs),
+            "read_annotations": lambda path: None,
+            "CocoTruth": lambda annotations: SimpleNamespace(score=clock.work(2.0, SCORES)),
+        }
+
+    result = measured("eval", parts)
+    assert (result["ours"], result["other"], result["ratio"], result["met"]) == (2.0, 6.0, 3.0, met)
+    assert result["largest_difference"] == pytest.approx(off_by)
+
+
+def test_guidance_compares_the_default_mode_with_exact_images_one_by_one(measured):
+    def parts(clock):
+        cost = {"off": 1.0, "exact": 8.0, "conditional": 6.0, "decoder": 4.0}
+
+        def draw(work, mode, batch, count):
+            clock.now += count * cost[mode] / batch
+            return torch.full((count,), 0.25 * (batch > 1))
+
+        work = guidance._Workload(None, None, {}, 64, "conditional", (1, 4))
+        return {"_small": lambda: work, "_draw": draw}
+
+    result = measured("guidance", parts)
+    assert (result["other"], result["ours"]["conditional 4"]) == (8.0, 1.5) and len(result["ours"]) == 8
+    assert result["ratio"] == 8 / 1.5 and result["largest_pixel_difference_of_exact_mode"] == 0.25
+
+
+def test_memory_of_loader_processes_is_compared_with_that_after_the_first_batches(measured):
+    def parts(clock):
+        def batches():
+            for number in range(loader._MEASURED):
+                clock.now += 0.5
+                memory[1], memory[2] = number, number + 2.0  # after n batches n on average
+                yield
+
+        memory = {}
+        processes = SimpleNamespace(active_children=lambda: [SimpleNamespace(pid=pid) for pid in (1, 2)])
+        replaced = {"multiprocessing": processes, "_private_mb": memory.__getitem__}
+        return {"_loader": lambda folder: batches(), **replaced}
+
+    result = measured("loader", parts)
+    assert (result["ours"], result["other"]) == (loader._MEASURED, loader._WARM)
+    assert result["ratio"] == loader._MEASURED / loader._WARM and not result["met"]
+    assert result["images_per_second"] == loader._BATCH / 0.5
+
+
+def test_pasting_is_compared_turn_by_turn_in_milliseconds_an_image(measured):
+    class Mapper(defaultdict):
+        """Takes a while longer from turn to turn, the side that pastes half as long again."""
+
+        def __init__(self, clock, seconds):
+            super().__init__()
+            self.clock, self.seconds = clock, seconds
+
+        def __missing__(self, item):
+            self.clock.now += self.seconds * (1 + item[0] // paste._PER_TURN)
+
+    def parts(clock):
+        return {"_sides": lambda folder: {"other": Mapper(clock, 0.25), "ours": Mapper(clock, 0.375)}}
+
+    result = measured("paste", parts)
+    assert (result["other"], result["ours"]) == (250.0 * 5, 375.0 * 5)  # of nine turns the fifth
+    assert result["ratio"] == 1.5 and not result["met"]
+
+
+def test_of_the_pool_s_limits_the_one_that_is_exceeded_most_counts(measured):
+    reader = {"instances": 6, "open_s": 1.0, "resident_mb": 300.0, "draw_us": 50.0}
+
+    def parts(clock):
+        adding = (clock.work(seconds) for seconds in itertools.chain([2.0] * 5, itertools.repeat(3.0)))
+        run = SimpleNamespace(run=lambda *_, **__: SimpleNamespace(stdout=json.dumps(reader)))
+        files = SimpleNamespace(read_bytes=lambda _: b"", write_bytes=lambda *_: None, remove=lambda _: None)
+        replaced = {"write_index": lambda *_: next(adding)(), "files": files, "subprocess": run}
+        return {"_PER_ROUND": 2, "_INSTANCES": 6, **replaced}
+
+    result = measured("pool", parts)
+    assert result["ours"] == reader | {"add_round_s": 3.0, "add_round_growth": 1.5}
+    assert (result["other"], result["ratio"], result["met"]) == (pool.LIMITS, 2.5, False)
+
+
+def test_stage_2_is_compared_in_images_a_second(measured):
+    def parts(clock):
+        sides = {"_one_by_one": clock.work(6.0), "_batched": clock.work(1.5)}
+        images = [torch.zeros(4, 4, 3, dtype=torch.uint8).numpy()] * 3
+        models = {"_models": lambda device: SimpleNamespace(input_size=4), "_images": lambda size: images}
+        return {"_IMAGES": 3, **models, **sides}
+
+    result = measured("segment", parts)
+    assert (result["ours"], result["other"], result["ratio"], result["met"]) == (2.0, 0.5, 4.0, True)
+
+
+def test_a_training_step_is_compared_in_seconds_after_the_losses_of_the_first(measured):
+    def parts(clock):
+        def step(seconds, loss):
+            return lambda *_: clock.work(seconds, {"loss": torch.tensor(loss)})
+
+        networks = {"_own_network": lambda device: (None, [], nn.Linear(1, 1))}
+        networks["_original_network"] = lambda: lambda classes, counts: nn.Linear(1, 1)
+        return {"_own_step": step(2.0, 3.0), "_detectron2_step": step(2.5, 2.0), **networks}
+
+    result = measured("train_step", parts)
+    assert (result["ours"], result["other"], result["ratio"], result["met"]) == (2.0, 2.5, 1.25, False)
+    assert result["images_per_second"] == train_step._BATCH["cpu"] / 2.0
+    assert result["largest_relative_loss_difference"] == 0.5

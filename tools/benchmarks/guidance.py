@@ -24,6 +24,7 @@ from detectron2_ext.modeling.builder import build_detector
 from detectron2_ext.modeling.feedback_network import FeedbackNetwork
 from exchange.config import REPOSITORY, load_config
 from generator.guidance import MODES, Guidance, guided
+from tools.benchmarks import times_faster
 from tools.digits.train_sd3 import build_autoencoder, build_transformer
 
 TARGET = 3.0
@@ -66,14 +67,11 @@ def measure(device: str) -> dict[str, Any]:
                 peaks[name] = torch.cuda.max_memory_allocated(place) / 2**30
     seconds = {name: statistics.median(values) for name, values in times.items()}
     other = seconds.pop("other")
-    ratio = other / seconds[f"{work.default_mode} {count}"]
     difference = (images[f"exact {count}"] - images["other"]).abs().max().item()
     result = {
         "ours": seconds,
         "other": other,
-        "ratio": ratio,
-        "target": TARGET,
-        "met": ratio >= TARGET,
+        **times_faster(seconds[f"{work.default_mode} {count}"], other, TARGET),
         "default_mode": work.default_mode,
         "largest_pixel_difference_of_exact_mode": difference,
     }

@@ -30,6 +30,7 @@ from exchange import files
 from exchange.annotations import AnnotationFile
 from exchange.layout import RunLayout
 from exchange.pool_index import write_index
+from tools.benchmarks import times_as_much
 from tools.benchmarks.paste import write_images, write_instance
 
 TARGET = 1.05
@@ -49,14 +50,11 @@ def measure(device: str) -> dict[str, Any]:
                 children = multiprocessing.active_children()
                 memory[number] = statistics.mean(_private_mb(child.pid) for child in children)
         seconds = time.perf_counter() - started
-    ratio = memory[_MEASURED] / memory[_WARM]
     return {
         "ours": memory[_MEASURED],
         "other": memory[_WARM],
         "unit": "MB per loader process",
-        "ratio": ratio,
-        "target": TARGET,
-        "met": ratio <= TARGET,
+        **times_as_much(memory[_MEASURED], memory[_WARM], TARGET),
         "images_per_second": _MEASURED * _BATCH / seconds,
         "workers": _WORKERS,
     }

@@ -32,6 +32,7 @@ from detectron2_ext.modeling import build_model
 from detectron2_ext.structures import BitMasks, Instances
 from exchange.config import REPOSITORY, load_config
 from exchange.errors import UserError
+from tools.benchmarks import times_faster
 
 TARGETS = {"cpu": 1.3, "cuda": 2.0}
 _CLASSES, _SIZE, _OBJECTS = 1203, 640, 10
@@ -67,9 +68,7 @@ def measure(device: str) -> dict[str, Any]:
         "ours": own,
         "other": other,
         "unit": f"seconds per step of {len(batch)} images",
-        "ratio": other / own,
-        "target": TARGETS[device],
-        "met": other / own >= TARGETS[device],
+        **times_faster(own, other, TARGETS[device]),
         "images_per_second": len(batch) / own,
         "largest_relative_loss_difference": max(
             abs(float(first["ours"][name]) / float(loss) - 1) for name, loss in first["other"].items()
