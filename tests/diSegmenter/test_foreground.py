@@ -13,6 +13,7 @@ from transformers import (
     Sam2VisionConfig,
 )
 
+from diSegmenter import foreground as foreground_module
 from diSegmenter.foreground import BoxPromptedSam2, MattingForeground, load_foreground
 from exchange.errors import UserError
 from tests.diSegmenter.conftest import disc_image
@@ -70,11 +71,17 @@ def test_foreign_code_does_not_run_without_the_users_word(foreground_folder):
         load_foreground("matting", foreground_folder, "main", False, 32, CPU)
 
 
-def test_code_in_the_repositorys_assets_needs_no_word(foreground_folder, monkeypatch):
-    import diSegmenter.foreground as module
-
-    monkeypatch.setattr(module, "_OURS", foreground_folder)
+def test_code_in_the_repositorys_assets_needs_no_word_but_code_that_is_only_reached_through_them_does(
+    foreground_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(foreground_module, "_OURS", foreground_folder)
     assert load_foreground("matting", foreground_folder, "main", False, 32, CPU)
+    (tmp_path / "assets").mkdir()
+    monkeypatch.setattr(foreground_module, "_OURS", tmp_path / "assets")
+    for link, name in (("theirs", "assets/../theirs"), ("assets/linked", "assets/linked")):
+        (tmp_path / link).symlink_to(foreground_folder)
+        with pytest.raises(UserError, match="SEGMENTER.TRUST_REMOTE_CODE: true"):
+            load_foreground("matting", str(tmp_path / name), "main", False, 32, CPU)
 
 
 def test_a_name_that_is_neither_a_folder_nor_on_a_hub_is_named(tmp_path):

@@ -190,6 +190,7 @@ def test_dropped_cut_outs_that_were_pruned_come_back_the_way_that_the_message_sa
     call(monkeypatch, *options)
     call(monkeypatch, *options, "--refilter", "101")
     assert prune_dropped(layout, 0) == 6
+    call(monkeypatch, *options, "--refilter", "101")  # which needs none of them
     with pytest.raises(
         UserError, match=f"6 cut-outs of round 0 are gone.* remove {layout.annotations_done(0)} "
     ):

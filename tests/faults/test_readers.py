@@ -6,6 +6,7 @@ How many inputs, and how many more by night: tests/faults/mutations.py.
 import dataclasses
 import io
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -202,9 +203,11 @@ def test_a_damaged_image_is_unreadable_or_an_image(kind, data):
 
 def test_an_image_that_claims_to_be_huge_is_refused():
     header = bytearray(png(disc_image(3)))
-    header[16:24] = (100_000).to_bytes(4, "big") * 2  # width and height of the PNG header
-    with pytest.raises(BadImage):
-        decode_rgba(bytes(header), "huge.png")
+    for side, reason in ((100_000, "huge"), (8_001, "claims 8001 x 8001 pixels")):
+        header[16:24] = side.to_bytes(4, "big") * 2  # width and height of the PNG header, then its checksum
+        header[29:33] = zlib.crc32(header[12:29]).to_bytes(4, "big")
+        with pytest.raises(BadImage, match=reason):
+            decode_rgba(bytes(header), "huge.png")
     long = io.BytesIO()
     Image.new("1", (16_384, MAX_PIXELS // 16_384)).save(long, format="PNG")
     with pytest.raises(BadImage, match="claims 16384"):
