@@ -1,9 +1,7 @@
 import dataclasses
 
-import numpy as np
 import pytest
 
-from diSegmenter.annotate import MaskCleaner
 from diSegmenter.filter import InstanceFilter
 from exchange.config import REPOSITORY, load_config
 from tests.diSegmenter.conftest import pool_instance
@@ -70,18 +68,3 @@ def test_mrca_takes_masks_as_its_release_does_and_digits_and_x_paste_clean_them(
         node = load_config(str(path)).SEGMENTER
         assert {key: node[key] for key in FORMS[pattern] | off} == FORMS[pattern] | off
     assert len(paths) > 3
-
-
-def test_as_released_the_mask_is_the_alpha_itself_however_much_of_the_image_it_covers():
-    node = load_config(str(REPOSITORY / "configs/MRCA/MRCA_R50.yaml")).SEGMENTER
-    alpha = np.random.default_rng(0).integers(0, 256, (20, 20)).astype(np.uint8)
-    cleaned, _ = MaskCleaner(node.ALPHA_FLOOR, node.LARGEST_COMPONENT)(alpha)
-    np.testing.assert_array_equal(cleaned, alpha)
-    instance_filter = InstanceFilter(
-        25.0, tuple(node.AREA_SHARE), node.MAX_OBJECTS, node.DROP_TOUCHING_BORDER
-    )
-    whole = {"width": 100, "height": 50, "bbox": [0, 0, 100, 50]}
-    assert [instance_filter.reason(dataclasses.replace(GOOD, **whole, area=area)) for area in (1, 5000)] == [
-        "",
-        "",
-    ]

@@ -24,11 +24,6 @@ def test_templates_are_drawn_uniformly_from_the_instances_own_seed():
     assert max(abs(count - 1000) for count in drawn.values()) < 5 * (1000 * 6 / 7) ** 0.5  # five deviations
 
 
-def test_same_seed_gives_the_same_prompt():
-    seed = instance_seed(1, 2, 3, 4)
-    assert PromptBook(SEVEN).prompt(BAT, seed) == PromptBook(SEVEN).prompt(BAT, seed)
-
-
 def test_names_are_raw_or_cleaned():
     assert PromptBook(["a {}"], "raw").prompt(BAT, 0) == ("a {}", "a bat_(animal)")
     assert PromptBook(["a {}"], "clean").prompt(BAT, 0) == ("a {}", "a bat animal")

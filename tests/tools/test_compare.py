@@ -47,11 +47,6 @@ def test_a_method_without_the_seed_of_the_reference_has_no_gain_yet():
     assert cells(table, "Ours")[5] == "" and "Later" not in table
 
 
-def test_the_plot_is_a_picture(tmp_path):
-    plot(RESULTS, ["None", "Ours", "Later"], str(tmp_path / "x.png"))
-    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
-
-
 def test_a_finished_run_is_not_repeated_and_an_unfinished_one_goes_on(tmp_path, monkeypatch):
     finished: list[tuple[str, int]] = []
 

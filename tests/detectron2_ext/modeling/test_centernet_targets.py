@@ -75,20 +75,3 @@ def test_targets_are_the_formula(boxes):
     expected = torch.tensor([best for best in distances if best is not None]).reshape(-1, 4)
     torch.testing.assert_close(targets.distances[targets.has_box], expected, atol=1e-5, rtol=1e-4)
     assert sorted(targets.center_index[targets.is_center].tolist()) == sorted(centers)
-
-
-def test_an_image_without_objects_has_empty_targets():
-    locations = Locations.of(SHAPES, STRIDES, torch.device("cpu"))
-    targets = CenterNetTargetAssigner(RANGES)(locations, torch.zeros(0, 4))
-    assert targets.heat.tolist() == [0.0] * 126
-    assert not targets.has_box.any()
-    assert targets.center_index.shape == targets.is_center.shape == (0,)
-
-
-def test_locations_are_the_middles_of_the_cells():
-    locations = Locations.of(SHAPES, STRIDES, torch.device("cpu"))
-    assert locations.points[0].tolist() == [4, 4]
-    assert locations.points[13].tolist() == [12, 12]
-    assert locations.points[96].tolist() == [8, 8]
-    assert locations.points[-1].tolist() == [80, 48]
-    assert locations.starts.tolist() == [0, 96, 120]

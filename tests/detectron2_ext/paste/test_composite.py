@@ -99,26 +99,6 @@ def opaque(height: int, width: int) -> np.ndarray:
     return np.full((height, width, 4), 255, np.uint8)
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "covered_columns", "survives"),
-    [
-        (20, 30, 14, True),  # moved by 14, 320 pixels left
-        (20, 30, 15, False),  # moved by 15, 300 pixels left
-        (10, 30, 10, True),  # moved by 10, 200 pixels left
-        (10, 30, 11, False),  # moved by 11, 190 pixels left
-        (10, 9, 9, False),  # nothing left
-    ],
-)
-def test_a_covered_object_goes_if_its_box_moved_far_and_few_pixels_are_left(
-    height, width, covered_columns, survives
-):
-    scene = one_object(height, width)
-    overlay(scene, opaque(100, covered_columns), 0, 0, 7, basic)
-    assert [o.class_index for o in scene.objects] == ([5, 7] if survives else [7])
-    if survives:
-        assert scene.objects[0].box == (covered_columns, 0, width, height)
-
-
 def test_what_lies_outside_or_is_transparent_is_not_pasted():
     scene = one_object(20, 20)
     assert not overlay(scene, opaque(10, 10), 100, 0, 7, basic)
