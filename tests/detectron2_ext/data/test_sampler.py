@@ -38,6 +38,8 @@ def test_an_epoch_holds_each_image_its_factor_rounded_up_or_down_and_right_in_th
     factors = np.array([1.0, 1.5, 2.25, 1.0, 3.0, 1.1, 1.0])
     assert (counts >= np.floor(factors)).all() and (counts <= np.ceil(factors)).all()
     np.testing.assert_allclose(counts.mean(axis=0), factors, atol=0.04)
+    together = np.corrcoef(counts[:, factors % 1 > 0].T)
+    np.testing.assert_allclose(together, np.eye(3), atol=0.1)  # each image by itself
 
 
 def test_the_stream_is_the_epochs_one_after_the_other():
