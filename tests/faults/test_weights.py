@@ -151,13 +151,14 @@ def instructions(*pieces: bytes) -> bytes:
 LEGACY_START = b"".join(
     pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
 )
-STORAGE = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000X\3\0\0\0cpu\x8a\6\0\0\0\0\0\x20tQ"
+STORAGE = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000X\3\0\0\0cpu\x8a\6\0\0\0\0\x20\0tQ"
 HOSTILE = {
     "an archive that unfolds to 128 MiB": lambda: archive(
         pickle_of_archive(), zipfile.ZIP_DEFLATED, bytes(1 << 27)
     ),
     "a call of bytearray": lambda: archive(instructions(b"cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R")),
-    "a storage of 2**45 numbers": lambda: LEGACY_START + instructions(STORAGE) + instructions(b"]"),
+    "a storage of 2**37 numbers": lambda: LEGACY_START + instructions(STORAGE) + instructions(b"]"),
+    "a tensor of 2**50 numbers over one": lambda: saved({"model": torch.zeros(1).expand(1 << 50)}),
     "a table of 2**31 values": lambda: instructions(b"Nr\xff\xff\xff\x7f"),
     "bytes of 2**62": lambda: instructions(b"\x8e" + struct.pack("<Q", 1 << 62)),
     "an array of 2**33 bytes": lambda: instructions(b"\x96" + struct.pack("<Q", 1 << 33)),

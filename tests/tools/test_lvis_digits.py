@@ -67,11 +67,14 @@ def test_negative_categories_are_absent_and_every_annotation_is_a_visible_mask(d
     folder, parts = dataset
     for part in parts.values():
         present = {image["id"]: set() for image in part["images"]}
+        shown = dict.fromkeys(present, 0)
         for annotation in part["annotations"]:
             present[annotation["image_id"]].add(annotation["category_id"])
             run_length = annotation["segmentation"]
             assert coco_mask.area(run_length) == annotation["area"] >= 30
             assert coco_mask.toBbox(run_length).tolist() == annotation["bbox"]
+            shown[annotation["image_id"]] = shown[annotation["image_id"]] + coco_mask.decode(run_length)
+        assert max(masks.max() for masks in shown.values()) == 1  # no pixel shows two objects
         for image in part["images"]:
             assert not present[image["id"]] & set(image["neg_category_ids"])
     name = parts["train"]["images"][0]["file_name"]

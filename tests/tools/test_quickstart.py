@@ -7,6 +7,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 from fvcore.common.config import CfgNode
+from matplotlib.figure import Figure
 from PIL import Image
 
 from exchange import files
@@ -62,6 +63,14 @@ def test_the_overview_shows_the_cut_outs_of_the_last_round(layout, tmp_path, mon
     overview.write_overview(cfg, layout, summarise(layout, layout, rounds=2), str(tmp_path / "a.png"))
     picture = np.asarray(Image.open(io.BytesIO(files.read_bytes(str(tmp_path / "a.png")))).convert("RGB"))
     assert (picture == (255, 0, 0)).all(axis=2).sum() > 1000
+
+
+def test_the_gain_is_drawn_from_the_baseline_on_beside_that_of_the_control():
+    summary = {"baseline": {"ap": 1.0, "ap_r": 2.0}, "control": {"ap": 3.0, "ap_r": 4.0}}
+    overview._draw_gain(figure := Figure(), summary | {"rounds": [{"round": 0, "ap": 5.0, "ap_r": 6.0}]})
+    lines = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].get_lines()}
+    rare, every = {"APr (rare)": [2, 6], "APr (rare), control": [4, 4]}, {"AP": [1, 5], "AP, control": [3, 3]}
+    assert lines == rare | every
 
 
 def test_the_control_has_the_seed_and_the_settings_of_the_rounds_but_pastes_nothing(tmp_path, monkeypatch):

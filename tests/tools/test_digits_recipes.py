@@ -1,0 +1,52 @@
+"""What the embedded models of LVIS-Digits learn, and how they are measured, with networks that only look on."""
+
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tools.digits import train_foreground, train_sd3
+
+
+def test_the_diffusion_model_learns_the_way_from_a_picture_s_latents_to_the_noise_in_them(monkeypatch):
+    latents, calls = torch.randn(6, 4, 4, 4, generator=torch.Generator().manual_seed(0)), []
+    texts = torch.arange(4.0).view(4, 1, 1).expand(4, 2, 3)
+
+    class Watched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.slope = nn.Parameter(torch.zeros(1))
+
+        def forward(self, noisy, text, pooled, time, return_dict):
+            calls.append((noisy, text[:, 0, 0], pooled[:, 0], time / 1000))
+            return (self.slope * noisy,)
+
+    def watched_loss(velocity, target):
+        calls[-1] += (target,)
+        return F.mse_loss(velocity, target)
+
+    monkeypatch.setattr(train_sd3, "encode", lambda vae, images: latents / 2 + 0.25)
+    monkeypatch.setattr(train_sd3, "encode_prompts", lambda _, prompts: (texts, texts[:, 0]))
+    monkeypatch.setattr(train_sd3, "F", SimpleNamespace(mse_loss=watched_loss, pad=F.pad))
+    vae = SimpleNamespace(config=SimpleNamespace(shift_factor=0.25, scaling_factor=2.0))
+    pipeline = SimpleNamespace(transformer=Watched(), vae=vae)
+    train_sd3.train_transformer(pipeline, latents, ["a", "b", "c", "a", "b", "c"], steps=40, seed=0)
+    asked = []
+    for noisy, text, pooled, sigma, target in calls:
+        clean = noisy - sigma[:, None, None, None] * target  # x = (1 - sigma) clean + sigma noise
+        picture = (clean[:, None] - latents).abs().amax((2, 3, 4)).min(1)
+        assert picture.values.max() < 1e-4 and torch.equal(text, pooled)
+        asked.append(text - picture.indices % 3)
+    asked = torch.cat(asked)
+    assert (asked == 0).float().mean() > 0.7 and (
+        asked > 0
+    ).any()  # with its own prompt, or with the empty one
+
+
+def test_a_foreground_model_is_measured_by_intersection_over_union(monkeypatch):
+    coverages = torch.zeros(2, 1, 4, 4)
+    coverages[0, 0, :2] = coverages[1, 0, 0] = 0.6
+    monkeypatch.setattr(train_foreground, "make_pictures", lambda *_, **__: (coverages, coverages))
+    measured = train_foreground.measure(lambda images: [images - 1, torch.ones_like(images)])  # everything
+    assert abs(measured["mean_iou"] - (8 / 16 + 4 / 16) / 2) < 1e-6
