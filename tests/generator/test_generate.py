@@ -83,6 +83,14 @@ def test_any_number_of_shards_makes_the_same_files(world, monkeypatch):
     assert is_complete(read_round(layout, 0))
 
 
+def test_torchrun_environment_chooses_the_shard(world, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    layout = run(world, monkeypatch, "--round", "1")
+    (manifest,) = read_round(layout, 0)
+    assert (manifest.shard, manifest.num_shards, len(manifest.instances)) == (1, 2, 4)
+
+
 def test_a_complete_round_needs_no_model(world, monkeypatch):
     run(world, monkeypatch, "--round", "1")
     monkeypatch.setattr(PipelineSource, "_load", lambda *_, **__: pytest.fail("a model was loaded"))
