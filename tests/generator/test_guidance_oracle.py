@@ -9,7 +9,7 @@ import torch
 from diffusers.configuration_utils import FrozenDict
 
 from generator.criteria import entropy, loss
-from generator.guidance import Guidance, guided
+from generator.guidance import Guidance, ascend, guided
 
 SHAPE = (1, 2, 3)  # of the latents
 CLASSES = [4, 0, 2]  # of five, so that none is the number of its image
@@ -159,3 +159,9 @@ def test_image_with_a_single_element_of_its_gradient_not_finite_is_left_where_it
     moved = pipeline.steps[0]["shifted"] != pipeline.steps[0]["x"]
     assert moved.flatten(1).any(dim=1).tolist() == [True, False, True]
     assert trace.left_out.tolist() == [0, 1, 0] and trace.first.isfinite().all()
+
+
+def test_latents_in_half_precision_are_moved_in_single_and_rounded_once():
+    x, g = torch.randn(2, 4, 300, generator=torch.Generator().manual_seed(0)).bfloat16().float()
+    moved = x + SCALE * x.norm(dim=1, keepdim=True) / (g.norm(dim=1, keepdim=True) + 1e-8) * g
+    assert torch.equal(ascend(x.bfloat16(), g.bfloat16(), SCALE), moved.bfloat16())
