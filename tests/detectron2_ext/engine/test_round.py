@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -56,9 +58,6 @@ def test_each_call_finishes_one_round_and_tells_the_generator(finished: Path) ->
         assert all(value is not None and 0 <= value <= 100 for value in feedback.box_ap + feedback.mask_ap)
     assert (run / "feedback.json").read_bytes() == (run / "feedback/rd01.json").read_bytes()
     assert (run / "train/last_checkpoint").read_text() == "model_0000005.pth"
-    metrics = json.loads((run / "train/inference/small_val/metrics.json").read_text())
-    assert (metrics["round"], metrics["iteration"], metrics["dataset"]) == (1, 6, "small_val")
-    assert [each["mask_ap"] for each in metrics["classes"]] == feedback.mask_ap
 
 
 def test_drift_is_the_way_that_the_row_of_each_class_went_in_the_round(finished: Path) -> None:
