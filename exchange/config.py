@@ -116,9 +116,18 @@ def add_config_arguments(
 ) -> None:
     """Adds ``--config FILE`` and the trailing ``KEY VALUE`` overrides (``args.opts``) to a command line."""
     parser.add_argument(
-        "--config", "--config-file", default=str(REPOSITORY / default), metavar="FILE", help="experiment YAML"
+        "--config",
+        "--config-file",
+        default=str(REPOSITORY / default),
+        metavar="FILE",
+        help=f"YAML of the experiment (default: {default})",
     )
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings that override the YAML's")
+    parser.add_argument(
+        "opts",
+        nargs="*",
+        metavar="KEY VALUE",
+        help="settings that override the YAML's, see exchange/defaults.yaml",
+    )
 
 
 def from_repository(path: str) -> str:

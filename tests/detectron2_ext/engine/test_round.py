@@ -21,6 +21,7 @@ from detectron2_ext import train_net
 from detectron2_ext.distributed import Ranks
 from detectron2_ext.engine import round as engine_round
 from detectron2_ext.engine.round import Engine, TrainingRun
+from detectron2_ext.evaluation import evaluator
 from exchange import files
 from exchange.config import REPOSITORY, load_config
 from exchange.errors import UserError
@@ -278,7 +279,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> _Watched:
     folder = tmp_path_factory.mktemp("watched")
     config, layout = write_config(folder), RunLayout(str(folder / "run"))
     seen = _Watched(folder / "run", [], [], [])
-    build_train_loader, validate = engine_round.build_train_loader, train_net.validate
+    build_train_loader, validate = engine_round.build_train_loader, evaluator.validate
 
     def watched_loader(*arguments: Any, **options: Any) -> Any:
         seen.images.append([])
@@ -292,7 +293,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> _Watched:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine_round, "build_train_loader", watched_loader)
-        patch.setattr(train_net, "validate", watched_validate)
+        patch.setattr(evaluator, "validate", watched_validate)
         patch.setattr(Ranks, "share", lambda ranks, model: seen.shared.append(model))
         for round_ in range(2):
             write_pool(layout, round_)
