@@ -17,7 +17,9 @@ from fvcore.common.config import CfgNode
 
 from exchange.errors import UserError
 
+# Where scripts, configs and assets are: the clone, or what the installed package holds of it.
 REPOSITORY = Path(__file__).resolve().parent.parent
+_BROUGHT = (("configs",), ("assets",))  # first part of a path
 _HERE = Path(__file__).resolve().parent
 _LONGEST = 1 << 16
 _log = logging.getLogger(__name__)
@@ -27,7 +29,8 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> CfgNode:
     """Reads an experiment's YAML over the defaults of ``exchange/defaults.yaml``.
 
     Args:
-        path: YAML file; ``_BASE_`` in it names a file that it builds on, relative to itself.
+        path: YAML file, or one that comes with the project (``configs/…``); ``_BASE_`` in it names a file that it
+            builds on, relative to itself.
         overrides: alternating keys and values (``["SOLVER.BASE_LR", "1e-4"]``), applied last.
 
     Returns:
@@ -40,6 +43,8 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> CfgNode:
             ``exchange/foreign_keys.yaml`` refuses.
     """
     cfg = CfgNode(_defaults())
+    if not Path(path).is_file() and Path(path).parts[:1] in _BROUGHT:
+        path = str(REPOSITORY / path)
     if not Path(path).is_file():
         raise UserError(f"there is no configuration {path}: --config takes a YAML file, see configs/")
     if len(overrides) % 2:
@@ -131,8 +136,15 @@ def add_config_arguments(
 
 
 def from_repository(path: str) -> str:
-    """``path``, if it is absolute or a URL, else the path below the repository."""
-    return path if "://" in path or path.startswith("/") else str(REPOSITORY / path)
+    """``path``, if it is absolute or a URL, else the path below the repository.
+
+    Installed, that is a folder among Python's packages: of it only configs and assets are meant, and everything else
+    is below the working directory.
+    """
+    if "://" in path or path.startswith("/"):
+        return path
+    is_clone = (REPOSITORY / "pyproject.toml").is_file()
+    return str((REPOSITORY if is_clone or Path(path).parts[:1] in _BROUGHT else Path.cwd()) / path)
 
 
 def model_source(name: str) -> str:

@@ -20,10 +20,11 @@ class Command:
     preset: tuple[str, ...] = ()
 
 
+_ALL = "generate,segment,train,report"
 _DIGITS = "--config configs/digits/MRCA_digits.yaml"
 COMMANDS = {
     "quickstart": Command(
-        "tools.quickstart", "three rounds on LVIS-Digits with the embedded models", "--seed 1", "report"
+        "tools.quickstart", "three rounds on LVIS-Digits with the embedded models", "--seed 1", _ALL
     ),
     "generate": Command(
         "generator.generate", "stage 1: draw the images of a round", f"{_DIGITS} --dry-run", "generate"
@@ -55,7 +56,7 @@ COMMANDS = {
         ("--eval-only",),
     ),
     "rounds": Command(
-        "tools.run_rounds", "all three stages, round by round", f"{_DIGITS} --out runs/mine", "train"
+        "tools.run_rounds", "all three stages, round by round", f"{_DIGITS} --out runs/mine", _ALL
     ),
     "predict": Command(
         "tools.predict",
@@ -82,7 +83,7 @@ COMMANDS = {
         "tools.overview", "one picture of a finished quickstart", "runs/quickstart", "report"
     ),
     "compare": Command(
-        "tools.compare", "methods against each other: a table and a plot", "--seeds 3 --jobs 2", "report"
+        "tools.compare", "methods against each other: a table and a plot", "--seeds 3 --jobs 2", _ALL
     ),
     "visualize": Command(
         "tools.visualize", "pictures of training images or of predictions", f"data {_DIGITS}", "train"
