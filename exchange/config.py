@@ -42,15 +42,28 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> CfgNode:
         UserError: a file is missing or not YAML, a key is unknown, a value has the wrong type or asks for what
             ``exchange/foreign_keys.yaml`` refuses.
     """
-    cfg = CfgNode(_defaults())
     if not Path(path).is_file() and Path(path).parts[:1] in _BROUGHT:
         path = str(REPOSITORY / path)
     if not Path(path).is_file():
         raise UserError(f"there is no configuration {path}: --config takes a YAML file, see configs/")
+    return _config(_read(path, {}), path, overrides)
+
+
+def config_of_text(text: str, path: str, overrides: Sequence[str] = ()) -> CfgNode:
+    """The configuration that stands as YAML in the file ``path``, such as a checkpoint; see :func:`load_config`."""
+    content = parse_yaml(text, path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no settings: take another file")
+    return _config(dict(flatten(content)), path, overrides)
+
+
+def _config(values: dict[str, Any], path: str, overrides: Sequence[str]) -> CfgNode:
+    """The defaults with ``values`` and ``overrides`` over them, checked."""
+    cfg = CfgNode(_defaults())
     if len(overrides) % 2:
         raise UserError(f"overrides come in pairs KEY VALUE, but {overrides[-1]!r} stands alone")
     pairs = zip(overrides[::2], overrides[1::2], strict=True)
-    values = _read(path, {}) | {key: _parse(value) for key, value in pairs}
+    values = values | {key: _parse(value) for key, value in pairs}
     known, ignored = _known_only(values, cfg, path)
     for key, value in known.items():
         *parents, name = key.split(".")

@@ -30,6 +30,7 @@ ROOMS = {
     "evaluation": _TENSORS | {"data"},
     "engine": _TRAINING,
     "with_detectron2": _TRAINING | {"engine"},
+    "predictor": _TENSORS | {"data", "modeling"},
     "train_net": _TRAINING | {"engine", "with_detectron2"},
     "__init__": {"with_detectron2"},
 }

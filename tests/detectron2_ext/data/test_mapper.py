@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from detectron2_ext.data.mapper import TestMapper, TrainMapper
+from detectron2_ext.data.mapper import TestMapper, TestTransform, TrainMapper
 from detectron2_ext.data.view import ResizeCropFlip, SceneReader
 from detectron2_ext.paste.composite import RandomMirror, basic
 from detectron2_ext.paste.pasters import PoolPaster
@@ -127,7 +127,7 @@ def test_a_cutout_that_cannot_be_read_is_not_pasted(filled_lvis, write_pool):
 )
 def test_test_images_are_resized_by_their_shorter_side(small_lvis, size, expected):
     small_lvis.add_image(*size)
-    mapper = TestMapper(small_lvis.read(), min_size=24, max_size=60)
+    mapper = TestMapper(small_lvis.read(), TestTransform(min_size=24, max_size=60))
     item = mapper[0]
     assert item["image"].shape == (3, expected[1], expected[0])
     assert (item["width"], item["height"]) == size
