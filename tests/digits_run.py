@@ -17,10 +17,10 @@ CONFIG = str(REPOSITORY / "configs/digits/MRCA_digits.yaml")
 CATEGORIES = [{"id": number, "name": samples.category_name(number)} for number in range(1, 31)]
 
 
-def write_run(run: Path) -> str:
+def write_run(run: Path, *overrides: str) -> str:
     """The averaged weights are the embedded segmenter's, the others zero; the optimiser has made a step. Returns the
     checkpoint's path."""
-    cfg = load_config(CONFIG, ["OUTPUT_DIR", str(run)])
+    cfg = load_config(CONFIG, ["OUTPUT_DIR", str(run), *overrides])
     model = build_detector(cfg)
     load_weights(model, str(REPOSITORY / cfg.MODEL.WEIGHTS))
     state = TrainingState.start(model, cfg, CATEGORIES)

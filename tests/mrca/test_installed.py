@@ -1,6 +1,7 @@
 """What a wheel of this repository does in another folder, on a machine without the repository."""
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -11,8 +12,10 @@ from shutil import copytree, ignore_patterns
 
 import pytest
 from packaging.requirements import Requirement
+from PIL import Image
 
 from exchange.config import REPOSITORY
+from tests.digits_run import write_run, write_scenes
 
 EXTRAS = {"generate": "generator", "segment": "diSegmenter", "train": "detectron2_ext", "report": "tools"}
 
@@ -116,3 +119,49 @@ def test_relative_paths_are_below_the_working_directory_but_those_of_configs_and
         str(tmp_path / "datasets"),
         "/x",
     ], done.stderr
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder far from the repository, with a run and photographs as docs/python.md has them."""
+    write_run(tmp_path / "runs/quickstart", "GENERATOR.STEPS", "2")
+    write_scenes(tmp_path / "photos", 3)
+    return tmp_path
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (REPOSITORY / page).read_text(), re.DOTALL)
+
+
+def test_a_trained_network_predicts_as_docs_python_md_has_it(installed, folder):
+    done = installed.run(folder, sys.executable, "-c", blocks("docs/python.md")[0])
+    assert done.stdout.splitlines()[0].startswith("blue four 0."), done.stderr
+    assert re.search(r"\(\d+, 160, 160\)", done.stdout)
+    installed.mrca(folder, "export", "runs/quickstart/train/model_initial.pth", "digits.safetensors")
+    assert "in 3 images" in installed.mrca(
+        folder, "predict", "--weights", "digits.safetensors", "photos", "--out", "found"
+    )
+    assert len(list((folder / "found/pictures").iterdir())) == 3
+
+
+def test_twenty_red_threes_are_drawn_as_docs_python_md_and_the_readme_have_it(installed, folder):
+    code, (readme,) = blocks("docs/python.md")[1], blocks("README.md")
+    assert len(code.strip().splitlines()) <= 5
+    report = "print(len(threes), threes[0].size)"
+    done = installed.run(folder, sys.executable, "-c", f"{code}\n{report}\n{readme}\n{report}")
+    lines = done.stdout.splitlines()
+    assert lines[0] == lines[2] == "20 (64, 64)" and lines[1].startswith("['blue four'"), done.stderr
+    assert Image.open(folder / "three.png").size == (64, 64)
+
+
+def test_one_s_own_pipeline_is_guided_by_one_s_own_classifier_as_docs_python_md_has_it(installed, folder):
+    own = f"""
+import torch
+from diffusers import DiffusionPipeline
+sd3 = {str(installed.site / "mrca/_repository/assets/digits/sd3")!r}
+pipeline = DiffusionPipeline.from_pretrained(sd3, text_encoder_3=None, tokenizer_3=None, dtype=torch.float32)
+pipeline.set_progress_bar_config(disable=True)
+classifier = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 3))
+"""
+    done = installed.run(folder, sys.executable, "-c", own + blocks("docs/python.md")[2])
+    assert re.match(r"\[[\d.]+, [\d.]+\]\n", done.stdout), done.stderr

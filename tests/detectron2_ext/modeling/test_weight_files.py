@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from detectron2_ext.modeling.described import read_described
 from detectron2_ext.modeling.weights import read_weight_file
 from exchange import files
 from exchange.errors import UserError
@@ -87,3 +88,25 @@ def test_another_file_than_the_feedbacks_is_refused(tmp_path):
     assert set(read_weight_file(path, files.sha256(path))) == {"w"}
     with pytest.raises(UserError, match="not the file that the feedback was computed with"):
         read_weight_file(path, "0" * 64)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "sentence"),
+    [
+        ({"settings": "SEED: 1", "categories": "[" * 100_000}, "cannot be read as weights"),
+        ({"settings": "SEED: 1", "categories": "no"}, "cannot be read as weights"),
+        ({"settings": "SEED: 1", "categories": "3"}, "does not say its settings"),
+        (
+            {"settings": "SEED: 1", "categories": '[{"id": "x", "name": "kite"}]'},
+            "is damaged: of a category 'id'",
+        ),
+        ({"settings": "SEED: 1", "categories": "[]"}, "names of 0 categories, but .*NUM_CLASSES is 1203"),
+        ({"settings": "- 1", "categories": "[]"}, "holds no settings"),
+        ({"settings": "SEED: [", "categories": "[]"}, "x.safetensors is not valid YAML"),
+        ({"settings": "SEEED: 1", "categories": "[]"}, "x.safetensors .*sets SEEED, which is no setting"),
+    ],
+)
+def test_what_a_file_says_of_itself_is_read_as_if_anybody_had_written_it(metadata, sentence, tmp_path):
+    save_file({"w": torch.zeros(1)}, tmp_path / "x.safetensors", metadata)
+    with pytest.raises(UserError, match=sentence):
+        read_described(str(tmp_path / "x.safetensors"))
