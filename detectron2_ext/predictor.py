@@ -13,6 +13,7 @@ from detectron2_ext.data.images import read_image
 from detectron2_ext.data.loader import build_test_transform
 from detectron2_ext.modeling.builder import build_detector
 from detectron2_ext.modeling.described import DescribedWeights, last_checkpoint, read_described
+from detectron2_ext.modeling.postprocessing import with_pasted_masks
 from detectron2_ext.modeling.weights import load_weights
 from detectron2_ext.structures import Instances
 from exchange.errors import UserError
@@ -75,7 +76,7 @@ class Predictor:
         return self.named(self.detect([pixels_of(image)])[0], min_score)
 
     def detect(self, images: Sequence[np.ndarray]) -> list[Instances]:
-        """What is found in each image, uint8 RGB (H, W, 3), as a batch: see :class:`CenterNet2`, on the CPU.
+        """What is found in each image, uint8 RGB (H, W, 3), as a batch: see :meth:`CenterNet2.detect`, on the CPU.
 
         Sums of a batch round otherwise than those of one image, in the last bits.
         """
@@ -84,11 +85,11 @@ class Predictor:
             for image in images
         ]
         with torch.inference_mode():
-            return [output["instances"].to("cpu") for output in self._model(batch)]
+            return [found.to("cpu") for found in self._model.detect(batch)]
 
     def named(self, found: Instances, min_score: float = 0.0) -> Prediction:
         """What was found, with names instead of class indices."""
-        found = found[found.scores >= min_score]
+        found = with_pasted_masks(found[found.scores >= min_score])
         categories = [self.categories[index] for index in found.pred_classes.tolist()]
         height, width = found.image_size
         masks = (

@@ -257,9 +257,7 @@ def _read_safetensors(data: bytes) -> dict[str, Any]:
         if not {"settings", "categories"} <= metadata.keys():
             return tensors
         return metadata | {"model": tensors, "categories": json.loads(metadata["categories"])}
-    except (
-        *(SafetensorError, KeyError, ValueError, RuntimeError, TypeError, OverflowError, RecursionError),
-    ) as error:
+    except (SafetensorError, KeyError, ValueError, RuntimeError, TypeError, OverflowError) as error:
         raise _Damaged(str(error)) from error
 
 

@@ -46,6 +46,7 @@ def exported(run):
     return path
 
 
+@pytest.mark.bits
 def test_objects_are_those_of_the_evaluation_bit_for_bit(run, photos, tmp_path):
     folder, _ = photos
     custom = f"[[scenes, {folder / 'scenes.json'}, {folder}]]"
@@ -57,7 +58,7 @@ def test_objects_are_those_of_the_evaluation_bit_for_bit(run, photos, tmp_path):
     predictor = Predictor.from_run(str(run))
     found = []
     for number in range(SCENES):
-        pixels = np.asarray(Image.open(folder / f"scene {number}.png"))
+        pixels = np.array(Image.open(folder / f"scene {number}.png"))
         columns = Predictions.from_instances(number + 1, predictor.detect([pixels])[0], 100)
         found += columns.to_json(np.arange(1, 31))
     assert len(evaluated) > SCENES and [json.loads(record) for record in found] == evaluated

@@ -30,6 +30,7 @@ def guided(run):
     return Painter.from_run(run.folder, FAST).draw("red three", 3, seed=5)
 
 
+@pytest.mark.bits
 def test_images_are_those_that_stage_1_draws_guided_by_the_checkpoint(run, guided):
     cfg = load_config(CONFIG, FAST)
     feedback = SimpleNamespace(checkpoint=run.checkpoint, checkpoint_sha256=files.sha256(run.checkpoint))

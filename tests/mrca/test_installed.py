@@ -29,11 +29,11 @@ class Installed:
 
     def run(self, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
         """A command in ``folder``, with this package among those of the interpreter."""
-        environment = os.environ | {
-            "PYTHONPATH": str(self.site),
-            "PATH": f"{self.site}/bin:{os.environ['PATH']}",
+        paths = {
+            name: os.pathsep.join(filter(None, [str(first), os.environ.get(name)]))
+            for name, first in (("PYTHONPATH", self.site), ("PATH", self.site / "bin"))
         }
-        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        return subprocess.run(command, cwd=folder, env=os.environ | paths, capture_output=True, text=True)
 
     def mrca(self, folder: Path, *arguments: str) -> str:
         """The standard output of the command ``mrca``."""

@@ -4,7 +4,6 @@ from faster_coco_eval import COCO
 from PIL import Image
 
 from detectron2_ext.predictor import Predictor
-from exchange import files
 from exchange.errors import UserError
 from tests.digits_run import write_run, write_scenes
 from tools import predict
@@ -41,8 +40,7 @@ def test_a_folder_becomes_pictures_and_results_that_coco_s_tools_read(run, tmp_p
         np.testing.assert_allclose([record["score"] for record in ours[:3]], alone.scores[:3], rtol=1e-3)
         picture = np.asarray(Image.open(out / "pictures" / f"{image['file_name']}.png"))
         assert picture.shape == (400, 400, 3)
-    call(monkeypatch, "--run", run, tmp_path / "with spaces", "--out", out)  # its own pictures are no input
-    assert len(files.read_json(str(out / "images.json"))["images"]) == 5
+    assert len(predict.image_files(tmp_path / "with spaces", out)) == 6  # its own pictures are no input
 
 
 def test_a_folder_without_a_readable_image_is_refused_and_leaves_no_results(run, tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ from detectron2_ext.distributed import Ranks
 from detectron2_ext.engine import round as engine_round
 from detectron2_ext.engine.round import Engine, TrainingRun
 from detectron2_ext.evaluation import evaluator
+from detectron2_ext.modeling.described import read_described
 from exchange import files
 from exchange.config import REPOSITORY, load_config
 from exchange.errors import UserError
@@ -56,6 +57,7 @@ def test_each_call_finishes_one_round_and_tells_the_generator(finished: Path) ->
         assert feedback.categories == [2, 5, 9]
         assert feedback.checkpoint == str(run / f"train/model_{iteration - 1:07}.pth")
         assert feedback.checkpoint_sha256 == files.sha256(feedback.checkpoint)
+        assert [category.id for category in read_described(feedback.checkpoint).categories] == [2, 5, 9]
         assert all(value is not None and 0 <= value <= 100 for value in feedback.box_ap + feedback.mask_ap)
     assert (run / "feedback.json").read_bytes() == (run / "feedback/rd01.json").read_bytes()
     assert (run / "train/last_checkpoint").read_text() == "model_0000005.pth"
