@@ -20,8 +20,12 @@ CATEGORIES = [{"id": number, "name": samples.category_name(number)} for number i
 def write_run(run: Path, *overrides: str) -> str:
     """The averaged weights are the embedded segmenter's, the others zero; the optimiser has made a step. Returns the
     checkpoint's path."""
-    cfg = load_config(CONFIG, ["OUTPUT_DIR", str(run), *overrides])
+    counts = run / "counts.json"  # gone by the time that the checkpoint is used
+    files.write_json(str(counts), [{"id": category["id"], "image_count": 1} for category in CATEGORIES])
+    named = ["OUTPUT_DIR", str(run), "MODEL.ROI_BOX_HEAD.CAT_FREQ_PATH", str(counts)]
+    cfg = load_config(CONFIG, [*named, *overrides])
     model = build_detector(cfg)
+    counts.unlink()
     load_weights(model, str(REPOSITORY / cfg.MODEL.WEIGHTS))
     state = TrainingState.start(model, cfg, CATEGORIES)
     for parameter in model.parameters():

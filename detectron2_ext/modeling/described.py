@@ -55,7 +55,8 @@ def read_described(path: str, overrides: Sequence[str] = ()) -> DescribedWeights
             f"{path} does not say its settings and the names of its categories: take a checkpoint of a run "
             "(train/model_….pth), made by this version, or what mrca export makes of one"
         )
-    cfg = config_of_text(settings, path, overrides)
+    # The image counts of that file, which may be elsewhere by now, are among the weights.
+    cfg = config_of_text(settings, path, [*overrides, "MODEL.ROI_BOX_HEAD.CAT_FREQ_PATH", "''"])
     try:
         categories = [from_record(Category, record) for record in records]
     except ValueError as error:
