@@ -30,6 +30,7 @@ done
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONSAFEPATH=1 # a folder called tools where this is started is not ours
 python=${MRCA_PYTHON:-python}
 if [ "$num_gpus" -eq 1 ] && [ "$num_machines" -eq 1 ]; then
     unset RANK

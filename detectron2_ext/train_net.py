@@ -1,40 +1,42 @@
 """Stage 3, one call per round, or one in all without rounds: train with copy-paste, evaluate, write the feedback.
 
-    python -m detectron2_ext.train_net --config configs/MRCA/MRCA_R50.yaml [KEY VALUE …]
-    python -m detectron2_ext.train_net --config FILE --eval-only [MODEL.WEIGHTS model.pth]
-
-Several processes: start it with ``torchrun``, as ``launch.sh`` does.
+A training that was stopped goes on where it was. With --eval-only it prints the scores of a checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fvcore.common.config import CfgNode
 
-from detectron2_ext.distributed import Ranks, join_ranks
-from detectron2_ext.engine.loop import train_round
-from detectron2_ext.engine.round import Engine, TrainingRun, run_checkpoints
-from detectron2_ext.evaluation.evaluator import format_table, validate
-from detectron2_ext.modeling import build_detector, load_weights
 from exchange import files
-from exchange.config import add_config_arguments, from_repository, load_config
+from exchange.command_line import make_parser
+from exchange.config import REPOSITORY, add_config_arguments, from_repository, load_config
 from exchange.errors import UserError, run_cli
 from exchange.layout import RunLayout
 from exchange.run import open_run, run_layout
+
+if TYPE_CHECKING:
+    from detectron2_ext.distributed import Ranks
+    from detectron2_ext.engine.round import Engine
 
 ENGINES = ("own", "detectron2")
 _log = logging.getLogger(__name__)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the stage with the arguments of a command line, by default this process's."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def build_parser() -> argparse.ArgumentParser:
+    parser = make_parser(
+        __doc__,
+        "--config configs/digits/MRCA_digits.yaml --eval-only MODEL.WEIGHTS assets/digits/segmenter/model.safetensors",
     )
     add_config_arguments(parser)
     mode = parser.add_mutually_exclusive_group()
@@ -54,7 +56,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--engine", choices=ENGINES, default="own", help="whose trainer, checkpointer and evaluator to use"
     )
-    args = parser.parse_intermixed_args(arguments)
+    for name, what in (("num-gpus", "processes of this machine, one a GPU"), ("num-machines", "machines")):
+        parser.add_argument(f"--{name}", type=int, default=1, metavar="N", help=what)
+    machine = "number of this machine, from 0; MASTER_ADDR and MASTER_PORT are the same on all (default: $RANK, or 0)"
+    parser.add_argument("--machine-rank", type=int, metavar="R", help=machine)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the stage with the arguments of a command line, by default this process's."""
+    args = build_parser().parse_intermixed_args(arguments)
+    if args.num_gpus > 1 or args.num_machines > 1:
+        launch = ["bash", str(REPOSITORY / "launch.sh"), *(sys.argv[1:] if arguments is None else arguments)]
+        os.execvpe(
+            "bash", launch, {"MRCA_PYTHON": sys.executable} | os.environ
+        )  # which starts this by torchrun
+
+    from detectron2_ext.distributed import join_ranks  # only now: seconds that --help should not take
+    from detectron2_ext.engine.round import TrainingRun
+
     engine = build_engine(args.engine)
     cfg = load_config(args.config, args.opts)
     with join_ranks(cfg.MODEL.DEVICE) as ranks:
@@ -74,8 +94,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def build_engine(name: str) -> Engine:
     """The engine called ``name``; raises UserError for Detectron2's where that is not installed."""
+    from detectron2_ext.engine.loop import train_round
+    from detectron2_ext.engine.round import Engine
+    from detectron2_ext.evaluation import evaluator
+
     if name == "own":
-        return Engine(train_round, validate)
+        return Engine(train_round, evaluator.validate)
     if find_spec("detectron2") is None:
         raise UserError(
             "--engine detectron2: Detectron2 is not installed here; install what "
@@ -91,6 +115,10 @@ def evaluate_only(cfg: CfgNode, ranks: Ranks, engine: Engine, given: bool) -> No
 
     Raises UserError when there is nothing to evaluate.
     """
+    from detectron2_ext import modeling
+    from detectron2_ext.engine.round import run_checkpoints
+    from detectron2_ext.evaluation.evaluator import format_table
+
     layout = run_layout(cfg)
     last = run_checkpoints(cfg, layout).latest()
     weights = from_repository(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else None
@@ -99,8 +127,8 @@ def evaluate_only(cfg: CfgNode, ranks: Ranks, engine: Engine, given: bool) -> No
         raise UserError(
             f"nothing to evaluate: {layout.train_dir} has no checkpoint and MODEL.WEIGHTS is empty, set it"
         )
-    model = build_detector(cfg).to(ranks.device)
-    load_weights(model, checkpoint, use_ema=True)
+    model = modeling.build_detector(cfg).to(ranks.device)
+    modeling.load_weights(model, checkpoint, use_ema=True)
     for name in cfg.DATASETS.TEST:
         folder = files.join(layout.train_dir, "inference")
         evaluation = engine.validate(cfg, model, name, folder, ranks, checkpoint=checkpoint)

@@ -108,7 +108,7 @@ def write_pool(
         if earlier != round_ and not files.exists(layout.annotations_done(earlier)):
             raise UserError(
                 f"the pool of round {round_} builds on round {earlier}, which stage 2 has not finished: "
-                f"start with --st_rd {earlier}, or set SEGMENTER.LATEST_ROUND_ONLY True"
+                f"start with --st-rd {earlier}, or set SEGMENTER.LATEST_ROUND_ONLY True"
             )
     lost = _lost(layout, judged.kept)
     if lost:

@@ -1,9 +1,6 @@
-"""Stage 2 on the command line: brings the generated images of each round into the pool.
+"""Stage 2: brings the generated images of each round into the pool.
 
-    python segmentAndFilter.py --config FILE [--gpu 0] [--share 0 --num-shares 2] [--st_rd 0] [--round 10]
-    python segmentAndFilter.py --config FILE --refilter 23    another CLIP threshold, without running a model
-
-Either may end with settings that override the YAML's: KEY VALUE …
+It follows stage 1 while that draws. With --refilter it judges finished rounds by another CLIP threshold.
 """
 
 import argparse
@@ -25,6 +22,7 @@ from diSegmenter.segment_round import Listing, follow_round
 from exchange import files
 from exchange.annotations import AnnotationFile
 from exchange.catalog import read_training_set
+from exchange.command_line import make_parser
 from exchange.config import add_config_arguments, load_config
 from exchange.errors import UserError, run_cli
 from exchange.layout import RunLayout
@@ -37,7 +35,7 @@ _log = logging.getLogger("segmentAndFilter")
 
 
 def main() -> None:
-    args = parse_arguments()
+    args = build_parser().parse_intermixed_args()
     cfg = load_config(args.config, args.opts)
     shard = choose_shard(args.share, args.num_shares, "--share", "--num-shares")
     rounds = chosen_rounds(args, cfg)
@@ -64,10 +62,8 @@ def main() -> None:
             finish(cfg, layout, judged, dataset)
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def build_parser() -> argparse.ArgumentParser:
+    parser = make_parser(__doc__, "--config configs/digits/MRCA_digits.yaml --num-rounds 1")
     add_config_arguments(parser)
     parser.add_argument("--gpu", type=int, help="number of the GPU (default: 0, or torchrun's local rank)")
     parser.add_argument(
@@ -75,15 +71,18 @@ def parse_arguments() -> argparse.Namespace:
         type=int,
         help="cut out this share of the images only, from 0 (default: torchrun's rank, or all)",
     )
-    parser.add_argument("--num-shares", type=int, default=1, help="number of shares (default: 1)")
+    parser.add_argument("--num-shares", type=int, default=1, metavar="M", help="number of shares")
     parser.add_argument(
         "--div", type=int, help="shards of stage 1, -1 for one (default: as many as its manifests say)"
     )
     add_round_arguments(parser)
     parser.add_argument(
-        "--refilter", type=float, metavar="T", help="apply CLIP threshold T to finished rounds; no model runs"
+        "--refilter",
+        type=float,
+        metavar="T",
+        help="apply CLIP threshold T to finished rounds, no model runs (default: cut out and filter new ones)",
     )
-    return parser.parse_args()
+    return parser
 
 
 def build_filter(cfg: CfgNode, clip_threshold: float) -> InstanceFilter:

@@ -17,7 +17,9 @@ from fvcore.common.config import CfgNode
 
 from exchange.errors import UserError
 
+# Where scripts, configs and assets are: the clone, or what the installed package holds of it.
 REPOSITORY = Path(__file__).resolve().parent.parent
+_BROUGHT = (("configs",), ("assets",))  # first part of a path
 _HERE = Path(__file__).resolve().parent
 _LONGEST = 1 << 16
 _log = logging.getLogger(__name__)
@@ -27,7 +29,8 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> CfgNode:
     """Reads an experiment's YAML over the defaults of ``exchange/defaults.yaml``.
 
     Args:
-        path: YAML file; ``_BASE_`` in it names a file that it builds on, relative to itself.
+        path: YAML file, or one that comes with the project (``configs/…``); ``_BASE_`` in it names a file that it
+            builds on, relative to itself.
         overrides: alternating keys and values (``["SOLVER.BASE_LR", "1e-4"]``), applied last.
 
     Returns:
@@ -39,13 +42,28 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> CfgNode:
         UserError: a file is missing or not YAML, a key is unknown, a value has the wrong type or asks for what
             ``exchange/foreign_keys.yaml`` refuses.
     """
-    cfg = CfgNode(_defaults())
+    if not Path(path).is_file() and Path(path).parts[:1] in _BROUGHT:
+        path = str(REPOSITORY / path)
     if not Path(path).is_file():
         raise UserError(f"there is no configuration {path}: --config takes a YAML file, see configs/")
+    return _config(_read(path, {}), path, overrides)
+
+
+def config_of_text(text: str, path: str, overrides: Sequence[str] = ()) -> CfgNode:
+    """The configuration that stands as YAML in the file ``path``, such as a checkpoint; see :func:`load_config`."""
+    content = parse_yaml(text, path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no settings: take another file")
+    return _config(dict(flatten(content)), path, overrides)
+
+
+def _config(values: dict[str, Any], path: str, overrides: Sequence[str]) -> CfgNode:
+    """The defaults with ``values`` and ``overrides`` over them, checked."""
+    cfg = CfgNode(_defaults())
     if len(overrides) % 2:
         raise UserError(f"overrides come in pairs KEY VALUE, but {overrides[-1]!r} stands alone")
     pairs = zip(overrides[::2], overrides[1::2], strict=True)
-    values = _read(path, {}) | {key: _parse(value) for key, value in pairs}
+    values = values | {key: _parse(value) for key, value in pairs}
     known, ignored = _known_only(values, cfg, path)
     for key, value in known.items():
         *parents, name = key.split(".")
@@ -116,14 +134,30 @@ def add_config_arguments(
 ) -> None:
     """Adds ``--config FILE`` and the trailing ``KEY VALUE`` overrides (``args.opts``) to a command line."""
     parser.add_argument(
-        "--config", "--config-file", default=str(REPOSITORY / default), metavar="FILE", help="experiment YAML"
+        "--config",
+        "--config-file",
+        default=str(REPOSITORY / default),
+        metavar="FILE",
+        help=f"YAML of the experiment (default: {default})",
     )
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings that override the YAML's")
+    parser.add_argument(
+        "opts",
+        nargs="*",
+        metavar="KEY VALUE",
+        help="settings that override the YAML's, see exchange/defaults.yaml",
+    )
 
 
 def from_repository(path: str) -> str:
-    """``path``, if it is absolute or a URL, else the path below the repository."""
-    return path if "://" in path or path.startswith("/") else str(REPOSITORY / path)
+    """``path``, if it is absolute or a URL, else the path below the repository.
+
+    Installed, that is a folder among Python's packages: of it only configs and assets are meant, and everything else
+    is below the working directory.
+    """
+    if "://" in path or path.startswith("/"):
+        return path
+    is_clone = (REPOSITORY / "pyproject.toml").is_file()
+    return str((REPOSITORY if is_clone or Path(path).parts[:1] in _BROUGHT else Path.cwd()) / path)
 
 
 def model_source(name: str) -> str:

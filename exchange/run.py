@@ -72,12 +72,15 @@ def round_iterations(cfg: CfgNode) -> int:
 
 
 def add_round_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--st_rd`` and ``--round``, which mean what they do in the release, and ``--num-rounds``."""
-    parser.add_argument("--st_rd", type=int, default=0, help="first round (default: 0)")
+    """Adds ``--st-rd`` and ``--round``, which mean what they do in the release, and ``--num-rounds``."""
+    parser.add_argument("--st-rd", "--st_rd", type=int, default=0, metavar="R", help="first round")
     end = parser.add_mutually_exclusive_group()
     end.add_argument("--round", type=int, metavar="END", help="stop before this round (default: at the last)")
     end.add_argument(
-        "--num-rounds", type=int, metavar="N", help="so many rounds, as far as the schedule goes"
+        "--num-rounds",
+        type=int,
+        metavar="N",
+        help="so many rounds, as far as the schedule goes (default: to its end)",
     )
 
 
@@ -86,12 +89,12 @@ def chosen_rounds(args: argparse.Namespace, cfg: CfgNode) -> range:
     in_schedule = num_rounds(cfg)
     if not 0 <= args.st_rd < in_schedule:
         raise UserError(
-            f"--st_rd {args.st_rd}: the schedule has the rounds 0 to {in_schedule - 1} (SOLVER.MAX_ITER / "
+            f"--st-rd {args.st_rd}: the schedule has the rounds 0 to {in_schedule - 1} (SOLVER.MAX_ITER / "
             "SOLVER.ROUND_ITERS)"
         )
     if args.round is not None and args.round <= args.st_rd:
         raise UserError(
-            f"--round {args.round} stops before --st_rd {args.st_rd} begins: give the number after the last round, or "
+            f"--round {args.round} stops before --st-rd {args.st_rd} begins: give the number after the last round, or "
             "the number of rounds as --num-rounds"
         )
     end = in_schedule if args.round is None else args.round

@@ -1,7 +1,9 @@
-"""Stage 1 as a script: draws the images of one or more rounds, guided by the segmenter's feedback.
+"""Stage 1: draws the images of one or more rounds, guided by the segmenter's feedback.
 
-python generate.py --config ../configs/MRCA/MRCA_R50.yaml [--gpu 0 --div 0 --num_div 3] [KEY VALUE …]
+Several GPUs: one process each, with --gpu N --div N --num-div M.
 """
+
+from __future__ import annotations
 
 import argparse
 import dataclasses
@@ -11,16 +13,17 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from its own folder
 
 import numpy as np
-import torch
 from fvcore.common.config import CfgNode
 
 from exchange import files
 from exchange.annotations import AnnotationFile
 from exchange.catalog import read_training_set
+from exchange.command_line import make_parser
 from exchange.config import add_config_arguments, load_config
 from exchange.errors import UserError, run_cli
 from exchange.feedback import Feedback, read_feedback, source_round
@@ -28,47 +31,65 @@ from exchange.layout import RunLayout
 from exchange.run import add_round_arguments, chosen_rounds, open_run
 from exchange.shards import choose_gpu, choose_shard
 from generator.allocation import AllocationRule, FloatArray, allocate, as_text, save_report, table_rows
-from generator.build import (
-    build_allocation_rule,
-    build_guidance,
-    build_prompt_book,
-    build_sampler,
-    load_classifier,
-    load_gradient_decoder,
-)
-from generator.pipelines import choose_device
 from generator.plan import PlannedImage, plan_round
-from generator.production import Draw, produce
-from generator.sampling import Sampler
+
+if TYPE_CHECKING:
+    import torch
+
+    from generator.production import Draw
+    from generator.sampling import Sampler
 
 _log = logging.getLogger("generator")
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def build_parser() -> argparse.ArgumentParser:
+    parser = make_parser(__doc__, "--config configs/digits/MRCA_digits.yaml --dry-run GENERATOR.PER_CLASS 4")
     parser.add_argument("--gpu", type=int, help="number of the GPU (default: 0, or torchrun's local rank)")
     parser.add_argument("--div", type=int, help="draw this shard only, from 0; -1: everything (the default)")
-    parser.add_argument("--num_div", type=int, default=3, help="number of shards, where --div is given")
-    add_round_arguments(parser)
-    parser.add_argument("--balanced", type=int, choices=(0, 1), help="1: as many images for every class")
-    parser.add_argument("--val_acc", type=int, choices=(0, 1), help="0: the allocation leaves AP out")
     parser.add_argument(
-        "--bsz", type=int, help="images at once, if memory allows fewer than GENERATOR.BATCH_SIZE"
+        "--num-div",
+        "--num_div",
+        type=int,
+        default=3,
+        metavar="M",
+        help="number of shards",
+    )
+    add_round_arguments(parser)
+    parser.add_argument(
+        "--balanced",
+        type=int,
+        choices=(0, 1),
+        help="1: every class alike (default: GENERATOR.BALANCED)",
+    )
+    parser.add_argument(
+        "--val-acc",
+        "--val_acc",
+        type=int,
+        choices=(0, 1),
+        help="0: allocate without AP (default: 1)",
+    )
+    parser.add_argument(
+        "--bsz",
+        type=int,
+        help="images at once, if memory allows fewer than GENERATOR.BATCH_SIZE (default: that many)",
     )
     parser.add_argument("--dry-run", action="store_true", help="show and save the allocation, draw nothing")
     add_config_arguments(parser)
     same = {"dest": "config", "default": argparse.SUPPRESS, "metavar": "FILE"}
-    parser.add_argument("--cfg_path", help="the release's name of --config", **same)
-    for name in ("--ckpt_dir", "--output_dir"):
-        help_ = "the run folder, instead of OUTPUT_DIR: checkpoints and images are both in it"
-        parser.add_argument(name, action="append", dest="run_folders", metavar="FOLDER", help=help_)
-    args = parser.parse_intermixed_args()
+    parser.add_argument("--cfg-path", "--cfg_path", help="the release's name of --config", **same)
+    for name in ("ckpt", "output"):
+        help_ = "the run folder, with checkpoints and images in it (default: OUTPUT_DIR)"
+        flags, more = (f"--{name}-dir", f"--{name}_dir"), {"dest": "run_folders", "metavar": "FOLDER"}
+        parser.add_argument(*flags, action="append", help=help_, **more)
+    return parser
+
+
+def parse_arguments() -> argparse.Namespace:
+    args = build_parser().parse_intermixed_args()
     folders = {folder if "://" in folder else os.path.abspath(folder) for folder in args.run_folders or []}
     if len(folders) > 1:
         raise UserError(
-            "--ckpt_dir and --output_dir name two folders: a run has its checkpoints and its images in one, give that"
+            "--ckpt-dir and --output-dir name two folders: a run has its checkpoints and its images in one, give that"
         )
     args.opts += [text for folder in folders for text in ("OUTPUT_DIR", folder)]
     return args
@@ -77,7 +98,14 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     cfg = load_config(args.config, args.opts)
-    shard = choose_shard(args.div, args.num_div, "--div", "--num_div")
+    shard = choose_shard(args.div, args.num_div, "--div", "--num-div")
+
+    import torch  # only now, with what needs it: seconds that --help should not take
+
+    from generator.build import build_guidance, build_prompt_book, build_sampler
+    from generator.pipelines import choose_device
+    from generator.production import produce
+
     device = torch.device("cpu") if args.dry_run else choose_device(choose_gpu(args.gpu))
     rule, book = allocation_rule(args, cfg), build_prompt_book(cfg)
     build_guidance(cfg, torch.nn.Identity())  # so that a wrong setting is told before the first round
@@ -111,6 +139,8 @@ def main() -> None:
 
 def allocation_rule(args: argparse.Namespace, cfg: CfgNode) -> AllocationRule:
     """The YAML's rule, as the reference's options change it."""
+    from generator.build import build_allocation_rule
+
     rule = build_allocation_rule(cfg)
     if args.balanced is not None:
         rule = dataclasses.replace(rule, balanced=bool(args.balanced))
@@ -153,6 +183,8 @@ def prepare(
     images: Sequence[PlannedImage],
 ) -> Draw:
     """Loads what these images are drawn with; guided by the network of the feedback, if there is one."""
+    from generator.build import build_guidance, load_classifier, load_gradient_decoder
+
     sampler.prepare(images)
     guidance = None
     if feedback is not None:

@@ -12,6 +12,7 @@ SLOW = {
     "diSegmenter/test_segment_and_filter.py",
     "faults",
     "generator/test_generate.py",
+    "mrca/test_installed.py",
     "test_end_to_end.py",
     "test_requirements.py",
     "test_rounds_on_s3.py",

@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 REPOSITORY = Path(__file__).resolve().parent.parent
 # What each part may import from this repository.
 MAY_IMPORT = {
+    "mrca": {"mrca", "exchange"},  # and the commands and exports, by name, when they are asked for
     "exchange": {"exchange"},
     "generator": {"exchange", "generator", "detectron2_ext.modeling"},
     "diSegmenter": {"exchange", "diSegmenter"},
@@ -29,11 +30,13 @@ ROOMS = {
     "evaluation": _TENSORS | {"data"},
     "engine": _TRAINING,
     "with_detectron2": _TRAINING | {"engine"},
+    "predictor": _TENSORS | {"data", "modeling"},
     "train_net": _TRAINING | {"engine", "with_detectron2"},
     "__init__": {"with_detectron2"},
 }
 PARTS = set(MAY_IMPORT) | {"tools", "tests"}
 STAGES = ("generator", "diSegmenter", "detectron2_ext")
+LISTS = ("exchange", *STAGES, "tools")
 # Works together with a package that no stage requires.
 OPTIONAL = {"detectron2_ext.with_detectron2": "detectron2"}
 
@@ -98,7 +101,7 @@ def test_no_folder_of_the_training_stage_imports_one_above_it():
         assert not used - ROOMS[room] - {room}, path
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", ("exchange", *STAGES))
 def test_every_package_that_a_stage_imports_is_listed_in_its_requirements(stage):
     distributions = metadata.packages_distributions()
     folders = [stage] + (["detectron2_ext/modeling"] if stage == "generator" else [])
@@ -114,8 +117,26 @@ def test_every_package_that_a_stage_imports_is_listed_in_its_requirements(stage)
                 assert {normal(name) for name in distributions[top]} & listed(stage), (path, top)
 
 
-def test_the_requirements_at_the_top_are_the_union_of_the_stages():
-    union = set().union(*(listed(stage) for stage in STAGES))
+def test_the_tools_import_only_what_they_and_the_stages_list():
+    known = brought_along(set().union(*(listed(folder) for folder in LISTS)))
+    distributions = metadata.packages_distributions()
+    for path, modules in imports_of("tools").items():
+        if path.startswith(
+            "tools/benchmarks/"
+        ):  # the other sides of their ratios are said to be missing where they are
+            continue
+        for top in {module.partition(".")[0] for module in modules} & distributions.keys() - PARTS:
+            assert {normal(name) for name in distributions[top]} & known, (path, top)
+
+
+def test_mrca_imports_nothing_that_is_not_python_s_or_of_this_project():
+    for path, modules in imports_of("mrca").items():
+        tops = {module.partition(".")[0] for module in modules}
+        assert tops <= sys.stdlib_module_names | PARTS, path
+
+
+def test_the_requirements_at_the_top_are_the_union_of_the_parts():
+    union = set().union(*(listed(folder) for folder in LISTS))
     assert union <= listed("."), union - listed(".")
 
 

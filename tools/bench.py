@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """Speed against something else on the same machine, on the same work, in the same run.
 
-usage: tools/bench.py NAME [--json FILE] [--device cpu|cuda] [--profile]
-
 Prints both sides and their ratio. NAME is one of tools/benchmarks/: each measures medians of several turns.
 With --profile, prints where the time goes instead; paste and train_step can tell.
 Benchmarks are not tests: no test asserts a time.
@@ -18,24 +16,30 @@ import platform
 import sys
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from exchange import files
+from exchange.command_line import make_parser
 from exchange.errors import UserError, run_cli
 from exchange.run import versions
 from tools import benchmarks
 
 
-def main() -> None:
+def build_parser() -> argparse.ArgumentParser:
+    parser = make_parser(__doc__, "paste --profile")
     names = [module.name for module in pkgutil.iter_modules(benchmarks.__path__)]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("name", choices=names)
-    parser.add_argument("--json", metavar="FILE", help="where to write the result")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("name", choices=names, help="what to measure")
+    parser.add_argument("--json", metavar="FILE", help="where to write the result, too (default: nowhere)")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where to measure")
     parser.add_argument("--profile", action="store_true", help="print where the time goes instead")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = build_parser().parse_args()
+
+    import torch  # only now: seconds that --help should not take
+
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no GPU on this machine; leave the option out")
     benchmark = importlib.import_module(f"tools.benchmarks.{args.name}")
@@ -52,6 +56,8 @@ def main() -> None:
 
 
 def _device_name(device: str) -> str:
+    import torch
+
     return torch.cuda.get_device_name() if device == "cuda" else f"cpu ({platform.machine()})"
 
 

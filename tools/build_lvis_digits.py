@@ -1,7 +1,4 @@
-"""Writes the data set LVIS-Digits in LVIS v1 format.
-
-usage: python tools/build_lvis_digits.py OUT [--seed 0]
-"""
+"""Writes the data set LVIS-Digits in LVIS v1 format."""
 
 import argparse
 import sys
@@ -14,6 +11,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from exchange import files
+from exchange.command_line import make_parser
 from exchange.errors import run_cli
 from tools.digits import samples, scenes
 
@@ -42,11 +40,15 @@ def build(out: str, seed: int) -> None:
         files.write_json(files.join(out, f"lvis_digits_{part}.json"), record)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def build_parser() -> argparse.ArgumentParser:
+    parser = make_parser(__doc__, "datasets/lvis_digits --seed 0")
     parser.add_argument("out", metavar="OUT", help="folder to write to")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random")
+    return parser
+
+
+def main() -> None:
+    args = build_parser().parse_args()
     build(args.out, args.seed)
 
 

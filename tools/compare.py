@@ -1,8 +1,5 @@
 """Methods against each other: every configuration with every seed, one table and one plot.
 
-usage: python tools/compare.py [--configs FILE ...] [--seeds 3] [--out runs/compare] [--jobs 1] [--gpus N]
-           [KEY VALUE ...]
-
 The first configuration is what the others are compared with. Each run has a folder of its own,
 OUT/<name of the configuration>/seed<N>, and is made by tools/run_rounds.py; finished runs are not repeated, so
 that a study can be stopped, taken up again and extended. Table and plot are renewed after every run.
@@ -22,23 +19,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import matplotlib
 import numpy as np
 from tabulate import tabulate
 from tqdm import tqdm
 
 from exchange import files
+from exchange.command_line import make_parser
 from exchange.config import REPOSITORY, from_repository, load_config
 from exchange.errors import UserError, run_cli
 from exchange.feedback import read_feedback
 from exchange.layout import RunLayout
 from exchange.manifest import read_round
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 _CONFIGS = [
-    f"configs/digits/{name}_digits.yaml"
+    str(REPOSITORY / f"configs/digits/{name}_digits.yaml")
     for name in (
         *("NoPaste", "CopyPaste", "XPaste", "MRCA_1round", "MRCA"),
         *("MRCA_unguided", "MRCA_fixed_size", "MRCA_balanced"),
@@ -101,13 +95,19 @@ class Run:
         files.make_dirs(self.folder)
         started = time.monotonic()
         log = files.join(self.folder, "output.txt")
-        command = [sys.executable, "tools/run_rounds.py", "--config", self.config, "--gpus", str(gpus)]
-        command += [*self.overrides, "OUTPUT_DIR", self.folder, "SEED", str(self.seed)]
+        command = [sys.executable, str(REPOSITORY / "tools/run_rounds.py"), "--config", self.config]
+        command += [
+            "--num-gpus",
+            str(gpus),
+            *self.overrides,
+            "OUTPUT_DIR",
+            self.folder,
+            "SEED",
+            str(self.seed),
+        ]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         with open(log, "ab") as output:
-            done = subprocess.run(
-                command, cwd=REPOSITORY, env=environment, stdout=output, stderr=output, check=False
-            )
+            done = subprocess.run(command, env=environment, stdout=output, stderr=output, check=False)
         elapsed = time.monotonic() - started + self._spent_before()
         if done.returncode:
             files.write_json(self._unfinished, elapsed)
@@ -175,8 +175,11 @@ def plot(results: Sequence[Result], methods: Sequence[str], path: str) -> None:
 
     Methods stand a little apart, where they generated equally many.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    colors = plt.get_cmap("tab10")
+    from matplotlib import colormaps  # only now: a second that --help should not take
+    from matplotlib.figure import Figure
+
+    figure, colors = Figure(figsize=(11, 4.5), layout="constrained"), colormaps["tab10"]
+    axes = figure.subplots(1, 2)
     apart = 0.012 * max((point.generated for result in results for point in result.points), default=0)
     for axis, key in zip(axes, ("ap", "ap_r"), strict=True):
         for number, method in enumerate(methods):
@@ -197,7 +200,6 @@ def plot(results: Sequence[Result], methods: Sequence[str], path: str) -> None:
     axes[1].legend(fontsize=8)
     with files.atomic_writer(path) as file:
         figure.savefig(file, format="png", dpi=130)
-    plt.close(figure)
 
 
 def compare(runs: Sequence[Run], methods: Sequence[str], out: str, jobs: int, gpus: int) -> str:
@@ -225,20 +227,35 @@ def _report(runs: Sequence[Run], methods: Sequence[str], out: str) -> str:
     return table
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def build_parser() -> argparse.ArgumentParser:
+    parser = make_parser(
+        __doc__,
+        "--configs configs/digits/NoPaste_digits.yaml configs/digits/MRCA_digits.yaml --seeds 3 --jobs 2",
     )
-    parser.add_argument("--configs", nargs="+", metavar="FILE", default=_CONFIGS)
-    parser.add_argument("--seeds", type=int, default=3, help="how many: 0, 1, ...")
-    parser.add_argument("--out", default="runs/compare")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, which share the processors")
-    parser.add_argument("--gpus", type=int, default=1, help="of one run")
+    parser.add_argument(
+        "--configs",
+        nargs="+",
+        metavar="FILE",
+        default=_CONFIGS,
+        help="YAML files, one for each method (default: the eight methods of configs/digits)",
+    )
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="how many seeds: 0, 1, …")
+    parser.add_argument(
+        "--out", default="runs/compare", metavar="FOLDER", help="folder of all runs, table and plot"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="runs side by side, sharing the processors"
+    )
+    parser.add_argument("--num-gpus", "--gpus", type=int, default=1, metavar="N", help="GPUs of one run")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings, the same for all")
-    args = parser.parse_intermixed_args()
-    for option in ("seeds", "jobs", "gpus"):
-        if getattr(args, option) < 1:
-            raise UserError(f"--{option} {getattr(args, option)}: give 1 or more")
+    return parser
+
+
+def main() -> None:
+    args = build_parser().parse_intermixed_args()
+    for option in ("seeds", "jobs", "num-gpus"):
+        if (value := getattr(args, option.replace("-", "_"))) < 1:
+            raise UserError(f"--{option} {value}: give 1 or more")
     methods = [Path(config).stem for config in args.configs]
     if len(set(methods)) < len(methods):
         raise UserError(
@@ -248,7 +265,7 @@ def main() -> None:
         load_config(config, args.opts)  # a mistake in any of them is said before the first of them runs
     out = from_repository(args.out)
     runs = [Run(config, seed, out, tuple(args.opts)) for seed in range(args.seeds) for config in args.configs]
-    print(compare(runs, methods, out, args.jobs, args.gpus))
+    print(compare(runs, methods, out, args.jobs, args.num_gpus))
     print(f"\n{files.join(out, 'comparison.md')}   {files.join(out, 'comparison.png')}")
 
 

@@ -1,39 +1,44 @@
 """Does guidance raise the segmenter's uncertainty, and at what price? Pairs of images with equal seeds, guided and not.
 
-usage: python tools/guidance_effect.py --config FILE [--feedback FILE] [--pairs 120] [--out FILE.json] [KEY VALUE ...]
-
 The feedback file (default: of the starting weights, in the run folder) names the segmenter. The price is what CLIP
 says of the whole images: 100 x cosine with SEGMENTER.CLIP_PROMPT, as in the filter.
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from tabulate import tabulate
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from diSegmenter.clip_score import ClipScorer, load_clip_scorer
 from exchange import files
 from exchange.catalog import read_training_set
+from exchange.command_line import make_parser
 from exchange.config import add_config_arguments, load_config
 from exchange.errors import UserError, run_cli
 from exchange.feedback import read_feedback
 from exchange.run import run_layout
-from generator.build import build_guidance, build_prompt_book, build_sampler, load_classifier
-from generator.guidance import Guidance
-from generator.pipelines import choose_device
 from generator.plan import PlannedImage, plan_round
-from generator.sampling import Sampler
+
+if TYPE_CHECKING:
+    import torch
+
+    from diSegmenter.clip_score import ClipScorer
+    from generator.guidance import Guidance
+    from generator.sampling import Sampler
 
 
 def draw_all(
     sampler: Sampler, guidance: Guidance | None, plan: list[PlannedImage], batch_size: int
 ) -> torch.Tensor:
     """Images of the plan in [0, 1], (N, 3, H, W)."""
+    import torch
+
     drawn = [
         image.pixels
         for start in range(0, len(plan), batch_size)
@@ -68,17 +73,32 @@ def clip_scores(
     return np.concatenate(scores)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def build_parser() -> argparse.ArgumentParser:
+    parser = make_parser(
+        __doc__, "--config configs/digits/MRCA_digits.yaml --pairs 60 OUTPUT_DIR runs/quickstart"
     )
-    parser.add_argument("--feedback", metavar="FILE")
-    parser.add_argument("--pairs", type=int, default=120)
-    parser.add_argument("--out", metavar="FILE", help="write the result as JSON, too")
+    parser.add_argument(
+        "--feedback",
+        metavar="FILE",
+        help="whose segmenter guides (default: feedback/initial.json of the run)",
+    )
+    parser.add_argument("--pairs", type=int, default=120, metavar="N", help="pairs of images to draw")
+    parser.add_argument("--out", metavar="FILE", help="write the result as JSON, too (default: nowhere)")
     add_config_arguments(parser, "configs/digits/MRCA_digits.yaml")
-    args = parser.parse_intermixed_args()
+    return parser
+
+
+def main() -> None:
+    args = build_parser().parse_intermixed_args()
     if args.pairs < 2:
         raise UserError(f"--pairs is {args.pairs}: at least two are needed to compare")
+
+    import torch  # only now, with what needs it: seconds that --help should not take
+
+    from diSegmenter.clip_score import load_clip_scorer
+    from generator.build import build_guidance, build_prompt_book, build_sampler, load_classifier
+    from generator.pipelines import choose_device
+
     cfg = load_config(args.config, args.opts)
     device = choose_device(0)
     annotations = read_training_set(cfg)[0]

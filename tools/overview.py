@@ -1,26 +1,59 @@
-"""One picture of a run: what was generated, what training saw, what it brought."""
+"""One picture of a finished quickstart: what was generated, what training saw, what it brought."""
 
+import argparse
 import io
+import sys
+from pathlib import Path
 from typing import Any
 
-import matplotlib
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 import numpy as np
 from fvcore.common.config import CfgNode
-from matplotlib.figure import Figure
 
 from exchange import files
 from exchange.catalog import read_training_set
+from exchange.command_line import make_parser
+from exchange.config import add_config_arguments, load_config
+from exchange.errors import run_cli
 from exchange.images import decode_rgba
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex
+from exchange.run import num_rounds
 from tools.outlines import PASTED, REAL
-from tools.visualize import training_sheet
 
 _COLUMNS, _NUM_TRAINING = 5, 4
 
 
+def build_parser() -> argparse.ArgumentParser:
+    parser = make_parser(__doc__, "runs/quickstart --out overview.png")
+    parser.add_argument("run", metavar="RUN", help="run folder of the quickstart")
+    parser.add_argument(
+        "--out", metavar="FILE", help="PNG file (default: pictures/overview.png in the run folder)"
+    )
+    add_config_arguments(parser, "configs/digits/MRCA_digits.yaml")
+    return parser
+
+
+def main() -> None:
+    from tools.quickstart import summarise
+
+    args = build_parser().parse_intermixed_args()
+    cfg, layout = load_config(args.config, args.opts), RunLayout(args.run.rstrip("/"))
+    control = RunLayout(files.join(layout.root, "control"))
+    summary = summarise(layout, control, num_rounds(cfg), cfg.SEGMENTER.LATEST_ROUND_ONLY)
+    path = args.out or files.join(layout.pictures_dir, "overview.png")
+    write_overview(cfg, layout, summary, path)
+    print(path)
+
+
 def write_overview(cfg: CfgNode, layout: RunLayout, summary: dict[str, Any], path: str) -> None:
     """Writes the picture of the run ``layout`` with the numbers of ``summary`` (see tools/quickstart.py)."""
+    import matplotlib  # only now, with torch: seconds that --help should not take
+    from matplotlib.figure import Figure
+
+    from tools import sheets
+
     matplotlib.rcParams["font.size"] = 9
     last = len(summary["rounds"]) - 1
     figure = Figure(figsize=(14, 4.6), layout="constrained")
@@ -28,7 +61,7 @@ def write_overview(cfg: CfgNode, layout: RunLayout, summary: dict[str, Any], pat
     _draw_generated(generated, cfg, layout, last)
     generated.suptitle("1, 2  drawn where the segmenter is uncertain, cut out")
     axes = training.subplots()
-    axes.imshow(training_sheet(cfg, layout, last, _NUM_TRAINING))
+    axes.imshow(sheets.training_sheet(cfg, layout, last, _NUM_TRAINING))
     axes.axis("off")
     training.suptitle("3  pasted into training images")
     _draw_gain(gain, summary)
@@ -68,3 +101,7 @@ def _draw_gain(figure: Any, summary: dict[str, Any]) -> None:
     axes.set_ylabel("mask AP, %")
     axes.grid(alpha=0.3)
     axes.legend()
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,13 +1,5 @@
 """Instance pools: bring foreign ones in, copy, check, count and slim them.
 
-python tools/pool.py import RUN --from xpaste|folders|coco SOURCE [--root FOLDER] --annotations TRAIN.json
-python tools/pool.py export RUN --to folders|coco OUT
-python tools/pool.py merge RUN OTHER_RUN …
-python tools/pool.py verify RUN
-python tools/pool.py stats RUN [--per-class]
-python tools/pool.py prune RUN [--originals] [--dropped] [--duplicates]
-python tools/pool.py pack RUN
-
 RUN is a run folder (or its URL); one that does not exist yet is made by import and merge. The categories are
 those of --annotations, else those of the pool's own annotation file.
 """
@@ -29,50 +21,68 @@ from diSegmenter.pool.prune import prune_dropped, prune_duplicates, prune_origin
 from diSegmenter.pool.verify import verify
 from exchange import files
 from exchange.annotations import read_annotations
+from exchange.command_line import add_command, make_parser
 from exchange.errors import UserError, run_cli
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex
 
 
 def main() -> None:
-    args = parse_arguments()
+    args = build_parser().parse_args()
     layout = RunLayout(args.run.rstrip("/"))
     if args.command not in ("import", "merge") and not layout.pool_rounds():
         raise UserError(
             f"{layout.root} holds no pool: there is no {layout.pool_index(0)} or later index in it"
         )
-    COMMANDS[args.command](layout, args)
+    COMMANDS[args.command][0](layout, args)
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def build_parser() -> argparse.ArgumentParser:
+    parser = make_parser(__doc__, "stats runs/quickstart --per-class")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", help="with --help: says more"
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name in COMMANDS:
-        command = commands.add_parser(name)
-        command.add_argument("run", metavar="RUN")
-        command.add_argument("--annotations", metavar="FILE", help="LVIS or COCO file with the categories")
+    for name, (_, what, example) in COMMANDS.items():
+        command = add_command(commands, name, what, example)
+        command.add_argument("run", metavar="RUN", help="run folder, or its URL")
+        command.add_argument(
+            "--annotations",
+            metavar="FILE",
+            help="LVIS or COCO file with the categories (default: the pool's own)",
+        )
         if name == "import":
             command.add_argument("source", metavar="SOURCE", help="JSON file, or folder of folders")
             command.add_argument(
-                "--from", dest="format", choices=("xpaste", "folders", "coco"), required=True
+                "--from",
+                dest="format",
+                choices=("xpaste", "folders", "coco"),
+                required=True,
+                help="form of SOURCE",
             )
-            command.add_argument("--root", default="", help="folder that relative paths in SOURCE start from")
-        elif name == "export":
-            command.add_argument("out", metavar="OUT")
-            command.add_argument("--to", dest="format", choices=("folders", "coco"), required=True)
-        elif name == "merge":
-            command.add_argument("others", metavar="OTHER_RUN", nargs="+")
-        elif name == "stats":
-            command.add_argument("--per-class", action="store_true")
-        elif name == "prune":
-            command.add_argument("--originals", action="store_true", help="generated images and masks")
-            command.add_argument("--dropped", action="store_true", help="cut-outs of dropped instances")
             command.add_argument(
-                "--duplicates", action="store_true", help="instances that equal an earlier one"
+                "--root",
+                default="",
+                metavar="FOLDER",
+                help="where relative paths in SOURCE start (default: the folder that SOURCE is in)",
             )
-    return parser.parse_args()
+        elif name == "export":
+            command.add_argument("out", metavar="OUT", help="folder to write to")
+            command.add_argument(
+                "--to", dest="format", choices=("folders", "coco"), required=True, help="form of OUT"
+            )
+        elif name == "merge":
+            command.add_argument("others", metavar="OTHER_RUN", nargs="+", help="run folders to copy from")
+        elif name == "stats":
+            command.add_argument("--per-class", action="store_true", help="count each class, too")
+        elif name == "prune":
+            command.add_argument("--originals", action="store_true", help="remove generated images and masks")
+            command.add_argument(
+                "--dropped", action="store_true", help="remove cut-outs of dropped instances"
+            )
+            command.add_argument(
+                "--duplicates", action="store_true", help="drop instances that equal an earlier one"
+            )
+    return parser
 
 
 def categories_of(layout: RunLayout, annotations: str | None) -> list[dict[str, Any]]:
@@ -164,14 +174,19 @@ def pack_pool(layout: RunLayout, args: argparse.Namespace) -> None:
         print(f"round {round_}: packed {pack(layout, round_)} cut-outs")
 
 
+# name: what it runs, what that does, an example
 COMMANDS = {
-    "import": import_pool,
-    "export": export_pool,
-    "merge": merge_pools,
-    "verify": verify_pool,
-    "stats": show_stats,
-    "prune": prune_pool,
-    "pack": pack_pool,
+    "import": (
+        import_pool,
+        "bring a pool of X-Paste's, a folder per class, or a COCO file in",
+        "runs/foreign --from folders cutouts --annotations train.json",
+    ),
+    "export": (export_pool, "write the pool for other programs", "runs/quickstart exported --to coco"),
+    "merge": (merge_pools, "copy the pools of other runs", "runs/both runs/one runs/other"),
+    "verify": (verify_pool, "check that every file of the pool is whole", "runs/quickstart"),
+    "stats": (show_stats, "count what was made and kept", "runs/quickstart --per-class"),
+    "prune": (prune_pool, "remove what training does not read", "runs/quickstart --originals --dropped"),
+    "pack": (pack_pool, "put the cut-outs of a round into one tar file", "runs/quickstart"),
 }
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """Three MRCA rounds on LVIS-Digits with the embedded models, against the same training without generated data.
 
-usage: python tools/quickstart.py [--out runs/quickstart] [--seed 0] [--config FILE] [--from-scratch] [KEY VALUE ...]
-
 Ends with a table, summary.json and pictures in the run folder. Started again, it goes on where it was stopped.
 """
 
@@ -18,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tabulate import tabulate
 
 from exchange import files
-from exchange.catalog import dataset_paths
+from exchange.catalog import dataset_paths, datasets_root
+from exchange.command_line import make_parser
 from exchange.config import REPOSITORY, add_config_arguments, from_repository, load_config
 from exchange.errors import UserError, run_cli
 from exchange.feedback import Feedback, read_feedback
@@ -30,19 +29,22 @@ from tools.overview import write_overview
 
 _CONFIG = "configs/digits/MRCA_digits.yaml"
 _BASELINE_CONFIG = "configs/digits/CenterNet2_digits.yaml"
+_LAUNCH = ("bash", str(REPOSITORY / "launch.sh"))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", default="runs/quickstart", help="run folder")
-    parser.add_argument("--seed", type=int, default=0)
+def build_parser() -> argparse.ArgumentParser:
+    parser = make_parser(__doc__, "--seed 1 --out runs/second")
+    parser.add_argument("--out", default="runs/quickstart", metavar="RUN", help="run folder")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random")
     parser.add_argument(
         "--from-scratch", action="store_true", help="train the baseline, too (about 15 minutes)"
     )
     add_config_arguments(parser, _CONFIG)
-    args = parser.parse_intermixed_args()
+    return parser
+
+
+def main() -> None:
+    args = build_parser().parse_intermixed_args()
     started = time.monotonic()
     out = from_repository(args.out)
     overrides = [*args.opts, "SEED", str(args.seed)]
@@ -56,7 +58,7 @@ def main() -> None:
     print(f"Control and {rounds} rounds of {cfg.SOLVER.ROUND_ITERS} iterations, side by side ...")
     control = _start_control(f"{out}/control", common)
     try:
-        _run([sys.executable, "tools/run_rounds.py", *common, "--out", out])
+        _run([*_script("run_rounds"), *common, "--out", out])
     except BaseException:
         control.terminate()
         raise
@@ -64,7 +66,7 @@ def main() -> None:
         raise UserError(f"the control run failed: see {out}/control/train/log.txt")
     for round_ in range(rounds):
         picture = files.join(out, "pictures", f"training_rd{round_:02}.png")
-        visualize = [sys.executable, "tools/visualize.py", "data", "--round", str(round_), "--out", picture]
+        visualize = [*_script("visualize"), "data", "--round", str(round_), "--out", picture]
         _run([*visualize, *common, "OUTPUT_DIR", out])
 
     latest_only = cfg.SEGMENTER.LATEST_ROUND_ONLY
@@ -129,30 +131,32 @@ def _make_dataset() -> None:
     try:
         dataset_paths(cfg.DATASETS.TRAIN[0], cfg), dataset_paths(cfg.DATASETS.TEST[0], cfg)
     except UserError:
-        folder = os.path.join(
-            os.environ.get("DETECTRON2_DATASETS", from_repository("datasets")), "lvis_digits"
-        )
+        folder = os.path.join(datasets_root(), "lvis_digits")
         print(f"Building the data set LVIS-Digits in {folder} ...")
-        _run([sys.executable, "tools/build_lvis_digits.py", folder, "--seed", "0"])
+        _run([*_script("build_lvis_digits"), folder, "--seed", "0"])
 
 
 def _train_baseline(folder: str, seed: int) -> str:
     print("Training the baseline ...")
-    _run(["bash", "launch.sh", "--config", _BASELINE_CONFIG, "OUTPUT_DIR", folder, "SEED", str(seed)])
+    _run([*_LAUNCH, "--config", from_repository(_BASELINE_CONFIG), "OUTPUT_DIR", folder, "SEED", str(seed)])
     return read_feedback(RunLayout(folder).feedback_file).checkpoint
 
 
 def _start_control(folder: str, common: list[str]) -> subprocess.Popen[bytes]:
     """The same iterations from the same weights with nothing pasted, and so without rounds."""
-    command = ["bash", "launch.sh", *common, "OUTPUT_DIR", folder]
+    command = [*_LAUNCH, *common, "OUTPUT_DIR", folder]
     command += ["INPUT.USE_COPY_METHOD", "none", "INPUT.INST_POOL_FEED", "False"]
     files.make_dirs(folder)
     with open(f"{folder}/output.txt", "ab") as output:
-        return subprocess.Popen(command, cwd=REPOSITORY, env=_environment(), stdout=output, stderr=output)
+        return subprocess.Popen(command, env=_environment(), stdout=output, stderr=output)
+
+
+def _script(name: str) -> list[str]:
+    return [sys.executable, str(REPOSITORY / f"tools/{name}.py")]
 
 
 def _run(command: list[str]) -> None:
-    if subprocess.run(command, cwd=REPOSITORY, env=_environment(), check=False).returncode:
+    if subprocess.run(command, env=_environment(), check=False).returncode:
         raise UserError(
             f"{' '.join(command)!r} failed: mend what it says above, then start the quickstart again"
         )

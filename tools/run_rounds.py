@@ -1,8 +1,5 @@
 """Drives the three stages through several rounds, each stage as a process of its own.
 
-usage: python tools/run_rounds.py --config FILE [--rounds N] [--staleness 0|1] [--out RUN] [--gpus N]
-           [--python-generator PATH] [--python-segmenter PATH] [--python-trainer PATH] [KEY VALUE ...]
-
 Two chains run side by side: one makes the pools (stages 1 and 2), the other trains (stage 3). Each waits for
 the other's files, so with staleness 1 a round is generated while the one before trains, and with staleness 0
 they take turns. A configuration without a pool of its own (INPUT.INST_POOL_FEED) has no rounds: it only trains, to
@@ -21,6 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from exchange.command_line import make_parser
 from exchange.config import REPOSITORY, add_config_arguments, load_config
 from exchange.errors import UserError, run_cli
 from exchange.run import num_rounds, run_layout
@@ -50,8 +48,7 @@ class Chain(threading.Thread):
             if self._stopped:
                 return
             self._running = [
-                subprocess.Popen(command, cwd=REPOSITORY, env=self._environment, start_new_session=True)
-                for command in step
+                subprocess.Popen(command, env=self._environment, start_new_session=True) for command in step
             ]
             codes = [process.wait() for process in self._running]
             if any(codes) and not self._stopped:
@@ -69,17 +66,20 @@ class Chain(threading.Thread):
 def pool_steps(config: list[str], rounds: int, gpus: int, python: Interpreters) -> list[list[list[str]]]:
     """Stages 1 and 2 of every round, one process a GPU."""
     steps = []
+    draw, cut_out = (
+        str(REPOSITORY / name) for name in ("generator/generate.py", "diSegmenter/segmentAndFilter.py")
+    )
     for round_ in range(rounds):
-        this = ["--st_rd", str(round_), "--num-rounds", "1", *config]
-        shards = [["--gpu", str(gpu), "--div", str(gpu), "--num_div", str(gpus)] for gpu in range(gpus)]
-        steps.append([[python.generator, "generator/generate.py", *shard, *this] for shard in shards])
-        steps.append([[python.segmenter, "diSegmenter/segmentAndFilter.py", *this]])
+        this = ["--st-rd", str(round_), "--num-rounds", "1", *config]
+        shards = [["--gpu", str(gpu), "--div", str(gpu), "--num-div", str(gpus)] for gpu in range(gpus)]
+        steps.append([[python.generator, draw, *shard, *this] for shard in shards])
+        steps.append([[python.segmenter, cut_out, *this]])
     return steps
 
 
 def training_steps(config: list[str], rounds: int, gpus: int) -> list[list[list[str]]]:
     """Stage 3 of every round."""
-    return [[["bash", "launch.sh", "--num-gpus", str(gpus), *config]]] * rounds
+    return [[["bash", str(REPOSITORY / "launch.sh"), "--num-gpus", str(gpus), *config]]] * rounds
 
 
 def run_chains(chains: Sequence[Chain]) -> None:
@@ -102,18 +102,36 @@ def run_chains(chains: Sequence[Chain]) -> None:
             raise UserError(f"the stage {command!r} failed: mend what it says above, then start this again")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def build_parser() -> argparse.ArgumentParser:
+    parser = make_parser(
+        __doc__, "--config configs/digits/MRCA_digits.yaml --out runs/mine --num-rounds 2 SEED 1"
     )
-    parser.add_argument("--rounds", type=int, help="default: all of the schedule")
-    parser.add_argument("--staleness", type=int, choices=(0, 1), help="overrides FEEDBACK.STALENESS")
-    parser.add_argument("--out", metavar="RUN", help="run folder; overrides OUTPUT_DIR")
-    parser.add_argument("--gpus", type=int, default=1)
+    parser.add_argument(
+        "--num-rounds",
+        "--rounds",
+        type=int,
+        metavar="N",
+        help="so many rounds (default: all of the schedule)",
+    )
+    parser.add_argument(
+        "--staleness",
+        type=int,
+        choices=(0, 1),
+        help="1: generate while training (default: FEEDBACK.STALENESS)",
+    )
+    parser.add_argument("--out", metavar="RUN", help="run folder (default: OUTPUT_DIR)")
+    parser.add_argument(
+        "--num-gpus", "--gpus", type=int, default=1, metavar="N", help="GPUs of this machine to use"
+    )
     for stage in ("generator", "segmenter", "trainer"):
-        parser.add_argument(f"--python-{stage}", metavar="PATH", default=sys.executable)
+        help_ = f"interpreter of the {stage} (default: the one that runs this)"
+        parser.add_argument(f"--python-{stage}", metavar="PATH", default=sys.executable, help=help_)
     add_config_arguments(parser)
-    args = parser.parse_intermixed_args()
+    return parser
+
+
+def main() -> None:
+    args = build_parser().parse_intermixed_args()
     overrides = list(args.opts)
     if args.staleness is not None:
         overrides += ["FEEDBACK.STALENESS", str(args.staleness)]
@@ -121,17 +139,17 @@ def main() -> None:
         overrides += ["OUTPUT_DIR", args.out]
     cfg = load_config(args.config, overrides)
     in_schedule = num_rounds(cfg) if cfg.INPUT.INST_POOL_FEED else 1
-    rounds = in_schedule if args.rounds is None else args.rounds
+    rounds = in_schedule if args.num_rounds is None else args.num_rounds
     if not 1 <= rounds <= in_schedule:
         raise UserError(
-            f"--rounds {rounds}: the schedule has {in_schedule} (SOLVER.MAX_ITER / ROUND_ITERS, or 1 "
+            f"--num-rounds {rounds}: the schedule has {in_schedule} (SOLVER.MAX_ITER / ROUND_ITERS, or 1 "
             "without INPUT.INST_POOL_FEED)"
         )
     python = Interpreters(args.python_generator, args.python_segmenter, args.python_trainer)
     config = ["--config", args.config, *overrides]
-    pools = pool_steps(config, rounds, args.gpus, python) if cfg.INPUT.INST_POOL_FEED else []
+    pools = pool_steps(config, rounds, args.num_gpus, python) if cfg.INPUT.INST_POOL_FEED else []
     environment = os.environ | {"MRCA_PYTHON": python.trainer}
-    training = training_steps(config, rounds, args.gpus)
+    training = training_steps(config, rounds, args.num_gpus)
     run_chains([Chain("pools", pools, environment), Chain("training", training, environment)])
     print(f"{rounds} rounds are done: {run_layout(cfg).root}")
 

@@ -1,7 +1,5 @@
 """Trains the embedded models of ``assets/digits`` on a CPU, each within an hour or two, and measures them.
 
-usage: python tools/train_digits_models.py {clip,foreground,sd3,segmenter} [--out assets/digits] [--seed 0]
-
 ``sd3`` needs the trained ``clip``, whose text encoder it uses.
 """
 
@@ -10,11 +8,10 @@ import json
 import sys
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from exchange import files
+from exchange.command_line import make_parser
 from exchange.config import from_repository
 from exchange.errors import run_cli
 
@@ -37,6 +34,7 @@ def train_foreground(out: str, seed: int, steps: int) -> dict[str, float]:
 
 
 def train_sd3(out: str, seed: int, steps: int) -> dict[str, float]:
+    import torch
     from transformers import CLIPModel, CLIPProcessor
 
     from tools.digits import samples
@@ -78,13 +76,21 @@ _RECIPES = {
 }
 
 
+def build_parser() -> argparse.ArgumentParser:
+    parser = make_parser(__doc__, "segmenter --out /tmp/digits --steps 20")
+    parser.add_argument("model", choices=sorted(_RECIPES), help="which of them to train")
+    parser.add_argument(
+        "--out", default="assets/digits", metavar="FOLDER", help="folder of the embedded models"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random")
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="training steps (default: the model's own number)"
+    )
+    return parser
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("model", choices=sorted(_RECIPES))
-    parser.add_argument("--out", default="assets/digits", help="folder of the embedded models")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, help="training steps, to try the script quickly")
-    args = parser.parse_args()
+    args = build_parser().parse_args()
     recipe, steps = _RECIPES[args.model]
     folder = files.join(from_repository(args.out), args.model)
     measured = recipe(folder, args.seed, args.steps or steps)

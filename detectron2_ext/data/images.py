@@ -17,12 +17,12 @@ _REDUCED = {
 _TO_RGBA = {1: cv2.COLOR_GRAY2RGBA, 3: cv2.COLOR_BGR2RGBA, 4: cv2.COLOR_BGRA2RGBA}
 
 
-def read_image(path: str, size: tuple[int, int], shrink: float = 1.0) -> np.ndarray:
+def read_image(path: str, size: tuple[int, int] | None = None, shrink: float = 1.0) -> np.ndarray:
     """Read a JPEG, PNG, … to RGB, turned upright as its EXIF orientation asks: uint8 (h, w, 3).
 
     Args:
         path: of the file, or its URL.
-        size: (height, width) of the upright image according to its annotation.
+        size: (height, width) of the upright image according to its annotation; None: whatever it is.
         shrink: factor that the image will be resized by. Below 1/2 a JPEG is decoded at 1/2, 1/4 or 1/8 of
             its size, still no smaller than needed: the decoder then averages, which also prevents aliasing.
 
@@ -39,8 +39,7 @@ def read_image(path: str, size: tuple[int, int], shrink: float = 1.0) -> np.ndar
     image = _decode(data, _REDUCED.get(factor, cv2.IMREAD_COLOR_RGB))
     if image is None:
         raise BadImage(f"{path}: not an image, or damaged")
-    expected = tuple(-(-extent // factor) for extent in size)
-    if image.shape[:2] != expected:
+    if size and image.shape[:2] != tuple(-(-extent // factor) for extent in size):
         height, width = (extent * factor for extent in image.shape[:2])
         raise BadImage(f"{path}: {width} x {height} pixels, but the annotations say {size[1]} x {size[0]}")
     return image

@@ -12,7 +12,7 @@ from fvcore.common.config import CfgNode
 from torch.utils.data import DataLoader
 
 from detectron2_ext.data.dataset import DetectionDataset
-from detectron2_ext.data.mapper import TestMapper
+from detectron2_ext.data.mapper import TestMapper, TestTransform
 from exchange.catalog import dataset_paths
 from exchange.errors import UserError
 
@@ -39,7 +39,12 @@ def build_test_loader(
 
 def build_test_mapper(cfg: CfgNode, dataset: DetectionDataset) -> TestMapper:
     """The images of ``dataset`` as the configuration has them tested."""
-    return TestMapper(dataset, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, is_bgr(cfg))
+    return TestMapper(dataset, build_test_transform(cfg))
+
+
+def build_test_transform(cfg: CfgNode) -> TestTransform:
+    """An image as the configuration has it tested."""
+    return TestTransform(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, is_bgr(cfg))
 
 
 def batches_in_order(cfg: CfgNode, mapper: Any, order: Any, batch_size: int) -> DataLoader:

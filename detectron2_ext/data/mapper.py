@@ -101,18 +101,40 @@ class TrainMapper:
         raise BadImage(f"{_REPLACEMENTS} images in a row cannot be read, the last because {skipped[-1]}")
 
 
-class TestMapper:
-    """The images of a data set as the network is tested on: upright, resized, whole.
+@dataclass(frozen=True)
+class TestTransform:
+    """An image as the network is tested on, resized and whole.
 
     The shorter side becomes ``min_size`` unless the longer one would then exceed ``max_size`` (Detectron2's
     ``ResizeShortestEdge``, with Pillow's bilinear filter as there).
     """
 
     __test__ = False  # not a test class
+    min_size: int
+    max_size: int
+    bgr: bool = False
 
-    def __init__(self, dataset: DetectionDataset, min_size: int, max_size: int, bgr: bool = False) -> None:
-        self.dataset = dataset
-        self._min_size, self._max_size, self._bgr = min_size, max_size, bgr
+    def __call__(self, image: np.ndarray) -> Tensor:
+        """uint8 (3, h, w) of uint8 RGB (H, W, 3)."""
+        height, width = self._resized(*image.shape[:2])
+        if (height, width) != image.shape[:2]:
+            image = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+        return _to_tensor(image, self.bgr)
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        scale = self.min_size / min(height, width)
+        if scale * max(height, width) > self.max_size:
+            scale = self.max_size / max(height, width)
+        return int(height * scale + 0.5), int(width * scale + 0.5)
+
+
+class TestMapper:
+    """The images of a data set as the network is tested on: upright, as ``transform`` makes them."""
+
+    __test__ = False  # not a test class
+
+    def __init__(self, dataset: DetectionDataset, transform: TestTransform) -> None:
+        self.dataset, self._transform = dataset, transform
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -131,16 +153,7 @@ class TestMapper:
             image = read_image(record.file_name, (record.height, record.width))
         except BadImage as error:
             return {**described, "skipped": [str(error)]}
-        height, width = self._resized(record.height, record.width)
-        if (height, width) != image.shape[:2]:
-            image = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-        return {**described, "image": _to_tensor(image, self._bgr), "skipped": []}
-
-    def _resized(self, height: int, width: int) -> tuple[int, int]:
-        scale = self._min_size / min(height, width)
-        if scale * max(height, width) > self._max_size:
-            scale = self._max_size / max(height, width)
-        return int(height * scale + 0.5), int(width * scale + 0.5)
+        return {**described, "image": self._transform(image), "skipped": []}
 
 
 def _to_tensor(image: np.ndarray, bgr: bool) -> Tensor:

@@ -21,6 +21,7 @@ from detectron2_ext.evaluation.scoring import Evaluation
 from detectron2_ext.modeling import build_detector, load_weights
 from detectron2_ext.paste.build import build_pool
 from exchange import files
+from exchange.annotations import AnnotationFile
 from exchange.catalog import read_training_set
 from exchange.config import from_repository
 from exchange.errors import UserError
@@ -58,7 +59,7 @@ class TrainingRun:
             read_test_set(cfg, name)  # so that what is wrong with it is said before the training
         annotations, image_root = read_training_set(cfg)
         self._dataset = DetectionDataset(annotations, image_root)
-        self._state = self._start_or_resume(annotations.image_counts().tolist())
+        self._state = self._start_or_resume(annotations)
 
     def finish_round(self) -> None:
         """Finishes the first round that the generator has not been told about; says so when there is none.
@@ -97,16 +98,16 @@ class TrainingRun:
             self._state.load_state_dict(read_checkpoint(self._checkpoints.path(0)))
         self._evaluate(-1)
 
-    def _start_or_resume(self, image_counts: list[int]) -> TrainingState:
+    def _start_or_resume(self, annotations: AnnotationFile) -> TrainingState:
         cfg, ranks = self._cfg, self._ranks
         seed_iteration(cfg.SEED, -1, rank=0)
-        model = build_detector(cfg, image_counts).to(ranks.device)
+        model = build_detector(cfg, annotations.image_counts().tolist()).to(ranks.device)
         if cfg.SOLVER.CHANNELS_LAST:
             model = model.to(memory_format=torch.channels_last)
         latest = self._checkpoints.latest()
         if latest is None and cfg.MODEL.WEIGHTS:
             load_weights(model, from_repository(cfg.MODEL.WEIGHTS), use_ema=True)
-        state = TrainingState.start(model, cfg)
+        state = TrainingState.start(model, cfg, annotations.categories)
         if latest is not None:
             state.load_state_dict(read_checkpoint(latest))
             _log.info("resumed from %s", latest)

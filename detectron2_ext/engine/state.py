@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import chain
@@ -58,10 +59,16 @@ class TrainingState:
     scaler: torch.amp.GradScaler
     iteration: int
     settings: str
+    categories: Sequence[Mapping[str, Any]]
 
     @classmethod
-    def start(cls, model: nn.Module, cfg: CfgNode) -> TrainingState:
-        """The state before the first iteration, from a network that has its starting weights."""
+    def start(
+        cls, model: nn.Module, cfg: CfgNode, categories: Sequence[Mapping[str, Any]] = ()
+    ) -> TrainingState:
+        """The state before the first iteration, from a network that has its starting weights.
+
+        ``categories``: records of the annotation file, sorted by id, one for each class.
+        """
         optimizer = build_optimizer(model, cfg)
         device = next(model.parameters()).device
         half = cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16"
@@ -74,6 +81,7 @@ class TrainingState:
             scaler=torch.amp.GradScaler(device.type, enabled=half),
             iteration=0,
             settings=cfg.dump(),
+            categories=[{"id": c["id"], "name": c["name"]} for c in categories],
         )
 
     @property
@@ -96,6 +104,7 @@ class TrainingState:
             "scaler": self.scaler.state_dict(),
             "iteration": self.iteration - 1,
             "settings": self.settings,
+            "categories": self.categories,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

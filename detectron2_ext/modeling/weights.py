@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import logging
 import pickle
 import struct
@@ -52,6 +53,7 @@ def load_weights(
     use_ema: bool = False,
     new_classifier: bool = False,
     sha256: str | None = None,
+    content: dict[str, Any] | None = None,
 ) -> LoadReport:
     """Loads a checkpoint of the network or of its backbone into ``model``, in place.
 
@@ -62,12 +64,13 @@ def load_weights(
         new_classifier: a file of another number of classes is welcome; the classifiers keep their initial
             values.
         sha256: of the file, in hexadecimal; None does not check.
+        content: of the file, where it has been read; None reads it.
 
     Raises:
         UserError: the file is missing, damaged, another one than ``sha256`` or of another network; the model
             is then unchanged.
     """
-    content = read_weight_file(path, sha256)
+    content = read_weight_file(path, sha256) if content is None else content
     average = content.get("model_ema")
     report = LoadReport(path, averaged=use_ema and isinstance(average, dict) and len(average) > 0)
     weights = _weights_of(content, report)
@@ -245,9 +248,15 @@ def _read(file: BinaryIO, path: str) -> Any:
     return _read_legacy(stream, len(data)) if legacy else first
 
 
-def _read_safetensors(data: bytes) -> dict[str, Tensor]:
+def _read_safetensors(data: bytes) -> dict[str, Any]:
+    """Names and tensors; where the metadata say what they are of, below ``model``, beside that."""
     try:
-        return safetensors.torch.load(data)
+        tensors = safetensors.torch.load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        metadata = header.get("__metadata__", {})
+        if not {"settings", "categories"} <= metadata.keys():
+            return tensors
+        return metadata | {"model": tensors, "categories": json.loads(metadata["categories"])}
     except (SafetensorError, KeyError, ValueError, RuntimeError, TypeError, OverflowError) as error:
         raise _Damaged(str(error)) from error
 

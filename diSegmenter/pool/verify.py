@@ -36,7 +36,7 @@ def verify(layout: RunLayout, category_ids: Set[int], workers: int = 4) -> Itera
     rounds = {int(match[1]) for match in marked if match}
     hashes: dict[bytes, str] = {}
     for round_ in sorted(rounds | set(layout.pool_rounds())):
-        again = f"run segmentAndFilter.py --st_rd {round_} again"
+        again = f"run segmentAndFilter.py --st-rd {round_} again"
         try:
             index = PoolIndex(layout, [round_])
         except UserError as error:

@@ -7,8 +7,9 @@ from unittest.mock import Mock
 
 import pytest
 
-from detectron2_ext import train_net
+from detectron2_ext import modeling, train_net
 from detectron2_ext.engine import loop
+from detectron2_ext.engine.round import Engine
 from detectron2_ext.engine.state import TrainingState
 from exchange.errors import UserError
 from tests.detectron2_ext.engine.small_run import write_config
@@ -27,10 +28,10 @@ def test_detectron2_s_engine_says_what_to_install_where_it_is_missing(
 def test_evaluation_alone_takes_the_average_where_the_weights_have_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_net, "build_detector", lambda cfg: TinyNet())
-    monkeypatch.setattr(train_net, "load_weights", load := Mock())
+    monkeypatch.setattr(modeling, "build_detector", lambda cfg: TinyNet())
+    monkeypatch.setattr(modeling, "load_weights", load := Mock())
     cfg = tiny_config("OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", "/weights.pth")
-    train_net.evaluate_only(cfg, ALONE, train_net.Engine(Mock(), Mock(return_value=None)), given=True)
+    train_net.evaluate_only(cfg, ALONE, Engine(Mock(), Mock(return_value=None)), given=True)
     assert load.call_args.args[1:] == ("/weights.pth",) and load.call_args.kwargs == {"use_ema": True}
 
 

@@ -122,6 +122,6 @@ def test_more_than_five_percent_of_damaged_images_is_an_error(layout):
 
 
 def test_a_pool_on_an_unfinished_round_is_refused(layout):
-    with pytest.raises(UserError, match="--st_rd 0"):
+    with pytest.raises(UserError, match="--st-rd 0"):
         finish(layout, 1, [30, 30], [0, 1])
     assert not files.exists(layout.annotations_done(1))

@@ -133,8 +133,8 @@ def test_a_round_of_no_iterations_is_refused(tmp_path):
         ("--st_rd 1 --round 10", range(1, 3)),
         ("--st_rd 1 --num-rounds 1", range(1, 2)),
         ("--num-rounds 9", range(0, 3)),
-        ("--st_rd 1 --round 1", "--round 1 stops before --st_rd 1"),
-        ("--st_rd 3", "--st_rd 3: the schedule has the rounds 0 to 2"),
+        ("--st_rd 1 --round 1", "--round 1 stops before --st-rd 1"),
+        ("--st_rd 3", "--st-rd 3: the schedule has the rounds 0 to 2"),
     ],
 )
 def test_round_is_the_end_as_in_the_release_and_num_rounds_the_number(tmp_path, options, rounds):

@@ -20,7 +20,7 @@ from exchange.files import write_done
 from exchange.layout import RunLayout
 from exchange.manifest import is_complete, read_round
 from exchange.seeds import instance_seed
-from generator import generate
+from generator import generate, production
 from generator.pipelines import PipelineSource
 from tests.exchange.test_formats import FEEDBACK
 from tests.generator.tiny_pipelines import SIZE, make_classifier
@@ -111,7 +111,7 @@ def test_runs_as_a_script_in_its_folder_and_ends_with_a_sentence_and_code_2_on_b
     command = [sys.executable, SCRIPT.name, "--config", str(world.config), "--div", "7"]
     done = subprocess.run(command, cwd=SCRIPT.parent, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: --div 7 of --num_div 3")
+    assert done.stderr.splitlines()[-1].startswith("error: --div 7 of --num-div 3")
 
 
 def test_guided_round_uses_the_network_that_the_feedback_names(world, monkeypatch, fake_network):
@@ -178,7 +178,7 @@ def test_plans_of_three_rounds_follow_whatever_feedback_there_is_and_share_no_se
 ):
     plans = []
     monkeypatch.setattr(
-        generate, "produce", lambda _, round_, plan, *rest: plans.append(plan) or Mock(instances=[])
+        production, "produce", lambda _, round_, plan, *rest: plans.append(plan) or Mock(instances=[])
     )
     for round_ in (-1, 0, 1):
         write_feedback(RunLayout(str(world.run)), feedback(round_, drift=drift, mask_ap=ap))
@@ -206,7 +206,7 @@ def test_dry_run_needs_neither_model_nor_gpu(world, monkeypatch):
     ("options", "part"),
     [
         (["--div", "3"], "--div 3"),
-        (["--st_rd", "3"], "--st_rd 3"),
+        (["--st_rd", "3"], "--st-rd 3"),
         (["GENERATOR.AP_MODE", "often"], "AP_MODE"),
         (["GENERATOR.TEMPLATES", "[a photo]"], "TEMPLATES"),
         (["GENERATOR.NAMES", "short"], "GENERATOR.NAMES"),

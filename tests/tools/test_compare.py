@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from exchange import files
+from exchange.config import REPOSITORY
 from exchange.errors import UserError
 from exchange.feedback import write_feedback
 from exchange.layout import RunLayout
@@ -79,7 +80,15 @@ def test_a_run_that_fails_names_its_log_and_keeps_the_time_that_it_took(tmp_path
 def test_a_finished_run_has_a_point_for_each_round_with_all_that_it_generated_by_then(tmp_path, monkeypatch):
     def run_rounds(command, *, env, **_):
         assert command[1:] == [
-            *("tools/run_rounds.py", "--config", "x/Ours.yaml", "--gpus", "2", "SOLVER.MAX_ITER", "4"),
+            *(
+                str(REPOSITORY / "tools/run_rounds.py"),
+                "--config",
+                "x/Ours.yaml",
+                "--num-gpus",
+                "2",
+                "SOLVER.MAX_ITER",
+                "4",
+            ),
             *("OUTPUT_DIR", str(tmp_path / "Ours/seed3"), "SEED", "3"),
         ]
         assert env["OMP_NUM_THREADS"] == "5"
@@ -118,7 +127,7 @@ def test_every_configuration_gets_every_seed_and_a_mistake_is_said_before_the_fi
     call("--configs", *configs, "--seeds", 2, "--jobs", 3, "--gpus", 4)
     runs = [Run(str(config), seed, str(tmp_path), ()) for seed in (0, 1) for config in configs]
     assert asked == [(runs, ["None", "Ours"], str(tmp_path), 3, 4)]
-    for option in ("seeds", "jobs", "gpus"):
+    for option in ("seeds", "jobs", "num-gpus"):
         with pytest.raises(UserError, match=f"--{option} 0: give 1 or more"):
             call("--configs", *configs, f"--{option}", 0)
     with pytest.raises(UserError, match="FORMATT"):

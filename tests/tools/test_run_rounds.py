@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from exchange.config import REPOSITORY
 from exchange.errors import UserError
 from tools import run_rounds
 from tools.run_rounds import Chain, Interpreters, pool_steps, run_chains
@@ -53,7 +54,7 @@ def test_what_fails_in_one_chain_ends_the_other_with_everything_that_it_started(
 
 
 def test_the_command_line_decides_rounds_folder_staleness_processes_and_interpreters(tmp_path, monkeypatch):
-    path = str(tmp_path / "x.yaml")
+    path, launch = str(tmp_path / "x.yaml"), str(REPOSITORY / "launch.sh")
     started = []
     monkeypatch.setattr(run_rounds, "run_chains", started.extend)
     monkeypatch.setattr(run_rounds, "Chain", lambda *parts: parts)
@@ -73,11 +74,11 @@ def test_the_command_line_decides_rounds_folder_staleness_processes_and_interpre
         pools, training = call(*given, "SEED", "7")
         interpreters = Interpreters("generator", "segmenter", "trainer")
         assert pools[1] == (pool_steps(config, 2, 3, interpreters) if feed else [])
-        assert training[1] == [[["bash", "launch.sh", "--num-gpus", "3", *config]]] * rounds
+        assert training[1] == [[["bash", launch, "--num-gpus", "3", *config]]] * rounds
         assert training[2] == os.environ | {"MRCA_PYTHON": "trainer"}
         assert len(call()[1][1]) == (3 if feed else 1)  # all of the schedule
     for rounds in ("0", "4"):
-        with pytest.raises(UserError, match=f"--rounds {rounds}: the schedule has 3"):
+        with pytest.raises(UserError, match=f"--num-rounds {rounds}: the schedule has 3"):
             call("--rounds", rounds)
 
 
@@ -86,4 +87,4 @@ def test_each_round_has_one_generator_process_a_gpu_and_each_stage_its_own_inter
     steps = pool_steps(["--config", "x.yaml"], rounds=2, gpus=3, python=interpreters)
     assert [len(step) for step in steps] == [3, 1, 3, 1]
     assert [command[0] for step in steps for command in step] == ["gen"] * 3 + ["seg"] + ["gen"] * 3 + ["seg"]
-    assert steps[2][1][2:] == "--gpu 1 --div 1 --num_div 3 --st_rd 1 --num-rounds 1 --config x.yaml".split()
+    assert steps[2][1][2:] == "--gpu 1 --div 1 --num-div 3 --st-rd 1 --num-rounds 1 --config x.yaml".split()

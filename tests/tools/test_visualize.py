@@ -10,7 +10,7 @@ from detectron2_ext.structures import Instances
 from exchange import files
 from exchange.errors import UserError
 from exchange.layout import RunLayout
-from tools import visualize
+from tools import sheets, visualize
 from tools.outlines import PASTED, REAL, class_color, draw_objects
 
 
@@ -71,9 +71,9 @@ def test_training_images_are_those_of_the_newest_round_with_the_feedback_that_it
     layout = RunLayout(str(settings.parent / "run"))
     for path in (layout.pool_index(3), layout.pool_index(0), layout.feedback_history(1)):
         files.write_bytes(path, b"")
-    monkeypatch.setattr(visualize, "build_train_loader", lambda cfg, **values: asked.update(values) or [])
-    monkeypatch.setattr(visualize, "build_pool", lambda cfg, layout, round_, dataset: round_)
-    monkeypatch.setattr(visualize, "read_feedback", str)
+    monkeypatch.setattr(sheets, "build_train_loader", lambda cfg, **values: asked.update(values) or [])
+    monkeypatch.setattr(sheets, "build_pool", lambda cfg, layout, round_, dataset: round_)
+    monkeypatch.setattr(sheets, "read_feedback", str)
     given = ("SOLVER.IMS_PER_BATCH", 2, "INPUT.INST_POOL_FEED", True)
     run(monkeypatch, "data", "--config", settings, "--num", 5, *given)
     assert (asked["start_iteration"], asked["num_iterations"]) == (27000, 3)
@@ -96,12 +96,10 @@ def test_predictions_are_those_of_the_average_in_images_spread_over_the_test_set
 
     network.eval = lambda: None
     drawn = []
-    monkeypatch.setattr(visualize, "build_model", lambda cfg: network)
-    monkeypatch.setattr(visualize, "load_weights", lambda *given, **options: loaded.append((*given, options)))
-    monkeypatch.setattr(visualize, "_draw_predictions", lambda item, found, *rest: drawn.append(found.scores))
-    monkeypatch.setattr(
-        visualize, "contact_sheet", lambda pictures, captions, title: Image.new("RGB", (1, 1))
-    )
+    monkeypatch.setattr(sheets, "build_model", lambda cfg: network)
+    monkeypatch.setattr(sheets, "load_weights", lambda *given, **options: loaded.append((*given, options)))
+    monkeypatch.setattr(sheets, "_draw_predictions", lambda item, found, *rest: drawn.append(found.scores))
+    monkeypatch.setattr(sheets, "contact_sheet", lambda pictures, captions, title: Image.new("RGB", (1, 1)))
     train = settings.parent / "run/train"
     train.mkdir(parents=True)
     (train / "last_checkpoint").write_text("model_0000001.pth")

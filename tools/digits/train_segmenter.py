@@ -22,8 +22,8 @@ def train(run: str, steps: int, seed: int) -> Feedback:
     settings = {"OUTPUT_DIR": run, "SEED": seed, "SOLVER.MAX_ITER": steps}
     overrides = [str(part) for pair in settings.items() for part in pair]
     environment = os.environ | {"MRCA_PYTHON": sys.executable}
-    command = ["bash", "launch.sh", "--config", CONFIG, *overrides]
-    if subprocess.run(command, cwd=REPOSITORY, env=environment, check=False).returncode:
+    command = ["bash", str(REPOSITORY / "launch.sh"), "--config", str(REPOSITORY / CONFIG), *overrides]
+    if subprocess.run(command, env=environment, check=False).returncode:
         raise UserError(
             f"training the segmenter in {run} failed: mend what it says above, then start this again"
         )

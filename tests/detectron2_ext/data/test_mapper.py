@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from detectron2_ext.data.mapper import TestMapper, TrainMapper
+from detectron2_ext.data.mapper import TestMapper, TestTransform, TrainMapper
 from detectron2_ext.data.view import ResizeCropFlip, SceneReader
 from detectron2_ext.paste.composite import RandomMirror, basic
 from detectron2_ext.paste.pasters import PoolPaster
@@ -101,7 +101,7 @@ def test_no_readable_image_at_all_is_an_error(filled_lvis):
 )
 def test_test_images_are_resized_by_their_shorter_side(small_lvis, size, expected):
     small_lvis.add_image(*size)
-    mapper = TestMapper(small_lvis.read(), min_size=24, max_size=60)
+    mapper = TestMapper(small_lvis.read(), TestTransform(min_size=24, max_size=60))
     item = mapper[0]
     assert item["image"].shape == (3, expected[1], expected[0])
     assert (item["width"], item["height"]) == size

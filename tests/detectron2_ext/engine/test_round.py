@@ -21,6 +21,8 @@ from detectron2_ext import train_net
 from detectron2_ext.distributed import Ranks
 from detectron2_ext.engine import round as engine_round
 from detectron2_ext.engine.round import Engine, TrainingRun
+from detectron2_ext.evaluation import evaluator
+from detectron2_ext.modeling.described import read_described
 from exchange import files
 from exchange.config import REPOSITORY, load_config
 from exchange.errors import UserError
@@ -55,6 +57,7 @@ def test_each_call_finishes_one_round_and_tells_the_generator(finished: Path) ->
         assert feedback.categories == [2, 5, 9]
         assert feedback.checkpoint == str(run / f"train/model_{iteration - 1:07}.pth")
         assert feedback.checkpoint_sha256 == files.sha256(feedback.checkpoint)
+        assert [category.id for category in read_described(feedback.checkpoint).categories] == [2, 5, 9]
         assert all(value is not None and 0 <= value <= 100 for value in feedback.box_ap + feedback.mask_ap)
     assert (run / "feedback.json").read_bytes() == (run / "feedback/rd01.json").read_bytes()
     assert (run / "train/last_checkpoint").read_text() == "model_0000005.pth"
@@ -273,7 +276,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> _Watched:
     folder = tmp_path_factory.mktemp("watched")
     config, layout = write_config(folder), RunLayout(str(folder / "run"))
     seen = _Watched(folder / "run", [], [], [])
-    build_train_loader, validate = engine_round.build_train_loader, train_net.validate
+    build_train_loader, validate = engine_round.build_train_loader, evaluator.validate
 
     def watched_loader(*arguments: Any, **options: Any) -> Any:
         seen.images.append([])
@@ -287,7 +290,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> _Watched:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine_round, "build_train_loader", watched_loader)
-        patch.setattr(train_net, "validate", watched_validate)
+        patch.setattr(evaluator, "validate", watched_validate)
         patch.setattr(Ranks, "share", lambda ranks, model: seen.shared.append(model))
         for round_ in range(2):
             write_pool(layout, round_)

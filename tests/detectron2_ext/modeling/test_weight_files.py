@@ -4,7 +4,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from detectron2_ext.modeling.described import read_described
 from detectron2_ext.modeling.weights import read_weight_file
 from exchange.errors import UserError
 
@@ -38,3 +40,25 @@ def test_a_file_that_is_not_there_or_holds_something_else_is_named(tmp_path):
     torch.save([torch.zeros(1)], tmp_path / "x.pth")
     with pytest.raises(UserError, match="x.pth holds a list"):
         read_weight_file(str(tmp_path / "x.pth"))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "sentence"),
+    [
+        ({"settings": "SEED: 1", "categories": "[" * 100_000}, "cannot be read as weights"),
+        ({"settings": "SEED: 1", "categories": "no"}, "cannot be read as weights"),
+        ({"settings": "SEED: 1", "categories": "3"}, "does not say its settings"),
+        (
+            {"settings": "SEED: 1", "categories": '[{"id": "x", "name": "kite"}]'},
+            "is damaged: of a category 'id'",
+        ),
+        ({"settings": "SEED: 1", "categories": "[]"}, "names of 0 categories, but .*NUM_CLASSES is 1203"),
+        ({"settings": "- 1", "categories": "[]"}, "holds no settings"),
+        ({"settings": "SEED: [", "categories": "[]"}, "x.safetensors is not valid YAML"),
+        ({"settings": "SEEED: 1", "categories": "[]"}, "x.safetensors .*sets SEEED, which is no setting"),
+    ],
+)
+def test_what_a_file_says_of_itself_is_read_as_if_anybody_had_written_it(metadata, sentence, tmp_path):
+    save_file({"w": torch.zeros(1)}, tmp_path / "x.safetensors", metadata)
+    with pytest.raises(UserError, match=sentence):
+        read_described(str(tmp_path / "x.safetensors"))

@@ -1,0 +1,64 @@
+"""Drawing images of one category from Python, guided by a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+
+from detectron2_ext.modeling.builder import build_detector, build_feedback_network
+from detectron2_ext.modeling.described import DescribedWeights, last_checkpoint, read_described
+from detectron2_ext.modeling.weights import load_weights
+from exchange.errors import UserError
+from generator.build import build_guidance, build_prompt_book, build_sampler, load_gradient_decoder
+from generator.pipelines import choose_device
+from generator.plan import plan_round
+
+
+class Painter:
+    """Draws as stage 1 does: the pipeline, prompts and guidance of a checkpoint's settings, and its network.
+
+    ``guided`` False: the network is not asked. Raises UserError for models that cannot be loaded.
+    """
+
+    def __init__(self, weights: DescribedWeights, guided: bool = True) -> None:
+        cfg = self.cfg = weights.cfg
+        self._categories = [{"id": category.id, "name": category.name} for category in weights.categories]
+        device = choose_device(0) if cfg.MODEL.DEVICE != "cpu" else torch.device("cpu")
+        self._book, self._guidance = build_prompt_book(cfg), None
+        if guided and cfg.GENERATOR.GUIDANCE_SCALE > 0:
+            detector = build_detector(cfg)
+            load_weights(detector, weights.path, use_ema=True, content=weights.content)
+            network = build_feedback_network(cfg, detector).to(device).eval().requires_grad_(False)
+            self._guidance = build_guidance(cfg, network, load_gradient_decoder(cfg, device))
+        self._sampler = build_sampler(cfg, device, limit=cfg.GENERATOR.BATCH_SIZE)
+
+    @classmethod
+    def from_run(cls, run: str, overrides: Sequence[str] = (), guided: bool = True) -> Painter:
+        """With the last checkpoint of a run folder; ``overrides``: keys and values in turn, over its settings."""
+        return cls(read_described(last_checkpoint(run), overrides), guided)
+
+    @classmethod
+    def from_checkpoint(cls, path: str, overrides: Sequence[str] = (), guided: bool = True) -> Painter:
+        """With a checkpoint of a run, or a file that ``mrca export`` wrote."""
+        return cls(read_described(path, overrides), guided)
+
+    def draw(self, name: str, num: int, seed: int = 0) -> list[Image.Image]:
+        """``num`` images of the category ``name``: those that round 0 of a run with this ``seed`` begins with.
+
+        Raises UserError for a name that is none of the checkpoint's categories.
+        """
+        names = [category["name"] for category in self._categories]
+        if name not in names:
+            raise UserError(
+                f"the checkpoint knows no category {name!r}: its categories are {', '.join(names)[:500]}"
+            )
+        counts = np.array([num if known == name else 0 for known in names], dtype=np.int64)
+        plan = plan_round(self._categories, counts, self._book, seed, round_=0)
+        self._sampler.prepare(plan)
+        size = self.cfg.GENERATOR.BATCH_SIZE
+        batches = [plan[start : start + size] for start in range(0, num, size)]
+        drawn = [image for batch in batches for image in self._sampler.sample(batch, self._guidance)]
+        return [Image.fromarray(image.pixels) for image in drawn]

@@ -1,0 +1,5 @@
+"""``python -m mrca``."""
+
+from mrca.commands import main
+
+main()

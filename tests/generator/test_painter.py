@@ -1,0 +1,64 @@
+"""Drawing from Python, with the embedded models."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from exchange import files
+from exchange.config import load_config
+from exchange.errors import UserError
+from generator.build import build_guidance, build_prompt_book, build_sampler, load_classifier
+from generator.painter import Painter
+from generator.plan import plan_round
+from tests.digits_run import CATEGORIES, CONFIG, write_run
+from tools import draw
+
+FAST = ["GENERATOR.STEPS", "4", "GENERATOR.GUIDANCE_EVERY", "2", "GENERATOR.BATCH_SIZE", "2"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return SimpleNamespace(folder=str(folder), checkpoint=write_run(folder))
+
+
+@pytest.fixture(scope="module")
+def guided(run):
+    return Painter.from_run(run.folder, FAST).draw("red three", 3, seed=5)
+
+
+@pytest.mark.bits
+def test_images_are_those_that_stage_1_draws_guided_by_the_checkpoint(run, guided):
+    cfg = load_config(CONFIG, FAST)
+    feedback = SimpleNamespace(checkpoint=run.checkpoint, checkpoint_sha256=files.sha256(run.checkpoint))
+    counts = np.array([3 * (category["name"] == "red three") for category in CATEGORIES])
+    plan = plan_round(CATEGORIES, counts, build_prompt_book(cfg), run_seed=5, round_=0)
+    device = torch.device("cpu")
+    sampler = build_sampler(cfg, device, limit=2)
+    sampler.prepare(plan)
+    guidance = build_guidance(cfg, load_classifier(cfg, feedback, device))
+    drawn = [image for batch in (plan[:2], plan[2:]) for image in sampler.sample(batch, guidance)]
+    assert len(guided) == 3 and all(image.criterion_before is not None for image in drawn)
+    for ours, theirs in zip(guided, drawn, strict=True):
+        np.testing.assert_array_equal(np.asarray(ours), theirs.pixels)
+
+
+def test_the_command_writes_the_same_images_and_without_guidance_others(run, guided, tmp_path, monkeypatch):
+    source = ["red three", "--num", "3", "--seed", "5", "--run", run.folder]
+    for out, options in (("guided", []), ("unguided", ["--unguided"])):
+        monkeypatch.setattr("sys.argv", ["draw.py", *source, "--out", str(tmp_path / out), *options, *FAST])
+        draw.main()
+    for number, image in enumerate(guided):
+        same, other = (
+            Image.open(tmp_path / out / f"red three {number:04}.png") for out in ("guided", "unguided")
+        )
+        np.testing.assert_array_equal(np.asarray(same), np.asarray(image))
+        assert (np.asarray(other) != np.asarray(image)).any()
+
+
+def test_a_category_that_the_checkpoint_does_not_know_is_refused(run):
+    with pytest.raises(UserError, match="no category 'mauve three': its categories are red zero, green zero"):
+        Painter.from_run(run.folder).draw("mauve three", 1)

@@ -1,0 +1,137 @@
+"""The command ``mrca`` and the help of everything that it calls."""
+
+import argparse
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from exchange.config import REPOSITORY
+from mrca import commands
+from mrca.commands import COMMANDS
+
+SCRIPTS = [*("guidance_effect", "build_lvis_digits", "train_digits_models")]
+MODULES = sorted({command.module for command in COMMANDS.values()} | {f"tools.{name}" for name in SCRIPTS})
+SLOW_IMPORTS = ("torch", "transformers", "diffusers", "matplotlib.pyplot")
+
+
+def parsers_of(module: str, monkeypatch: pytest.MonkeyPatch) -> list[argparse.ArgumentParser]:
+    """The parser of a script, and those of its sub-commands."""
+    monkeypatch.setattr(sys, "argv", ["prog"])
+    found = [importlib.import_module(module).build_parser()]
+    for action in found[0]._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found += action.choices.values()
+    return found
+
+
+def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    has_commands = any(isinstance(action, argparse._SubParsersAction) for action in parser._actions)
+    return (parser.parse_args if has_commands else parser.parse_intermixed_args)(arguments)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_option_has_a_help_with_its_default(module, monkeypatch):
+    for parser in parsers_of(module, monkeypatch):
+        groups = [group for group in parser._mutually_exclusive_groups if group.required]
+        one_is_required = {id(action) for group in groups for action in group._group_actions}
+        for action in parser._actions:
+            assert action.help, (parser.prog, action.dest)
+            may_be_left_out = not action.required and id(action) not in one_is_required
+            if action.option_strings and action.nargs != 0 and may_be_left_out:
+                text = parser._get_formatter()._expand_help(action)
+                assert "default" in text or "release's name" in text, (parser.prog, action.option_strings)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_example_of_every_help_parses_and_names_files_that_are_there(module, monkeypatch):
+    main, *rest = parsers_of(module, monkeypatch)
+    for parser in (main, *rest):
+        program, *arguments = shlex.split(re.fullmatch(r"example:\n  (.*)", parser.epilog)[1])
+        assert program == "prog"
+        parse(main, arguments)
+        for path in re.findall(r"(?:configs|assets)/\S+", parser.epilog):
+            assert (REPOSITORY / path).is_file(), path
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_has_examples_that_parse(name, monkeypatch):
+    command = COMMANDS[name]
+    parser = parsers_of(command.module, monkeypatch)[0]
+    parse(parser, [*command.preset, *shlex.split(command.example)])
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_words_of_an_option_are_joined_by_hyphens_and_the_release_s_spelling_is_an_alias(module, monkeypatch):
+    for parser in parsers_of(module, monkeypatch):
+        for action in parser._actions:
+            assert "_" not in "".join(action.option_strings[:1]), action.option_strings
+
+
+def test_help_imports_nothing_slow():
+    code = f"""
+import sys
+from mrca.commands import COMMANDS, main
+for name in COMMANDS:
+    sys.argv = ["mrca", name, "--help"]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code
+    assert not [module for module in {SLOW_IMPORTS} if module in sys.modules], name
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    assert done.stdout.count("usage: mrca ") == len(COMMANDS)
+
+
+def test_without_a_command_each_is_listed_with_a_line_and_an_example(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["mrca"])
+    commands.main()
+    text = capsys.readouterr().out
+    for name, command in COMMANDS.items():
+        assert f"\n  {name:11} {command.summary}\n" in text and f" mrca {name} {command.example}\n" in text
+
+
+def test_a_command_is_the_script_with_the_same_arguments(monkeypatch):
+    seen = []
+    module = importlib.import_module("detectron2_ext.train_net")
+    monkeypatch.setattr(module, "main", lambda: seen.append(sys.argv))
+    monkeypatch.setattr(sys, "argv", ["mrca", "evaluate", "--config", "x.yaml"])
+    commands.main()
+    assert seen == [["mrca evaluate", "--eval-only", "--config", "x.yaml"]]
+
+
+def test_a_command_that_there_is_not_and_a_package_that_is_not_installed_are_one_sentence(
+    monkeypatch, capsys
+):
+    def without_torch():
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    module = importlib.import_module("generator.generate")
+    monkeypatch.setattr(module, "main", without_torch)
+    for argument, sentence in (
+        ("genrate", "error: mrca has no command 'genrate': did you mean generate?"),
+        (
+            "generate",
+            "error: mrca generate needs torch, which is not installed: pip install 'mrca[generate]'",
+        ),
+    ):
+        monkeypatch.setattr(sys, "argv", ["mrca", argument])
+        with pytest.raises(SystemExit, match="2"):
+            commands.main()
+        assert capsys.readouterr().err.startswith(sentence)
+
+
+def test_several_gpus_start_the_training_by_launch_sh(monkeypatch):
+    module = importlib.import_module("detectron2_ext.train_net")
+    started = []
+    monkeypatch.setattr(module.os, "execvpe", lambda *given: started.append(given) or sys.exit(0))
+    with pytest.raises(SystemExit):
+        module.main(["--num-gpus", "2", "SEED", "3"])
+    program, command, environment = started[0]
+    assert command == ["bash", str(REPOSITORY / "launch.sh"), "--num-gpus", "2", "SEED", "3"]
+    assert program == "bash" and environment["MRCA_PYTHON"] == sys.executable
