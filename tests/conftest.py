@@ -1,5 +1,7 @@
 """What holds for every test."""
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,15 @@ SLOW = {
     "test_x_paste_pool.py",
     "tools/test_lvis_digits.py",
 }
+
+
+@pytest.fixture(autouse=True)
+def threads_stay_as_they_were() -> Iterator[None]:
+    """What comes after a test computes the same bits as without it."""
+    torch = sys.modules.get("torch")
+    before = torch and torch.get_num_threads()
+    yield
+    assert not torch or torch.get_num_threads() == before
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,6 +16,8 @@ import pstats
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +46,21 @@ _TURNS, _PER_TURN = 9, 60
 _PROFILED, _PROFILE_ROWS = 300, 12
 
 
-def measure(device: str) -> dict[str, Any]:
-    """Medians of turns in which every image is made by all sides, one after the other; always on the CPU."""
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads(), cv2.getNumThreads()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads[0])
+        cv2.setNumThreads(threads[1])
+
+
+@_one_thread()
+def measure(device: str) -> dict[str, Any]:
+    """Medians of turns in which every image is made by all sides, one after the other; always on the CPU."""
     with tempfile.TemporaryDirectory() as folder:
         sides = _sides(Path(folder))
         for mapper, k in itertools.product(sides.values(), range(_INSTANCES)):
@@ -62,10 +75,9 @@ def measure(device: str) -> dict[str, Any]:
     }
 
 
+@_one_thread()
 def profile(device: str) -> str:
     """Milliseconds of the processor per image, by function, of three sides; the profiler's own cost is included."""
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
     columns = {"other": "no paste", "ours_images_from_png": "paste from PNG", "ours": "paste, cached"}
     table: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
