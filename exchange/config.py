@@ -8,9 +8,9 @@ import math
 import operator
 import os
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from fvcore.common.config import CfgNode
@@ -23,6 +23,7 @@ _BROUGHT = (("configs",), ("assets",))  # first part of a path
 _HERE = Path(__file__).resolve().parent
 _LONGEST = 1 << 16
 _log = logging.getLogger(__name__)
+_Choice = TypeVar("_Choice")
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> CfgNode:
@@ -146,6 +147,16 @@ def add_config_arguments(
         metavar="KEY VALUE",
         help="settings that override the YAML's, see exchange/defaults.yaml",
     )
+
+
+def choose(cfg: CfgNode, key: str, known: Mapping[Any, _Choice]) -> _Choice:
+    """What ``known`` has for the value of ``key``; raises UserError, with the choices, if nothing."""
+    value = cfg
+    for name in key.split("."):
+        value = value[name]
+    if not isinstance(value, Hashable) or value not in known:
+        raise UserError(f"{key} is {value!r}, which does not exist: choose from {', '.join(map(str, known))}")
+    return known[value]
 
 
 def from_repository(path: str) -> str:

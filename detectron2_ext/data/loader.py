@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from detectron2_ext.data.dataset import DetectionDataset
 from detectron2_ext.data.mapper import TestMapper, TestTransform
 from exchange.catalog import dataset_paths
+from exchange.config import choose
 from exchange.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -149,12 +150,4 @@ class SkippedFiles:
 
 def is_bgr(cfg: CfgNode) -> bool:
     """Whether the network wants blue first."""
-    return choose(cfg, "FORMAT", {"RGB": False, "BGR": True})
-
-
-def choose(cfg: CfgNode, key: str, known: dict[str, Any]) -> Any:
-    """What ``known`` has for the value of INPUT.``key``; raises UserError, with the choices, if nothing."""
-    value = cfg.INPUT[key]
-    if value not in known:
-        raise UserError(f"INPUT.{key} is {value!r}, which does not exist: choose from {', '.join(known)}")
-    return known[value]
+    return choose(cfg, "INPUT.FORMAT", {"RGB": False, "BGR": True})

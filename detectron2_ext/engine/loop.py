@@ -20,7 +20,7 @@ from detectron2_ext.engine.metrics import LossWatch, Reporter
 from detectron2_ext.engine.optimizer import Clip, build_clip
 from detectron2_ext.engine.state import TrainingState
 from exchange import files
-from exchange.errors import UserError
+from exchange.config import choose
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -159,10 +159,8 @@ class TrainingStep:
 
 def mixed_precision(cfg: CfgNode) -> torch.dtype | None:
     """The number format of ``cfg.SOLVER.AMP``, None for full precision; UserError for one that there is not."""
-    amp = cfg.SOLVER.AMP
-    if amp.DTYPE not in _DTYPES:
-        raise UserError(f"SOLVER.AMP.DTYPE is {amp.DTYPE!r}: choose one of {', '.join(_DTYPES)}")
-    return _DTYPES[amp.DTYPE] if amp.ENABLED else None
+    dtype = choose(cfg, "SOLVER.AMP.DTYPE", _DTYPES)
+    return dtype if cfg.SOLVER.AMP.ENABLED else None
 
 
 def seed_iteration(seed: int, iteration: int, rank: int) -> None:

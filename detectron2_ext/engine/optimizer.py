@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim.lr_scheduler import LambdaLR
 
+from exchange.config import choose
 from exchange.errors import UserError
 
 Clip = Callable[[list[nn.Parameter]], object]
@@ -47,11 +48,7 @@ def build_clip(cfg: CfgNode) -> Clip:
     }
     if not settings.ENABLED:
         return lambda parameters: None
-    if settings.CLIP_TYPE not in kinds:
-        raise UserError(
-            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {settings.CLIP_TYPE!r}: choose one of {', '.join(kinds)}"
-        )
-    return kinds[settings.CLIP_TYPE]
+    return choose(cfg, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", kinds)
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, cfg: CfgNode) -> LambdaLR:

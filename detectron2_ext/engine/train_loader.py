@@ -10,7 +10,6 @@ from detectron2_ext.data.loader import (
     BatchLoader,
     SkippedFiles,
     batches_in_order,
-    choose,
     is_bgr,
 )
 from detectron2_ext.data.mapper import TrainMapper
@@ -19,6 +18,7 @@ from detectron2_ext.data.view import ResizeCropFlip, SceneReader
 from detectron2_ext.paste.build import build_pasters, build_recoloring, flip_probability
 from detectron2_ext.paste.pool import InstancePool
 from exchange.catalog import read_training_set
+from exchange.config import choose
 from exchange.errors import UserError
 from exchange.feedback import Feedback
 from exchange.run import round_iterations
@@ -83,23 +83,20 @@ def build_train_loader(
 
 
 def _build_augmentation(cfg: CfgNode) -> ResizeCropFlip:
-    choose(cfg, "CUSTOM_AUG", {"EfficientDetResizeCrop": None})
+    choose(cfg, "INPUT.CUSTOM_AUG", {"EfficientDetResizeCrop": None})
     return ResizeCropFlip(cfg.INPUT.TRAIN_SIZE, tuple(cfg.INPUT.SCALE_RANGE), flip_probability(cfg))
 
 
 def _build_stream(
     cfg: CfgNode, dataset: DetectionDataset, images: np.ndarray, seed: int
 ) -> ImageStream | GroupedStream:
-    name = cfg.DATALOADER.SAMPLER_TRAIN
-    if name == "RepeatFactorTrainingSampler":
-        factors = repeat_factors(dataset, images, cfg.DATALOADER.REPEAT_THRESHOLD)
-    elif name == "TrainingSampler":
-        factors = np.ones(len(images))
-    else:
-        raise UserError(
-            f"DATALOADER.SAMPLER_TRAIN is {name!r}, which does not exist: choose RepeatFactorTrainingSampler "
-            "or TrainingSampler"
-        )
+    samplers = {
+        "RepeatFactorTrainingSampler": lambda: repeat_factors(
+            dataset, images, cfg.DATALOADER.REPEAT_THRESHOLD
+        ),
+        "TrainingSampler": lambda: np.ones(len(images)),
+    }
+    factors = choose(cfg, "DATALOADER.SAMPLER_TRAIN", samplers)()
     stream = ImageStream(images, factors, seed)
     if not cfg.DATALOADER.ASPECT_RATIO_GROUPING:
         return stream

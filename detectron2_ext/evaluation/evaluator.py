@@ -23,6 +23,7 @@ from detectron2_ext.structures import Instances
 from exchange import files
 from exchange.annotations import AnnotationFile, read_annotations
 from exchange.catalog import dataset_paths
+from exchange.config import choose
 from exchange.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -72,10 +73,7 @@ def build_truth(cfg: CfgNode, annotations: AnnotationFile) -> Truth:
             annotations, OPEN_IMAGES, read_ancestors(cfg.TEST.HIERARCHY, annotations)
         ),
     }
-    kind = cfg.TEST.EVALUATOR
-    if kind not in kinds:
-        raise UserError(f"TEST.EVALUATOR is {kind!r}: choose one of {', '.join(kinds)}")
-    return kinds[kind]()
+    return choose(cfg, "TEST.EVALUATOR", kinds)()
 
 
 class Loader(Protocol):

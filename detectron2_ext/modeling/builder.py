@@ -24,6 +24,7 @@ from detectron2_ext.modeling.swin import SWIN_SIZES, SwinTransformer
 from detectron2_ext.modeling.text_classifier import TextBoxPredictor, TextClassifier, read_text_features
 from detectron2_ext.modeling.weights import load_weights
 from detectron2_ext.roi_pooler import RoiPooler
+from exchange.config import choose
 from exchange.errors import UserError
 
 _FEEDBACK_OUTPUTS = {"FeedbackRCNN": "logits", "EmbedRCNN": "embedding"}
@@ -105,10 +106,9 @@ def build_feedback_network(cfg: CfgNode, detector: CenterNet2) -> FeedbackNetwor
 
     Raises UserError for an order of channels that there is not.
     """
-    if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
-        raise UserError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}, which does not exist: choose from RGB, BGR")
+    bgr = choose(cfg, "INPUT.FORMAT", {"RGB": False, "BGR": True})
     output = _FEEDBACK_OUTPUTS.get(cfg.MODEL.META_ARCHITECTURE, "logits")
-    return FeedbackNetwork(detector, output, bgr=cfg.INPUT.FORMAT == "BGR")
+    return FeedbackNetwork(detector, output, bgr=bgr)
 
 
 def load_feedback_network(

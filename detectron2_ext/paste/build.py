@@ -9,7 +9,6 @@ import numpy as np
 from fvcore.common.config import CfgNode
 
 from detectron2_ext.data.dataset import DetectionDataset, class_frequencies
-from detectron2_ext.data.loader import choose
 from detectron2_ext.data.mapper import Paster
 from detectron2_ext.data.view import FitFlip, Scene, SceneReader
 from detectron2_ext.paste.composite import (
@@ -57,7 +56,7 @@ from detectron2_ext.paste.sources import (
     some_objects,
 )
 from exchange.annotations import frequency
-from exchange.config import from_repository
+from exchange.config import choose, from_repository
 from exchange.errors import UserError
 from exchange.feedback import Feedback
 from exchange.layout import RunLayout
@@ -162,7 +161,7 @@ def build_recoloring(
 
 def _recolors(cfg: CfgNode, part: str) -> bool:
     parts = {"both": ("src", "dst"), "src": ("src",), "dst": ("dst",)}
-    return cfg.INPUT.USE_COLOR_JITTER and part in choose(cfg, "COLOR_JITTER_APPLY_TYPE", parts)
+    return cfg.INPUT.USE_COLOR_JITTER and part in choose(cfg, "INPUT.COLOR_JITTER_APPLY_TYPE", parts)
 
 
 def _build_sources(cfg: CfgNode, reader: SceneReader, images: np.ndarray) -> SourceRule:
@@ -175,7 +174,7 @@ def _build_sources(cfg: CfgNode, reader: SceneReader, images: np.ndarray) -> Sou
         "the_cls": lambda: ClassFirst(of_class, _selected_classes(cfg, of_class), only_it=True),
         "the_cls_img": lambda: ClassFirst(of_class, _selected_classes(cfg, of_class), only_it=False),
     }
-    return choose(cfg, "SCP_TYPE", kinds)()
+    return choose(cfg, "INPUT.SCP_TYPE", kinds)()
 
 
 def _selected_classes(cfg: CfgNode, of_class: ImagesOfClasses) -> list[int]:
@@ -191,7 +190,7 @@ def _selected_classes(cfg: CfgNode, of_class: ImagesOfClasses) -> list[int]:
 
 def flip_probability(cfg: CfgNode) -> float:
     """How often an image, or a pasted instance, is mirrored."""
-    return choose(cfg, "RANDOM_FLIP", {"horizontal": 0.5, "none": 0.0})
+    return choose(cfg, "INPUT.RANDOM_FLIP", {"horizontal": 0.5, "none": 0.0})
 
 
 def _copy_method(cfg: CfgNode) -> str | float:
@@ -203,7 +202,7 @@ def _copy_method(cfg: CfgNode) -> str | float:
     except ValueError:
         pass
     names = ("none", "syn_copy", "self_copy", "both", "p:0.5")
-    return choose(cfg, "USE_COPY_METHOD", {name: name for name in names})
+    return choose(cfg, "INPUT.USE_COPY_METHOD", {name: name for name in names})
 
 
 def _build_augmentations(cfg: CfgNode) -> list[CutoutAugmentation]:
@@ -244,7 +243,7 @@ def _build_draws(
         "weighted": lambda: WeightedDraws(_weights(cfg.INPUT.INST_POOL_WEIGHT, dataset, pool), FEW),
         "reference": None,
     }
-    return choose(cfg, "INST_POOL_SAMPLE_TYPE", kinds)()
+    return choose(cfg, "INPUT.INST_POOL_SAMPLE_TYPE", kinds)()
 
 
 def _weights(kind: str, dataset: DetectionDataset, pool: InstancePool) -> np.ndarray:
@@ -266,7 +265,7 @@ def _build_size(cfg: CfgNode, dataset: DetectionDataset, feedback: Feedback | No
         "uniform": lambda: UniformSize(*cfg.INPUT.INST_POOL_SIZE_RANGE),
         "native": lambda: native_size,
     }
-    return choose(cfg, "INST_POOL_SIZE", kinds)()
+    return choose(cfg, "INPUT.INST_POOL_SIZE", kinds)()
 
 
 def _size_factors(

@@ -13,9 +13,6 @@ from torchvision.transforms.v2 import functional
 
 from detectron2_ext.data.view import PASTED, ObjectMask, Scene, SceneObject, tighten
 
-ASPECT_JITTER = 0.2  # a cut-out's aspect ratio is multiplied by 1 ± this
-SMALLEST_SIDE = 5  # pixels: a smaller object is not pasted
-
 
 class CutoutAugmentation(Protocol):
     """Changes a cut-out."""
@@ -139,29 +136,6 @@ BLENDS: dict[str, Blend] = {
 }
 
 
-def draw_object_size(
-    cutout_size: tuple[int, int],
-    area_root: float | None,
-    image_size: tuple[int, int],
-    rng: np.random.Generator,
-) -> tuple[int, int] | None:
-    """(height, width) of an object whose box gets ``area_root² H W`` pixels, with jittered aspect.
-
-    With ``area_root`` None it keeps the cut-out's number of pixels. None where a side is under 5 pixels, or
-    not smaller than the image's. All sizes are (height, width).
-    """
-    ratio = cutout_size[1] / cutout_size[0] * rng.uniform(1 - ASPECT_JITTER, 1 + ASPECT_JITTER)
-    if area_root is None:
-        pixels = cutout_size[0] * cutout_size[1]
-    else:
-        pixels = area_root**2 * image_size[0] * image_size[1]
-    width_exact = np.sqrt(pixels * ratio)
-    width, height = int(width_exact), int(width_exact / ratio)
-    if SMALLEST_SIDE <= width < image_size[1] and SMALLEST_SIDE <= height < image_size[0]:
-        return height, width
-    return None
-
-
 def resize_cutout(cutout: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Bring a cut-out, RGBA uint8 (h, w, 4), to ``size`` (height, width), without skipping pixels."""
     height, width = size
@@ -170,17 +144,6 @@ def resize_cutout(cutout: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         even = cutout[: 2 * half[0], : 2 * half[1]]  # OpenCV averages fast at exactly one half
         cutout = cv2.resize(even, half[::-1], interpolation=cv2.INTER_AREA)
     return cv2.resize(cutout, (width, height), interpolation=cv2.INTER_LINEAR)
-
-
-def draw_position(
-    image_size: tuple[int, int], object_size: tuple[int, int], rng: np.random.Generator
-) -> tuple[int, int]:
-    """Top left pixel (x, y) of an object of (height, width) whose centre is anywhere in the image."""
-    y, x = (
-        int(np.floor(rng.uniform(0, extent) - length / 2 + 0.5))
-        for extent, length in zip(image_size, object_size, strict=True)
-    )
-    return x, y
 
 
 @dataclass(frozen=True)

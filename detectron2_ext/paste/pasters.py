@@ -13,13 +13,11 @@ from detectron2_ext.paste.composite import (
     Blend,
     CutoutAugmentation,
     Occlusion,
-    draw_object_size,
-    draw_position,
     overlay,
     put_on_top,
     resize_cutout,
 )
-from detectron2_ext.paste.plan import PastePlan
+from detectron2_ext.paste.plan import PastePlan, draw_object_size, draw_position
 from detectron2_ext.paste.pool import InstancePool
 from detectron2_ext.paste.sources import ObjectRule, SourceRule, some_objects
 from exchange.images import BadImage

@@ -16,6 +16,8 @@ from detectron2_ext.data.view import Scene
 FEW = (1, 3)  # how many instances MRCA pastes into an image: 1 or 2
 SMALLEST_ROOT = 10  # pixels: lower limit of the square root of an object's box area
 LARGEST_SHARE = 0.5  # upper limit of the same, as a share of the square root of the image's area
+ASPECT_JITTER = 0.2  # a cut-out's aspect ratio is multiplied by 1 ± this
+SMALLEST_SIDE = 5  # pixels: a smaller object is not pasted
 FACTOR_AT_ZERO = 16.0  # of the mean size for a class with AP 0; its inverse at AP 100
 
 
@@ -268,3 +270,37 @@ def adaptive_factors(box_ap: Sequence[float | None]) -> np.ndarray:
     below, above = 1 - ap[known] / mean, (mean - ap[known]) / (100 - mean)
     factors[known] = FACTOR_AT_ZERO ** np.where(ap[known] <= mean, below, np.maximum(above, -1))
     return factors
+
+
+def draw_object_size(
+    cutout_size: tuple[int, int],
+    area_root: float | None,
+    image_size: tuple[int, int],
+    rng: np.random.Generator,
+) -> tuple[int, int] | None:
+    """(height, width) of an object whose box gets ``area_root² H W`` pixels, with jittered aspect.
+
+    With ``area_root`` None it keeps the cut-out's number of pixels. None where a side is under 5 pixels, or
+    not smaller than the image's. All sizes are (height, width).
+    """
+    ratio = cutout_size[1] / cutout_size[0] * rng.uniform(1 - ASPECT_JITTER, 1 + ASPECT_JITTER)
+    if area_root is None:
+        pixels = cutout_size[0] * cutout_size[1]
+    else:
+        pixels = area_root**2 * image_size[0] * image_size[1]
+    width_exact = np.sqrt(pixels * ratio)
+    width, height = int(width_exact), int(width_exact / ratio)
+    if SMALLEST_SIDE <= width < image_size[1] and SMALLEST_SIDE <= height < image_size[0]:
+        return height, width
+    return None
+
+
+def draw_position(
+    image_size: tuple[int, int], object_size: tuple[int, int], rng: np.random.Generator
+) -> tuple[int, int]:
+    """Top left pixel (x, y) of an object of (height, width) whose centre is anywhere in the image."""
+    y, x = (
+        int(np.floor(rng.uniform(0, extent) - length / 2 + 0.5))
+        for extent, length in zip(image_size, object_size, strict=True)
+    )
+    return x, y

@@ -197,7 +197,7 @@ def test_test_images_are_seen_once_in_order_by_all_ranks_together(configure):
         ("INPUT.INST_POOL_SIZE", "large", "choose from statistics, uniform, native"),
         ("INPUT.FORMAT", "RBG", "choose from RGB, BGR"),
         ("INPUT.RANDOM_FLIP", "sometimes", "choose from horizontal, none"),
-        ("DATALOADER.SAMPLER_TRAIN", "Other", "choose RepeatFactorTrainingSampler"),
+        ("DATALOADER.SAMPLER_TRAIN", "Other", "choose from RepeatFactorTrainingSampler"),
         ("INPUT.INST_POOL", "False", "there is no pool"),
         ("INPUT.INST_POOL_PATH", "runs/nowhere", "where there is no pool: give a run folder"),
         ("SOLVER.IMS_PER_BATCH", "3", "does not divide among 2 processes"),

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,6 +12,8 @@ from detectron2_ext.paste.plan import (
     UniformSize,
     adaptive_factors,
     class_sizes,
+    draw_object_size,
+    draw_position,
 )
 from exchange.config import REPOSITORY, load_config
 
@@ -82,3 +86,48 @@ def test_uniform_sizes_fill_their_range():
     rng = np.random.default_rng(0)
     drawn = [UniformSize(0.1, 0.4)(0, (480, 640), rng) for _ in range(5000)]
     np.testing.assert_allclose(np.quantile(drawn, [0, 0.5, 1]), [0.1, 0.25, 0.4], atol=0.01)
+
+
+def drawn_sizes(cutout_size, area_root, image_size, count=3000) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return np.array([draw_object_size(cutout_size, area_root, image_size, rng) for _ in range(count)])
+
+
+def test_an_object_has_the_asked_area_and_a_jittered_aspect():
+    sizes = drawn_sizes((200, 100), 0.25, (480, 640))
+    areas, ratios = sizes.prod(axis=1), sizes[:, 1] / sizes[:, 0]
+    np.testing.assert_allclose(areas, 0.25**2 * 480 * 640, rtol=0.03)
+    assert ratios.min() > 0.39 and ratios.max() < 0.61
+    np.testing.assert_allclose(np.quantile(ratios, [0.25, 0.5, 0.75]), [0.45, 0.5, 0.55], atol=0.01)
+
+
+def test_a_native_object_keeps_its_number_of_pixels():
+    np.testing.assert_allclose(drawn_sizes((40, 30), None, (480, 640)).prod(axis=1), 1200, rtol=0.07)
+
+
+def test_a_target_under_five_pixels_or_as_large_as_the_image_is_dropped():
+    shown = set()
+    for seed in range(600):
+        root = float(np.random.default_rng(seed + 1000).choice([0.1, 0.15, 0.7, 1.0]))
+        ratio = 60 / 40 * np.random.default_rng(seed).uniform(0.8, 1.2)
+        width = (root**2 * 40 * 60 * ratio) ** 0.5
+        expected = int(width / ratio), int(width)
+        dropped = min(expected) < 5 or expected[0] >= 40 or expected[1] >= 60
+        size = draw_object_size((40, 60), root, (40, 60), np.random.default_rng(seed))
+        assert size == (None if dropped else expected)
+        shown.add((dropped, *expected))
+    assert any(not dropped and 5 in size for dropped, *size in shown)
+    assert any(dropped and width == 60 and height < 40 for dropped, height, width in shown)
+
+
+def test_the_centre_is_anywhere_in_the_image():
+    rng = np.random.default_rng(0)
+    corners = np.array([draw_position((48, 64), (11, 20), rng) for _ in range(20000)])
+    centers = corners + [10, 5.5]
+    assert (centers.min(axis=0) >= -0.5).all() and (centers.max(axis=0) <= [64.5, 48.5]).all()
+    corner = draw_position((48, 64), (11, 20), SimpleNamespace(uniform=lambda low, high: 0.3 * high))
+    assert (np.abs(corner + np.array([10, 5.5]) - [0.3 * 64, 0.3 * 48]) <= 0.5).all()  # to the nearest pixel
+    for axis, extent in enumerate((64, 48)):
+        np.testing.assert_allclose(
+            np.quantile(centers[:, axis] / extent, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.015
+        )
