@@ -20,8 +20,8 @@ from exchange.errors import UserError
 from exchange.segmentations import MAX_PIXELS, BadSegmentation, gather, in_reach
 
 FORMAT = "annotations 1"  # of the arrays below
-# ``ends`` say where the values of each row end in the array without ``_ends``. What an annotation lacks is NaN, or an id
-# of -1. ``object_images`` and ``object_classes`` are places among the images and among the categories by their ids.
+# ``_ends`` say where the values of each row end in the array without. What an annotation lacks is NaN, or an id of -1.
+# ``object_images`` and ``object_classes`` are places among the images and among the categories by their ids.
 SCHEMA: Schema = {
     "categories": ("u1", ()),  # JSON
     "image_ids": ("<i8", ()),
@@ -159,7 +159,8 @@ def _write_image_fields(records: Records, writer: ArrayWriter, lists: Lists) -> 
     names = [_file_name(record).encode() for record in records.records]
     lists.append("image_names", [len(name) for name in names], np.frombuffer(b"".join(names), dtype=np.uint8))
     for name in ID_LISTS:
-        lists.append(name, [len(r.get(name, ())) for r in records.records], records.check(name, IDS))
+        ids = records.check(name, IDS)
+        lists.append(name, [len(record.get(name, ())) for record in records.records], ids)
     sizes = np.stack([records.check(name, _SIDE, required=True) for name in ("height", "width")], axis=1)
     good = sizes.prod(axis=1) <= MAX_PIXELS
     if not good.all():

@@ -134,7 +134,8 @@ class AnnotationFile:
         """Which annotations have run lengths or a polygon of three points or more, (M,)."""
         long = np.diff(self.arrays["coordinates_ends"], prepend=0) >= 6
         before = np.concatenate([[0], np.cumsum(long)])[np.concatenate([[0], self.arrays["polygons_ends"]])]
-        return (np.diff(before) > 0) | (self.arrays["segmentation_kinds"] > POLYGONS)
+        enclosing: npt.NDArray[np.bool_] = np.diff(before) > 0
+        return enclosing | (self.arrays["segmentation_kinds"] > POLYGONS)
 
     def require(self, *fields: str, why: str = "") -> None:
         """Raises UserError that names the first annotation without one of ``fields`` (``bbox``, ``area``,

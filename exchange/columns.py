@@ -122,7 +122,9 @@ class Records:
     def error(self, index: int, what: str) -> UserError:
         record, kind = self.records[index], self._SINGULAR[self._part]
         known = isinstance(record, dict) and isinstance(record.get("id"), int)
-        name = f"{kind} {str(record['id'])[:40]}" if known else f"record {self._first + index} of {self._part!r}"
+        name = (
+            f"{kind} {str(record['id'])[:40]}" if known else f"record {self._first + index} of {self._part!r}"
+        )
         return UserError(f"{self._path}: {name} {what}: correct it or remove the {kind}")
 
     def check(self, field: str, kind: Kind, required: bool = False) -> npt.NDArray[Any]:

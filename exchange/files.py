@@ -232,7 +232,9 @@ def content(path: str) -> bytes | mmap.mmap:
     if not isinstance(filesystem, LocalFileSystem):
         return read_bytes(path)
     with _missing_is_told(path), open(local, "rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if os.fstat(file.fileno()).st_size else b""
+        return (
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if os.fstat(file.fileno()).st_size else b""
+        )
 
 
 def read_range(path: str, offset: int, length: int) -> bytes:

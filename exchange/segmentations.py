@@ -73,7 +73,9 @@ def gather(segmentations: Iterable[tuple[int, Any]], sizes: _Ints) -> Segmentati
                 kinds[index] = POLYGONS
         except (TypeError, OverflowError) as error:
             raise BadSegmentation(index, "holds something else than numbers in their place") from error
-    return Segmentations(kinds, *polygons.checked(), *runs.checked())
+    counts, lengths, coordinates = polygons.checked()
+    text_lengths, text, run_counts, plain = runs.checked()
+    return Segmentations(kinds, counts, lengths, coordinates, text_lengths, text, run_counts, plain)
 
 
 _Polygon = TypeVar("_Polygon", bound=Sized)

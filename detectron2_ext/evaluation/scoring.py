@@ -20,7 +20,6 @@ from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 
 from detectron2_ext.evaluation.predictions import Predictions
 from exchange.annotations import AnnotationFile
-from exchange.errors import UserError
 
 _log = logging.getLogger(__name__)
 

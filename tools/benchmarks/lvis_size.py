@@ -5,8 +5,8 @@ usage: tools/benchmarks/lvis_size.py OUT [--scale 0.1]
 
 Writes OUT/lvis/lvis_v1_{train,val}.json and OUT/coco/*2017/, so that DETECTRON2_DATASETS=OUT makes it take LVIS's
 place: 100,170 and 19,809 images, 1,270,141 and 244,707 objects of 1,203 classes, as many images a class as in LVIS
-(337 classes with ten or fewer, 461 with up to a hundred), polygons of about 46 points. A few JPEG files stand behind all
-names, and a few thousand outlines behind all objects. With --scale, that share of images and objects.
+(337 classes with ten or fewer, 461 with up to a hundred), polygons of about 46 points. A few JPEG files stand behind
+all names, and a few thousand outlines behind all objects. With --scale, that share of images and objects.
 """
 
 from __future__ import annotations

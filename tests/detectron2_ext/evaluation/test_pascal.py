@@ -99,9 +99,7 @@ def _average_precision(
     return area
 
 
-def _by_class(
-    world: World, above: dict[int, set[int]] | None = None
-) -> dict[int, dict[int, list[dict]]]:
+def _by_class(world: World, above: dict[int, set[int]] | None = None) -> dict[int, dict[int, list[dict]]]:
     objects: dict[int, dict[int, list[dict]]] = {int(c): {} for c in world.category_ids}
     for annotation in world.annotations:
         own = annotation["category_id"]
