@@ -91,6 +91,11 @@ class AnnotationFile:
         bounds = [0, *self.arrays[f"{name}_ends"].tolist()]
         return [values[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
 
+    def id_pairs(self, name: str) -> tuple[_Ints, _Ints]:
+        """The same as pairs of image id and category id, (P,) each."""
+        lengths = np.diff(self.arrays[f"{name}_ends"], prepend=0)
+        return np.repeat(self.image_ids, lengths), self.arrays[name]
+
     def image_records(self) -> dict[int, dict[str, Any]]:
         """The records of the images by their ids, without names and unknown fields."""
         columns = zip(

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -24,6 +25,7 @@ _log = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 Schema = Mapping[str, tuple[str, tuple[int, ...]]]  # name -> dtype, shape of a row
+_ENTRY = re.compile("[0-9a-f]{20}(-[0-9a-f]{20}|[.]part)")
 _SMALLEST = 4 << 20  # bytes of a file that is worth an entry; smaller ones are read in a tenth of a second
 
 
@@ -45,7 +47,7 @@ class _InMemory:
         self._pieces[name].append(np.asarray(rows, dtype=self._pieces[name][0].dtype))
 
     def arrays(self) -> Arrays:
-        return {name: np.concatenate(pieces) for name, pieces in self._pieces.items()}
+        return {name: np.concatenate(self._pieces.pop(name)) for name in list(self._pieces)}
 
 
 class _InFolder:
@@ -108,13 +110,13 @@ def made_once(
         return made_in_memory(schema, fill)
     root, name = cache_folder(), _digest([kind, [os.path.abspath(path) for path in sources]])
     entry = root / f"{name}-{_digest(stamps)}"
-    arrays = _opened(entry, schema, usable)
+    arrays = _opened(entry, schema, usable, _log.debug)
     if arrays is not None:
         return arrays
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f"{name}.lock"):
-            arrays = _opened(entry, schema, usable)
+            arrays = _opened(entry, schema, usable, _log.warning)
             if arrays is None:
                 _log.info("reading %s, for the next time into %s", ", ".join(sources), entry)
                 _write(entry, root / f"{name}.part", schema, fill)
@@ -138,8 +140,8 @@ def cache_folder() -> Path:
 
 
 def entries() -> list[tuple[Path, int]]:
-    """The entries of the cache with their sizes in bytes."""
-    folders = sorted(path for path in cache_folder().glob("*-*") if path.is_dir())
+    """The entries of the cache, and what a killed process left of one, with their sizes in bytes."""
+    folders = sorted(path for path in cache_folder().glob("*") if _ENTRY.match(path.name))
     return [(folder, sum(file.stat().st_size for file in folder.iterdir())) for folder in folders]
 
 
@@ -147,7 +149,7 @@ def clear() -> int:
     """Removes all entries; who has them open keeps them. Returns the number of bytes."""
     removed = 0
     for folder, size in entries():
-        with FileLock(folder.with_name(f"{folder.name.split('-')[0]}.lock")):
+        with FileLock(folder.with_name(f"{re.split('[-.]', folder.name)[0]}.lock")):
             shutil.rmtree(folder)
         removed += size
     return removed
@@ -171,7 +173,9 @@ def _write(entry: Path, part: Path, schema: Schema, fill: Fill) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _opened(entry: Path, schema: Schema, usable: Callable[[Arrays], bool]) -> Arrays | None:
+def _opened(
+    entry: Path, schema: Schema, usable: Callable[[Arrays], bool], log: Callable[..., None]
+) -> Arrays | None:
     if not entry.exists():
         return None
     try:
@@ -181,7 +185,7 @@ def _opened(entry: Path, schema: Schema, usable: Callable[[Arrays], bool]) -> Ar
         problem = "its arrays do not go together"
     except (OSError, ValueError, EOFError) as error:
         problem = str(error)
-    _log.warning("%s in the cache is damaged (%s): it is made again", entry, problem)
+    log("%s in the cache is damaged (%s): it is made again", entry, problem)
     return None
 
 

@@ -83,11 +83,12 @@ class PascalTruth(Truth):
             for category_id in above[own]:
                 self._objects[category_id][image_id].append(place)
                 judged.add((image_id, category_id))
-        for image_id, image in self.images.items():
-            for names, expanded in (("pos_category_ids", above), ("neg_category_ids", below)):
-                for category_id in image[names]:
-                    judged.update((image_id, one) for one in expanded.get(category_id, ()))
-        self.judged = judged if rules.verified_only else None
+        for names, expanded in (("pos_category_ids", above), ("neg_category_ids", below)):
+            images, labels = annotations.id_pairs(names)
+            for image_id, category_id in zip(images.tolist(), labels.tolist(), strict=True):
+                judged.update((image_id, one) for one in expanded.get(category_id, ()))
+        if rules.verified_only:
+            self.judge_only(*np.array(list(judged), dtype=np.int64).reshape(-1, 2).T)
 
     def in_order(self, predictions: Predictions) -> Predictions:
         order = np.lexsort((-predictions.scores, predictions.class_indices))  # stable

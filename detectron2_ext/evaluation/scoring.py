@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -46,8 +47,8 @@ class Evaluation:
 class Truth(ABC):
     """The annotations of a data set, arranged for scoring by a benchmark's rules.
 
-    ``kind``: format of the result file, ``lvis`` or ``coco``. ``images``: the image records by id.
-    ``judged``: the pairs of image id and category id that count; None for all of them.
+    ``kind``: format of the result file, ``lvis`` or ``coco``. The objects stay in the file's arrays until
+    :meth:`score`, so that a process that does not score keeps none.
 
     Raises UserError for an annotation without what evaluation needs.
     """
@@ -58,14 +59,36 @@ class Truth(ABC):
         annotations.require("bbox", "area", "segmentation", why=", which evaluation needs")
         self.annotations = annotations
         self.category_ids = annotations.category_ids
-        self.images = annotations.image_records()
-        self.judged: set[tuple[int, int]] | None = None
+        self._image_ids = np.sort(annotations.image_ids)
+        self._judged: npt.NDArray[np.int64] | None = None  # sorted numbers of pairs; None: all count
+
+    @cached_property
+    def images(self) -> dict[int, dict[str, Any]]:
+        """The image records by id."""
+        return self.annotations.image_records()
+
+    def judge_only(self, image_ids: npt.ArrayLike, category_ids: npt.ArrayLike) -> None:
+        """From now on only these pairs count, among them those of a category that the data set has; both (P,)."""
+        wanted = np.asarray(category_ids, dtype=np.int64)
+        known = np.isin(wanted, self.category_ids)
+        classes = np.searchsorted(self.category_ids, wanted[known])
+        self._judged = np.unique(self._pairs(np.asarray(image_ids, dtype=np.int64)[known], classes))
+
+    def _pairs(
+        self, image_ids: npt.NDArray[np.int64], class_indices: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        """A number for each pair; the images must be of the data set."""
+        return np.searchsorted(self._image_ids, image_ids) * len(self.category_ids) + class_indices
 
     def counted(self, predictions: Predictions) -> npt.NDArray[np.bool_]:
         """Which predictions the rules look at, (N,): for LVIS a small part, the rest may be forgotten."""
-        if self.judged is None:
+        if self._judged is None:
             return np.ones(len(predictions), dtype=bool)
-        return predictions.are_among(self.judged, self.category_ids)
+        pairs = self._pairs(predictions.image_ids, predictions.class_indices)
+        places = np.searchsorted(self._judged, pairs)
+        counted = places < len(self._judged)
+        counted[counted] = self._judged[places[counted]] == pairs[counted]
+        return counted
 
     def score(self, predictions: Predictions) -> Evaluation:
         """Scores boxes and masks of all predictions on the data set."""
@@ -108,13 +131,12 @@ class CocoTruth(Truth):
         self._by_class = np.split(order, np.searchsorted(of_classes, np.arange(1, len(self.category_ids))))
         if self.federated:
             self.kind = "lvis"
-            self.judged = {
-                (image_id, category_id)
-                for image_id, image in self.images.items()
-                for category_id in image["neg_category_ids"]
-            }
-            images = annotations.image_ids[annotations.object_images[order]]
-            self.judged.update(zip(images.tolist(), self.category_ids[of_classes].tolist(), strict=True))
+            absent_from, absent = annotations.id_pairs("neg_category_ids")
+            owners = annotations.image_ids[annotations.object_images[order]]
+            self.judge_only(
+                np.concatenate([absent_from, owners]),
+                np.concatenate([absent, self.category_ids[of_classes]]),
+            )
 
     def in_order(self, predictions: Predictions) -> Predictions:
         return predictions.select(np.lexsort((predictions.image_ids, predictions.class_indices)))
