@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -104,13 +103,17 @@ def report(case: str, path: str) -> None:
 
 
 def _peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return _kilobytes("status", "VmHWM") / 1024
 
 
 def _private_mb() -> float:
-    """Memory that this process shares with no other."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty")) / 1024
+    """Memory that this process shares with no other, without maps of files that others may have too."""
+    return _kilobytes("smaps_rollup", "Private_Dirty") / 1024
+
+
+def _kilobytes(file: str, name: str) -> int:
+    lines = Path("/proc/self", file).read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 def main() -> None:
