@@ -21,7 +21,7 @@ _SEGMENTATIONS = [
     [[1, 2, 7, 2.5, 7, 5.123456789012345], [1, 1, 2, 2], []],
     {"size": [6, 8], "counts": coco_mask.encode(_MASK)["counts"].decode()},
     {"size": [6, 8], "counts": [8, 3, 3, 3, 31]},
-    [],
+    [[0, 0, 1, 1]],
     [[0.1, 0, 1, 1, 0, 1]],
 ]
 _OPTIONAL = [
@@ -36,7 +36,8 @@ CONTENT = {
         {"image_id": (70, 4, 70, 2**60, 4)[i], "category_id": (90, 7, 7, 12, 90)[i], "segmentation": s, **o}
         for i, (s, o) in enumerate(zip(_SEGMENTATIONS, _OPTIONAL, strict=True))
     ]
-    + [{"image_id": 4, "category_id": 12, "bbox": [1, 1, 2, 2]}],
+    + [{"image_id": 4, "category_id": 12, "bbox": [1, 1, 2, 2]}]
+    + [{"image_id": 4, "category_id": 12, "segmentation": []}],
     "images": [
         {"id": 70, "height": 6, "width": 8, "file_name": "ä/70.png", "neg_category_ids": [7, 12]},
         {"id": 2**60, "height": 6, "width": 8, "coco_url": "http://x/y/val2017/5.jpg", "pos_category_ids": [90]},
@@ -89,7 +90,7 @@ def assert_is(file: AnnotationFile, content: dict) -> None:
         assert file.difficult[index] == record.get("difficult", 0)
         assert file.segmentation(index) == record.get("segmentation")
     assert len(file.object_images) == len(content["annotations"])
-    assert file.enclosing().tolist() == [True, True, True, False, True, False]
+    assert file.enclosing().tolist() == [True, True, True, False, True, False, False]
 
 
 @pytest.mark.parametrize(
