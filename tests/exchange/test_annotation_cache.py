@@ -9,8 +9,9 @@ import numpy as np
 import pycocotools.mask as coco_mask
 import pytest
 from filelock import FileLock, Timeout
+from fsspec.implementations.memory import MemoryFileSystem
 
-from exchange import annotation_reader, annotations, arrays
+from exchange import annotation_reader, annotations, arrays, files
 from exchange.annotations import AnnotationFile, join, read_annotations
 from exchange.errors import UserError
 from tools import cache
@@ -258,3 +259,20 @@ def test_joined_files_are_those_of_both_with_new_numbers_and_whole_paths(path, t
         for name in annotation_reader.SCHEMA:
             np.testing.assert_array_equal(joined.arrays[name], expected.arrays[name], err_msg=name)
     assert len(arrays.entries()) == 3 and len(readings) == 2
+
+
+@pytest.mark.parametrize("tag", [False, True])
+def test_a_file_on_an_object_store_is_cached_by_what_its_driver_says_of_the_content(
+    tag, path, readings, monkeypatch
+):
+    info = MemoryFileSystem.info
+
+    def with_tag(self, path, **kwargs):
+        return info(self, path, **kwargs) | ({"ETag": str(self.modified(path))} if tag else {})
+
+    monkeypatch.setattr(MemoryFileSystem, "info", with_tag)
+    for name in ("70.png", "71.png"):
+        files.write_bytes("memory://a.json", json.dumps(CONTENT).replace("70.png", name).encode())
+        for _ in range(2):
+            assert read_annotations("memory://a.json").file_names()[0] == f"ä/{name}"
+    assert len(readings) == (2 if tag else 4) and len(arrays.entries()) == tag

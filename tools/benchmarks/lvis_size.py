@@ -34,7 +34,7 @@ _OBJECTS = {"train": 1_270_141, "val": 244_707}
 _RANKS = (0, 20, 50, 100, 200, 300, 404, 405, 500, 600, 700, 800, 865, 866, 900, 1000, 1100, 1202)
 _COUNTS = (1977, 1926, 1890, 1609, 595, 221, 101, 100, 61, 38, 25, 14, 11, 10, 9, 5, 2, 1)
 _SIZES = ((480, 640), (640, 480), (427, 640), (640, 427), (500, 375))  # height, width
-_OUTLINES = 2000  # of each size
+_OUTLINES = 2000  # of each size, at most; a tenth of the objects
 _NEGATIVE = 10  # classes known to be absent from an image
 
 
@@ -119,8 +119,9 @@ def _images(rng: np.random.Generator, split: str, size_of: np.ndarray, pairs: np
 
 
 def _annotations(rng: np.random.Generator, pairs: np.ndarray, size_of: np.ndarray) -> Iterator[str]:
-    outlines = [[_outline(rng, *size) for _ in range(_OUTLINES)] for size in _SIZES]
-    chosen = rng.integers(_OUTLINES, size=len(pairs))
+    number = min(_OUTLINES, len(pairs) // 10 + 1)
+    outlines = [[_outline(rng, *size) for _ in range(number)] for size in _SIZES]
+    chosen = rng.integers(number, size=len(pairs))
     sizes = size_of[pairs[:, 0]]
     rows = zip(pairs.tolist(), chosen.tolist(), sizes.tolist(), strict=True)
     for number, ((image, class_index), outline, size) in enumerate(rows, start=1):
