@@ -1,7 +1,4 @@
-#!/usr/bin/env python3
-"""What large annotation files have become, so that they are read once: lists it, or removes it.
-
-usage: tools/cache.py [--clear]
+"""Lists what large annotation files have become, so that they are read once, or removes it.
 
 The cache is the folder $MRCA_CACHE, or ~/.cache/mrca. All in it is made again when it is needed.
 """
@@ -13,13 +10,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from exchange import arrays
+from exchange.command_line import make_parser
 from exchange.errors import run_cli
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def build_parser() -> argparse.ArgumentParser:
+    parser = make_parser(__doc__, "--clear")
     parser.add_argument("--clear", action="store_true", help="remove all of it")
-    if parser.parse_args().clear:
+    return parser
+
+
+def main() -> None:
+    if build_parser().parse_args().clear:
         print(f"removed {arrays.clear() / 1e6:.0f} MB")
         return
     for folder, size in arrays.entries():
