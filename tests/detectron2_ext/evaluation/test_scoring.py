@@ -135,6 +135,9 @@ def test_predictions_that_lvis_cannot_judge_change_nothing() -> None:
     judged = truth.counted(everything)
     assert 0 < judged.sum() < len(everything)
     assert truth.score(everything.select(judged)) == truth.score(everything)
+    for image in world.images:
+        image["neg_category_ids"].append(0)  # is no category of the data set
+    assert (CocoTruth(world.file).counted(everything) == judged).all()
 
 
 def test_the_order_in_which_images_were_seen_does_not_matter() -> None:
