@@ -1,12 +1,11 @@
 """Data sets by name, laid out as Detectron2 documents it, or any annotation file given in the YAML."""
 
 import os
-from typing import Any
 
 from fvcore.common.config import CfgNode
 
 from exchange import files
-from exchange.annotations import AnnotationFile, read_annotations
+from exchange.annotations import AnnotationFile, join, read_annotations
 from exchange.config import from_repository
 from exchange.errors import UserError
 
@@ -75,26 +74,13 @@ def read_training_set(cfg: CfgNode) -> tuple[AnnotationFile, str]:
     whole, root = parts[0]
     if len(parts) == 1:
         return whole, root
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for part, folder in parts:
+    for part, _ in parts:
         if part.category_names != whole.category_names:
             raise UserError(
                 f"DATASETS.TRAIN: the categories of {part.path} are not those of {whole.path}: train on sets with the "
                 "same ids and names"
             )
-        names = part.file_names()
-        places = {image_id: len(images) + index for index, image_id in enumerate(names, start=1)}
-        images += [
-            {**image, "id": places[image["id"]], "file_name": f"{folder.rstrip('/')}/{names[image['id']]}"}
-            for image in part.images
-        ]
-        annotations += [
-            {**annotation, "id": number, "image_id": places[annotation["image_id"]]}
-            for number, annotation in enumerate(part.annotations, start=len(annotations) + 1)
-        ]
-    joined = " + ".join(part.path for part, _ in parts)
-    return AnnotationFile(joined, images, annotations, whole.categories), ""
+    return join(parts), ""
 
 
 def _below_root(paths: dict[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:

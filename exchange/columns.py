@@ -5,7 +5,7 @@ LVIS has 1.27 million annotations: what looks at them one by one takes as long a
 
 import reprlib
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,15 +85,36 @@ TEXT = Kind("a text that UTF-8 holds, without NUL", _texts)
 TEXTS = Kind("a list of texts that UTF-8 holds", _text_lists)
 
 
+class Ids:
+    """``ids``: those of one of the lists, int64 (N,), which must differ."""
+
+    def __init__(self, path: str, part: str, pieces: Sequence[_Ints]) -> None:
+        self.part = part
+        self.ids = np.concatenate([np.empty(0, dtype=np.int64), *pieces])
+        self._order = np.argsort(self.ids)
+        self._sorted = self.ids[self._order]
+        if (self._sorted[1:] == self._sorted[:-1]).any():
+            raise UserError(f"{path} lists an id twice in {part!r}: ids must be unique")
+
+    def places(self, named: _Ints) -> _Ints:
+        """The place of each id among ``ids``, -1 where it is none of them."""
+        found = np.searchsorted(self._sorted, named)
+        known = found < len(self.ids)
+        known[known] = self._sorted[found[known]] == named[known]
+        places = np.full(len(named), -1)
+        places[known] = self._order[found[known]]
+        return places
+
+
 class Records:
-    """One of the lists of an annotation file, checked a field at a time in all records at once: LVIS has 1.27 million
-    annotations. All methods raise UserError that names the first bad record."""
+    """Some records of one of the lists of an annotation file, from the place ``first`` on, checked a field at a time
+    in all of them at once. All methods raise UserError that names the first bad record."""
 
     _SINGULAR = {"images": "image", "annotations": "annotation", "categories": "category"}
 
-    def __init__(self, path: str, part: str, records: list[Any]) -> None:
+    def __init__(self, path: str, part: str, records: list[Any], first: int = 0) -> None:
         self.records = records
-        self._path, self._part = path, part
+        self._path, self._part, self._first = path, part, first
         for index, record in enumerate(records):
             if not isinstance(record, dict):
                 raise self.error(index, "is no JSON object")
@@ -101,7 +122,9 @@ class Records:
     def error(self, index: int, what: str) -> UserError:
         record, kind = self.records[index], self._SINGULAR[self._part]
         known = isinstance(record, dict) and isinstance(record.get("id"), int)
-        name = f"{kind} {str(record['id'])[:40]}" if known else f"record {index} of {self._part!r}"
+        name = (
+            f"{kind} {str(record['id'])[:40]}" if known else f"record {self._first + index} of {self._part!r}"
+        )
         return UserError(f"{self._path}: {name} {what}: correct it or remove the {kind}")
 
     def check(self, field: str, kind: Kind, required: bool = False) -> npt.NDArray[Any]:
@@ -118,23 +141,23 @@ class Records:
                     raise self.error(index, f"has {field} {what}") from error
             raise
 
-    def ids(self, kind: Kind) -> _Ints:
-        """The ids, which must differ."""
-        ids = self.check("id", kind, required=True)
-        if len(np.unique(ids)) != len(ids):
-            raise UserError(f"{self._path} lists an id twice in {self._part!r}: ids must be unique")
-        return ids
+    def filled(self, field: str, kind: Kind, absent: float) -> npt.NDArray[Any]:
+        """The values of ``field`` in all records, ``absent`` in those that lack it."""
+        values = self.check(field, kind)
+        if len(values) == len(self.records):
+            return values
+        filled = np.full((len(self.records), *values.shape[1:]), absent, dtype=values.dtype)
+        filled[[field in record for record in self.records]] = values
+        return filled
 
-    def refer(self, field: str, ids: _Ints, part: str) -> _Ints:
-        """The place in ``ids``, those of another list, of what each record names in ``field``."""
+    def refer(self, field: str, ids: Ids) -> _Ints:
+        """The place in another list of what each record names in ``field``."""
         named = self.check(field, ID, required=True)
-        order = np.argsort(ids)
-        places = np.searchsorted(ids, named, sorter=order)
-        unknown = ~np.isin(named, ids)
-        if unknown.any():
-            index = int(unknown.argmax())
-            raise self.error(index, f"has {field} {named[index]}, which is not in {part!r}")
-        return order[places]
+        places = ids.places(named)
+        if (places < 0).any():
+            index = int(places.argmin())
+            raise self.error(index, f"has {field} {named[index]}, which is not in {ids.part!r}")
+        return places
 
 
 def _fits(value: Any, kind: Kind) -> bool:

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import logging
+import mmap
 import os
 import posixpath
 import re
@@ -61,6 +62,21 @@ def make_dirs(path: str) -> None:
     """Makes the folder ``path`` and those above it; a folder that is there already is fine."""
     filesystem, local = _locate(path)
     filesystem.makedirs(local, exist_ok=True)
+
+
+def stamp(path: str) -> dict[str, Any] | None:
+    """Size of a file and what changes when its content does; None where the file system cannot tell.
+
+    Raises UserError where there is no such file.
+    """
+    filesystem, local = _locate(path)
+    with _missing_is_told(path):
+        if isinstance(filesystem, LocalFileSystem):
+            status = os.stat(local)
+            return {"size": status.st_size, "mtime": status.st_mtime_ns, "inode": status.st_ino}
+        info = filesystem.info(local)
+    known = {key: str(info[key]) for key in ("ETag", "etag", "md5Hash", "VersionId") if info.get(key)}
+    return {"size": int(info["size"]), **known} if known else None
 
 
 def list_dir(path: str) -> list[str]:
@@ -207,6 +223,20 @@ def read_bytes(path: str) -> bytes:
         return bytes(filesystem.cat_file(local))
 
 
+def content(path: str) -> bytes | mmap.mmap:
+    """The content of ``path``, of a local file as a map of it, which takes no memory of its own.
+
+    Raises UserError where there is no such file.
+    """
+    filesystem, local = _locate(path)
+    if not isinstance(filesystem, LocalFileSystem):
+        return read_bytes(path)
+    with _missing_is_told(path), open(local, "rb") as file:
+        return (
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if os.fstat(file.fileno()).st_size else b""
+        )
+
+
 def read_range(path: str, offset: int, length: int) -> bytes:
     """``length`` bytes of ``path`` from ``offset`` on; raises UserError if the file is missing or shorter."""
     filesystem, local = _locate(path)
@@ -234,8 +264,13 @@ def _missing_is_told(path: str) -> Iterator[None]:
 
 def read_json(path: str) -> Any:
     """The JSON value in ``path``; raises UserError where the file is missing or is not JSON (NaN is not)."""
+    return parse_json(path, read_bytes(path))
+
+
+def parse_json(path: str, text: bytes) -> Any:
+    """The JSON value ``text``; raises UserError that names ``path`` where it is not JSON."""
     try:
-        return json.loads(read_bytes(path), parse_constant=_refuse)
+        return json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}): write it again or restore it") from error
 

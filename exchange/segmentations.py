@@ -1,11 +1,12 @@
 """Checks of segmentations that nobody vouches for, before C code that trusts them allocates and reads.
 
-The objects' outlines and run lengths are looked at many at a time: there are 1.27 million of them in LVIS.
+They become flat arrays on the way, many at a time: there are 1.27 million of them in LVIS.
 """
 
 from array import array
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sized
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,6 @@ _MAX_LENGTH = (
 )  # numbers or characters of one segmentation, far beyond what an annotator or a network draws
 # COCO's rasteriser takes about 100 bytes for each pixel along an outline.
 _MAX_OUTLINE = 1 << 19
-_BATCH = 1 << 18  # numbers that are looked at at once
 _MAX_RUN_CHARACTERS = 6
 
 
@@ -29,27 +29,59 @@ class BadSegmentation(Exception):
         self.index = index
 
 
-def check_segmentations(segmentations: Iterable[tuple[int, Any]], sizes: _Ints) -> None:
-    """Raises BadSegmentation for what are neither polygons nor run lengths of the object's image.
+NONE, POLYGONS, COMPRESSED, RUNS = range(4)  # kinds of a segmentation
+
+
+@dataclass(frozen=True)
+class Segmentations:
+    """The segmentations of N objects as flat arrays, in their order.
+
+    ``kinds``: uint8 (N,). ``polygon_counts``: int64 (N,), polygons of each object. ``polygon_lengths``: int64 (P,),
+    numbers of each polygon. ``coordinates``: float64. ``text_lengths`` and ``run_counts``: int64 (N,), characters and
+    runs of each object. ``text``: uint8. ``runs``: int64.
+    """
+
+    kinds: npt.NDArray[np.uint8]
+    polygon_counts: _Ints
+    polygon_lengths: _Ints
+    coordinates: npt.NDArray[np.float64]
+    text_lengths: _Ints
+    text: npt.NDArray[np.uint8]
+    run_counts: _Ints
+    runs: _Ints
+
+
+def gather(segmentations: Iterable[tuple[int, Any]], sizes: _Ints) -> Segmentations:
+    """The arrays of JSON values. Raises BadSegmentation for what are neither polygons nor run lengths of the object's
+    image.
 
     Polygons are lists of x, y in turn, near the image; one of fewer than three points encloses nothing but is allowed.
     Run lengths are those of COCO, compressed or not, and add up to the image.
 
     Args:
-        segmentations: JSON values, each after the place of its object.
+        segmentations: JSON values, each after the place of its object, in order; an object without one is left out.
         sizes: int64 (N, 2), height and width of each object's image, from 1 to ``MAX_PIXELS`` pixels.
     """
     polygons, runs = _Polygons(sizes), _RunLengths(sizes)
+    kinds = np.full(len(sizes), NONE, dtype=np.uint8)
     for index, segmentation in segmentations:
         try:
-            (runs if isinstance(segmentation, dict) else polygons).add(index, segmentation)
+            if isinstance(segmentation, dict):
+                kinds[index] = runs.add(index, segmentation)
+            else:
+                polygons.add(index, segmentation)
+                kinds[index] = POLYGONS
         except (TypeError, OverflowError) as error:
             raise BadSegmentation(index, "holds something else than numbers in their place") from error
-    polygons.check()
-    runs.check()
+    counts, lengths, coordinates = polygons.checked()
+    text_lengths, text, run_counts, plain = runs.checked()
+    return Segmentations(kinds, counts, lengths, coordinates, text_lengths, text, run_counts, plain)
 
 
-def enclosing(polygons: Iterable[list[float]]) -> list[list[float]]:
+_Polygon = TypeVar("_Polygon", bound=Sized)
+
+
+def enclosing(polygons: Iterable[_Polygon]) -> list[_Polygon]:
     """The polygons of three points or more: COCO's functions take one of two points for a box."""
     return [polygon for polygon in polygons if len(polygon) >= 6]
 
@@ -64,9 +96,6 @@ def in_reach(low: npt.NDArray[Any], high: npt.NDArray[Any], sizes: _Ints) -> npt
 class _Polygons:
     def __init__(self, sizes: _Ints) -> None:
         self._sizes = sizes
-        self._start()
-
-    def _start(self) -> None:
         self._numbers, self._lengths, self._owners = array("d"), array("q"), array("q")
 
     def add(self, index: int, segmentation: Any) -> None:
@@ -82,17 +111,18 @@ class _Polygons:
                 )
                 raise BadSegmentation(index, f"has {what}")
             self._numbers.fromlist(polygon)
-            if length:
-                self._lengths.append(length // 2)
-                self._owners.append(index)
-        if len(self._numbers) > _BATCH:
-            self.check()
+            self._lengths.append(length)
+            self._owners.append(index)
 
-    def check(self) -> None:
-        if not self._owners:
-            return
-        points = np.array(self._numbers).reshape(-1, 2)
-        owners, ends = np.array(self._owners), np.cumsum(self._lengths)
+    def checked(self) -> tuple[_Ints, _Ints, npt.NDArray[np.float64]]:
+        numbers, lengths, owners = np.array(self._numbers), np.array(self._lengths), np.array(self._owners)
+        some = lengths > 0
+        if some.any():
+            self._check(numbers.reshape(-1, 2), lengths[some] // 2, owners[some])
+        return np.bincount(owners, minlength=len(self._sizes)), lengths, numbers
+
+    def _check(self, points: npt.NDArray[np.float64], lengths: _Ints, owners: _Ints) -> None:
+        ends = np.cumsum(lengths)
         starts = np.concatenate([[0], ends[:-1]])
         low, high = (extreme.reduceat(points, starts, axis=0) for extreme in (np.minimum, np.maximum))
         good = in_reach(low, high, self._sizes[owners])
@@ -105,24 +135,20 @@ class _Polygons:
         steps[starts[1:] - 1] = 0  # from one polygon to the next
         closing = np.abs(points[ends - 1] - points[starts]).max(axis=1)
         outlines = np.add.reduceat(np.append(steps, 0), starts) + closing
-        per_object = np.bincount(owners - owners[0], weights=outlines)
+        per_object = np.bincount(owners, weights=outlines)
         if per_object.max() > _MAX_OUTLINE:
             raise BadSegmentation(
-                int(owners[0] + per_object.argmax()), f"has outlines of more than {_MAX_OUTLINE} pixels"
+                int(per_object.argmax()), f"has outlines of more than {_MAX_OUTLINE} pixels"
             )
-        self._start()
 
 
 class _RunLengths:
     def __init__(self, sizes: _Ints) -> None:
         self._sizes = sizes
-        self._start()
+        self._texts, self._text_lengths = bytearray(), np.zeros(len(sizes), dtype=np.int64)
+        self._runs, self._run_counts = array("q"), np.zeros(len(sizes), dtype=np.int64)
 
-    def _start(self) -> None:
-        self._texts = bytearray()
-        self._ends, self._owners = array("q"), array("q")
-
-    def add(self, index: int, segmentation: dict[str, Any]) -> None:
+    def add(self, index: int, segmentation: dict[str, Any]) -> int:
         height, width = self._sizes[index].tolist()
         size, counts = segmentation.get("size"), segmentation.get("counts")
         if size != [height, width] or not all(type(extent) is int for extent in size):
@@ -135,22 +161,27 @@ class _RunLengths:
             runs = np.array(array("q", counts))
             if runs.min() < 0 or runs.max() > height * width or runs.sum() != height * width:
                 raise self._not_adding_up(index)
-            return
+            self._runs.fromlist(counts)
+            self._run_counts[index] = len(counts)
+            return RUNS
         if not counts.isascii():
             raise self._not_adding_up(index)
         self._texts += counts.encode()
-        self._ends.append(len(self._texts))
-        self._owners.append(index)
-        if len(self._texts) > _BATCH:
-            self.check()
+        self._text_lengths[index] = len(counts)
+        return COMPRESSED
 
-    def check(self) -> None:
+    def checked(self) -> tuple[_Ints, npt.NDArray[np.uint8], _Ints, _Ints]:
+        text = np.frombuffer(bytes(self._texts), dtype=np.uint8)
+        if len(text):
+            self._check(text)
+        return self._text_lengths, text, self._run_counts, np.array(self._runs)
+
+    def _check(self, text: npt.NDArray[np.uint8]) -> None:
         """Decodes compressed runs: five bits a character and one that says that more follow, the lowest first; from
         the fourth run on what is written is the difference to the run before the last."""
-        if not self._owners:
-            return
-        owners, text_ends = np.array(self._owners), np.array(self._ends)
-        bits = np.frombuffer(self._texts, dtype=np.uint8) - np.uint8(48)
+        owners = np.flatnonzero(self._text_lengths)
+        text_ends = np.cumsum(self._text_lengths[owners])
+        bits = text - np.uint8(48)
         is_last = bits < 32
         good = np.logical_and.reduceat(bits < 64, np.append(0, text_ends[:-1])) & is_last[text_ends - 1]
         ends = np.flatnonzero(is_last).astype(np.int32)
@@ -165,7 +196,6 @@ class _RunLengths:
             good = totals == pixels
         if not good.all():
             raise self._not_adding_up(int(owners[good.argmin()]))
-        self._start()
 
     def _not_adding_up(self, index: int) -> BadSegmentation:
         height, width = self._sizes[index].tolist()

@@ -88,6 +88,9 @@ COMMANDS = {
     "visualize": Command(
         "tools.visualize", "pictures of training images or of predictions", f"data {_DIGITS}", "train"
     ),
+    "cache": Command(
+        "tools.cache", "what large annotation files have become: list it, remove it", "--clear", "train"
+    ),
     "bench": Command("tools.bench", "speed against something else on this machine", "paste", "report"),
 }
 

@@ -1,5 +1,6 @@
 """What holds for every test."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,12 @@ def threads_stay_as_they_were() -> Iterator[None]:
     before = torch and torch.get_num_threads()
     yield
     assert not torch or torch.get_num_threads() == before
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache_of_annotation_files(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing is written to the home folder, nor read from what is there."""
+    os.environ["MRCA_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -146,12 +146,9 @@ def size_factors(box_ap):
 
 def test_the_second_round_pastes_objects_of_both_in_sizes_by_the_feedback_of_the_first(finished):
     train = read_annotations(str(finished / "digits/lvis_digits_train.json"))
-    sides = {image["id"]: image["height"] * image["width"] for image in train.images}
-    sizes = {category: [] for category in train.category_ids.tolist()}
-    for annotation in train.annotations:
-        _, _, width, height = annotation["bbox"]
-        sizes[annotation["category_id"]].append((width * height / sides[annotation["image_id"]]) ** 0.5)
-    mean, deviation = (np.array([of(values) for values in sizes.values()]) for of in (np.mean, np.std))
+    areas = train.boxes[:, 2:].prod(axis=1) / train.image_sizes[train.object_images].prod(axis=1)
+    sizes = [areas[train.object_classes == index] ** 0.5 for index in range(len(train.categories))]
+    mean, deviation = (np.array([of(values) for values in sizes]) for of in (np.mean, np.std))
     told = read_feedback(RunLayout(str(finished / "run")).feedback_history(0))
     images = [json.loads(line) for line in (finished / "seen.jsonl").read_text().splitlines()]
     assert [image["stream_index"] for image in images] == list(range(18))

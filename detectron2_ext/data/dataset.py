@@ -1,11 +1,10 @@
-"""The images and objects of an annotation file, in a few flat arrays that loader processes share."""
+"""The images and objects of an annotation file that can be learnt, in flat arrays that loader processes share."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ import pyarrow as pa
 import pycocotools.mask as coco_mask
 
 from exchange.annotations import AnnotationFile, read_annotations
-from exchange.errors import UserError
 from exchange.segmentations import enclosing
 
 _log = logging.getLogger(__name__)
@@ -69,50 +67,29 @@ class DetectionDataset:
     def __init__(self, annotations: AnnotationFile, image_root: str) -> None:
         self.category_ids = annotations.category_ids
         self.category_names = [annotations.category_names[i] for i in self.category_ids.tolist()]
-        self._path = annotations.path
+        self._annotations = annotations
         self._root = f"{image_root.rstrip('/')}/" if image_root else ""
-        images = annotations.images
-        self._names = pa.array(list(annotations.file_names().values()), pa.large_string())
-        self.image_ids = np.array([image["id"] for image in images], dtype=np.int64)
-        self.sizes = np.array([(i["height"], i["width"]) for i in images], dtype=np.int32).reshape(-1, 2)
+        self._names = pa.array(annotations.file_names(), pa.large_string())
+        self.image_ids, self.sizes = annotations.image_ids, annotations.image_sizes
 
-        place = {image_id: index for index, image_id in enumerate(self.image_ids.tolist())}
-        image_of = np.array([place[a["image_id"]] for a in annotations.annotations], dtype=np.int64)
-        kept: list[int] = []
-        boxes: list[tuple[float, float, float, float]] = []
-        polygons: list[list[np.ndarray]] = []  # flat
-        runs: list[bytes | None] = []
-        for index in np.argsort(image_of, kind="stable").tolist():
-            annotation = annotations.annotations[index]
-            box = self._box(annotation)
-            parts, counts = _usable(annotation.get("segmentation"), self.sizes[image_of[index]].tolist())
-            if box[2] <= box[0] or box[3] <= box[1] or not (parts or counts):
-                continue
-            kept.append(index)
-            boxes.append(box)
-            polygons.append(parts)
-            runs.append(counts)
-        dropped = len(image_of) - len(kept)
-        if dropped:
+        order = np.argsort(annotations.object_images, kind="stable")
+        annotations.require("bbox")
+        corners = annotations.boxes[order]
+        corners[:, 2:] += corners[:, :2]
+        usable = annotations.enclosing()[order] & (corners[:, 2:] > corners[:, :2]).all(axis=1)
+        self._places = order[usable]  # of the objects among the annotations
+        if len(self._places) < len(order):
             _log.warning(
                 "%s: left out %d of %d objects: their box has no area, or their segmentation is not usable",
                 annotations.path,
-                dropped,
-                len(image_of),
+                len(order) - len(self._places),
+                len(order),
             )
-        objects = [annotations.annotations[index] for index in kept]
-        self.boxes = np.array(boxes, dtype=np.float32).reshape(-1, 4)
-        self.classes = np.searchsorted(
-            self.category_ids, np.array([o["category_id"] for o in objects], dtype=np.int64)
-        )
-        self.crowd = np.array([bool(o.get("iscrowd", 0)) for o in objects], dtype=bool)
-        outlines = pa.array(polygons, pa.large_list(pa.large_list(pa.float32())))
-        self._first_polygon = outlines.offsets.to_numpy()
-        self._first_coordinate = outlines.values.offsets.to_numpy()
-        self._coordinates = outlines.values.values.to_numpy()
-        self._runs = pa.array(runs, pa.large_binary())
-        self.image_of_object = image_of[kept]
-        self._first = np.searchsorted(self.image_of_object, np.arange(len(images) + 1))
+        self.boxes = corners[usable].astype(np.float32)
+        self.classes = annotations.object_classes[self._places].astype(np.int64)
+        self.crowd = annotations.crowd[self._places]
+        self.image_of_object = annotations.object_images[self._places].astype(np.int64)
+        self._first = np.searchsorted(self.image_of_object, np.arange(len(self.image_ids) + 1))
 
     @classmethod
     def read(cls, annotation_file: str, image_root: str) -> DetectionDataset:
@@ -148,13 +125,16 @@ class DetectionDataset:
 
     def segmentation(self, object_index: int) -> Segmentation:
         """Polygons or run lengths of an object, by its place in ``boxes``."""
-        counts = self._runs[object_index].as_py()
-        if counts is not None:
-            height, width = self.sizes[self.image_of_object[object_index]].tolist()
-            return RunLengths((height, width), counts)
-        first, last = self._first_polygon[object_index : object_index + 2].tolist()
-        ends = self._first_coordinate[first : last + 1].tolist()
-        return [self._coordinates[start:end].reshape(-1, 2) for start, end in pairwise(ends)]
+        place = int(self._places[object_index])
+        polygons = self._annotations.polygons(place)
+        if polygons:
+            return [part.astype(np.float32).reshape(-1, 2) for part in enclosing(polygons)]
+        segmentation = self._annotations.segmentation(place)
+        height, width = segmentation["size"]
+        counts = segmentation["counts"]
+        if isinstance(counts, list):
+            return RunLengths((height, width), coco_mask.frPyObjects(segmentation, height, width)["counts"])
+        return RunLengths((height, width), counts.encode())
 
     def trainable_images(self) -> np.ndarray:
         """Indices of the images that have an object other than a crowd: int64."""
@@ -186,22 +166,6 @@ class DetectionDataset:
             "width": record.width,
             "annotations": annotations,
         }
-
-    def _box(self, annotation: dict[str, Any]) -> tuple[float, float, float, float]:
-        if "bbox" not in annotation:
-            raise UserError(f"{self._path}: annotation {annotation.get('id')} has no 'bbox': add it")
-        x, y, width, height = annotation["bbox"]
-        return x, y, x + width, y + height
-
-
-def _usable(segmentation: Any, image_size: Sequence[int]) -> tuple[list[np.ndarray], bytes | None]:
-    """What encloses pixels in a JSON segmentation: polygons (x, y in turn) or compressed run lengths."""
-    if not isinstance(segmentation, dict):
-        return [np.array(part, dtype=np.float32) for part in enclosing(segmentation or ())], None
-    counts = segmentation["counts"]
-    if isinstance(counts, list):
-        counts = coco_mask.frPyObjects(segmentation, *image_size)["counts"]
-    return [], counts.encode() if isinstance(counts, str) else counts
 
 
 def class_frequencies(dataset: DetectionDataset, images: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -69,19 +69,26 @@ class PascalTruth(Truth):
         for category_id, upper in above.items():
             for one in upper:
                 below[one].add(category_id)
-        self._objects: dict[int, dict[int, list[dict[str, Any]]]] = {
+        # places among the annotations, by category id and image id
+        self._objects: dict[int, dict[int, list[int]]] = {
             category_id: defaultdict(list) for category_id in above
         }
         judged: set[tuple[int, int]] = set()
-        for annotation in annotations.annotations:
-            for category_id in above[annotation["category_id"]]:
-                self._objects[category_id][annotation["image_id"]].append(annotation)
-                judged.add((annotation["image_id"], category_id))
-        for image_id, image in self.images.items():
-            for names, expanded in (("pos_category_ids", above), ("neg_category_ids", below)):
-                for category_id in image.get(names, ()):
-                    judged.update((image_id, one) for one in expanded.get(category_id, ()))
-        self.judged = judged if rules.verified_only else None
+        owners = zip(
+            annotations.image_ids[annotations.object_images].tolist(),
+            self.category_ids[annotations.object_classes].tolist(),
+            strict=True,
+        )
+        for place, (image_id, own) in enumerate(owners):
+            for category_id in above[own]:
+                self._objects[category_id][image_id].append(place)
+                judged.add((image_id, category_id))
+        for names, expanded in (("pos_category_ids", above), ("neg_category_ids", below)):
+            images, labels = annotations.id_pairs(names)
+            for image_id, category_id in zip(images.tolist(), labels.tolist(), strict=True):
+                judged.update((image_id, one) for one in expanded.get(category_id, ()))
+        if rules.verified_only:
+            self.judge_only(*np.array(list(judged), dtype=np.int64).reshape(-1, 2).T)
 
     def in_order(self, predictions: Predictions) -> Predictions:
         order = np.lexsort((-predictions.scores, predictions.class_indices))  # stable
@@ -95,11 +102,12 @@ class PascalTruth(Truth):
         return scores, [percent(row) for row in table]
 
     def _precision(
-        self, predictions: Predictions, objects: Mapping[int, list[dict[str, Any]]], iou_type: str
+        self, predictions: Predictions, objects: Mapping[int, list[int]], iou_type: str
     ) -> _Floats:
         """Average precision of one class (thresholds,), NaN without objects."""
         thresholds = self._rules.thresholds
-        wanted = sum(not o.get("difficult") for of_image in objects.values() for o in of_image)
+        truth = self.annotations
+        wanted = sum(int((~truth.difficult[of_image]).sum()) for of_image in objects.values())
         if not wanted:
             return np.full(len(thresholds), np.nan)
         verdicts = np.full((len(thresholds), len(predictions)), _WRONG)
@@ -109,30 +117,30 @@ class PascalTruth(Truth):
             if annotated:
                 overlaps = self._overlaps(predictions.select(places), annotated, iou_type)
                 for row, threshold in enumerate(thresholds):
-                    verdicts[row, places] = judge_image(overlaps, annotated, threshold)
+                    verdicts[row, places] = judge_image(
+                        overlaps, truth.crowd[annotated], truth.difficult[annotated], threshold
+                    )
         return np.array([average_precision(of_threshold, wanted) for of_threshold in verdicts])
 
-    def _overlaps(self, found: Predictions, annotated: Sequence[dict[str, Any]], iou_type: str) -> _Floats:
+    def _overlaps(self, found: Predictions, annotated: Sequence[int], iou_type: str) -> _Floats:
         """Intersection over union (predictions, objects); over the prediction's own area where it is a group."""
-        groups = [int(bool(o.get("iscrowd"))) for o in annotated]
+        truth = self.annotations
+        groups = truth.crowd[annotated].astype(int).tolist()
         if iou_type == "bbox":
-            boxes = np.array([o["bbox"] for o in annotated], dtype=np.float64)
-            return np.asarray(mask_api.iou(found.boxes, boxes, groups))
-        image = self.images[annotated[0]["image_id"]]
-        masks = [_encoded(o["segmentation"], image) for o in annotated]
+            return np.asarray(mask_api.iou(found.boxes, truth.boxes[annotated], groups))
+        height, width = truth.image_sizes[truth.object_images[annotated[0]]].tolist()
+        masks = [_encoded(truth.segmentation(place), height, width) for place in annotated]
         return np.asarray(mask_api.iou(found.masks(), masks, groups))
 
 
 def judge_image(
-    overlaps: _Floats, annotated: Sequence[dict[str, Any]], threshold: float
+    overlaps: _Floats, is_group: npt.NDArray[np.bool_], difficult: npt.NDArray[np.bool_], threshold: float
 ) -> npt.NDArray[np.int64]:
     """What becomes of the predictions of one class in one image: 1 correct, 0 wrong, -1 ignored.
 
-    ``overlaps``: (predictions, objects), best prediction first. ``annotated``: the objects' records.
+    ``overlaps``: (predictions, objects), best prediction first. ``is_group``, ``difficult``: of the objects.
     """
     verdicts = np.full(len(overlaps), _WRONG)
-    is_group = np.array([bool(o.get("iscrowd")) for o in annotated])
-    difficult = np.array([bool(o.get("difficult")) for o in annotated])
     # Single objects first: each takes the best of the predictions that overlap it most.
     chosen, reached = _reached(overlaps, ~is_group, threshold)
     _hand_out(verdicts, chosen, reached, otherwise=_WRONG)
@@ -174,9 +182,8 @@ def _hand_out(
     verdicts[places[np.unique(chosen[places], return_index=True)[1]]] = _CORRECT
 
 
-def _encoded(segmentation: Any, image: dict[str, Any]) -> dict[str, Any]:
+def _encoded(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     """Polygons or run lengths of a JSON file as compressed run lengths."""
-    height, width = image["height"], image["width"]
     if isinstance(segmentation, list):
         polygons = enclosing(segmentation)
         if polygons:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
@@ -74,13 +74,6 @@ class Predictions:
             {"size": size, "counts": counts}
             for size, counts in zip(self.sizes.tolist(), self.counts, strict=True)
         ]
-
-    def are_among(
-        self, pairs: Container[tuple[int, int]], category_ids: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.bool_]:
-        """Which objects' (image id, category id) is one of ``pairs``, (N,); ``category_ids`` of the classes."""
-        own = zip(self.image_ids.tolist(), category_ids[self.class_indices].tolist(), strict=True)
-        return np.fromiter((pair in pairs for pair in own), bool, len(self))
 
     def to_bytes(self) -> bytes:
         """As an uncompressed ``.npz`` without pickled objects."""

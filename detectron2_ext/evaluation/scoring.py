@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,6 @@ from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 
 from detectron2_ext.evaluation.predictions import Predictions
 from exchange.annotations import AnnotationFile
-from exchange.errors import UserError
 
 _log = logging.getLogger(__name__)
 
@@ -48,8 +47,8 @@ class Evaluation:
 class Truth(ABC):
     """The annotations of a data set, arranged for scoring by a benchmark's rules.
 
-    ``kind``: format of the result file, ``lvis`` or ``coco``. ``images``: the image records by id.
-    ``judged``: the pairs of image id and category id that count; None for all of them.
+    ``kind``: format of the result file, ``lvis`` or ``coco``. The objects stay in the file's arrays until
+    :meth:`score`, so that a process that does not score keeps none.
 
     Raises UserError for an annotation without what evaluation needs.
     """
@@ -57,22 +56,39 @@ class Truth(ABC):
     kind = "coco"
 
     def __init__(self, annotations: AnnotationFile) -> None:
-        for annotation in annotations.annotations:
-            lacking = [name for name in ("bbox", "area", "segmentation") if name not in annotation]
-            if lacking:
-                raise UserError(
-                    f"{annotations.path}: annotation {annotation.get('id')} has no {lacking[0]!r}, which evaluation "
-                    "needs: add it"
-                )
+        annotations.require("bbox", "area", "segmentation", why=", which evaluation needs")
+        self.annotations = annotations
         self.category_ids = annotations.category_ids
-        self.images = {image["id"]: image for image in annotations.images}
-        self.judged: set[tuple[int, int]] | None = None
+        self._image_ids = np.sort(annotations.image_ids)
+        self._judged: npt.NDArray[np.int64] | None = None  # sorted numbers of pairs; None: all count
+
+    @cached_property
+    def images(self) -> dict[int, dict[str, Any]]:
+        """The image records by id."""
+        return self.annotations.image_records()
+
+    def judge_only(self, image_ids: npt.ArrayLike, category_ids: npt.ArrayLike) -> None:
+        """From now on only these pairs count, among them those of a category that the data set has; both (P,)."""
+        wanted = np.asarray(category_ids, dtype=np.int64)
+        known = np.isin(wanted, self.category_ids)
+        classes = np.searchsorted(self.category_ids, wanted[known])
+        self._judged = np.unique(self._pairs(np.asarray(image_ids, dtype=np.int64)[known], classes))
+
+    def _pairs(
+        self, image_ids: npt.NDArray[np.int64], class_indices: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        """A number for each pair; the images must be of the data set."""
+        return np.searchsorted(self._image_ids, image_ids) * len(self.category_ids) + class_indices
 
     def counted(self, predictions: Predictions) -> npt.NDArray[np.bool_]:
         """Which predictions the rules look at, (N,): for LVIS a small part, the rest may be forgotten."""
-        if self.judged is None:
+        if self._judged is None:
             return np.ones(len(predictions), dtype=bool)
-        return predictions.are_among(self.judged, self.category_ids)
+        pairs = self._pairs(predictions.image_ids, predictions.class_indices)
+        places = np.searchsorted(self._judged, pairs)
+        counted = places < len(self._judged)
+        counted[counted] = self._judged[places[counted]] == pairs[counted]
+        return counted
 
     def score(self, predictions: Predictions) -> Evaluation:
         """Scores boxes and masks of all predictions on the data set."""
@@ -108,29 +124,27 @@ class CocoTruth(Truth):
         self.frequencies = [category.get("frequency") for category in annotations.categories]
         self.federated = all(self.frequencies)
         self.max_detections = 300 if self.federated else 100
-        self._by_category: dict[int, list[dict[str, Any]]] = defaultdict(list)
-        for annotation in annotations.annotations:
-            if annotation["area"] > 0 or not self.federated:
-                self._by_category[annotation["category_id"]].append(annotation)
+        order = np.argsort(annotations.object_classes, kind="stable")
+        if self.federated:
+            order = order[annotations.areas[order] > 0]
+        of_classes = annotations.object_classes[order]
+        self._by_class = np.split(order, np.searchsorted(of_classes, np.arange(1, len(self.category_ids))))
         if self.federated:
             self.kind = "lvis"
-            self.judged = {
-                (image_id, category_id)
-                for image_id, image in self.images.items()
-                for category_id in image.get("neg_category_ids", ())
-            }
-            for category_id, objects in self._by_category.items():
-                self.judged.update((annotation["image_id"], category_id) for annotation in objects)
+            absent_from, absent = annotations.id_pairs("neg_category_ids")
+            owners = annotations.image_ids[annotations.object_images[order]]
+            self.judge_only(
+                np.concatenate([absent_from, owners]),
+                np.concatenate([absent, self.category_ids[of_classes]]),
+            )
 
     def in_order(self, predictions: Predictions) -> Predictions:
         return predictions.select(np.lexsort((predictions.image_ids, predictions.class_indices)))
 
     def summarize(self, predictions: Predictions, iou_type: str) -> tuple[Summary, list[float | None]]:
-        of_classes = zip(
-            self.category_ids.tolist(), predictions.by_class(len(self.category_ids)), strict=True
-        )
+        of_classes = predictions.by_class(len(self.category_ids))
         precision = np.stack(
-            [self._precision(category_id, found, iou_type) for category_id, found in of_classes]
+            [self._precision(place, found, iou_type) for place, found in enumerate(of_classes)]
         )
         summary = {
             "AP": percent(precision[..., 0]),
@@ -144,10 +158,11 @@ class CocoTruth(Truth):
         return summary, [percent(of_class[..., 0]) for of_class in precision]
 
     def _precision(
-        self, category_id: int, predictions: Predictions, iou_type: str
+        self, class_index: int, predictions: Predictions, iou_type: str
     ) -> npt.NDArray[np.float64]:
         """Precision of one class (10 IoU thresholds, 101 recalls, 4 areas), NaN where undefined."""
-        objects = self._objects(category_id)
+        category_id = int(self.category_ids[class_index])
+        objects = self._objects(class_index)
         if not objects:
             return np.full((10, 101, 4), np.nan)
         found = _records(predictions, category_id, iou_type)
@@ -175,20 +190,29 @@ class CocoTruth(Truth):
         precision: npt.NDArray[np.float64] = evaluator.eval["precision"][:, :, 0, :, -1]
         return np.where(precision > -1, precision, np.nan)
 
-    def _objects(self, category_id: int) -> list[dict[str, Any]]:
+    def _objects(self, class_index: int) -> list[dict[str, Any]]:
         """The annotated objects of one category, as fresh records with ids from 1."""
+        truth, places = self.annotations, self._by_class[class_index]
+        columns = zip(
+            places.tolist(),
+            truth.image_ids[truth.object_images[places]].tolist(),
+            truth.boxes[places].tolist(),
+            truth.areas[places].tolist(),
+            truth.crowd[places].tolist(),
+            strict=True,
+        )
         return [
             {
                 "id": number,
-                "image_id": annotation["image_id"],
-                "category_id": category_id,
-                "bbox": annotation["bbox"],
-                "area": annotation["area"],
-                "segmentation": annotation["segmentation"],
+                "image_id": image_id,
+                "category_id": int(self.category_ids[class_index]),
+                "bbox": box,
+                "area": area,
+                "segmentation": truth.segmentation(place),
                 # LVIS has no crowds, and its evaluation does not look at the flag.
-                "iscrowd": 0 if self.federated else annotation.get("iscrowd", 0),
+                "iscrowd": int(crowd and not self.federated),
             }
-            for number, annotation in enumerate(self._by_category[category_id], start=1)
+            for number, (place, image_id, box, area, crowd) in enumerate(columns, start=1)
         ]
 
 

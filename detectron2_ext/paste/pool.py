@@ -100,9 +100,9 @@ class ImagesWithMasks:
         return cls(
             files.join(folder, "raw"),
             files.join(folder, "segmented"),
-            [names[annotation["image_id"]] for annotation in pool.annotations],
-            np.array([annotation["category_id"] for annotation in pool.annotations], dtype=np.int64),
-            np.full(len(pool.annotations), -1),
+            [names[image] for image in pool.object_images.tolist()],
+            pool.category_ids[pool.object_classes],
+            np.full(len(pool.object_images), -1),
         )
 
     def name(self, index: int) -> str:

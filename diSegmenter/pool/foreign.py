@@ -67,21 +67,23 @@ def read_folders(root: str, category_ids: Mapping[str, int]) -> Iterator[Foreign
 def read_coco(path: str, image_root: str, category_ids: Mapping[str, int]) -> Iterator[ForeignInstance]:
     """The objects of a COCO or LVIS file with polygons, each cut out of its picture; crowds are left out."""
     annotations = read_annotations(path)
-    names = annotations.file_names()
-    for annotation in annotations.annotations:
-        name = annotations.category_names[annotation["category_id"]]
+    names, crowd = annotations.file_names(), annotations.crowd
+    for index, image in enumerate(annotations.object_images.tolist()):
+        name = annotations.categories[annotations.object_classes[index]]["name"]
         if name not in category_ids:
             raise UserError(
                 f"{path} has the category {name!r}, which the data set lacks: rename or remove it"
             )
-        if annotation.get("iscrowd", 0) or not isinstance(annotation.get("segmentation"), list):
+        segmentation = annotations.segmentation(index)
+        if crowd[index] or not isinstance(segmentation, list):
             continue
+        number = annotations.object_id(index)
         try:
-            picture = files.join(image_root, names[annotation["image_id"]])
+            picture = files.join(image_root, names[image])
         except UserError as error:
-            raise UserError(f"{path}: annotation {annotation.get('id')}: {error}") from error
-        load = _polygon_loader(picture, annotation["segmentation"])
-        yield ForeignInstance(f"{path}#{annotation.get('id')}", category_ids[name], load)
+            raise UserError(f"{path}: annotation {number}: {error}") from error
+        load = _polygon_loader(picture, segmentation)
+        yield ForeignInstance(f"{path}#{number}", category_ids[name], load)
 
 
 def _xpaste_loader(entry: str, root: str) -> Callable[[], np.ndarray]:

@@ -72,7 +72,7 @@ def _of_round(layout: RunLayout, round_: int, index: PoolIndex, again: str) -> I
     if not files.exists(path):
         return
     try:
-        listed = {image.get("file_name") for image in read_annotations(path).images}
+        listed = set(read_annotations(path).file_names())
     except UserError as error:
         yield Problem(path, str(error), again)
         return

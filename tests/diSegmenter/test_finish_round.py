@@ -6,7 +6,6 @@ import pytest
 from diSegmenter.filter import InstanceFilter
 from diSegmenter.finish_round import JudgedRound, is_finished, judge_again, judge_round, write_pool
 from exchange import files
-from exchange.annotations import read_annotations
 from exchange.errors import UserError
 from exchange.images import encode_cutout
 from exchange.pool_index import PoolIndex
@@ -36,20 +35,24 @@ def finish(layout, round_, scores, pool_rounds):
 def test_the_pool_is_cumulative_in_lvis_format(layout):
     finish(layout, 0, [30, 20, 30, 25], [0])
     finish(layout, 1, [10, 40, 24.9, 10], [0, 1])
-    first, second = (read_annotations(layout.annotations(round_)) for round_ in (0, 1))
-    assert [image["file_name"] for image in first.images] == [
+    first, second = (files.read_json(layout.annotations(round_)) for round_ in (0, 1))
+    assert [image["file_name"] for image in first["images"]] == [
         "00_0003_0000.png",
         "00_0003_0002.png",
         "00_0007_0003.png",
     ]
-    assert [image["file_name"] for image in second.images][3:] == ["01_0007_0001.png"]
-    assert [a["round"] for a in second.annotations] == [0, 0, 0, 1]
-    assert second.categories == CATEGORIES
-    annotation = second.annotations[3]
+    assert [image["file_name"] for image in second["images"]][3:] == ["01_0007_0001.png"]
+    assert [a["round"] for a in second["annotations"]] == [0, 0, 0, 1]
+    assert second["categories"] == CATEGORIES
+    annotation = second["annotations"][3]
     assert (annotation["id"], annotation["image_id"], annotation["category_id"]) == (4, 4, 7)
     assert (annotation["bbox"], annotation["area"], annotation["iscrowd"]) == ([3, 4, 10, 11], 90, 0)
     assert (annotation["segmentation"], annotation["clip_score"]) == ([[3, 4, 12, 4, 12, 14]], 40)
-    assert (second.images[3]["id"], second.images[3]["width"], second.images[3]["height"]) == (4, 48, 40)
+    assert (second["images"][3]["id"], second["images"][3]["width"], second["images"][3]["height"]) == (
+        4,
+        48,
+        40,
+    )
     assert is_finished(layout, 0) and is_finished(layout, 1)
 
 

@@ -41,7 +41,7 @@ def test_the_script_runs_from_its_own_folder_and_from_the_top(config, layout):
         command = [sys.executable, script, "--config", config, *extra]
         result = subprocess.run(command, cwd=folder, text=True, capture_output=True)
         assert result.returncode == 0, result.stderr
-        assert len(read_annotations(layout.annotations(1)).annotations) == kept
+        assert len(read_annotations(layout.annotations(1)).object_images) == kept
     assert files.exists(layout.annotations_done(1))
     pictures = ["generated_rd00.png", "generated_rd01.png", "report_rd00.html", "report_rd01.html"]
     assert files.list_dir(layout.pictures_dir) == pictures
@@ -62,7 +62,7 @@ def test_rounds_and_shares_are_chosen_on_the_command_line(monkeypatch, config, l
     assert 0 < len(files.list_dir(layout.segmented(""))) < 9
     assert not files.exists(layout.annotations_done(0))
     call(monkeypatch, "--config", config, "--round", "1", "--share", "1", "--num-shares", "2")
-    assert len(read_annotations(layout.annotations(0)).annotations) == 9
+    assert len(read_annotations(layout.annotations(0)).object_images) == 9
     assert not files.exists(layout.annotations_done(1))
     with pytest.raises(UserError, match="--share 2"):
         call(monkeypatch, "--config", config, "--share", "2", "--num-shares", "2")
@@ -81,7 +81,7 @@ def test_the_latest_round_alone_without_an_annotation_file_is_a_choice(monkeypat
         generate(layout, round_, 4)
     options = ["--config", config, "--num-rounds", "1", "SEGMENTER.LATEST_ROUND_ONLY", "True"]
     call(monkeypatch, *options, "--st_rd", "1")
-    assert {a["round"] for a in read_annotations(layout.annotations(1)).annotations} == {1}
+    assert {a["round"] for a in files.read_json(layout.annotations(1))["annotations"]} == {1}
     call(monkeypatch, *options, "SEGMENTER.ANNOTATION_FILES", "False")
     assert files.exists(layout.annotations_done(0)) and not files.exists(layout.annotations(0))
 
@@ -150,7 +150,7 @@ def test_another_threshold_needs_no_model(monkeypatch, config, layout):
     threshold = sorted(scores.values())[5]
     monkeypatch.setattr(segmentAndFilter, "build_segmenter", None)
     call(monkeypatch, "--config", config, "--refilter", str(threshold))
-    kept = {image["file_name"] for image in read_annotations(layout.annotations(1)).images}
+    kept = set(read_annotations(layout.annotations(1)).file_names())
     assert kept == {name for name, score in scores.items() if score >= threshold}
     assert 0 < len(kept) < 12
     assert files.read_json(layout.verdicts(0))["settings"]["clip_threshold"] == threshold

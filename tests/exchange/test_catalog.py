@@ -73,12 +73,11 @@ def test_several_training_sets_become_one_with_numbers_of_its_own_and_whole_path
     whole, root = read_training_set(halves([(5, "cat"), (9, "dog")], [(9, "dog"), (5, "cat")]))
     assert root == "" and whole.category_names == {5: "cat", 9: "dog"}
     paths = ["/images/a/a.png", "/images/a/train2017/a.jpg", "/images/b/b.png", "/images/b/train2017/b.jpg"]
-    assert list(whole.file_names().values()) == paths
-    assert [image["height"] for image in whole.images] == [4, 5, 4, 5]
-    ids = [record["id"] for record in whole.annotations]
-    assert len(set(ids)) == 3 and len(whole.file_names()) == 4
-    shown = [(whole.file_names()[a["image_id"]], a["category_id"]) for a in whole.annotations]
-    assert shown == [(paths[1], 5), (paths[3], 9), (paths[2], 9)]
+    assert whole.file_names() == paths
+    assert whole.image_sizes[:, 0].tolist() == [4, 5, 4, 5]
+    assert len({whole.object_id(index) for index in range(3)}) == 3 and len(set(whole.image_ids)) == 4
+    objects = zip(whole.object_images, whole.category_ids[whole.object_classes], strict=True)
+    assert [(paths[i], c) for i, c in objects] == [(paths[1], 5), (paths[3], 9), (paths[2], 9)]
 
 
 def test_training_sets_of_different_categories_are_refused(halves):

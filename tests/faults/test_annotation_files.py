@@ -226,7 +226,7 @@ def test_compressed_runs_are_accepted_exactly_where_they_add_up(data, tmp_path):
     path = tmp_path / "annotations.json"
     path.write_text(json.dumps(content))
     if all(good):
-        assert len(read_annotations(str(path)).annotations) == len(good)
+        assert len(read_annotations(str(path)).object_images) == len(good)
     else:
         with pytest.raises(UserError, match=f"annotation {good.index(False)} has .* do not add up"):
             read_annotations(str(path))

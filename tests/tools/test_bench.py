@@ -15,7 +15,7 @@ from detectron2_ext.evaluation import Evaluation
 from detectron2_ext.evaluation.predictions import Predictions
 from exchange.errors import UserError
 from tools import bench
-from tools.benchmarks import guidance, loader, paste, pool, times_as_much, times_faster, train_step
+from tools.benchmarks import guidance, loader, lvis, paste, pool, times_as_much, times_faster, train_step
 
 
 def test_the_result_names_benchmark_machine_and_versions(monkeypatch, tmp_path, capsys):
@@ -75,6 +75,22 @@ def test_a_ratio_is_met_from_its_target_on():
     assert times_faster(own=2.0, other=6.0, target=3.0) == {"ratio": 3.0, "target": 3.0, "met": True}
     assert times_as_much(own=6.0, other=2.0, limit=3.0) == {"ratio": 3.0, "target": 3.0, "met": True}
     assert not times_faster(2.0, 5.9, 3.0)["met"] and not times_as_much(6.1, 2.0, 3.0)["met"]
+
+
+@pytest.mark.parametrize("exceeded", [None, "seconds", "peak", "private"])
+def test_reading_annotations_is_met_where_neither_time_nor_memory_is_exceeded(exceeded, monkeypatch):
+    def line(case, path, cache):
+        seconds = {"json": 10.0, "dataset": 12.0}.get(case, 2.0) if cache not in seen else 2.0
+        seen.update([cache] if case == "dataset" else [])
+        own = {"seconds": seconds, "peak": 2500.0, "private": 100.0}
+        worse = case == ("dataset" if exceeded == "peak" else "counts")
+        return own | ({exceeded: 1e4} if exceeded and worse else {})
+
+    seen: set[str] = set()
+    monkeypatch.setattr(lvis, "write_split", lambda folder, split, scale: folder / split)
+    monkeypatch.setattr(lvis, "_in_a_process", line)
+    measured = lvis.measure("cpu")
+    assert measured["met"] == (exceeded is None) and measured["ratio"] == measured["ours"] / 10
 
 
 class Clock:

@@ -103,4 +103,6 @@ def _many_images(content: dict[str, Any]) -> AnnotationFile:
         image = content["images"][image_id % len(content["images"])]
         images.append({**image, "id": image_id})
         annotations += [{**annotation, "image_id": image_id} for annotation in of_image[image["id"]]]
-    return AnnotationFile("in memory", images, annotations, content["categories"])
+    return AnnotationFile.of_records(
+        "in memory", images=images, annotations=annotations, categories=content["categories"]
+    )

@@ -17,8 +17,7 @@ from detectron2_ext.evaluation.evaluator import as_json, format_table
 from detectron2_ext.evaluation.predictions import Predictions
 from detectron2_ext.evaluation.scoring import CocoTruth
 from detectron2_ext.structures import Instances
-from exchange.annotations import AnnotationFile
-from tests.detectron2_ext.evaluation.worlds import random_world
+from tests.detectron2_ext.evaluation.worlds import World, random_world
 
 
 class _Oracle(nn.Module):
@@ -52,22 +51,22 @@ class _OneAfterTheOther(Ranks):
 
 
 def _evaluate(
-    world: AnnotationFile, predictions: dict[int, Instances], folder: Path, world_size: int, limit: int = 300
+    world: World, predictions: dict[int, Instances], folder: Path, world_size: int, limit: int = 300
 ) -> Evaluation | None:
     model = _Oracle(predictions).train()
     evaluation = None
     for rank in reversed(range(world_size)):
         ranks = _OneAfterTheOther(rank, world_size, torch.device("cpu"))
         loader = _Loader(list(predictions)[rank::world_size])
-        evaluation = evaluate_model(model, loader, CocoTruth(world), str(folder), ranks, limit)
+        evaluation = evaluate_model(model, loader, CocoTruth(world.file), str(folder), ranks, limit)
         assert (evaluation is None) == (rank > 0)
         assert model.training
     return evaluation
 
 
-def _direct(world: AnnotationFile, predictions: dict[int, Instances]) -> Evaluation:
+def _direct(world: World, predictions: dict[int, Instances]) -> Evaluation:
     parts = [Predictions.from_instances(image_id, found, 300) for image_id, found in predictions.items()]
-    return CocoTruth(world).score(Predictions.concatenate(parts))
+    return CocoTruth(world.file).score(Predictions.concatenate(parts))
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
@@ -127,7 +126,7 @@ def test_the_table_lines_up_and_shows_a_dash_where_there_is_no_score() -> None:
 def test_the_json_has_every_class_with_its_name() -> None:
     world, predictions = random_world(3, lvis=True)
     evaluation = _direct(world, predictions)
-    content = json.loads(json.dumps(as_json(evaluation, world, checkpoint="model.pth"), allow_nan=False))
+    content = json.loads(json.dumps(as_json(evaluation, world.file, checkpoint="model.pth"), allow_nan=False))
     assert content["checkpoint"] == "model.pth"
     assert [c["id"] for c in content["classes"]] == world.category_ids.tolist()
     assert [c["mask_ap"] for c in content["classes"]] == evaluation.mask_ap

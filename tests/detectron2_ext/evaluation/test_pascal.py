@@ -20,7 +20,7 @@ from detectron2_ext.structures import Instances
 from exchange.annotations import AnnotationFile
 from exchange.config import REPOSITORY, load_config
 from exchange.errors import UserError
-from tests.detectron2_ext.evaluation.worlds import random_world
+from tests.detectron2_ext.evaluation.worlds import World, random_world
 
 _CONFIG = str(REPOSITORY / "configs/digits/Base-digits.yaml")
 
@@ -99,9 +99,7 @@ def _average_precision(
     return area
 
 
-def _by_class(
-    world: AnnotationFile, above: dict[int, set[int]] | None = None
-) -> dict[int, dict[int, list[dict]]]:
+def _by_class(world: World, above: dict[int, set[int]] | None = None) -> dict[int, dict[int, list[dict]]]:
     objects: dict[int, dict[int, list[dict]]] = {int(c): {} for c in world.category_ids}
     for annotation in world.annotations:
         own = annotation["category_id"]
@@ -115,7 +113,7 @@ def _mean(values: list[float | None]) -> float:
     return 100 * sum(defined) / len(defined)
 
 
-def _voc_world(seed: int) -> tuple[AnnotationFile, dict[int, Instances]]:
+def _voc_world(seed: int) -> tuple[World, dict[int, Instances]]:
     """With objects that are marked difficult, and scores that all differ."""
     world, found = random_world(seed, lvis=False)
     rng = np.random.default_rng(seed)
@@ -134,7 +132,7 @@ def _without_ties(found: dict[int, Instances], rng: np.random.Generator) -> dict
 def test_voc_scores_are_those_of_its_rules(seed: int) -> None:
     world, found = _voc_world(seed)
     images = {image["id"]: image for image in world.images}
-    evaluation = PascalTruth(world, VOC).score(_predictions(found))
+    evaluation = PascalTruth(world.file, VOC).score(_predictions(found))
     found = {image_id: with_pasted_masks(instances) for image_id, instances in found.items()}
     objects = _by_class(world)
     for kind, summary, per_class in (
@@ -184,7 +182,7 @@ def test_open_images_scores_are_those_of_its_rules(seed: int) -> None:
         for image_id, instances in found.items()
     }
     assert sum(map(len, known.values())) < sum(map(len, found.values()))
-    evaluation = PascalTruth(world, OPEN_IMAGES, above).score(_predictions(found))
+    evaluation = PascalTruth(world.file, OPEN_IMAGES, above).score(_predictions(found))
     images = {image["id"]: image for image in world.images}
     objects = _by_class(world, above)
     for kind, summary, per_class in (
@@ -227,7 +225,9 @@ def _world(*annotations: dict[str, Any], **labels: list[int]) -> AnnotationFile:
         {"id": 3, "name": "cat", "freebase_id": "/m/cat"},
         {"id": 8, "name": "pet", "freebase_id": "/m/pet"},
     ]
-    return AnnotationFile("squares.json", [image], list(annotations), categories)
+    return AnnotationFile.of_records(
+        "squares.json", images=[image], annotations=annotations, categories=categories
+    )
 
 
 @pytest.mark.parametrize("build", [CocoTruth, lambda world: PascalTruth(world, VOC)])
@@ -270,7 +270,7 @@ def test_a_category_has_all_the_categories_above_it_over_every_level_and_at_ever
     (tmp_path / "tree.json").write_text(json.dumps(tree))
     ids = {"animal": 1, "pet": 2, "poodle": 3, "toy": 4}
     categories = [{"id": number, "name": name, "freebase_id": name} for name, number in ids.items()]
-    above = read_ancestors(str(tmp_path / "tree.json"), AnnotationFile("x.json", [], [], categories))
+    above = read_ancestors(str(tmp_path / "tree.json"), World([], [], categories).file)
     assert above == {1: set(), 2: {1}, 3: {1, 2, 4}, 4: set()}
 
 

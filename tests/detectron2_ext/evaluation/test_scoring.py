@@ -21,15 +21,15 @@ from detectron2_ext.evaluation.scoring import CocoTruth, Evaluation
 from detectron2_ext.structures import Instances
 from exchange.annotations import AnnotationFile
 from exchange.errors import UserError
-from tests.detectron2_ext.evaluation.worlds import random_world
+from tests.detectron2_ext.evaluation.worlds import World, random_world
 
 
-def _score(world: AnnotationFile, predictions: dict[int, Any], limit: int = 300) -> Evaluation:
+def _score(world: World, predictions: dict[int, Any], limit: int = 300) -> Evaluation:
     parts = [Predictions.from_instances(image_id, found, limit) for image_id, found in predictions.items()]
-    return CocoTruth(world).score(Predictions.concatenate(parts))
+    return CocoTruth(world.file).score(Predictions.concatenate(parts))
 
 
-def _records(world: AnnotationFile, predictions: dict[int, Any], limit: int = 300) -> list[dict[str, Any]]:
+def _records(world: World, predictions: dict[int, Any], limit: int = 300) -> list[dict[str, Any]]:
     return [
         json.loads(record)
         for image_id, found in predictions.items()
@@ -37,7 +37,7 @@ def _records(world: AnnotationFile, predictions: dict[int, Any], limit: int = 30
     ]
 
 
-def _content(world: AnnotationFile) -> dict[str, Any]:
+def _content(world: World) -> dict[str, Any]:
     return copy.deepcopy(
         {"images": world.images, "annotations": world.annotations, "categories": world.categories}
     )
@@ -107,8 +107,7 @@ def test_coco_looks_at_the_best_100_objects_of_an_image_and_lvis_at_300(lvis: bo
     square = [[12, 12, 16, 12, 16, 16, 12, 16]]
     annotation = {"id": 1, "image_id": 1, "category_id": 2, "area": 16, "segmentation": square}
     frequency = {"frequency": "r"} if lvis else {}
-    world = AnnotationFile(
-        "squares.json",
+    world = World(
         [{"id": 1, "height": 20, "width": 20}],
         [annotation | {"bbox": [12, 12, 4, 4]}],
         [{"id": 2, "name": "square", **frequency}],
@@ -129,13 +128,16 @@ def test_coco_looks_at_the_best_100_objects_of_an_image_and_lvis_at_300(lvis: bo
 
 def test_predictions_that_lvis_cannot_judge_change_nothing() -> None:
     world, predictions = random_world(1, lvis=True)
-    truth = CocoTruth(world)
+    truth = CocoTruth(world.file)
     everything = Predictions.concatenate(
         [Predictions.from_instances(image_id, found, 300) for image_id, found in predictions.items()]
     )
     judged = truth.counted(everything)
     assert 0 < judged.sum() < len(everything)
     assert truth.score(everything.select(judged)) == truth.score(everything)
+    for image in world.images:
+        image["neg_category_ids"].append(0)  # is no category of the data set
+    assert (CocoTruth(world.file).counted(everything) == judged).all()
 
 
 def test_the_order_in_which_images_were_seen_does_not_matter() -> None:
@@ -159,7 +161,7 @@ def test_an_annotation_without_an_area_is_named(truth: Callable[[AnnotationFile]
     world, _ = random_world(3, lvis=True)
     del world.annotations[1]["area"]
     with pytest.raises(UserError, match="annotation 2 has no 'area'"):
-        truth(world)
+        truth(world.file)
 
 
 def test_predictions_survive_the_way_through_bytes_and_json() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,26 @@ from detectron2_ext.structures import Instances
 from exchange.annotations import AnnotationFile, frequency
 
 
+@dataclass(frozen=True)
+class World:
+    """The records of an annotation file, to be changed at will."""
+
+    images: list[dict[str, Any]]
+    annotations: list[dict[str, Any]]
+    categories: list[dict[str, Any]]
+
+    @property
+    def file(self) -> AnnotationFile:
+        return AnnotationFile.of_records("world.json", **vars(self))
+
+    @property
+    def category_ids(self) -> np.ndarray:
+        return np.sort([category["id"] for category in self.categories])
+
+
 def random_world(
     seed: int, *, lvis: bool, num_images: int = 14, num_classes: int = 9, crowds: bool = False
-) -> tuple[AnnotationFile, dict[int, Instances]]:
+) -> tuple[World, dict[int, Instances]]:
     """A data set and predictions for each of its images.
 
     Scores have few levels (ties within and between images); the last two classes have no annotation; objects
@@ -55,7 +73,7 @@ def random_world(
     if lvis:
         for position, category in enumerate(categories):
             category["frequency"] = frequency((5, 50, 500)[position % 3])
-    return AnnotationFile(f"world{seed}.json", images, annotations, categories), predictions
+    return World(images, annotations, categories), predictions
 
 
 def _box(rng: np.random.Generator, height: int, width: int) -> list[float]:

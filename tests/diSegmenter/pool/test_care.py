@@ -163,7 +163,7 @@ def test_a_duplicate_is_found_and_goes_by_prune(layout):
     assert "the same picture as" in problem.what and "--duplicates" in problem.remedy
     assert prune_duplicates(layout, CATEGORIES) == 1
     assert list(verify(layout, IDS)) == []
-    listed = [len(read_annotations(layout.annotations(round_)).images) for round_ in (0, 1)]
+    listed = [len(read_annotations(layout.annotations(round_)).image_ids) for round_ in (0, 1)]
     assert listed == [2, 5] and len(PoolIndex(layout, [0, 1])) == 5
 
 
@@ -223,7 +223,7 @@ def test_a_merged_pool_keeps_every_cut_out_until_its_duplicates_go(pool, tmp_pat
     assert prune_duplicates(out, CATEGORIES) == 6 and prune_duplicates(out, CATEGORIES) == 0
     assert [prune_dropped(out, round_) for round_ in range(4)] == [0, 0, 3, 3]
     assert pixels(out) == before and list(verify(out, IDS)) == []
-    listed = [len(read_annotations(out.annotations(round_)).images) for round_ in range(4)]
+    listed = [len(read_annotations(out.annotations(round_)).image_ids) for round_ in range(4)]
     assert listed == [3, 6, 6, 6]
 
 
@@ -233,9 +233,7 @@ def test_an_exported_pool_comes_back_the_same(pool, tmp_path):
     export_folders(pool, backwards, folders)
     export_coco(pool, CATEGORIES, coco)
     annotations = f"{coco}/annotations.json"
-    assert [i["file_name"] for i in read_annotations(annotations).images] == [
-        i.file for i in PoolIndex(pool, [0, 1])
-    ]
+    assert read_annotations(annotations).file_names() == [i.file for i in PoolIndex(pool, [0, 1])]
     listed = files.read_json(f"{folders}/LVIS_instance_pools.json")
     assert {key: len(paths) for key, paths in listed.items()} == {"0": 4, "1": 2}
     assert all(path.startswith("*") for paths in listed.values() for path in paths)  # not to be cleaned again
