@@ -211,7 +211,7 @@ def test_an_evaluation_within_a_call_that_was_killed_is_made_good(
 ) -> None:
     config = write_config(tmp_path, rounds=False)
     evaluated: list[tuple[str, int]] = []
-    validate = train_net.validate
+    validate = evaluator.validate
 
     def until_killed(cfg: Any, model: Any, name: str, *arguments: Any, **context: Any) -> Any:
         if len(evaluated) == 1:
@@ -223,10 +223,10 @@ def test_an_evaluation_within_a_call_that_was_killed_is_made_good(
         evaluated.append((name, context["iteration"]))
         return validate(cfg, model, name, *arguments, **context)
 
-    monkeypatch.setattr(train_net, "validate", until_killed)
+    monkeypatch.setattr(evaluator, "validate", until_killed)
     with pytest.raises(KeyboardInterrupt):
         _call(config, *_BOTH_SETS, "TEST.EVAL_PERIOD", "3")
-    monkeypatch.setattr(train_net, "validate", watched)
+    monkeypatch.setattr(evaluator, "validate", watched)
     _call(config, *_BOTH_SETS, "TEST.EVAL_PERIOD", "3")
     assert evaluated == [(name, done) for done in (3, 6) for name in ("small_val", "small_train")]
 
