@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from fvcore.common.config import CfgNode
 
 from exchange import files
+from exchange.catalog import read_training_set, with_classes_of
 from exchange.command_line import make_parser
 from exchange.config import REPOSITORY, add_config_arguments, from_repository, load_config
 from exchange.errors import UserError, run_cli
@@ -54,6 +55,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="with --eval-only: the run's last checkpoint, whatever MODEL.WEIGHTS is; a training goes on in any case",
     )
     parser.add_argument(
+        "--per-class", action="store_true", help="with --eval-only: the scores of each class, too"
+    )
+    parser.add_argument(
         "--engine", choices=ENGINES, default="own", help="whose trainer, checkpointer and evaluator to use"
     )
     for name, what in (("num-gpus", "processes of this machine, one a GPU"), ("num-machines", "machines")):
@@ -81,11 +85,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not ranks.is_first:
             logging.disable(logging.INFO)
         if args.eval_only:
-            evaluate_only(cfg, ranks, engine, given="MODEL.WEIGHTS" in args.opts[::2] and not args.resume)
+            given = "MODEL.WEIGHTS" in args.opts[::2] and not args.resume
+            evaluate_only(cfg, ranks, engine, given, args.per_class)
             return
-        layout = _open_together(cfg, ranks)
+        training_set = read_training_set(cfg)
+        cfg = with_classes_of(cfg, training_set[0])
+        layout = open_run(cfg, "train", "train/inference", "feedback")
         _log_to_file(layout, ranks)
-        run = TrainingRun(cfg, layout, ranks, engine)
+        _log.info("run folder: %s", layout.root)
+        run = TrainingRun(cfg, layout, ranks, engine, training_set)
         if args.eval_initial:
             run.evaluate_initial()
         else:
@@ -110,14 +118,19 @@ def build_engine(name: str) -> Engine:
     return Engine(training.train_round, training.validate)
 
 
-def evaluate_only(cfg: CfgNode, ranks: Ranks, engine: Engine, given: bool) -> None:
-    """Evaluates MODEL.WEIGHTS if that was ``given`` on the command line, else the run's last checkpoint.
+def evaluate_only(cfg: CfgNode, ranks: Ranks, engine: Engine, given: bool, per_class: bool = False) -> None:
+    """Prints the scores of MODEL.WEIGHTS if that was ``given`` on the command line, else of the run's last checkpoint.
 
-    Raises UserError when there is nothing to evaluate.
+    ``per_class``: of each class, too. Raises UserError when there is nothing to evaluate.
     """
     from detectron2_ext import modeling
     from detectron2_ext.engine.round import run_checkpoints
-    from detectron2_ext.evaluation.evaluator import format_table
+    from detectron2_ext.evaluation.evaluator import (
+        explain_nothing,
+        format_classes,
+        format_table,
+        read_test_set,
+    )
 
     layout = run_layout(cfg)
     last = run_checkpoints(cfg, layout).latest()
@@ -127,23 +140,21 @@ def evaluate_only(cfg: CfgNode, ranks: Ranks, engine: Engine, given: bool) -> No
         raise UserError(
             f"nothing to evaluate: {layout.train_dir} has no checkpoint and MODEL.WEIGHTS is empty, set it"
         )
+    test_sets = {name: read_test_set(cfg, name)[0] for name in cfg.DATASETS.TEST}
+    for test_set in test_sets.values():
+        cfg = with_classes_of(cfg, test_set)
     model = modeling.build_detector(cfg).to(ranks.device)
     modeling.load_weights(model, checkpoint, use_ema=True)
-    for name in cfg.DATASETS.TEST:
+    for name, test_set in test_sets.items():
         folder = files.join(layout.train_dir, "inference")
         evaluation = engine.validate(cfg, model, name, folder, ranks, checkpoint=checkpoint)
         if evaluation:
-            sys.stdout.write(f"{name}: {checkpoint}\n{format_table(evaluation)}\n")
-
-
-def _open_together(cfg: CfgNode, ranks: Ranks) -> RunLayout:
-    """The first process writes the settings of a new run, the others compare theirs."""
-    if not ranks.is_first:
-        ranks.barrier()
-    layout = open_run(cfg, "train", "train/inference", "feedback")
-    if ranks.is_first:
-        ranks.barrier()
-    return layout
+            tables = [format_table(evaluation)]
+            tables += [format_classes(evaluation, test_set)] if per_class else []
+            tables += [why] if (why := explain_nothing(evaluation)) else []
+            text = "\n".join(tables)
+            written = files.join(folder, name)
+            sys.stdout.write(f"{name}: {checkpoint}\n{text}\nscores and predictions: {written}\n")
 
 
 def _log_to_file(layout: RunLayout, ranks: Ranks) -> None:

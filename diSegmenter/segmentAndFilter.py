@@ -6,7 +6,7 @@ It follows stage 1 while that draws. With --refilter it judges finished rounds b
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -21,13 +21,13 @@ from diSegmenter.report import write_pictures
 from diSegmenter.segment_round import Listing, follow_round
 from exchange import files
 from exchange.annotations import AnnotationFile
-from exchange.catalog import read_training_set
+from exchange.catalog import read_training_set, with_classes_of
 from exchange.command_line import make_parser
 from exchange.config import add_config_arguments, load_config
 from exchange.errors import UserError, run_cli
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolInstance
-from exchange.run import add_round_arguments, chosen_rounds, open_run
+from exchange.run import add_round_arguments, chosen_rounds, claim_run, open_run
 from exchange.shards import Shard, choose_gpu, choose_shard
 
 _WRITES = ("pool/segmented", "pool/cutouts", "pool/index", "pool/annotations", "pictures")
@@ -39,8 +39,10 @@ def main() -> None:
     cfg = load_config(args.config, args.opts)
     shard = choose_shard(args.share, args.num_shares, "--share", "--num-shares")
     rounds = chosen_rounds(args, cfg)
-    layout = open_run(cfg, *_WRITES)
     dataset = read_training_set(cfg)[0]
+    cfg = with_classes_of(cfg, dataset)
+    layout = open_run(cfg, *_WRITES)
+    _log.info("run folder: %s", layout.root)
     if args.refilter is not None:
         refilter(cfg, layout, dataset, rounds, args.refilter)
         return
@@ -56,10 +58,19 @@ def main() -> None:
     num_shards = 1 if args.div == -1 else args.div
     for round_ in unfinished:
         files.remove(layout.annotations_done(round_))  # lost something: it is not finished for anybody
-        cut_out = segment(round_, follow_round(layout, round_, cfg.FEEDBACK.TIMEOUT, num_shards=num_shards))
+        listed = follow_round(layout, round_, cfg.FEEDBACK.TIMEOUT, num_shards=num_shards)
+        cut_out = segment(round_, claimed(cfg, listed))
         judged = judge_round(layout, round_, cut_out, instance_filter)
         if judged is not None:
             finish(cfg, layout, judged, dataset)
+
+
+def claimed(cfg: CfgNode, listed: Iterable[Listing]) -> Iterator[Listing]:
+    """``listed``, with the run folder claimed before the first image."""
+    for listing in listed:
+        if listing[1]:
+            claim_run(cfg)
+        yield listing
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
-import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,8 +29,6 @@ from exchange.shards import Shard
 
 Listing = tuple[int, list[tuple[GeneratedInstance, str]]]
 
-_log = logging.getLogger(__name__)
-
 
 def follow_round(
     layout: RunLayout, round_: int, timeout_s: float, poll_s: float = 2.0, num_shards: int | None = None
@@ -50,8 +46,8 @@ def follow_round(
             than ``num_shards``.
     """
     seen: set[str] = set()
-    changed, since = time.monotonic(), time.strftime("%Y-%m-%d %H:%M:%S")
-    announced = False
+    what, command = f"stage 1 to go on with round {round_}", "mrca generate, for every shard"
+    wait = files.Wait(what, layout.raw(""), command, timeout_s, poll_s)
     while True:
         manifests = read_round(layout, round_)
         if manifests and num_shards not in (None, manifests[0].num_shards):
@@ -66,18 +62,9 @@ def follow_round(
         if complete:
             return
         if new:
-            changed, since = time.monotonic(), time.strftime("%Y-%m-%d %H:%M:%S")
-        elif time.monotonic() - changed >= timeout_s:
-            raise UserError(
-                f"waited {timeout_s:.0f} s (since {since}) for stage 1 to go on with round {round_}, but the "
-                f"manifests in {layout.raw('')} list {len(seen)} images of it and are not complete: "
-                "run generator/generate.py for every shard, or raise FEEDBACK.TIMEOUT"
-            )
-        else:
-            if not announced:
-                _log.info("round %d: stage 1 is not done, following it in %s", round_, layout.raw(""))
-                announced = True
-            time.sleep(min(poll_s, timeout_s))
+            what = f"stage 1 to go on with round {round_}, of which {len(seen)} images are listed,"
+            wait = files.Wait(what, layout.raw(""), command, timeout_s, poll_s)
+        wait.pause()
 
 
 Item = tuple[GeneratedInstance, str]

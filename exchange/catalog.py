@@ -31,7 +31,10 @@ def builtin_datasets() -> dict[str, tuple[str, str]]:
 
 
 def custom_datasets(cfg: CfgNode) -> dict[str, tuple[str, str]]:
-    """The same for the entries ``[name, annotation file, image folder]`` of ``DATASETS.CUSTOM``."""
+    """The same for the entries ``[name, annotation file, image folder]`` of ``DATASETS.CUSTOM``.
+
+    The paths in a YAML of this project are absolute by now (:func:`~exchange.config.load_config`).
+    """
     for entry in cfg.DATASETS.CUSTOM:
         if not isinstance(entry, list) or [type(part) for part in entry] != [str] * 3:
             raise UserError(
@@ -54,8 +57,12 @@ def dataset_paths(name: str, cfg: CfgNode) -> tuple[str, str]:
     annotation_file, image_folder = known[name]
     if not files.exists(annotation_file):
         raise UserError(
-            f"the annotations of data set {name!r} are not at {annotation_file}: put them there, or set "
-            "DETECTRON2_DATASETS to the folder that holds the data sets"
+            f"the annotations of data set {name!r} are not at {annotation_file}: put them there, or correct "
+            + (
+                "the entry in DATASETS.CUSTOM, whose paths are relative to its YAML"
+                if name in custom_datasets(cfg)
+                else "DETECTRON2_DATASETS, the folder that holds the data sets"
+            )
         )
     return annotation_file, image_folder
 
@@ -81,6 +88,24 @@ def read_training_set(cfg: CfgNode) -> tuple[AnnotationFile, str]:
                 "same ids and names"
             )
     return join(parts), ""
+
+
+def with_classes_of(cfg: CfgNode, annotations: AnnotationFile) -> CfgNode:
+    """``cfg`` with MODEL.ROI_HEADS.NUM_CLASSES as many as ``annotations`` has categories.
+
+    Raises UserError where the setting is another number.
+    """
+    given, categories = cfg.MODEL.ROI_HEADS.NUM_CLASSES, len(annotations.categories)
+    if given not in (0, categories):
+        raise UserError(
+            f"{annotations.path} has {categories} categories, but MODEL.ROI_HEADS.NUM_CLASSES is {given}: leave that "
+            "out, or name another data set in DATASETS"
+        )
+    known = cfg.clone()
+    known.defrost()
+    known.MODEL.ROI_HEADS.NUM_CLASSES = categories
+    known.freeze()
+    return known
 
 
 def _below_root(paths: dict[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:

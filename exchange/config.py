@@ -31,8 +31,10 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> CfgNode:
 
     Args:
         path: YAML file, or one that comes with the project (``configs/…``); ``_BASE_`` in it names a file that it
-            builds on, relative to itself.
-        overrides: alternating keys and values (``["SOLVER.BASE_LR", "1e-4"]``), applied last.
+            builds on, relative to itself, or likewise one of the project's. Relative paths in DATASETS.CUSTOM are
+            relative to the file that they stand in.
+        overrides: alternating keys and values (``["SOLVER.BASE_LR", "1e-4"]``), applied last; a relative OUTPUT_DIR
+            or DATASETS.CUSTOM among them is below the working directory.
 
     Returns:
         A frozen configuration with every key of the defaults. Keys of the Detectron2 family that have no
@@ -43,11 +45,26 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> CfgNode:
         UserError: a file is missing or not YAML, a key is unknown, a value has the wrong type or asks for what
             ``exchange/foreign_keys.yaml`` refuses.
     """
-    if not Path(path).is_file() and Path(path).parts[:1] in _BROUGHT:
-        path = str(REPOSITORY / path)
-    if not Path(path).is_file():
-        raise UserError(f"there is no configuration {path}: --config takes a YAML file, see configs/")
+    path = find_config(path)
     return _config(_read(path, {}), path, overrides)
+
+
+def find_config(path: str) -> str:
+    """Where the YAML ``path`` is: below the working directory, or of the project's own; UserError if nowhere."""
+    found = _own(path, path)
+    if not os.path.isfile(found):
+        raise UserError(f"there is no configuration {path}: --config takes a YAML file, see configs/")
+    return os.path.abspath(found)
+
+
+def _own(path: str, near: str) -> str:
+    """``near``, unless there is no such file and ``path`` names one that comes with the project."""
+    return str(REPOSITORY / path) if not os.path.isfile(near) and Path(path).parts[:1] in _BROUGHT else near
+
+
+def below_working_directory(path: str) -> str:
+    """What a relative ``path`` on a command line means, as an absolute one; a URL stays."""
+    return path if "://" in path else os.path.abspath(path)
 
 
 def config_of_text(text: str, path: str, overrides: Sequence[str] = ()) -> CfgNode:
@@ -63,8 +80,12 @@ def _config(values: dict[str, Any], path: str, overrides: Sequence[str]) -> CfgN
     cfg = CfgNode(_defaults())
     if len(overrides) % 2:
         raise UserError(f"overrides come in pairs KEY VALUE, but {overrides[-1]!r} stands alone")
+    defaults = dict(flatten(cfg))
     pairs = zip(overrides[::2], overrides[1::2], strict=True)
-    values = values | {key: _parse(value) for key, value in pairs}
+    given = {key: _parse_override(value, defaults.get(key)) for key, value in pairs}
+    if "OUTPUT_DIR" in given:
+        given["OUTPUT_DIR"] = below_working_directory(given["OUTPUT_DIR"])
+    values = values | _datasets_beside(given, os.getcwd())
     known, ignored = _known_only(values, cfg, path)
     for key, value in known.items():
         *parents, name = key.split(".")
@@ -203,15 +224,39 @@ def _read(path: str, known: dict[str, dict[str, Any] | None]) -> dict[str, Any]:
         bases = content.pop("_BASE_", [])
         values: dict[str, Any] = {}
         for base in bases if isinstance(bases, list) else [bases]:
-            file = os.path.join(os.path.dirname(path), os.path.expanduser(str(base)))
+            file = _own(str(base), os.path.join(os.path.dirname(path), os.path.expanduser(str(base))))
             if not isinstance(base, str) or not os.path.isfile(file):
                 raise UserError(f"{path} builds on {reprlib.repr(base)}, which is no file: correct _BASE_")
             values |= _read(file, known)
-        known[path] = values | dict(flatten(content))
+        known[path] = values | _datasets_beside(dict(flatten(content)), os.path.dirname(path))
     found = known[path]
     if found is None:
         raise UserError(f"{path} builds on itself: correct _BASE_")
     return found
+
+
+def _datasets_beside(values: dict[str, Any], folder: str) -> dict[str, Any]:
+    """``values`` with relative paths in DATASETS.CUSTOM below ``folder``; what is no entry is refused later."""
+    entries = values.get("DATASETS.CUSTOM")
+    if not isinstance(entries, list):
+        return values
+    absolute = [
+        [entry[0], *(os.path.join(folder, os.path.expanduser(path)) for path in entry[1:])]
+        if isinstance(entry, list) and entry and all(isinstance(part, str) for part in entry)
+        else entry
+        for entry in entries
+    ]
+    return values | {"DATASETS.CUSTOM": absolute}
+
+
+def _parse_override(value: str, default: Any) -> Any:
+    """What ``value`` means for a setting with this ``default``: for a text itself, whatever YAML takes it for."""
+    parsed = _parse(value)
+    if isinstance(default, str):
+        return parsed if isinstance(parsed, str) else value
+    if isinstance(default, list) and default and isinstance(default[0], str):
+        return parsed if isinstance(parsed, str | list) else value
+    return parsed
 
 
 def _parse(value: str) -> Any:

@@ -18,6 +18,7 @@ from exchange.layout import RunLayout
 # What may differ between the stages of a run, and between a run and its resumption, without changing a result.
 _FREE_KEYS = {
     "OUTPUT_DIR",
+    "DATASETS.CUSTOM",  # where the data lie, as $DETECTRON2_DATASETS says it of those with a name of their own
     "DATALOADER.NUM_WORKERS",
     "DATALOADER.PREFETCH_FACTOR",
     "FEEDBACK.TIMEOUT",
@@ -108,39 +109,58 @@ def run_layout(cfg: CfgNode) -> RunLayout:
 
 
 def open_run(cfg: CfgNode, *writes: str, trains: bool = True) -> RunLayout:
-    """Opens the run folder ``cfg.OUTPUT_DIR``, made if there is none yet.
+    """Opens the run folder ``cfg.OUTPUT_DIR``, whether or not there is one yet; nothing is written.
 
     Args:
         writes: the folders below it that the caller's stage writes to; what killed writers left there, and in the
             run folder itself, is removed.
         trains: False: the caller makes no training images, so that a YAML that does not say how, as the release's
-            ``_feed`` files, belongs to the run, too; the next stage completes run.yaml.
+            ``_feed`` files, belongs to the run, too.
 
     Raises UserError when the folder belongs to a run with other settings, or its run.yaml is damaged.
     """
     layout = run_layout(cfg)
     for folder in ("", *writes):
         files.remove_leftovers(files.join(layout.root, folder))
+    _settings_to_write(cfg, layout, trains)
+    return layout
+
+
+def claim_run(cfg: CfgNode, trains: bool = True) -> None:
+    """Makes the run folder that of ``cfg``, by run.yaml: called when the first thing is about to be written there.
+
+    ``trains`` and what is raised: see :func:`open_run`. The first stage that trains completes what another began.
+    """
+    layout = run_layout(cfg)
+    if settings := _settings_to_write(cfg, layout, trains):
+        _write_settings(layout.settings_file, settings)
+
+
+def _settings_to_write(cfg: CfgNode, layout: RunLayout, trains: bool) -> dict[str, Any] | None:
+    """What run.yaml should hold, None where it does already; raises UserError if it holds something else."""
     settings = {key: value for key, value in flatten(cfg) if key not in _FREE_KEYS}
     of_images = {key for key in settings if key.startswith("INPUT.") and key != "INPUT.FORMAT"}
     if not files.exists(layout.settings_file):
-        said = {key: value for key, value in settings.items() if trains or key not in of_images}
-        _write_settings(layout.settings_file, said)
-        return layout
+        return {key: value for key, value in settings.items() if trains or key not in of_images}
     written = _read_settings(layout.settings_file)
     unsaid = of_images if not trains or of_images.isdisjoint(written) else set()
-    keys = (settings | written).keys() - unsaid
+    keys = (settings | written).keys() - unsaid - _FREE_KEYS
     changed = sorted(key for key in keys if settings.get(key) != written.get(key))
     if changed:
-        key = changed[0]
+        key = "SOLVER.MAX_ITER" if "SOLVER.MAX_ITER" in changed else changed[0]
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        way_out = "choose another OUTPUT_DIR, or the settings in its run.yaml"
+        if key == "SOLVER.MAX_ITER":
+            way_out = (
+                "its learning rate follows one cosine to that end, so that it cannot become longer or shorter; start a "
+                f"new run with another OUTPUT_DIR, MODEL.WEIGHTS the last checkpoint in {layout.train_dir}, and "
+                f"INPUT.INST_POOL True INPUT.INST_POOL_PATH {layout.root} for its pool"
+            )
         raise UserError(
             f"{layout.root} belongs to a run with {key} {reprlib.repr(written.get(key))}, not "
-            f"{reprlib.repr(settings.get(key))}{more}: choose another OUTPUT_DIR, or the settings in its run.yaml"
+            f"{reprlib.repr(settings.get(key))}{more}: {way_out}"
         )
-    if trains and unsaid:
-        _write_settings(layout.settings_file, settings)
-    return layout
+    return settings if trains and unsaid else None
 
 
 def _write_settings(path: str, settings: dict[str, Any]) -> None:

@@ -9,7 +9,6 @@ import argparse
 import dataclasses
 import functools
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,13 +21,13 @@ from fvcore.common.config import CfgNode
 
 from exchange import files
 from exchange.annotations import AnnotationFile
-from exchange.catalog import read_training_set
+from exchange.catalog import read_training_set, with_classes_of
 from exchange.command_line import make_parser
-from exchange.config import add_config_arguments, load_config
+from exchange.config import add_config_arguments, below_working_directory, load_config
 from exchange.errors import UserError, run_cli
 from exchange.feedback import Feedback, read_feedback, source_round
 from exchange.layout import RunLayout
-from exchange.run import add_round_arguments, chosen_rounds, open_run
+from exchange.run import add_round_arguments, chosen_rounds, claim_run, open_run
 from exchange.shards import choose_gpu, choose_shard
 from generator.allocation import AllocationRule, FloatArray, allocate, as_text, save_report, table_rows
 from generator.plan import PlannedImage, plan_round
@@ -73,7 +72,11 @@ def build_parser() -> argparse.ArgumentParser:
         type=int,
         help="images at once, if memory allows fewer than GENERATOR.BATCH_SIZE (default: that many)",
     )
-    parser.add_argument("--dry-run", action="store_true", help="show and save the allocation, draw nothing")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="show and save the allocation as far as it is known, draw nothing",
+    )
     add_config_arguments(parser)
     same = {"dest": "config", "default": argparse.SUPPRESS, "metavar": "FILE"}
     parser.add_argument("--cfg-path", "--cfg_path", help="the release's name of --config", **same)
@@ -86,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def parse_arguments() -> argparse.Namespace:
     args = build_parser().parse_intermixed_args()
-    folders = {folder if "://" in folder else os.path.abspath(folder) for folder in args.run_folders or []}
+    folders = {below_working_directory(folder) for folder in args.run_folders or []}
     if len(folders) > 1:
         raise UserError(
             "--ckpt-dir and --output-dir name two folders: a run has its checkpoints and its images in one, give that"
@@ -110,8 +113,10 @@ def main() -> None:
     rule, book = allocation_rule(args, cfg), build_prompt_book(cfg)
     build_guidance(cfg, torch.nn.Identity())  # so that a wrong setting is told before the first round
     annotations = read_training_set(cfg)[0]
+    cfg = with_classes_of(cfg, annotations)
     counts = annotations.instance_counts()
     layout = open_run(cfg, "pool/raw", "pictures", trains=False)
+    _log.info("run folder: %s", layout.root)
     batch_size = cfg.GENERATOR.BATCH_SIZE
     sampler = build_sampler(cfg, device, limit=min(args.bsz or batch_size, batch_size))
 
@@ -119,9 +124,11 @@ def main() -> None:
         if files.exists(layout.annotations_done(round_)) and not args.dry_run:
             _log.info("round %d is in the pool, which may have dropped its images: nothing to draw", round_)
             continue
-        feedback = wait_for_feedback(
-            layout, cfg, round_, annotations, 0 if args.dry_run else cfg.FEEDBACK.TIMEOUT
-        )
+        if args.dry_run and not can_be_allocated(layout, cfg, round_):
+            sys.stdout.write(f"round {round_}: depends on feedback that is not there yet\n")
+            continue
+        unguided = args.dry_run and round_ < cfg.FEEDBACK.FROM_ROUND
+        feedback = None if unguided else wait_for_feedback(layout, cfg, round_, annotations)
         drift, ap = allocation_factors(feedback, round_, cfg.FEEDBACK.FROM_ROUND)
         allocation = allocate(rule, annotations.category_ids, counts, drift, ap)
         rows = table_rows(annotations.category_names, counts, drift, ap, allocation)
@@ -137,6 +144,12 @@ def main() -> None:
         _log.info("round %d, shard %s: all %d images are there", round_, shard, len(made.instances))
 
 
+def can_be_allocated(layout: RunLayout, cfg: CfgNode, round_: int) -> bool:
+    """Whether the images of a round can be divided among the classes by what is known."""
+    source = source_round(round_, cfg.FEEDBACK.STALENESS)
+    return round_ < cfg.FEEDBACK.FROM_ROUND or files.exists(layout.feedback_history(source))
+
+
 def allocation_rule(args: argparse.Namespace, cfg: CfgNode) -> AllocationRule:
     """The YAML's rule, as the reference's options change it."""
     from generator.build import build_allocation_rule
@@ -148,15 +161,18 @@ def allocation_rule(args: argparse.Namespace, cfg: CfgNode) -> AllocationRule:
 
 
 def wait_for_feedback(
-    layout: RunLayout, cfg: CfgNode, round_: int, annotations: AnnotationFile, timeout_s: float
+    layout: RunLayout, cfg: CfgNode, round_: int, annotations: AnnotationFile
 ) -> Feedback | None:
     """The feedback that a round is made from, as soon as it is there; None for round 0, which has none."""
     if round_ == 0:
         return None
     source = source_round(round_, cfg.FEEDBACK.STALENESS)
     path = layout.feedback_history(source)
-    what = "the evaluation of the initial weights" if source < 0 else f"the feedback of round {source}"
-    files.wait_for(path, f"{what}, from which round {round_} is drawn", timeout_s)
+    if source < 0:
+        what, command = "the feedback of the starting weights", "mrca feedback"
+    else:
+        what, command = f"the feedback of round {source}", "mrca train"
+    files.wait_for(path, f"{what}, from which round {round_} is drawn", command, cfg.FEEDBACK.TIMEOUT)
     feedback = read_feedback(path)
     if feedback.categories != annotations.category_ids.tolist():
         raise UserError(
@@ -182,7 +198,10 @@ def prepare(
     device: torch.device,
     images: Sequence[PlannedImage],
 ) -> Draw:
-    """Loads what these images are drawn with; guided by the network of the feedback, if there is one."""
+    """Loads what these images are drawn with; guided by the network of the feedback, if there is one.
+
+    What can fail has not failed then: the run folder is that of these settings.
+    """
     from generator.build import build_guidance, load_classifier, load_gradient_decoder
 
     sampler.prepare(images)
@@ -190,6 +209,7 @@ def prepare(
     if feedback is not None:
         classifier = load_classifier(cfg, feedback, device)
         guidance = build_guidance(cfg, classifier, load_gradient_decoder(cfg, device))
+    claim_run(cfg, trains=False)
     return functools.partial(sampler.sample, guidance=guidance)
 
 

@@ -73,16 +73,15 @@ def produce(
             write_manifest(layout, manifest)
             return manifest
 
-        manifest = write()
-        if not manifest.complete:
-            missing = [batch for batch in batches if any(image.file not in records for image in batch)]
+        missing = [batch for batch in batches if any(image.file not in records for image in batch)]
+        if missing:
             count = len(images) - len(records)
             _log.info("round %d, shard %s: %d of %d images to draw", round_, shard, count, len(images))
             draw = begin([image for batch in missing for image in batch])
+            write()  # what is planned, for stage 2 to follow; only now, as what begins may fail
             with tqdm(total=len(images), initial=len(records), desc=f"round {round_}", unit="image") as bar:
                 _draw_missing(layout, missing, records, guided, draw, bar)
-            manifest = write()
-    return manifest
+        return write()
 
 
 def _draw_missing(

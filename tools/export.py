@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from exchange.catalog import read_training_set
+from exchange.catalog import read_training_set, with_classes_of
 from exchange.command_line import make_parser
 from exchange.config import load_config
 from exchange.errors import UserError, run_cli
@@ -44,8 +44,9 @@ def main() -> None:
     content = None
     if args.config:
         cfg = load_config(args.config, args.opts)
-        records = read_training_set(cfg)[0].categories
-        categories = [Category(record["id"], record["name"]) for record in records]
+        annotations = read_training_set(cfg)[0]
+        cfg = with_classes_of(cfg, annotations)
+        categories = [Category(record["id"], record["name"]) for record in annotations.categories]
     else:
         described = read_described(args.checkpoint, args.opts)
         cfg, categories, content = described.cfg, described.categories, described.content

@@ -13,12 +13,13 @@ from PIL import Image
 from detectron2_ext.data.dataset import DetectionDataset
 from detectron2_ext.data.loader import build_dataset, build_test_mapper
 from detectron2_ext.engine.train_loader import build_train_loader
+from detectron2_ext.evaluation.evaluator import read_test_set
 from detectron2_ext.modeling import build_model, load_weights
 from detectron2_ext.paste.build import build_pool
 from detectron2_ext.structures import Instances
 from diSegmenter.report import contact_sheet
 from exchange import files
-from exchange.catalog import read_training_set
+from exchange.catalog import read_training_set, with_classes_of
 from exchange.feedback import read_feedback, source_round
 from exchange.layout import RunLayout
 from exchange.run import round_iterations
@@ -52,7 +53,7 @@ def prediction_sheet(cfg: CfgNode, checkpoint: str, num: int, min_score: float) 
     """What the network of ``checkpoint`` finds in ``num`` images spread over the first test set."""
     name = cfg.DATASETS.TEST[0]
     dataset = build_dataset(cfg, name)
-    model = build_model(cfg)
+    model = build_model(with_classes_of(cfg, read_test_set(cfg, name)[0]))
     load_weights(model, checkpoint, use_ema=True)
     model.eval()
     mapper = build_test_mapper(cfg, dataset)

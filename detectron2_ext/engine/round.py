@@ -16,18 +16,17 @@ from detectron2_ext.engine.feedback import make_feedback
 from detectron2_ext.engine.loop import seed_iteration
 from detectron2_ext.engine.state import TrainingState
 from detectron2_ext.engine.train_loader import build_train_loader
-from detectron2_ext.evaluation.evaluator import read_test_set
+from detectron2_ext.evaluation.evaluator import explain_nothing, format_table, read_test_set
 from detectron2_ext.evaluation.scoring import Evaluation
 from detectron2_ext.modeling import build_detector, load_weights
 from detectron2_ext.paste.build import build_pool
 from exchange import files
 from exchange.annotations import AnnotationFile
-from exchange.catalog import read_training_set
 from exchange.config import from_repository
 from exchange.errors import UserError
 from exchange.feedback import read_feedback, source_round, write_feedback
 from exchange.layout import RunLayout
-from exchange.run import round_iterations
+from exchange.run import claim_run, round_iterations
 
 _log = logging.getLogger(__name__)
 
@@ -44,20 +43,29 @@ class Engine:
 class TrainingRun:
     """The training stage of a run: its training set and its state, which begins where the last call ended.
 
+    ``training_set``: annotations and image folder, as :func:`~exchange.catalog.read_training_set` gives them.
+
     Without a checkpoint it begins with MODEL.WEIGHTS (their average, where the file has one; random weights where
     the setting is empty), which are then saved as ``train/model_initial.pth``.
 
     Raises UserError for a data set, weights or settings that do not fit.
     """
 
-    def __init__(self, cfg: CfgNode, layout: RunLayout, ranks: Ranks, engine: Engine) -> None:
+    def __init__(
+        self,
+        cfg: CfgNode,
+        layout: RunLayout,
+        ranks: Ranks,
+        engine: Engine,
+        training_set: tuple[AnnotationFile, str],
+    ) -> None:
         self._cfg, self._layout, self._ranks, self._engine = cfg, layout, ranks, engine
         self._checkpoints = run_checkpoints(cfg, layout)
         if not cfg.DATASETS.TEST:
             raise UserError("DATASETS.TEST names no data set: name one, whose scores are the feedback")
         for name in cfg.DATASETS.TEST:
             read_test_set(cfg, name)  # so that what is wrong with it is said before the training
-        annotations, image_root = read_training_set(cfg)
+        annotations, image_root = training_set
         self._dataset = DetectionDataset(annotations, image_root)
         self._state = self._start_or_resume(annotations)
 
@@ -106,12 +114,15 @@ class TrainingRun:
             model = model.to(memory_format=torch.channels_last)
         latest = self._checkpoints.latest()
         if latest is None and cfg.MODEL.WEIGHTS:
-            load_weights(model, from_repository(cfg.MODEL.WEIGHTS), use_ema=True)
+            weights, new = from_repository(cfg.MODEL.WEIGHTS), cfg.MODEL.NEW_CLASSIFIER
+            load_weights(model, weights, use_ema=True, new_classifier=new)
         state = TrainingState.start(model, cfg, annotations.categories)
         if latest is not None:
             state.load_state_dict(read_checkpoint(latest))
             _log.info("resumed from %s", latest)
         ranks.barrier()
+        if ranks.is_first:
+            claim_run(cfg)
         if ranks.is_first and latest is None:
             self._checkpoints.save(state)
         ranks.barrier()
@@ -120,10 +131,8 @@ class TrainingRun:
     def _train(self, round_: int, end: int) -> None:
         cfg, layout, ranks, state = self._cfg, self._layout, self._ranks, self._state
         if pastes_from_run(cfg):
-            done = layout.annotations_done(round_)
-            if not files.exists(done):
-                _log.info("waiting for the pool of round %d: %s", round_, done)
-            files.wait_for(done, f"the pool of round {round_} from stage 2", cfg.FEEDBACK.TIMEOUT)
+            done, what = layout.annotations_done(round_), f"the pool of round {round_}"
+            files.wait_for(done, what, "mrca segment, after mrca generate", cfg.FEEDBACK.TIMEOUT)
         told = layout.feedback_history(source_round(round_, cfg.FEEDBACK.STALENESS))
         feedback = read_feedback(told) if files.exists(told) else None
         pool = build_pool(cfg, layout, round_, self._dataset)
@@ -184,6 +193,9 @@ class TrainingRun:
                 files.write_bytes(
                     self._scores(name), files.read_bytes(files.join(folder, name, "metrics.json"))
                 )
+                _log.info("scores on %s in percent:\n%s", name, format_table(evaluation))
+                if (why := explain_nothing(evaluation)) and state.iteration:
+                    _log.warning("%s: %s", name, why)
             evaluations.append(evaluation)
         return evaluations
 

@@ -46,7 +46,6 @@ def validate(
         files.write_json(
             files.join(target, "metrics.json"), as_json(evaluation, annotations, dataset=name, **context)
         )
-        _log.info("scores on %s in percent:\n%s", name, format_table(evaluation))
     return evaluation
 
 
@@ -55,11 +54,11 @@ def read_test_set(cfg: CfgNode, name: str) -> tuple[AnnotationFile, str]:
     annotation_file, image_root = dataset_paths(name, cfg)
     annotations = read_annotations(annotation_file)
     expected = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    if len(annotations.categories) != expected:
+    if expected not in (0, len(annotations.categories)):
         raise UserError(
             f"{annotation_file} has {len(annotations.categories)} categories, but "
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {expected}: set it to the number of categories, or name another "
-            "data set in DATASETS.TEST"
+            f"MODEL.ROI_HEADS.NUM_CLASSES, or the number of categories of DATASETS.TRAIN, is {expected}: the two have "
+            "to have the same, name another data set in DATASETS.TEST"
         )
     return annotations, image_root
 
@@ -182,6 +181,30 @@ def format_table(evaluation: Evaluation) -> str:
     for title, summary in (("box", evaluation.box), ("mask", evaluation.mask)):
         rows.append([title, *("-" if summary[name] is None else f"{summary[name]:.2f}" for name in names)])
     return "\n".join(" ".join([f"{row[0]:<4}", *(f"{cell:>6}" for cell in row[1:])]) for row in rows)
+
+
+def format_classes(evaluation: Evaluation, annotations: AnnotationFile) -> str:
+    """Box and mask AP of each class in percent, a row each in the order of their ids."""
+    rows = [("id", "box", "mask", "class")]
+    for category, *scores in zip(annotations.categories, evaluation.box_ap, evaluation.mask_ap, strict=True):
+        cells = ("-" if score is None else f"{score:.2f}" for score in scores)
+        rows.append((str(category["id"]), *cells, category["name"]))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join(
+        "  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[3]])
+        for row in rows
+    )
+
+
+def explain_nothing(evaluation: Evaluation) -> str | None:
+    """What usually lies behind an AP of 0; None where something was found."""
+    if evaluation.mask["AP"]:
+        return None
+    return (
+        "nothing was found (mask AP 0.00): usually the training was too short for the weights that it started from "
+        "(SOLVER.MAX_ITER, MODEL.WEIGHTS), or boxes and masks are not where the objects are (mrca visualize data shows "
+        "them), or training and test images differ much in size (INPUT)"
+    )
 
 
 def as_json(evaluation: Evaluation, annotations: AnnotationFile, **context: Any) -> dict[str, Any]:

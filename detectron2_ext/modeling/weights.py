@@ -61,8 +61,8 @@ def load_weights(
         path: ``.pth`` (``{"model": …, "model_ema": …}`` or names and tensors), ``.pkl`` (pre-trained
             backbones in Detectron2's format) or ``.safetensors``.
         use_ema: take ``model_ema`` where the file has it.
-        new_classifier: a file of another number of classes is welcome; the classifiers keep their initial
-            values.
+        new_classifier: a file of another number of classes, or with another form of their classifier, is welcome; what
+            does not fit of the classifiers keeps its initial values.
         sha256: of the file, in hexadecimal; None does not check.
         content: of the file, where it has been read; None reads it.
 
@@ -105,14 +105,16 @@ def _match_network(
     missing = [name for name in expected if name not in weights]
     surplus = [name for name in weights if name not in expected]
     only_classifier = all(name.endswith(_CLASSIFIER_PARTS) for name in differing)
-    if differing and only_classifier and new_classifier and not missing and not surplus:
-        report.fresh = differing
-        return {name: value for name, value in weights.items() if name not in differing}
+    elsewhere = {*differing, *missing, *surplus}
+    if elsewhere and new_classifier and all(name.endswith(_CLASSIFIER_PARTS) for name in elsewhere):
+        report.fresh, report.unused = [*differing, *missing], [*report.unused, *surplus]
+        return {name: value for name, value in weights.items() if name not in elsewhere}
     if _FIRST_CLASSIFIER in differing and weights[_FIRST_CLASSIFIER].ndim == 1 and only_classifier:
         classes, ours = (len(source[_FIRST_CLASSIFIER]) - 1 for source in (weights, expected))
         raise UserError(
             f"{report.path} was trained on {classes} classes, but MODEL.ROI_HEADS.NUM_CLASSES is {ours}: "
-            f"set it to {classes} or take another file"
+            f"to start from all of it but its classifier set MODEL.NEW_CLASSIFIER True, or set that to {classes} or "
+            "take another file"
         )
     _require_none(report.path, weights, expected, differing, missing, surplus)
     return weights

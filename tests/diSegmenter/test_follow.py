@@ -27,5 +27,7 @@ def test_images_come_as_stage_1_lists_them(layout):
 
 def test_a_stage_1_that_stands_still_is_an_error_that_says_so(layout):
     generate(layout, 2, 4, 0, 2)
-    with pytest.raises(UserError, match="waited 0 s .* round 2.* list 2 images .*FEEDBACK.TIMEOUT"):
+    with pytest.raises(
+        UserError, match="waited 0 s .* round 2, of which 2 images are listed, .*FEEDBACK.TIMEOUT"
+    ):
         list(follow_round(layout, 2, timeout_s=0))

@@ -1,3 +1,4 @@
+import json
 import re
 
 import pytest
@@ -6,7 +7,7 @@ import yaml
 from exchange import files
 from exchange.config import REPOSITORY, flatten, load_config
 from exchange.errors import UserError
-from exchange.run import open_run
+from exchange.run import claim_run, open_run
 
 MULTIPLYING = "a0: &a0 [x]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}]\n" for i in range(40))
 
@@ -22,6 +23,45 @@ def test_a_yaml_builds_on_its_base_and_the_command_line_has_the_last_word(tmp_pa
     cfg = load_config(path, ["SOLVER.BASE_LR", "1e-3", "DATASETS.TRAIN", "('a','b')"])
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (8, 2, 0.001)
     assert cfg.DATASETS.TRAIN == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("MODEL.WEIGHTS", "", ""),
+        ("MODEL.WEIGHTS", "''", ""),
+        ("SEGMENTER.CLIP_REVISION", "1234567", "1234567"),
+        ("GENERATOR.MODEL", "[a]", "[a]"),
+        ("SEGMENTER.FOREGROUND_REVISION", "1234567", ["1234567"]),
+        ("SEGMENTER.FOREGROUND_REVISION", "[a, b]", ["a", "b"]),
+        ("OUTPUT_DIR", "2026", "{}/2026"),
+        ("OUTPUT_DIR", "./runs/auto", "{}/runs/x"),
+        ("OUTPUT_DIR", "s3://bucket/run", "s3://bucket/run"),
+        ("DATASETS.CUSTOM", "[[a, b.json, /c]]", [["a", "{}/b.json", "/c"]]),
+        ("INPUT.SCALE_RANGE", "[0.5, 1]", [0.5, 1.0]),
+        ("GENERATOR.GUIDANCE_SIGMAS", "[0, .inf]", [0.0, float("inf")]),
+    ],
+)
+def test_a_value_on_the_command_line_is_of_the_type_of_its_key_and_relative_to_the_working_directory(
+    tmp_path, monkeypatch, key, value, expected
+):
+    monkeypatch.chdir(tmp_path)
+    filled = json.loads(json.dumps(expected).replace("{}", str(tmp_path)))
+    assert dict(flatten(load_config(write(tmp_path / "x.yaml", {}), [key, value])))[key] == filled
+
+
+def test_a_data_set_is_beside_the_yaml_that_names_it_also_where_another_builds_on_it(tmp_path):
+    entries = [["a", "a.json", "images"], ["b", "/b.json", "/images"]]
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data/base.yaml", {"DATASETS": {"CUSTOM": entries}})
+    path = write(tmp_path / "x.yaml", {"_BASE_": "data/base.yaml"})
+    beside = ["a", str(tmp_path / "data/a.json"), str(tmp_path / "data/images")]
+    assert load_config(path).DATASETS.CUSTOM == [beside, entries[1]]
+
+
+def test_a_yaml_anywhere_builds_on_one_of_the_project_s(tmp_path):
+    path = write(tmp_path / "x.yaml", {"_BASE_": "configs/digits/MRCA_digits.yaml"})
+    assert load_config(path).SOLVER.ROUND_ITERS == 100
 
 
 def test_tuples_as_detectron2_writes_them_are_read(tmp_path):
@@ -176,7 +216,7 @@ def test_a_released_yaml_has_its_loss_and_folder_and_one_line_says_what_has_no_e
 def test_the_released_feed_yaml_belongs_to_the_run_that_is_trained_by_the_other(theirs):
     for name, trains in (("mrca", True), ("feed", False)):
         cfg = load_config(str(theirs / f"{name}.yaml"), ["OUTPUT_DIR", str(theirs / "run")])
-        open_run(cfg, trains=trains)
+        claim_run(cfg, trains=trains)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from fvcore.common.config import CfgNode
 
 from exchange.config import REPOSITORY, flatten, load_config
 from exchange.errors import UserError
-from exchange.run import add_round_arguments, chosen_rounds, num_rounds, open_run
+from exchange.run import add_round_arguments, chosen_rounds, claim_run, num_rounds, open_run
 
 CONFIG = str(REPOSITORY / "configs/digits/MRCA_digits.yaml")
 
@@ -21,6 +21,7 @@ def settings(root: Path, *overrides: str):
 
 FREE = {
     "OUTPUT_DIR",
+    "DATASETS.CUSTOM",
     "MODEL.DEVICE",
     "MODEL.META_ARCHITECTURE",
     "MODEL.ROI_HEADS.NAME",
@@ -54,7 +55,7 @@ def with_others(cfg: CfgNode, keys: set[str]) -> CfgNode:
 
 def test_what_changes_no_result_may_change_on_resumption(tmp_path):
     cfg = settings(tmp_path / "run")
-    open_run(cfg)
+    claim_run(cfg)
     shutil.move(tmp_path / "run", tmp_path / "moved")
     free = with_others(cfg, FREE)
     free.OUTPUT_DIR = str(tmp_path / "moved")
@@ -63,7 +64,7 @@ def test_what_changes_no_result_may_change_on_resumption(tmp_path):
 
 def test_whatever_else_changes_is_refused(tmp_path):
     cfg = settings(tmp_path)
-    open_run(cfg)
+    claim_run(cfg)
     fixed = {key for key, _ in flatten(cfg)} - FREE
     with pytest.raises(UserError, match=rf"\(and {len(fixed) - 1} more\)"):
         open_run(with_others(cfg, fixed))
@@ -72,15 +73,15 @@ def test_whatever_else_changes_is_refused(tmp_path):
 @pytest.mark.parametrize("form", ["feed", "embed"])
 def test_a_yaml_that_asks_the_segmenter_something_else_joins_the_run_of_that_segmenter(tmp_path, form):
     for name in ("MRCA_R50", f"MRCA_R50_{form}", "MRCA_R50"):
-        open_run(load_config(str(REPOSITORY / f"configs/MRCA/{name}.yaml"), ["OUTPUT_DIR", str(tmp_path)]))
+        claim_run(load_config(str(REPOSITORY / f"configs/MRCA/{name}.yaml"), ["OUTPUT_DIR", str(tmp_path)]))
 
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_stage_1_needs_no_word_of_the_training_images_and_training_holds_to_its_own(tmp_path, first):
     training, feed = settings(tmp_path), settings(tmp_path, "INPUT.USE_COPY_METHOD", "none")
     for trains in [bool(first), not first, True]:
-        layout = open_run(training if trains else feed, trains=trains)
-    assert "USE_COPY_METHOD: syn_copy" in Path(layout.settings_file).read_text()
+        claim_run(training if trains else feed, trains=trains)
+    assert "USE_COPY_METHOD: syn_copy" in (tmp_path / "run.yaml").read_text()
     with pytest.raises(UserError, match=r"INPUT\.USE_COPY_METHOD 'syn_copy', not 'none'"):
         open_run(feed)
     with pytest.raises(UserError, match=r"INPUT\.FORMAT"):
@@ -100,7 +101,8 @@ def test_stage_1_needs_no_word_of_the_training_images_and_training_holds_to_its_
 )
 def test_a_run_yaml_with_more_or_fewer_lines_or_cut_off_is_refused(tmp_path, old, new, message):
     cfg = settings(tmp_path)
-    path = Path(open_run(cfg).settings_file)
+    claim_run(cfg)
+    path = tmp_path / "run.yaml"
     whole = path.read_text()
     assert old in whole
     path.write_text(whole.replace(old, new))
@@ -109,9 +111,26 @@ def test_a_run_yaml_with_more_or_fewer_lines_or_cut_off_is_refused(tmp_path, old
 
 
 def test_another_setting_is_refused_with_both_values(tmp_path):
-    open_run(settings(tmp_path))
+    claim_run(settings(tmp_path))
     with pytest.raises(UserError, match=r"belongs to a run with SOLVER\.BASE_LR 0\.0004, not 0\.001: choose"):
         open_run(settings(tmp_path, "SOLVER.BASE_LR", "0.001"))
+
+
+def test_a_run_folder_is_claimed_when_something_is_made_not_when_it_is_looked_at(tmp_path):
+    cfg = settings(tmp_path / "run")
+    open_run(cfg, "train", "pool/raw")
+    assert not (tmp_path / "run").exists()
+    claim_run(cfg)
+    with pytest.raises(UserError, match="SEED 0, not 1"):
+        claim_run(settings(tmp_path / "run", "SEED", "1"))
+
+
+def test_a_run_that_is_to_become_longer_hears_why_not_and_what_instead(tmp_path):
+    claim_run(settings(tmp_path))
+    with pytest.raises(
+        UserError, match=r"MAX_ITER 300, not 400 .*one cosine.* MODEL\.WEIGHTS the last .*POOL_PATH"
+    ):
+        open_run(settings(tmp_path, "SOLVER.MAX_ITER", "400", "SOLVER.BASE_LR", "0.001"))
 
 
 @pytest.mark.parametrize(("iterations", "rounds"), [(300, 3), (301, 4), (299, 3), (100, 1), (50, 1)])

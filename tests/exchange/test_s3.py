@@ -67,7 +67,7 @@ def test_what_another_process_writes_is_seen_at_once(root):
     files.write_done(files.join(root, "pool", "other.done"))
     assert files.list_dir(files.join(root, "pool")) == ["other.done"] and not files.exists(marker)
     assert elsewhere(f"files.write_done({marker!r})") == 0
-    files.wait_for(marker, "the pool of round 0", timeout_s=0)
+    files.wait_for(marker, "the pool of round 0", "mrca segment", timeout_s=0)
     assert files.list_dir(files.join(root, "pool")) == ["other.done", "rd00.done"]
 
 

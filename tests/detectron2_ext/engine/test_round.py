@@ -24,6 +24,7 @@ from detectron2_ext.engine.round import Engine, TrainingRun
 from detectron2_ext.evaluation import evaluator
 from detectron2_ext.modeling.described import read_described
 from exchange import files
+from exchange.catalog import read_training_set
 from exchange.config import REPOSITORY, load_config
 from exchange.errors import UserError
 from exchange.feedback import read_feedback, write_feedback
@@ -251,7 +252,8 @@ def test_a_stretch_ends_where_an_evaluation_is_due(
 def test_several_training_sets_are_trained_on_as_one(tmp_path: Path) -> None:
     config = write_config(tmp_path, rounds=False)
     cfg = load_config(str(config), ["DATASETS.TRAIN", "[small_train, small_val]"])
-    run = TrainingRun(cfg, RunLayout(str(tmp_path / "run")), Ranks(0, 1, torch.device("cpu")), Mock())
+    ranks = Ranks(0, 1, torch.device("cpu"))
+    run = TrainingRun(cfg, RunLayout(str(tmp_path / "run")), ranks, Mock(), read_training_set(cfg))
     contents = [json.loads((tmp_path / f"{n}/annotations.json").read_text()) for n in cfg.DATASETS.TRAIN]
     shown = [{(n, a["image_id"], a["category_id"]) for a in c["annotations"]} for n, c in enumerate(contents)]
     counts = [sum(category == c for _, _, c in set.union(*shown)) for category in (2, 5, 9)]
@@ -334,7 +336,7 @@ def test_object_sizes_follow_the_feedback_that_the_images_of_the_round_were_draw
     monkeypatch.setattr(engine_round, "read_feedback", str)
     cfg = load_config(str(config), ["FEEDBACK.STALENESS", staleness])
     ranks, engine = Ranks(0, 1, torch.device("cpu")), Engine(Mock(), Mock())
-    TrainingRun(cfg, layout, ranks, engine)._train(2, end=9)
+    TrainingRun(cfg, layout, ranks, engine, read_training_set(cfg))._train(2, end=9)
     assert loader.call_args.kwargs["feedback"] == layout.feedback_history(source)
 
 
