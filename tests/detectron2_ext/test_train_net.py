@@ -6,11 +6,13 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+import torch
 
 from detectron2_ext import modeling, train_net
 from detectron2_ext.engine import loop
 from detectron2_ext.engine.round import Engine
 from detectron2_ext.engine.state import TrainingState
+from exchange.config import load_config
 from exchange.errors import UserError
 from tests.detectron2_ext.engine.small_run import write_config
 from tests.detectron2_ext.engine.tiny import ALONE, TinyNet, tiny_config
@@ -30,9 +32,46 @@ def test_evaluation_alone_takes_the_average_where_the_weights_have_one(
 ) -> None:
     monkeypatch.setattr(modeling, "build_detector", lambda cfg: TinyNet())
     monkeypatch.setattr(modeling, "load_weights", load := Mock())
-    cfg = tiny_config("OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", "/weights.pth")
+    cfg = load_config(str(write_config(tmp_path)), ["MODEL.WEIGHTS", "/weights.pth"])
     train_net.evaluate_only(cfg, ALONE, Engine(Mock(), Mock(return_value=None)), given=True)
     assert load.call_args.args[1:] == ("/weights.pth",) and load.call_args.kwargs == {"use_ema": True}
+
+
+def test_evaluation_alone_prints_one_table_each_class_on_demand_and_where_the_results_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    config, random = write_config(tmp_path), str(tmp_path / "x.pth")
+    cfg = load_config(str(config))
+    torch.save({"model": modeling.build_detector(cfg).state_dict()}, random)
+    unsaid = ["MODEL.ROI_HEADS.NUM_CLASSES", "0", "MODEL.WEIGHTS", random]
+    for options in ([], ["--per-class"]):
+        train_net.main(["--config", str(config), "--eval-only", *options, *unsaid])
+        shown = capsys.readouterr().out
+        assert shown.count("\nmask ") == 1 and "mask" not in caplog.text
+        assert [name in shown for name in ("  red\n", "  green\n", "  blue\n")] == [bool(options)] * 3
+        assert "nothing was found (mask AP 0.00): usually" in shown
+        where = shown.rstrip().rpartition("scores and predictions: ")[2]
+        assert (Path(where) / "metrics.json").exists() and not (tmp_path / "run/run.yaml").exists()
+
+
+def test_a_training_that_fails_at_its_start_claims_no_folder_and_one_of_other_classes_can_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    config, weights = write_config(tmp_path, MAX_ITER=1), str(tmp_path / "x.pth")
+    cfg = load_config(str(config), ["MODEL.ROI_HEADS.NUM_CLASSES", "5"])
+    torch.save({"model": modeling.build_detector(cfg).state_dict()}, weights)
+    start = ["--config", str(config), "--eval-initial", "MODEL.WEIGHTS", weights]
+    with pytest.raises(UserError, match=r"set MODEL\.NEW_CLASSIFIER True"):
+        train_net.main(start)
+    assert not (tmp_path / "run/run.yaml").exists()
+    train_net.main([*start, "MODEL.NEW_CLASSIFIER", "True", "MODEL.ROI_HEADS.NUM_CLASSES", "0"])
+    assert (tmp_path / "run/feedback/initial.json").exists()
+    assert "NUM_CLASSES: 3\n" in (tmp_path / "run/run.yaml").read_text()
+    log = (tmp_path / "run/train/log.txt").read_text()
+    assert (
+        f"run folder: {tmp_path}/run\n" in log.splitlines(keepends=True)[0] and "nothing was found" not in log
+    )
 
 
 def test_seed_and_periods_of_the_settings_reach_the_loop(

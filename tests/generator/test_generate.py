@@ -63,6 +63,7 @@ def test_round_zero_makes_every_planned_image_and_a_complete_manifest(world, mon
     layout = run(world, monkeypatch, "--round", "1")
     manifests = read_round(layout, 0)
     assert is_complete(manifests)
+    assert (world.run / "run.yaml").exists()
     (manifest,) = manifests
     assert sum(manifest.asked.values()) == len(manifest.instances) == 12
     for record in manifest.instances:
@@ -151,6 +152,14 @@ def test_dry_run_shows_and_saves_the_allocation(world, monkeypatch, capsys):
     assert "round 2: 12 images" in capsys.readouterr().out
 
 
+def test_dry_run_shows_the_rounds_that_can_be_known_and_claims_nothing(world, monkeypatch, capsys):
+    run(world, monkeypatch, "--dry-run")
+    shown = capsys.readouterr().out
+    assert [shown.count(f"round {r}: 12 images\n") for r in range(3)] == [1, 1, 0]
+    assert "round 2: depends on feedback that is not there yet\n" in shown
+    assert [path.name for path in world.run.iterdir()] == ["pictures"]
+
+
 def largest_remainder(weights: list[float], total: int) -> list[int]:
     exact = total * np.array(weights) / sum(weights)
     images = np.floor(exact + 1e-9).astype(int)
@@ -217,13 +226,15 @@ def test_dry_run_needs_neither_model_nor_gpu(world, monkeypatch):
         (["GENERATOR.GUIDANCE_MODE", "magic"], "GENERATOR.GUIDANCE_MODE"),
         (["GENERATOR.GUIDANCE_EVERY", "0"], "GENERATOR.GUIDANCE_EVERY"),
         (["GENERATOR.MODEL", "no/such/model"], "GENERATOR.MODEL"),
-        (["--st_rd", "1"], "round 1"),  # no feedback yet
+        (["MODEL.ROI_HEADS.NUM_CLASSES", "42"], r"train\.json has 4 categories, but .*NUM_CLASSES is 42"),
+        (["--st_rd", "1"], "round 1 .*mrca train"),  # no feedback yet
     ],
 )
-def test_bad_input_gets_a_sentence_that_names_it(world, monkeypatch, options, part):
+def test_bad_input_gets_a_sentence_that_names_it_and_claims_no_folder(world, monkeypatch, options, part):
     with pytest.raises(UserError, match=part):
         run(world, monkeypatch, *options)
-    assert digests(world) == {} or options == ["--st_rd", "1"]
+    made = [path.suffix for path in (world.run / "pool/raw").glob("*")]
+    assert not (world.run / "run.yaml").exists() and set(made) <= {".lock"}
 
 
 def test_the_releases_names_of_the_yaml_and_of_the_run_folder_are_understood(world, monkeypatch, tmp_path):
@@ -233,7 +244,7 @@ def test_the_releases_names_of_the_yaml_and_of_the_run_folder_are_understood(wor
         given = [*options, "./ckpt/", "--output_dir", str(tmp_path / "ckpt"), "INPUT.USE_COPY_METHOD", pasted]
         monkeypatch.setattr(sys, "argv", ["generate.py", *given])
         generate.main()
-    assert (tmp_path / "ckpt/run.yaml").exists() and not world.run.exists()
+    assert (tmp_path / "ckpt/pictures/allocation_rd00.csv").exists() and not world.run.exists()
     monkeypatch.setattr(sys, "argv", ["generate.py", *options, "ckpt", "--output_dir", "images"])
     with pytest.raises(UserError, match="name two folders"):
         generate.main()

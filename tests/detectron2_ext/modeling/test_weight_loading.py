@@ -103,7 +103,8 @@ def test_another_number_of_classes_is_an_error_unless_the_classifier_may_be_new(
     network = fresh(ROI_HEADS__NUM_CLASSES=8)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     with pytest.raises(
-        UserError, match="trained on 5 classes, but MODEL.ROI_HEADS.NUM_CLASSES is 8: set it to 5"
+        UserError,
+        match=r"trained on 5 classes, but .*NUM_CLASSES is 8: .*MODEL\.NEW_CLASSIFIER True, or .* to 5",
     ):
         load_weights(network, path)
     with caplog.at_level(logging.WARNING):
@@ -115,6 +116,10 @@ def test_another_number_of_classes_is_an_error_unless_the_classifier_may_be_new(
         network.state_dict()["roi_heads.box_head.0.fc1.weight"], source.roi_heads.box_head[0].fc1.weight
     )
     assert "initial values kept: 9, roi_heads.box_predictor.0" in caplog.text
+    plain = fresh(ROI_HEADS__NUM_CLASSES=8, ROI_BOX_HEAD__USE_FED_LOSS=False)
+    assert (
+        len(load_weights(plain, path, new_classifier=True).unused) == 3
+    )  # what only the federated loss weighs by
 
 
 def test_pixel_statistics_in_old_checkpoints_are_named_not_loaded(source, tmp_path):
