@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from detectron2_ext.engine.round import Engine
 
 ENGINES = ("own", "detectron2")
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("train")
 
 
 def build_parser() -> argparse.ArgumentParser:

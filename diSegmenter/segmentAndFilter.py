@@ -22,12 +22,12 @@ from diSegmenter.segment_round import Listing, follow_round
 from exchange import files
 from exchange.annotations import AnnotationFile
 from exchange.catalog import read_training_set, with_classes_of
-from exchange.command_line import make_parser
+from exchange.command_line import make_parser, quiet_model_libraries
 from exchange.config import add_config_arguments, load_config
 from exchange.errors import UserError, run_cli
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolInstance
-from exchange.run import add_round_arguments, chosen_rounds, claim_run, open_run
+from exchange.run import add_round_arguments, chosen_rounds, claim_run, open_run, run_layout
 from exchange.shards import Shard, choose_gpu, choose_shard
 
 _WRITES = ("pool/segmented", "pool/cutouts", "pool/index", "pool/annotations", "pictures")
@@ -37,12 +37,12 @@ _log = logging.getLogger("segmentAndFilter")
 def main() -> None:
     args = build_parser().parse_intermixed_args()
     cfg = load_config(args.config, args.opts)
+    _log.info("run folder: %s", run_layout(cfg).root)
     shard = choose_shard(args.share, args.num_shares, "--share", "--num-shares")
     rounds = chosen_rounds(args, cfg)
     dataset = read_training_set(cfg)[0]
     cfg = with_classes_of(cfg, dataset)
     layout = open_run(cfg, *_WRITES)
-    _log.info("run folder: %s", layout.root)
     if args.refilter is not None:
         refilter(cfg, layout, dataset, rounds, args.refilter)
         return
@@ -117,6 +117,7 @@ def build_segmenter(
     from diSegmenter.foreground import load_foreground
     from diSegmenter.segment_round import RoundSegmenter
 
+    quiet_model_libraries()
     device = torch.device(f"cuda:{gpu}" if torch.cuda.is_available() else "cpu")
     prompts = {
         category: cfg.SEGMENTER.CLIP_PROMPT.format(name) for category, name in dataset.category_names.items()

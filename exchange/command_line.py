@@ -1,10 +1,19 @@
-"""Command lines that look alike: the help of every option ends with its default, every help with an example."""
+"""Command lines that look alike: the help of every option ends with its default, every help with an example.
+
+And what else reaches the terminal: no noise of others, a line for what is left out.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_log = logging.getLogger(__name__)
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -38,3 +47,29 @@ def add_command(
 def _epilog(example: str) -> str:
     program = sys.argv[0]
     return f"example:\n  {f'python {program}' if program.endswith('.py') else program} {example}"
+
+
+def quiet_model_libraries() -> None:
+    """Keeps the warnings and loading bars of those model libraries that are imported off the terminal.
+
+    What they cannot go on with they raise. Downloads, which may take long, keep their bars.
+    """
+    for name in {"transformers", "diffusers"} & sys.modules.keys():
+        hub = importlib.import_module("huggingface_hub.utils")
+        had_bars = not hub.are_progress_bars_disabled()
+        library = importlib.import_module(f"{name}.utils.logging")
+        library.set_verbosity_error()
+        library.disable_progress_bar()  # transformers' disables the hub's, too
+        if had_bars:
+            hub.enable_progress_bars()
+
+
+@contextmanager
+def left_out_without_matplotlib(picture: str) -> Iterator[None]:
+    """Around what draws ``picture``: without matplotlib, a line says that it is left out."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "matplotlib":
+            raise
+        _log.warning("%s is left out: matplotlib is not installed", picture)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from exchange import files
+from exchange.command_line import left_out_without_matplotlib
 from exchange.errors import UserError
 
 FloatArray = npt.NDArray[np.float64]
@@ -177,10 +178,15 @@ def as_text(rows: list[tuple[str, ...]]) -> str:
 
 
 def save_report(path: str, rows: list[tuple[str, ...]]) -> None:
-    """Writes the table to ``path``.csv and a plot of images over training instances to ``path``.png."""
+    """Writes the table to ``path``.csv and, with matplotlib, images over training instances to ``path``.png."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     files.write_bytes(f"{path}.csv", text.getvalue().encode())
+    with left_out_without_matplotlib(f"{path}.png"):
+        files.write_bytes(f"{path}.png", _plot(rows))
+
+
+def _plot(rows: list[tuple[str, ...]]) -> bytes:
     from matplotlib.figure import Figure  # takes a second, and only who draws needs it
 
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -192,4 +198,4 @@ def save_report(path: str, rows: list[tuple[str, ...]]) -> None:
     axes.set(xscale="symlog", xlabel="training instances of a class", ylabel="images to draw")
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=120)
-    files.write_bytes(f"{path}.png", image.getvalue())
+    return image.getvalue()

@@ -22,12 +22,12 @@ from fvcore.common.config import CfgNode
 from exchange import files
 from exchange.annotations import AnnotationFile
 from exchange.catalog import read_training_set, with_classes_of
-from exchange.command_line import make_parser
+from exchange.command_line import make_parser, quiet_model_libraries
 from exchange.config import add_config_arguments, below_working_directory, load_config
 from exchange.errors import UserError, run_cli
 from exchange.feedback import Feedback, read_feedback, source_round
 from exchange.layout import RunLayout
-from exchange.run import add_round_arguments, chosen_rounds, claim_run, open_run
+from exchange.run import add_round_arguments, chosen_rounds, claim_run, open_run, run_layout
 from exchange.shards import choose_gpu, choose_shard
 from generator.allocation import AllocationRule, FloatArray, allocate, as_text, save_report, table_rows
 from generator.plan import PlannedImage, plan_round
@@ -101,6 +101,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     cfg = load_config(args.config, args.opts)
+    _log.info("run folder: %s", run_layout(cfg).root)
     shard = choose_shard(args.div, args.num_div, "--div", "--num-div")
 
     import torch  # only now, with what needs it: seconds that --help should not take
@@ -109,6 +110,7 @@ def main() -> None:
     from generator.pipelines import choose_device
     from generator.production import produce
 
+    quiet_model_libraries()
     device = torch.device("cpu") if args.dry_run else choose_device(choose_gpu(args.gpu))
     rule, book = allocation_rule(args, cfg), build_prompt_book(cfg)
     build_guidance(cfg, torch.nn.Identity())  # so that a wrong setting is told before the first round
@@ -116,7 +118,6 @@ def main() -> None:
     cfg = with_classes_of(cfg, annotations)
     counts = annotations.instance_counts()
     layout = open_run(cfg, "pool/raw", "pictures", trains=False)
-    _log.info("run folder: %s", layout.root)
     batch_size = cfg.GENERATOR.BATCH_SIZE
     sampler = build_sampler(cfg, device, limit=min(args.bsz or batch_size, batch_size))
 

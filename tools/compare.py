@@ -24,8 +24,8 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from exchange import files
-from exchange.command_line import make_parser
-from exchange.config import REPOSITORY, from_repository, load_config
+from exchange.command_line import left_out_without_matplotlib, make_parser
+from exchange.config import REPOSITORY, below_working_directory, find_config, from_repository, load_config
 from exchange.errors import UserError, run_cli
 from exchange.feedback import read_feedback
 from exchange.layout import RunLayout
@@ -223,7 +223,9 @@ def _report(runs: Sequence[Run], methods: Sequence[str], out: str) -> str:
     table = table_of(results, methods)
     files.write_bytes(files.join(out, "comparison.md"), f"{table}\n".encode())
     files.write_json(files.join(out, "comparison.json"), [asdict(result) for result in results])
-    plot(results, methods, files.join(out, "comparison.png"))
+    picture = files.join(out, "comparison.png")
+    with left_out_without_matplotlib(picture):
+        plot(results, methods, picture)
     return table
 
 
@@ -241,7 +243,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="how many seeds: 0, 1, …")
     parser.add_argument(
-        "--out", default="runs/compare", metavar="FOLDER", help="folder of all runs, table and plot"
+        "--out", metavar="FOLDER", help="folder of all runs, table and plot (default: runs/compare)"
     )
     parser.add_argument(
         "--jobs", type=int, default=1, metavar="N", help="runs side by side, sharing the processors"
@@ -263,8 +265,9 @@ def main() -> None:
         )
     for config in args.configs:
         load_config(config, args.opts)  # a mistake in any of them is said before the first of them runs
-    out = from_repository(args.out)
-    runs = [Run(config, seed, out, tuple(args.opts)) for seed in range(args.seeds) for config in args.configs]
+    out = below_working_directory(args.out) if args.out else from_repository("runs/compare")
+    configs = [find_config(config) for config in args.configs]
+    runs = [Run(config, seed, out, tuple(args.opts)) for seed in range(args.seeds) for config in configs]
     print(compare(runs, methods, out, args.jobs, args.num_gpus))
     print(f"\n{files.join(out, 'comparison.md')}   {files.join(out, 'comparison.png')}")
 

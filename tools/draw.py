@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from exchange import files
-from exchange.command_line import make_parser
+from exchange.command_line import make_parser, quiet_model_libraries
 from exchange.errors import UserError, run_cli
 from exchange.images import encode_png
 
@@ -42,6 +42,7 @@ def main() -> None:
 
     from generator.painter import Painter  # only now: seconds that --help should not take
 
+    quiet_model_libraries()
     load = Painter.from_run if args.run else Painter.from_checkpoint
     painter = load(args.run or args.weights, args.opts, guided=not args.unguided)
     for number, image in enumerate(painter.draw(args.name, args.num, args.seed)):

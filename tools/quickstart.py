@@ -17,8 +17,15 @@ from tabulate import tabulate
 
 from exchange import files
 from exchange.catalog import dataset_paths, datasets_root
-from exchange.command_line import make_parser
-from exchange.config import REPOSITORY, add_config_arguments, from_repository, load_config
+from exchange.command_line import left_out_without_matplotlib, make_parser
+from exchange.config import (
+    REPOSITORY,
+    add_config_arguments,
+    below_working_directory,
+    find_config,
+    from_repository,
+    load_config,
+)
 from exchange.errors import UserError, run_cli
 from exchange.feedback import Feedback, read_feedback
 from exchange.layout import RunLayout
@@ -34,7 +41,7 @@ _LAUNCH = ("bash", str(REPOSITORY / "launch.sh"))
 
 def build_parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__, "--seed 1 --out runs/second")
-    parser.add_argument("--out", default="runs/quickstart", metavar="RUN", help="run folder")
+    parser.add_argument("--out", metavar="RUN", help="run folder (default: runs/quickstart)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random")
     parser.add_argument(
         "--from-scratch", action="store_true", help="train the baseline, too (about 15 minutes)"
@@ -46,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = build_parser().parse_intermixed_args()
     started = time.monotonic()
-    out = from_repository(args.out)
+    out = below_working_directory(args.out) if args.out else from_repository("runs/quickstart")
     overrides = [*args.opts, "SEED", str(args.seed)]
 
     _make_dataset()
@@ -54,7 +61,7 @@ def main() -> None:
         overrides += ["MODEL.WEIGHTS", _train_baseline(f"{out}/baseline", args.seed)]
     cfg = load_config(args.config, overrides)
     rounds = num_rounds(cfg)
-    common = ["--config", args.config, *overrides]
+    common = ["--config", find_config(args.config), *overrides]
     print(f"Control and {rounds} rounds of {cfg.SOLVER.ROUND_ITERS} iterations, side by side ...")
     control = _start_control(f"{out}/control", common)
     try:
@@ -74,9 +81,10 @@ def main() -> None:
     summary |= {"seconds": time.monotonic() - started, "seed": args.seed, "versions": versions()}
     files.write_json(files.join(out, "summary.json"), summary)
     overview = files.join(out, "pictures", "overview.png")
-    write_overview(
-        load_config(args.config, [*overrides, "OUTPUT_DIR", out]), RunLayout(out), summary, overview
-    )
+    with left_out_without_matplotlib(overview):
+        write_overview(
+            load_config(args.config, [*overrides, "OUTPUT_DIR", out]), RunLayout(out), summary, overview
+        )
     print(f"\n{as_table(summary)}\n\nPictures: {out}/pictures   Summary: {out}/summary.json")
 
 

@@ -12,16 +12,25 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from exchange.command_line import make_parser
-from exchange.config import REPOSITORY, add_config_arguments, load_config
+from exchange.config import (
+    REPOSITORY,
+    add_config_arguments,
+    below_working_directory,
+    find_config,
+    load_config,
+)
 from exchange.errors import UserError, run_cli
 from exchange.run import num_rounds, run_layout
+from tools.stage_output import RunProgress, Terminal
+
+_STAGES = {"generate.py": "generate", "segmentAndFilter.py": "segment", "launch.sh": "train"}
 
 
 @dataclass(frozen=True)
@@ -34,10 +43,21 @@ class Interpreters:
 
 
 class Chain(threading.Thread):
-    """Commands one after the other, a step at a time; the commands of a step run side by side."""
+    """Commands one after the other, a step at a time; the commands of a step run side by side.
 
-    def __init__(self, name: str, steps: Sequence[Sequence[list[str]]], environment: dict[str, str]) -> None:
+    ``terminal`` shows what they write; ``after_step`` is called when a step is done.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        steps: Sequence[Sequence[list[str]]],
+        environment: dict[str, str],
+        terminal: Terminal | None = None,
+        after_step: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__(name=name, daemon=True)
+        self._terminal, self._after_step = terminal or Terminal(sys.stderr), after_step
         self.failed: list[str] | None = None
         self._steps, self._environment = steps, environment
         self._running: list[subprocess.Popen[bytes]] = []
@@ -47,13 +67,28 @@ class Chain(threading.Thread):
         for step in self._steps:
             if self._stopped:
                 return
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
             self._running = [
-                subprocess.Popen(command, env=self._environment, start_new_session=True) for command in step
+                subprocess.Popen(command, env=self._environment, start_new_session=True, **pipes)
+                for command in step
             ]
+            shown = [self._show(*each) for each in zip(step, self._running, strict=True)]
             codes = [process.wait() for process in self._running]
+            for thread in shown:
+                thread.join(timeout=5)  # no longer, should something that outlives its stage hold the pipe
             if any(codes) and not self._stopped:
                 self.failed = step[next(index for index, code in enumerate(codes) if code)]
                 self.stop()
+            self._after_step()
+
+    def _show(self, command: list[str], process: "subprocess.Popen[bytes]") -> threading.Thread:
+        """Shows what a process writes, with its stage in front, and its number if there are several."""
+        stage = next((_STAGES[name] for part in command if (name := Path(part).name) in _STAGES), self.name)
+        if len(self._running) > 1:
+            stage += f" {self._running.index(process)}"
+        thread = threading.Thread(target=self._terminal.follow, args=(stage, process.stdout), daemon=True)
+        thread.start()
+        return thread
 
     def stop(self) -> None:
         """Ends what runs now, and everything that it started; nothing further is started."""
@@ -132,11 +167,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = build_parser().parse_intermixed_args()
-    overrides = list(args.opts)
+    overrides = [
+        below_working_directory(text) if key == "OUTPUT_DIR" else text
+        for key, text in zip(("", *args.opts), args.opts, strict=False)
+    ]
     if args.staleness is not None:
         overrides += ["FEEDBACK.STALENESS", str(args.staleness)]
     if args.out:
-        overrides += ["OUTPUT_DIR", args.out]
+        overrides += ["OUTPUT_DIR", below_working_directory(args.out)]
     cfg = load_config(args.config, overrides)
     in_schedule = num_rounds(cfg) if cfg.INPUT.INST_POOL_FEED else 1
     rounds = in_schedule if args.num_rounds is None else args.num_rounds
@@ -146,12 +184,19 @@ def main() -> None:
             "without INPUT.INST_POOL_FEED)"
         )
     python = Interpreters(args.python_generator, args.python_segmenter, args.python_trainer)
-    config = ["--config", args.config, *overrides]
+    config = ["--config", find_config(args.config), *overrides]
+    layout, terminal = run_layout(cfg), Terminal(sys.stderr)
+    terminal.say("rounds", f"run folder: {layout.root}")
+    progress = RunProgress(layout, rounds)
     pools = pool_steps(config, rounds, args.num_gpus, python) if cfg.INPUT.INST_POOL_FEED else []
     environment = os.environ | {"MRCA_PYTHON": python.trainer}
     training = training_steps(config, rounds, args.num_gpus)
-    run_chains([Chain("pools", pools, environment), Chain("training", training, environment)])
-    print(f"{rounds} rounds are done: {run_layout(cfg).root}")
+    chains = [
+        Chain("pools", pools, environment, terminal),
+        Chain("training", training, environment, terminal, lambda: terminal.say("rounds", progress.report())),
+    ]
+    run_chains(chains)
+    print(f"{rounds} rounds are done: {layout.root}")
 
 
 if __name__ == "__main__":

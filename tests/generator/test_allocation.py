@@ -1,12 +1,14 @@
 """How many images each class gets: method.md's formula, exactly and whatever the input."""
 
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from exchange.errors import UserError
-from generator.allocation import AllocationRule, allocate
+from generator.allocation import AllocationRule, allocate, save_report
 
 NAN = float("nan")
 patient = settings(
@@ -176,3 +178,13 @@ def test_twenty_thousand_classes_with_every_bound_in_use():
     images = allocate(rule, ids(20_000), counts, random.random(20_000), random.random(20_000) * 100).images
     assert images.sum() == 80_000
     assert (images.min(), images.max()) == (1, 40)
+
+
+def test_without_matplotlib_the_table_is_saved_and_a_line_says_what_is_left_out(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    caplog.set_level("INFO")
+    save_report(str(tmp_path / "x"), [("id", "N", "images"), ("1", "2", "3")])
+    assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
+    assert caplog.messages == [f"{tmp_path}/x.png is left out: matplotlib is not installed"]

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import re
 import shlex
 import subprocess
@@ -86,6 +87,31 @@ for name in COMMANDS:
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert not done.returncode, done.stderr
     assert done.stdout.count("usage: mrca ") == len(COMMANDS)
+
+
+@pytest.mark.slow  # a process for each
+def test_every_script_starts_by_its_path_from_any_working_directory(tmp_path):
+    for module in MODULES:
+        command = [sys.executable, str(REPOSITORY / f"{module.replace('.', '/')}.py"), "--help"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.stdout.startswith("usage: "), (module, done.stderr)
+
+
+def test_every_script_starts_as_a_module_from_any_working_directory(tmp_path):
+    code = f"""
+import runpy, sys
+for module in {MODULES}:
+    sys.argv = [module, "--help"]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        assert not end.code, module
+"""
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.count("usage: ") == len(MODULES), done.stderr
 
 
 def test_without_a_command_each_is_listed_with_a_line_and_an_example(monkeypatch, capsys):

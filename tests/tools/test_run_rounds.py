@@ -27,6 +27,22 @@ def test_a_chain_runs_its_steps_in_order_and_the_commands_of_a_step_side_by_side
     assert log.read_text() == "ab"
 
 
+def test_each_process_is_shown_with_its_stage_and_its_number(tmp_path, capfd):
+    for name in ("generate.py", "launch.sh"):
+        (tmp_path / name).write_text("print('here')")
+    steps = [
+        [[sys.executable, str(tmp_path / "generate.py")]] * 2,
+        [[sys.executable, str(tmp_path / "launch.sh")]],
+    ]
+    after = []
+    chain = Chain("test", steps, {}, after_step=lambda: after.append(True))
+    chain.start()
+    chain.join()
+    lines = capfd.readouterr().err.splitlines()
+    assert sorted(lines[:2]) == ["[generate 0] here", "[generate 1] here"] and lines[2:] == ["[train] here"]
+    assert len(after) == 2
+
+
 def test_a_failed_command_stops_its_chain_and_is_named(tmp_path):
     after = tmp_path / "after"
     bad = python("import sys; sys.exit(3)")
@@ -59,8 +75,10 @@ def test_the_command_line_decides_rounds_folder_staleness_processes_and_interpre
     monkeypatch.setattr(run_rounds, "run_chains", started.extend)
     monkeypatch.setattr(run_rounds, "Chain", lambda *parts: parts)
 
+    monkeypatch.chdir(tmp_path)  # stages hear of relative paths in full
+
     def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["run_rounds.py", "--config", path, *arguments])
+        monkeypatch.setattr(sys, "argv", ["run_rounds.py", "--config", "x.yaml", *arguments])
         started.clear()
         run_rounds.main()
         return started
@@ -69,9 +87,19 @@ def test_the_command_line_decides_rounds_folder_staleness_processes_and_interpre
         solver = {"MAX_ITER": 25, "ROUND_ITERS": 10}
         (tmp_path / "x.yaml").write_text(json.dumps({"SOLVER": solver, "INPUT": {"INST_POOL_FEED": feed}}))
         names = [f"--python-{stage}={stage}" for stage in ("generator", "segmenter", "trainer")]
-        given = ["--rounds", str(rounds), "--staleness", "0", "--out", str(tmp_path), "--gpus", "3", *names]
-        config = ["--config", path, "SEED", "7", "FEEDBACK.STALENESS", "0", "OUTPUT_DIR", str(tmp_path)]
-        pools, training = call(*given, "SEED", "7")
+        given = ["--rounds", str(rounds), "--staleness", "0", "--out", "run", "--gpus", "3", *names]
+        config = [
+            "--config",
+            path,
+            "OUTPUT_DIR",
+            str(tmp_path / "other"),
+            "SEED",
+            "7",
+            "FEEDBACK.STALENESS",
+            "0",
+        ]
+        config += ["OUTPUT_DIR", str(tmp_path / "run")]
+        pools, training = call(*given, "OUTPUT_DIR", "other", "SEED", "7")
         interpreters = Interpreters("generator", "segmenter", "trainer")
         assert pools[1] == (pool_steps(config, 2, 3, interpreters) if feed else [])
         assert training[1] == [[["bash", launch, "--num-gpus", "3", *config]]] * rounds

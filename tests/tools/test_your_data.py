@@ -1,8 +1,10 @@
 """docs/your_data.md, word for word, on a COCO file as people have them."""
 
+import importlib
 import json
 import os
 import re
+import shlex
 import stat
 import subprocess
 import sys
@@ -14,8 +16,8 @@ from faster_coco_eval.core import mask as mask_api
 from PIL import Image
 
 from exchange.config import REPOSITORY
-from exchange.layout import RunLayout
-from exchange.run import add_round_arguments  # noqa: F401
+from mrca.commands import COMMANDS
+from tools import run_rounds
 
 CATEGORIES = {3: "Würfel", 7: "disc", 12: "red_bar", 20: "Zelt (klein)", 31: "beam", 45: "crate"}
 HEIGHT, WIDTH = 96, 128
@@ -76,13 +78,45 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def blocks() -> list[str]:
+    return re.findall(r"```bash\n(.*?)```", (REPOSITORY / "docs/your_data.md").read_text(), re.DOTALL)
+
+
 def test_five_commands_take_a_coco_file_to_a_table(folder: Path) -> None:
-    page = (REPOSITORY / "docs/your_data.md").read_text()
-    commands, small = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)[:2]
+    commands, small, _ = blocks()
     assert len(commands.splitlines()) == 5
     paths = {"PATH": f"{folder}/bin:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY)}
     environment = os.environ | paths | {"OMP_NUM_THREADS": "1"}
-    bash = ["bash", "-euxc", f"{small}\n{commands}"]
+    bash = ["bash", "-euc", f"{small}\n{commands}"]
     done = subprocess.run(bash, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    print(done.stdout); print(done.stderr)
+    run, names = folder / "runs/try", list(CATEGORIES.values())
+    assert all(done.stdout.count(f"round {round_}: 6 images\n") == 1 - round_ for round_ in range(2))
+    assert f"2 rounds are done: {run}\nmine_val: {run}/train/model_0000003.pth\n" in done.stdout
+    table = done.stdout[done.stdout.index("mine_val: ") :].splitlines()
+    assert [line[:4] for line in table[1:4]] == ["    ", "box ", "mask"]
+    assert [line.split("  ")[-1] for line in table[5:11]] == names  # in the order of their ids
+    assert table[-1] == f"scores and predictions: {run}/train/inference/mine_val"
+    assert "NUM_CLASSES: 6\n" in (run / "run.yaml").read_text() and (folder / "my_data/seen.png").exists()
+    shown = done.stderr.splitlines()
+    for stage in ("rounds", "generate", "segment", "train"):
+        lines = [line for line in shown if line.startswith(f"[{stage}] ")]
+        assert lines[0].endswith(f"run folder: {run}"), stage
+    assert len([line for line in shown if line.startswith("[rounds] 1 of 2 rounds are done, about ")]) == 1
+    others = ("Loading weights", "Loading pipeline", "[transformers]", "Warning:")
+    assert not [line for line in shown if any(noise in line for noise in others)]
+
+
+def test_one_round_by_hand_is_what_rounds_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = run_rounds.pool_steps([], 1, 1, run_rounds.Interpreters())
+    steps += run_rounds.training_steps([], 1, 1)
+    monkeypatch.setattr(sys, "argv", ["mrca"])
+    for line, ((command,),) in zip(blocks()[2].splitlines(), ([step] for step in steps), strict=True):
+        program, name, *arguments = shlex.split(line)
+        assert program == "mrca"
+        parser = importlib.import_module(COMMANDS[name].module).build_parser()
+        by_hand, called = (
+            vars(parser.parse_intermixed_args(given)) | {"config": "", "gpu": 0, "div": -1, "num_div": 1}
+            for given in (arguments, command[2:])
+        )
+        assert by_hand == called

@@ -1,0 +1,84 @@
+"""What a person sees of several processes at once."""
+
+import io
+import os
+import threading
+
+import pytest
+
+from exchange import files
+from exchange.layout import RunLayout
+from tools.stage_output import RunProgress, Terminal
+
+
+class Screen(io.StringIO):
+    """A terminal, or a file."""
+
+    def __init__(self, is_terminal: bool) -> None:
+        super().__init__()
+        self._is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        return self._is_terminal
+
+
+def follow(terminal: Terminal, stage: str) -> tuple[int, threading.Thread]:
+    """A thread that shows what is written to the descriptor that is returned beside it."""
+    reader, writer = os.pipe()
+    thread = threading.Thread(target=terminal.follow, args=(stage, os.fdopen(reader, "rb")))
+    thread.start()
+    return writer, thread
+
+
+def test_lines_have_their_stage_in_front_and_of_a_bar_a_file_gets_the_end():
+    screen = Screen(is_terminal=False)
+    writer, thread = follow(Terminal(screen), "train")
+    text = "12:00:00 a: Größe\n\r  0%|   | 0/2\r 50%|█  | 1/2\r\x1b[A100%|██| 2/2\nerror: no"
+    for byte in text.encode():  # however the pipe cuts it
+        os.write(writer, bytes([byte]))
+    os.close(writer)
+    thread.join()
+    assert screen.getvalue() == "[train] 12:00:00 a: Größe\n[train] 100%|██| 2/2\n[train] error: no\n"
+
+
+def test_a_terminal_has_one_bar_at_a_time_below_the_lines_of_all_stages():
+    screen = Screen(is_terminal=True)
+    terminal = Terminal(screen)
+    for stage, text, done in (
+        ("generate", "1/9", False),
+        ("train", "1/5", False),
+        ("train", "loss 3", True),
+        ("generate", "9/9", True),
+        ("train", "2/5", False),
+    ):
+        terminal._piece(stage, text.encode(), done)
+    clear = "\r\x1b[K"
+    shown = [
+        "",
+        "[generate] 1/9",
+        "[generate] 1/9",
+        "[train] loss 3\n[generate] 1/9",
+        "[generate] 9/9\n",
+        "[train] 2/5",
+    ]
+    assert screen.getvalue() == clear.join(shown)
+
+
+@pytest.mark.parametrize(
+    ("done_before", "seconds", "left"),
+    [(0, [720, 600], ["24 min", "10 min"]), (1, [5400], ["1 h 30 min"]), (2, [60], [])],
+)
+def test_the_time_left_is_that_of_the_last_round_for_each_that_is_missing(
+    tmp_path, done_before, seconds, left
+):
+    layout, clock = RunLayout(str(tmp_path)), [0.0]
+    for round_ in range(done_before):
+        files.write_done(layout.feedback_history(round_))
+    progress = RunProgress(layout, 3, clock=lambda: clock[0])
+    for number, length in enumerate(seconds):
+        clock[0] += length
+        files.write_done(layout.feedback_history(done_before + number))
+        rest = f", about {left[number]} left" if left else ""
+        assert progress.report() == f"{done_before + number + 1} of 3 rounds are done{rest}"
+    clock[0] += 5
+    assert progress.report() == f"{done_before + len(seconds)} of 3 rounds are done"
