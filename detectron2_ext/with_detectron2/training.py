@@ -167,7 +167,9 @@ class _Save(HookBase):
             return
         if self._ranks.is_first:
             name = self._checkpoints.path(done).rsplit("/", 1)[1].removesuffix(".pth")
-            rest: dict[str, Any] = {"iteration": done - 1, "settings": self._state.settings}
+            rest: dict[str, Any] = self._state.state_dict()
+            for part in ("model", *self._checkpointer.checkpointables):  # which Detectron2 takes itself
+                del rest[part]
             self._checkpointer.save(name, **rest)
             self._checkpoints.prune(done)
         self._ranks.barrier()

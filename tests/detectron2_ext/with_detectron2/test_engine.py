@@ -52,8 +52,9 @@ def test_both_engines_write_the_same_files_with_the_same_names(runs: dict[tuple[
     assert set(mine) == set(theirs)
     for part in ("model", "model_ema"):
         assert {n: t.shape for n, t in mine[part].items()} == {n: t.shape for n, t in theirs[part].items()}
-    assert (mine["iteration"], mine["settings"].replace(str(own), "")) == (
+    assert (mine["iteration"], mine["categories"], mine["settings"].replace(str(own), "")) == (
         theirs["iteration"],
+        theirs["categories"],
         theirs["settings"].replace(str(other), ""),
     )
 
