@@ -18,6 +18,7 @@ setup(
     package_data={
         "mrca._repository": ["launch.sh", "configs/**/*.yaml", "assets/digits/**"],
         "mrca._repository.exchange": ["*.yaml"],
+        "mrca._repository.tools.run_report": ["page.*"],
     },
     include_package_data=False,
     script_name="setup.py",  # so that it is not taken for a module of mrca._repository

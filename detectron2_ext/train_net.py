@@ -23,7 +23,7 @@ from exchange.catalog import read_training_set, with_classes_of
 from exchange.command_line import make_parser
 from exchange.config import REPOSITORY, add_config_arguments, from_repository, load_config
 from exchange.errors import UserError, run_cli
-from exchange.layout import RunLayout
+from exchange.logs import log_to_run
 from exchange.run import open_run, run_layout
 
 if TYPE_CHECKING:
@@ -91,7 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         training_set = read_training_set(cfg)
         cfg = with_classes_of(cfg, training_set[0])
         layout = open_run(cfg, "train", "train/inference", "feedback")
-        _log_to_file(layout, ranks)
+        if ranks.is_first:
+            log_to_run(layout, "train", ranks.rank)
         _log.info("run folder: %s", layout.root)
         run = TrainingRun(cfg, layout, ranks, engine, training_set)
         if args.eval_initial:
@@ -155,16 +156,6 @@ def evaluate_only(cfg: CfgNode, ranks: Ranks, engine: Engine, given: bool, per_c
             text = "\n".join(tables)
             written = files.join(folder, name)
             sys.stdout.write(f"{name}: {checkpoint}\n{text}\nscores and predictions: {written}\n")
-
-
-def _log_to_file(layout: RunLayout, ranks: Ranks) -> None:
-    """Also writes the log to ``train/log.txt``, where the run is a folder on this machine."""
-    if not ranks.is_first or "://" in layout.root:
-        return
-    files.make_dirs(layout.train_dir)
-    handler = logging.FileHandler(files.join(layout.train_dir, "log.txt"))
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
-    logging.getLogger().addHandler(handler)
 
 
 if __name__ == "__main__":

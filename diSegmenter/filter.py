@@ -19,6 +19,21 @@ class InstanceFilter:
     drop_touching_border: bool
     clip_tolerance: float = 0.0
 
+    def in_words(self) -> str:
+        """What is kept, for a person to read."""
+        low, high = self.area_share
+        words = [f"a CLIP score of {self.clip_threshold:g} or more"]
+        if self.clip_tolerance:
+            words[0] += f" (or up to {self.clip_tolerance:g} below the best of the class)"
+        words.append(
+            f"an object that covers more than {100 * low:g} % and less than {100 * high:g} % of its image"
+        )
+        if self.max_objects:
+            words.append(f"at most {self.max_objects} objects in its mask")
+        if self.drop_touching_border:
+            words.append("an object that does not touch the border")
+        return f"Kept is what has {', '.join(words)}."
+
     def judge(self, instances: Iterable[PoolInstance]) -> list[PoolInstance]:
         """The instances of a round, each with the reason why it is dropped; empty if it is kept.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import html
 import math
 from collections import Counter
@@ -86,13 +85,13 @@ def framed_pair(image: np.ndarray, alpha: np.ndarray, colour: tuple[int, int, in
     step = _TILE + _MARGIN
     pair = Image.new("RGB", (2 * step + _MARGIN, step + _MARGIN), _PAPER)
     ImageDraw.Draw(pair).rectangle((0, 0, pair.width - 1, pair.height - 1), outline=colour, width=2)
-    for place, pixels in enumerate((image[..., :3], _over_checkerboard(image, alpha))):
+    for place, pixels in enumerate((image[..., :3], over_checkerboard(image, alpha))):
         tile = Image.fromarray(pixels).resize((_TILE, _TILE), Image.Resampling.BICUBIC)
         pair.paste(tile, (_MARGIN + place * step, _MARGIN))
     return pair
 
 
-def _over_checkerboard(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+def over_checkerboard(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """The cut-out over grey squares: uint8 (H, W, 3)."""
     height, width = alpha.shape
     square = max(height // 8, 1)
@@ -107,11 +106,9 @@ def _document(layout: RunLayout, judged: JudgedRound, names: Mapping[int, str], 
     for manifest in read_round(layout, judged.round):
         asked.update(manifest.asked)
     dropped = [instance for instance in judged.instances if instance.reason]
-    settings = dataclasses.asdict(judged.filter).items()
-    thresholds = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings)
     page = [
         f"<h1>{title.capitalize()}</h1>",
-        f"<p>Asked for: {asked.total()}. Thresholds: {html.escape(thresholds)}.</p>",
+        f"<p>Asked for: {asked.total()}. {html.escape(judged.filter.in_words())}</p>",
         _reasons(judged),
         f"<h2>CLIP scores</h2>{_histogram(judged.kept, dropped, judged.filter.clip_threshold)}",
     ]

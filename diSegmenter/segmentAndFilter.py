@@ -26,6 +26,7 @@ from exchange.command_line import make_parser, quiet_model_libraries
 from exchange.config import add_config_arguments, load_config
 from exchange.errors import UserError, run_cli
 from exchange.layout import RunLayout
+from exchange.logs import log_to_run
 from exchange.pool_index import PoolInstance
 from exchange.run import add_round_arguments, chosen_rounds, claim_run, open_run, run_layout
 from exchange.shards import Shard, choose_gpu, choose_shard
@@ -43,6 +44,7 @@ def main() -> None:
     dataset = read_training_set(cfg)[0]
     cfg = with_classes_of(cfg, dataset)
     layout = open_run(cfg, *_WRITES)
+    log_to_run(layout, f"segment_{shard.index}of{shard.count}")
     if args.refilter is not None:
         refilter(cfg, layout, dataset, rounds, args.refilter)
         return

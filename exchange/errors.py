@@ -19,7 +19,11 @@ def run_cli(main: Callable[[], None]) -> None:
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     try:
-        main()
+        try:
+            main()
+        except BaseException as error:
+            _end_logs(error)
+            raise
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
@@ -31,3 +35,14 @@ def run_cli(main: Callable[[], None]) -> None:
             "start again; what is done stays\n"
         )
         sys.exit(2)
+
+
+def _end_logs(error: BaseException) -> None:
+    """Leaves what ended the process as the last line of its log files; on the terminal it stands anyway."""
+    if isinstance(error, SystemExit) and not error.code:
+        return
+    sentence = " ".join(f"{type(error).__name__}: {error}".splitlines())
+    record = logging.LogRecord(__name__, logging.ERROR, __file__, 0, sentence, None, None)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)

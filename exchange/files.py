@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import fsspec
@@ -86,6 +87,40 @@ def list_dir(path: str) -> list[str]:
     if not filesystem.exists(local):
         return []
     return sorted(posixpath.basename(str(name).rstrip("/")) for name in filesystem.ls(local, detail=False))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file in a folder: its bytes, and when it was written (seconds since 1970)."""
+
+    size: int
+    modified: float
+
+
+def entries(folder: str, prefix: str = "") -> dict[str, Entry]:
+    """The files in ``folder`` whose names begin with ``prefix``, by name; an object store looks up no others."""
+    filesystem, local = _locate(folder)
+    found = {}
+    for path, info in filesystem.find(local, maxdepth=1, detail=True, prefix=prefix).items():
+        name = posixpath.basename(path)
+        if name.startswith(prefix):
+            modified = info["mtime"] if "mtime" in info else info["LastModified"].timestamp()
+            found[name] = Entry(info["size"], modified)
+    return found
+
+
+def tail(path: str, length: int) -> bytes:
+    """The last ``length`` bytes of ``path``, or all if it has fewer; raises UserError where there is no such file."""
+    with open_to_read(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - length, 0))
+        return file.read(length)
+
+
+def disk_usage(folder: str) -> int:
+    """Bytes of all files below ``folder``."""
+    filesystem, local = _locate(folder)
+    return int(filesystem.du(local))
 
 
 @contextmanager

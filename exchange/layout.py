@@ -28,6 +28,16 @@ class RunLayout:
         return files.join(self.root, "pictures")
 
     @property
+    def logs_dir(self) -> str:
+        """The logs of the stages, see exchange/logs.py."""
+        return files.join(self.root, "logs")
+
+    @property
+    def report(self) -> str:
+        """The page of the run, see tools/report.py; what it loads is in the folder of its name."""
+        return files.join(self.root, "report.html")
+
+    @property
     def feedback_file(self) -> str:
         """A copy of the newest feedback, for people: no stage reads it."""
         return files.join(self.root, "feedback.json")

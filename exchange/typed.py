@@ -50,6 +50,9 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, argument) for argument in arguments)
     if origin is list:
         return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)
+    if origin is tuple:  # a list in JSON
+        whole = isinstance(value, list) and len(value) == len(arguments)
+        return whole and all(map(_fits, value, arguments))
     if origin is dict:  # keys are strings in JSON, whatever they stand for
         return isinstance(value, dict) and all(_fits(item, arguments[1]) for item in value.values())
     if hint in (int, float):

@@ -27,6 +27,7 @@ from exchange.config import add_config_arguments, below_working_directory, load_
 from exchange.errors import UserError, run_cli
 from exchange.feedback import Feedback, read_feedback, source_round
 from exchange.layout import RunLayout
+from exchange.logs import log_to_run
 from exchange.run import add_round_arguments, chosen_rounds, claim_run, open_run, run_layout
 from exchange.shards import choose_gpu, choose_shard
 from generator.allocation import AllocationRule, FloatArray, allocate, as_text, save_report, table_rows
@@ -118,6 +119,8 @@ def main() -> None:
     cfg = with_classes_of(cfg, annotations)
     counts = annotations.instance_counts()
     layout = open_run(cfg, "pool/raw", "pictures", trains=False)
+    if not args.dry_run:
+        log_to_run(layout, f"generate_{shard.index}of{shard.count}")
     batch_size = cfg.GENERATOR.BATCH_SIZE
     sampler = build_sampler(cfg, device, limit=min(args.bsz or batch_size, batch_size))
 

@@ -79,6 +79,12 @@ COMMANDS = {
     "pool": Command(
         "tools.pool", "bring pools in, copy, check, count and slim them", "stats runs/quickstart", "segment"
     ),
+    "report": Command(
+        "tools.report", "one page of a run, class by class; of several, side by side", "runs/quickstart", _ALL
+    ),
+    "status": Command(
+        "tools.status", "how far a run is, and how long it will take", "runs/quickstart --watch", "report"
+    ),
     "overview": Command(
         "tools.overview", "one picture of a finished quickstart", "runs/quickstart", "report"
     ),

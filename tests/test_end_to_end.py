@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from exchange.config import load_config
 from exchange.feedback import read_feedback
 from exchange.layout import RunLayout
 from exchange.manifest import is_complete, read_round
+from tools import run_status as status
 from tools.build_lvis_digits import build
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -85,7 +87,9 @@ def finished(tmp_path_factory):
     watch = folder / "watch.py"
     watch.write_text(WATCH.format(log=str(folder / "seen.jsonl")))
     trainer = folder / "trainer"
-    trainer.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{watch}" "$@"\n')
+    # The training, and not the pictures of it.
+    watched = f'[ "$1" = -m ] && exec "{sys.executable}" "{watch}" "$@"'
+    trainer.write_text(f'#!/bin/sh\n{watched}\nexec "{sys.executable}" "$@"\n')
     trainer.chmod(0o755)
     done = run_rounds(folder, "--staleness", "0", "--python-trainer", str(trainer))
     assert done.returncode == 0, done.stderr
@@ -183,3 +187,14 @@ def test_a_run_folder_of_other_settings_is_refused_with_exit_code_2(finished):
     done = run_rounds(finished, "--staleness", "0", "SEED", "5")
     assert done.returncode == 2
     assert "belongs to a run with SEED 0, not 5" in done.stderr
+
+
+def test_the_run_has_its_page_with_what_training_saw_and_the_log_of_each_stage(finished):
+    run = finished / "run"
+    page = (run / "report.html").read_text()
+    assert page.count("data:image/webp;base64,") == 2 and "red zero" in page
+    assert {path.name for path in (run / "report/A").glob("*.webp")} == {"rd00_000.webp", "rd01_000.webp"}
+    logs = {path.name: path.read_text().splitlines() for path in (run / "logs").iterdir()}
+    assert set(logs) == {"generate_0of1.log", "segment_0of1.log", "train.log"}
+    assert not [line for lines in logs.values() for line in lines if " ERROR " in line]
+    assert status.look(RunLayout(str(run)), time.time(), 900).state == "finished"

@@ -1,6 +1,7 @@
 """Three MRCA rounds on LVIS-Digits with the embedded models, against the same training without generated data.
 
-Ends with a table, summary.json and pictures in the run folder. Started again, it goes on where it was stopped.
+Ends with a table, summary.json, pictures and a page of it all (report.html) in the run folder.
+Started again, it goes on where it was stopped.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from exchange.manifest import read_round
 from exchange.pool_index import PoolIndex
 from exchange.run import num_rounds, versions
 from tools.overview import write_overview
+from tools.report import write_report
 
 _CONFIG = "configs/digits/MRCA_digits.yaml"
 _BASELINE_CONFIG = "configs/digits/CenterNet2_digits.yaml"
@@ -70,11 +72,7 @@ def main() -> None:
         control.terminate()
         raise
     if control.wait():
-        raise UserError(f"the control run failed: see {out}/control/train/log.txt")
-    for round_ in range(rounds):
-        picture = files.join(out, "pictures", f"training_rd{round_:02}.png")
-        visualize = [*_script("visualize"), "data", "--round", str(round_), "--out", picture]
-        _run([*visualize, *common, "OUTPUT_DIR", out])
+        raise UserError(f"the control run failed: see {out}/control/logs/train.log")
 
     latest_only = cfg.SEGMENTER.LATEST_ROUND_ONLY
     summary = summarise(RunLayout(out), RunLayout(f"{out}/control"), rounds, latest_only)
@@ -85,7 +83,10 @@ def main() -> None:
         write_overview(
             load_config(args.config, [*overrides, "OUTPUT_DIR", out]), RunLayout(out), summary, overview
         )
-    print(f"\n{as_table(summary)}\n\nPictures: {out}/pictures   Summary: {out}/summary.json")
+    report = write_report([out])
+    print(
+        f"\n{as_table(summary)}\n\nReport: {report}   Pictures: {out}/pictures   Summary: {out}/summary.json"
+    )
 
 
 def summarise(run: RunLayout, control: RunLayout, rounds: int, latest_only: bool = False) -> dict[str, Any]:

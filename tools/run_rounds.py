@@ -18,6 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from exchange import files
 from exchange.command_line import make_parser
 from exchange.config import (
     REPOSITORY,
@@ -27,10 +28,17 @@ from exchange.config import (
     load_config,
 )
 from exchange.errors import UserError, run_cli
+from exchange.layout import RunLayout
 from exchange.run import num_rounds, run_layout
 from tools.stage_output import RunProgress, Terminal
 
-_STAGES = {"generate.py": "generate", "segmentAndFilter.py": "segment", "launch.sh": "train"}
+_STAGES = {
+    "generate.py": "generate",
+    "segmentAndFilter.py": "segment",
+    "launch.sh": "train",
+    "visualize.py": "visualize",
+    "report.py": "report",
+}
 
 
 @dataclass(frozen=True)
@@ -112,9 +120,23 @@ def pool_steps(config: list[str], rounds: int, gpus: int, python: Interpreters) 
     return steps
 
 
-def training_steps(config: list[str], rounds: int, gpus: int) -> list[list[list[str]]]:
-    """Stage 3 of every round."""
-    return [[["bash", str(REPOSITORY / "launch.sh"), "--num-gpus", str(gpus), *config]]] * rounds
+def training_steps(
+    config: list[str], rounds: int, gpus: int, layout: RunLayout, python: Interpreters
+) -> list[list[list[str]]]:
+    """Stage 3 of every round, and after each the page of the run, for which its training images are drawn."""
+    train = ["bash", str(REPOSITORY / "launch.sh"), "--num-gpus", str(gpus), *config]
+    draw, report = (str(REPOSITORY / "tools" / name) for name in ("visualize.py", "report.py"))
+    steps = []
+    for round_ in range(rounds):
+        picture = files.join(layout.pictures_dir, f"training_rd{round_:02}.png")
+        show = [python.trainer, draw, "data", "--round", str(round_), "--out", picture, *config]
+        steps += [[train], [_if_it_can(show)], [_if_it_can([sys.executable, report, layout.root])]]
+    return steps
+
+
+def _if_it_can(command: list[str]) -> list[str]:
+    """A command that says what went wrong and does not end the run for it: what it makes is only looked at."""
+    return ["bash", "-c", '"$@" || true', "bash", *command]
 
 
 def run_chains(chains: Sequence[Chain]) -> None:
@@ -190,13 +212,13 @@ def main() -> None:
     progress = RunProgress(layout, rounds)
     pools = pool_steps(config, rounds, args.num_gpus, python) if cfg.INPUT.INST_POOL_FEED else []
     environment = os.environ | {"MRCA_PYTHON": python.trainer}
-    training = training_steps(config, rounds, args.num_gpus)
+    training = training_steps(config, rounds, args.num_gpus, layout, python)
     chains = [
         Chain("pools", pools, environment, terminal),
         Chain("training", training, environment, terminal, lambda: terminal.say("rounds", progress.report())),
     ]
     run_chains(chains)
-    print(f"{rounds} rounds are done: {layout.root}")
+    print(f"{rounds} rounds are done: {layout.root}   Report: {layout.report}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from fvcore.common.config import CfgNode
@@ -13,7 +14,6 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim.lr_scheduler import LambdaLR
 
 from exchange.config import choose
-from exchange.errors import UserError
 
 Clip = Callable[[list[nn.Parameter]], object]
 
@@ -30,11 +30,8 @@ def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
             groups[factor].append(parameter)
     settings = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY, "fused": True}
     parts = [{"params": group, "lr": solver.BASE_LR * factor} for factor, group in groups.items()]
-    if solver.OPTIMIZER == "ADAMW":
-        return torch.optim.AdamW(parts, **settings)
-    if solver.OPTIMIZER == "SGD":
-        return torch.optim.SGD(parts, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, **settings)
-    raise UserError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}: choose ADAMW or SGD")
+    sgd = partial(torch.optim.SGD, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
+    return choose(cfg, "SOLVER.OPTIMIZER", {"ADAMW": torch.optim.AdamW, "SGD": sgd})(parts, **settings)
 
 
 def build_clip(cfg: CfgNode) -> Clip:
@@ -59,9 +56,8 @@ def build_schedule(optimizer: torch.optim.Optimizer, cfg: CfgNode) -> LambdaLR:
     ``c(i) = e + (1 - e) (1 + cos(π i / n)) / 2`` (Loshchilov & Hutter, SGDR, 2017, equation 5, without
     restart), and before iteration ``w`` by the straight line from ``f`` at 0 to ``c(w)`` at ``w``.
     """
+    choose(cfg, "SOLVER.LR_SCHEDULER_NAME", {"WarmupCosineLR": None})
     solver = cfg.SOLVER
-    if solver.LR_SCHEDULER_NAME != "WarmupCosineLR":
-        raise UserError(f"SOLVER.LR_SCHEDULER_NAME is {solver.LR_SCHEDULER_NAME!r}: choose WarmupCosineLR")
     cosine = CosineParamScheduler(1.0, solver.BASE_LR_END / solver.BASE_LR)
     share = min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0)
     multiplier = (

@@ -49,6 +49,7 @@ def read_described(path: str, overrides: Sequence[str] = ()) -> DescribedWeights
     if (
         not isinstance(settings, str)
         or not isinstance(records, list)
+        or not records
         or not isinstance(content.get("model"), dict)
     ):
         raise UserError(

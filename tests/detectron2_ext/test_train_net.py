@@ -68,10 +68,8 @@ def test_a_training_that_fails_at_its_start_claims_no_folder_and_one_of_other_cl
     train_net.main([*start, "MODEL.NEW_CLASSIFIER", "True", "MODEL.ROI_HEADS.NUM_CLASSES", "0"])
     assert (tmp_path / "run/feedback/initial.json").exists()
     assert "NUM_CLASSES: 3\n" in (tmp_path / "run/run.yaml").read_text()
-    log = (tmp_path / "run/train/log.txt").read_text()
-    assert (
-        f"run folder: {tmp_path}/run\n" in log.splitlines(keepends=True)[0] and "nothing was found" not in log
-    )
+    log = (tmp_path / "run/logs/train.log").read_text()
+    assert f"run folder: {tmp_path}/run\n" in log and "nothing was found" not in log
 
 
 def test_seed_and_periods_of_the_settings_reach_the_loop(

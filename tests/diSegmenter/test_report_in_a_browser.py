@@ -27,6 +27,11 @@ COUNT_PICTURES = """<script>addEventListener("load", () => {
   document.documentElement.dataset.pictures = JSON.stringify(pictures)
 })</script>"""
 
+needs_browser = pytest.mark.skipif(
+    BROWSER is None and os.environ.get("MRCA_TEST_BROWSER") != "required",
+    reason="there is no browser here: apt-get install chromium",
+)
+
 
 def browse(text: str, folder: Path) -> tuple[list[list], np.ndarray]:
     """Whether each picture of a page is complete, its width and height; the screenshot, uint8 (H, W, 3)."""
@@ -39,10 +44,7 @@ def browse(text: str, folder: Path) -> tuple[list[list], np.ndarray]:
     return json.loads(html.unescape(pictures[1])), np.array(Image.open(folder / "page.png").convert("RGB"))
 
 
-@pytest.mark.skipif(
-    BROWSER is None and os.environ.get("MRCA_TEST_BROWSER") != "required",
-    reason="there is no browser here: apt-get install chromium",
-)
+@needs_browser
 def test_a_browser_shows_every_picture_of_the_report(layout, tmp_path):
     pictures, seen = browse(report(layout, [30, 20, 31, 21, 32, 33]), tmp_path)
     assert len(pictures) == 2

@@ -80,6 +80,7 @@ def test_the_control_has_the_seed_and_the_settings_of_the_rounds_but_pastes_noth
     monkeypatch.setattr(quickstart, "_run", commands.append)
     monkeypatch.setattr(quickstart, "_make_dataset", Mock())
     monkeypatch.setattr(quickstart, "write_overview", Mock())
+    monkeypatch.setattr(quickstart, "write_report", Mock())
     monkeypatch.setattr(quickstart, "summarise", lambda *_: {"baseline": {}, "control": {}, "rounds": []})
     monkeypatch.setattr(sys, "argv", ["quickstart.py", "--out", str(tmp_path), "--seed", "7"])
     quickstart.main()

@@ -6,8 +6,9 @@ import pytest
 
 from exchange.config import REPOSITORY
 from exchange.errors import UserError
+from exchange.layout import RunLayout
 from tools import run_rounds
-from tools.run_rounds import Chain, Interpreters, pool_steps, run_chains
+from tools.run_rounds import Chain, Interpreters, pool_steps, run_chains, training_steps
 
 
 def python(code):
@@ -102,12 +103,41 @@ def test_the_command_line_decides_rounds_folder_staleness_processes_and_interpre
         pools, training = call(*given, "OUTPUT_DIR", "other", "SEED", "7")
         interpreters = Interpreters("generator", "segmenter", "trainer")
         assert pools[1] == (pool_steps(config, 2, 3, interpreters) if feed else [])
-        assert training[1] == [[["bash", launch, "--num-gpus", "3", *config]]] * rounds
+        assert training[1][::3] == [[["bash", launch, "--num-gpus", "3", *config]]] * rounds
         assert training[2] == os.environ | {"MRCA_PYTHON": "trainer"}
-        assert len(call()[1][1]) == (3 if feed else 1)  # all of the schedule
+        assert len(call()[1][1]) == 3 * (3 if feed else 1)  # all of the schedule
     for rounds in ("0", "4"):
         with pytest.raises(UserError, match=f"--num-rounds {rounds}: the schedule has 3"):
             call("--rounds", rounds)
+
+
+def test_after_each_training_its_images_are_drawn_and_the_page_of_the_run_is_written(tmp_path):
+    layout, config = RunLayout(str(tmp_path)), ["--config", "x.yaml", "OUTPUT_DIR", str(tmp_path)]
+    steps = training_steps(config, 2, 1, layout, Interpreters(trainer="train"))
+    draw, report = (str(REPOSITORY / f"tools/{name}.py") for name in ("visualize", "report"))
+    assert [step[0][4:] for step in steps[1::3]] == [
+        [
+            "train",
+            draw,
+            "data",
+            "--round",
+            str(r),
+            "--out",
+            f"{tmp_path}/pictures/training_rd0{r}.png",
+            *config,
+        ]
+        for r in (0, 1)
+    ]
+    assert [step[0][4:] for step in steps[2::3]] == [[sys.executable, report, str(tmp_path)]] * 2
+
+
+def test_a_page_that_cannot_be_written_does_not_end_the_run(tmp_path):
+    [[report]] = training_steps([], 1, 1, RunLayout(str(tmp_path / "no run")), Interpreters())[2:]
+    after = tmp_path / "after"
+    chain = Chain("test", [[report], [python(f"open({str(after)!r}, 'w')")]], dict(os.environ))
+    chain.start()
+    chain.join()
+    assert chain.failed is None and after.exists()
 
 
 def test_each_round_has_one_generator_process_a_gpu_and_each_stage_its_own_interpreter():

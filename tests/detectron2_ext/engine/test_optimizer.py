@@ -140,7 +140,7 @@ def test_gradients_are_clipped_by_element_by_parameter_or_all_together() -> None
     ],
 )
 def test_an_unknown_choice_is_named(key: str, value: str, builder) -> None:
-    with pytest.raises(UserError, match=f"{key} is '{value}': choose"):
+    with pytest.raises(UserError, match=f"{key} is '{value}', which does not exist: choose"):
         builder(tiny_config(key, value))
 
 

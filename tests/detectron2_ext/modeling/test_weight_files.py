@@ -10,6 +10,8 @@ from detectron2_ext.modeling.described import read_described
 from detectron2_ext.modeling.weights import read_weight_file
 from exchange.errors import UserError
 
+KITE = '[{"id": 1, "name": "kite"}]'
+
 
 @pytest.mark.parametrize("value", [np.array([print], dtype=object), collections.Counter(), {1, 2}.__class__])
 def test_a_pickle_with_more_than_arrays_is_refused(value, tmp_path):
@@ -52,10 +54,14 @@ def test_a_file_that_is_not_there_or_holds_something_else_is_named(tmp_path):
             {"settings": "SEED: 1", "categories": '[{"id": "x", "name": "kite"}]'},
             "is damaged: of a category 'id'",
         ),
-        ({"settings": "SEED: 1", "categories": "[]"}, "names of 0 categories, but .*NUM_CLASSES is 1203"),
-        ({"settings": "- 1", "categories": "[]"}, "holds no settings"),
-        ({"settings": "SEED: [", "categories": "[]"}, "x.safetensors is not valid YAML"),
-        ({"settings": "SEEED: 1", "categories": "[]"}, "x.safetensors .*sets SEEED, which is no setting"),
+        ({"settings": "SEED: 1", "categories": "[]"}, "does not say its settings"),
+        (
+            {"settings": "SEED: 1", "categories": KITE},
+            "names of 1 categories, but .*NUM_CLASSES is 0",
+        ),
+        ({"settings": "- 1", "categories": KITE}, "holds no settings"),
+        ({"settings": "SEED: [", "categories": KITE}, "x.safetensors is not valid YAML"),
+        ({"settings": "SEEED: 1", "categories": KITE}, "x.safetensors .*sets SEEED, which is no setting"),
     ],
 )
 def test_what_a_file_says_of_itself_is_read_as_if_anybody_had_written_it(metadata, sentence, tmp_path):

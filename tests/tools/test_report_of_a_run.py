@@ -1,0 +1,200 @@
+"""The page of a run: what it says, what it escapes, and what it draws again."""
+
+import csv
+import io
+import json
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from exchange import files
+from exchange.errors import UserError
+from exchange.images import encode_cutout
+from exchange.layout import RunLayout
+from exchange.pool_index import PoolIndex
+from tests.diSegmenter.conftest import disc_image
+from tests.tools.made_up_run import ap_of, write_made_up_run
+from tools import report
+from tools.report import write_report
+from tools.run_report import sprites
+from tools.run_report.chart import HEIGHT, WIDTH, Chart, Line
+
+EVIL = "<script>alert(1)</script>"
+NAMES = ["red disc", EVIL, "blue disc", "pink disc"]
+
+
+class Rows(HTMLParser):
+    """The cells of every row of every table, and all tags."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.tags: list[str] = []
+        self.in_cell = False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+            self.in_cell = True
+
+    def handle_endtag(self, tag):
+        self.in_cell = self.in_cell and tag not in ("td", "th")
+
+    def handle_data(self, data):
+        if self.in_cell:
+            self.rows[-1][-1] += data.strip()
+
+
+@pytest.fixture
+def layout(tmp_path) -> RunLayout:
+    return write_made_up_run(tmp_path / "run", NAMES)
+
+
+def page(*roots: str) -> str:
+    return Path(write_report(roots)).read_text()
+
+
+def test_the_page_tells_scores_and_counts_of_each_round_beside_the_control(layout):
+    rows = Rows(page(layout.root)).rows
+    told = {row[0]: row[1:] for row in rows if row and row[0] in ("start", "control", "round 0", "round 1")}
+    for round_, name in ((-1, "start"), (0, "control"), (0, "round 0"), (1, "round 1")):
+        mean = sum(ap_of(round_, i) for i in range(1, 5)) / 4
+        assert told[name][:4] == [f"{mean:.1f}", f"{mean + round_:.1f}", "", f"{mean:.1f}"]
+    assert told["round 1"][4:8] == ["12", "12", "8", "1.0"]
+    assert "Kept is what has a CLIP score of 25 or more, an object that covers more than 5 %" in page(
+        layout.root
+    )
+
+
+def test_the_table_of_classes_lands_as_csv_with_everything_round_by_round(layout):
+    page(layout.root)
+    text = files.read_bytes(f"{layout.root}/report/classes.csv").decode()
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [row["class"] for row in rows] == NAMES
+    assert [row["group"] for row in rows] == ["common", "frequent", "rare", "common"]
+    for i, row in enumerate(rows, start=1):
+        counts = [row[name] for name in ("training instances", "asked", "made", "kept", "dropped for")]
+        assert counts == [str(10 * i), "6", "6", "4", "CLIP score 2"]
+        aps = [float(row[f"AP {when}"]) for when in ("start", "round 0", "round 1")]
+        assert aps == [ap_of(round_, i) for round_ in (-1, 0, 1)]
+        assert float(row["change"]) == pytest.approx(aps[-1] - aps[0]) and float(row["drift"]) == i / 1000
+
+
+def test_what_comes_from_outside_shows_as_text_on_the_page_and_in_what_it_loads(layout):
+    text = page(layout.root)
+    found = Rows(text)
+    assert EVIL in [row[0] for row in found.rows if row] and "<b>raw</b>" in sum(found.rows, [])
+    assert found.tags.count("script") == 1 and "b" not in found.tags
+    loaded = Path(f"{layout.root}/report/A/rd00_000.js").read_text()
+    name, records = json.loads(f"[{re.fullmatch(r'showSheet[(](.*)[)]', loaded)[1]}]")
+    assert name == "report/A/rd00_000" and records[3][2] == f"a photo of {EVIL}"
+
+
+def test_winners_and_losers_are_the_classes_that_moved_most(layout):
+    rows = Rows(page(layout.root)).rows
+    tables = [n for n, row in enumerate(rows) if row[:3] == ["class", "group", "AP from"]]
+    gained, lost = (rows[start + 1 : start + 3] for start in tables)
+    assert [row[0] for row in gained] == ["blue disc", "red disc"] and gained[0][2:] == [
+        "50.0",
+        "50.6",
+        "+0.6",
+    ]
+    assert [row[0] for row in lost] == ["pink disc", EVIL]
+
+
+def test_each_instance_is_on_a_sheet_with_what_is_on_record_about_it(layout):
+    page(layout.root)
+    script = Path(f"{layout.root}/report/A/rd01_000.js").read_text()
+    records = json.loads(script.removeprefix("showSheet(").removesuffix(")").split(", ", 1)[1])
+    seed = str(2**62 + 1)  # as text: a browser's numbers have 53 bits
+    assert records[0] == [1, 1, "a photo of red disc", seed, 0.5, 0.75, 20.0, 10.0, "CLIP score", True]
+    assert records[1][6:] == [None, 30.0, "", True]
+    sheet = np.asarray(Image.open(f"{layout.root}/report/A/rd01_000.webp").convert("RGB")).astype(int)
+    assert sheet.shape == (2 * sprites.SIDE, sprites.COLUMNS * sprites.SIDE, 3)
+    red = sheet[: sprites.SIDE, :, 0] - sheet[: sprites.SIDE, :, 1] > 90
+    tiles = np.hsplit(red, sprites.COLUMNS)  # discs of growing size, three of a class
+    assert all(tile[40, 48] for tile in tiles)  # the middle of an image of 48 x 40
+    assert tiles[0].sum() < tiles[1].sum() < tiles[2].sum() > tiles[3].sum()
+
+
+def test_sheets_are_drawn_once_and_again_only_where_their_images_changed(layout, monkeypatch):
+    page(layout.root)
+    drawn = []
+    real = sprites.sheet
+    monkeypatch.setattr(sprites, "sheet", lambda *given: drawn.append(given[1].rounds[0]) or real(*given))
+    page(layout.root)
+    assert drawn == []
+    files.remove(f"{layout.root}/report/A/rd00_000.webp")
+    page(layout.root)
+    assert drawn == [0]
+    write_made_up_run(Path(layout.root), NAMES, per_class=4)
+    page(layout.root)
+    assert drawn == [0, 0, 1]
+
+
+def test_of_an_image_that_is_gone_the_cut_out_is_shown_and_grey_without_it(layout):
+    pool = PoolIndex(layout, [0], dropped_too=True)
+    for row in (0, 1):
+        files.remove(layout.raw(pool[row].file))
+    red = encode_cutout(disc_image(9, ink=(255, 0, 0)), np.full((40, 48), 255, np.uint8), [0, 0, 48, 40])
+    files.write_bytes(pool.name(1), red)
+    gone, cut_out = (sprites._thumbnail(layout, pool, row) for row in (0, 1))
+    assert gone.getcolors() == [(sprites.SIDE**2, (200, 200, 200))]
+    assert (255, 0, 0) in [colour for _, colour in cut_out.getcolors(1 << 16)]
+
+
+def test_two_runs_stand_side_by_side_with_their_difference_and_what_they_are_set_to(layout, tmp_path):
+    other = write_made_up_run(tmp_path / "other", NAMES[:3], rounds=1)
+    settings = files.read_bytes(other.settings_file).replace(b"MAX_ITER: 10", b"MAX_ITER: 77")
+    files.write_bytes(other.settings_file, settings)
+    rows = Rows(page(layout.root, other.root)).rows
+    heads = next(row for row in rows if row[:2] == ["class", "group"] and "difference" in row)
+    [blue, pink] = (
+        next(r for r in rows if r[0] == name and len(r) == len(heads)) for name in ("blue disc", "pink disc")
+    )
+    of_blue = dict(zip(heads, blue, strict=True))
+    assert of_blue["A AP"] == f"{ap_of(1, 3):.1f}" and of_blue["B AP"] == f"{ap_of(0, 3):.1f}"
+    assert of_blue["difference"] == f"{ap_of(0, 3) - ap_of(1, 3):.1f}"
+    assert pink[-1] == ""  # the other run has none
+    assert ["SOLVER.MAX_ITER", "20", "77", "90000"] in rows
+    assert Path(f"{layout.root}/comparison/B/rd00_000.webp").exists()
+
+
+def test_a_run_of_which_little_is_there_yet_has_a_page(tmp_path):
+    layout = RunLayout(str(tmp_path))
+    files.write_bytes(layout.settings_file, b"settings: {}\nversions: {}\n")
+    assert "Nothing was trained or evaluated yet." in page(layout.root)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["nowhere"], "holds no run, as it has no run.yaml"),
+        (["a", "a/"], "the run a is given twice"),
+        (["a", "--out", "page.htm"], "ends with .html"),
+    ],
+)
+def test_what_a_user_can_get_wrong_is_one_sentence(arguments, sentence, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["report.py", *arguments])
+    with pytest.raises(UserError, match=sentence):
+        report.main()
+
+
+def test_a_chart_reaches_from_its_lowest_to_its_highest_value_and_thins_out_what_is_long():
+    points = [(n, (n - 50) ** 2) for n in range(101)]
+    chart = Chart("a", [Line("b", points, "red"), Line("c", [(0, 5), (200, 5)], "blue")])
+    path = [tuple(map(float, point.split(","))) for point in chart.path(chart.lines[0]).split()]
+    assert path[0] == (0, 0) and path[50] == (WIDTH / 4, HEIGHT) and path[-1] == (WIDTH / 2, 0)
+    assert chart.bounds() == ("0", "200", "0", "2.5e+03")
+    many = Chart("a", [Line("b", [(n, n) for n in range(100_000)], "red")])
+    last = many.path(many.lines[0]).split()
+    assert len(last) < 405 and last[-1] == f"{WIDTH:.1f},0.0"

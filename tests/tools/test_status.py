@@ -1,0 +1,197 @@
+"""How far a run is, told from the files that the stages have written so far."""
+
+import logging
+import os
+import sys
+import time
+
+import pytest
+from fsspec.registry import get_filesystem_class
+
+from exchange import files
+from exchange.errors import UserError, run_cli
+from exchange.layout import RunLayout
+from exchange.logs import log_to_run
+from exchange.manifest import read_manifest, write_manifest
+from tests.exchange.test_s3 import root, server
+from tests.tools.made_up_run import write_made_up_run
+from tools import status
+from tools.run_status import look
+
+__all__ = ["root", "server"]
+NAMES = ["red disc", "blue disc"]
+SETTINGS = b"""settings: {SOLVER.MAX_ITER: 20, SOLVER.ROUND_ITERS: 10, FEEDBACK.STALENESS: 0,
+  INPUT.USE_COPY_METHOD: syn_copy, INPUT.INST_POOL_FEED: true}
+versions: {}"""
+NOW = 1_800_000_000.0  # seconds since 1970
+
+
+def write_run(root: str) -> RunLayout:
+    """Two rounds are made; only the first is trained, to iteration 10."""
+    layout = write_made_up_run(root, NAMES)
+    files.write_bytes(layout.settings_file, SETTINGS)
+    files.remove(layout.feedback_history(1))
+    files.write_bytes(f"{layout.train_dir}/metrics.json", b'{"iteration": 10, "time": 30.0}\n')
+    return layout
+
+
+def unmake_round(layout: RunLayout, complete: bool) -> None:
+    """Takes the pool of round 1 away; with ``complete`` its images are all there, and one of them is cut out."""
+    files.remove(layout.annotations_done(1))
+    path = layout.manifest(1, 0, 1)
+    if complete:
+        files.write_bytes(layout.segmented(layout.instance_name(1, 1, 1)), b"")
+    else:
+        manifest = read_manifest(path)
+        write_manifest(layout, type(manifest)(**vars(manifest) | {"complete": False}))
+        files.remove(layout.raw(layout.instance_name(1, 1, 1)))
+
+
+def date(layout: RunLayout, **ages: float) -> None:
+    """Everything is an hour old, but for the feedback of these rounds: so many seconds."""
+    for folder, _, names in os.walk(layout.root):
+        for name in names:
+            os.utime(f"{folder}/{name}", (NOW - 3600, NOW - 3600))
+    for name, age in ages.items():
+        os.utime(f"{layout.root}/feedback/{name}.json", (NOW - age, NOW - age))
+
+
+@pytest.fixture
+def layout(tmp_path) -> RunLayout:
+    return write_run(tmp_path / "run")
+
+
+def test_a_trained_round_is_done_and_the_next_one_s_iterations_are_counted(layout):
+    files.write_bytes(
+        f"{layout.train_dir}/metrics.json", b'{"iteration": 9}\n{"iteration": 14, "time": 30.0}\n'
+    )
+    date(layout, rd00=60)
+    found = look(layout, NOW, 900)
+    assert (found.state, found.rounds_done, found.rounds) == ("running", 1, 2)
+    assert found.doing == ["round 1, stage 3: 4 of 10 iterations, 14 of 20 in all"]
+    assert found.skipped == ["round 1: 4 of 6 instances kept, 1 images do not decode"]
+    assert found.quiet == 60 and "last sign of life: 0:01:00 ago" in found.lines()
+
+
+@pytest.mark.parametrize(
+    ("complete", "sentence"),
+    [
+        (True, "round 1, stage 2: 1 of 6 images are cut out"),
+        (False, "round 1, stage 1: 5 of 6 images are drawn"),
+    ],
+)
+def test_what_makes_the_pool_is_named_and_that_training_waits_for_it_and_since_when(
+    layout, complete, sentence
+):
+    files.write_bytes(f"{layout.train_dir}/metrics.json", b'{"iteration": 10, "time": 30.0}\n')
+    unmake_round(layout, complete)
+    date(layout, rd00=60)
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(NOW - 60))
+    waiting = f"round 1, stage 3: waits for the pool of round 1 since {since}"
+    assert look(layout, NOW, 900).doing == [sentence, waiting]
+
+
+def test_the_generator_waits_for_the_feedback_that_its_round_is_drawn_from(layout):
+    files.remove(layout.feedback_history(0))
+    for path in (layout.annotations_done(1), layout.manifest(1, 0, 1)):
+        files.remove(path)
+    doing = look(layout, time.time(), 900).doing
+    assert doing[0].startswith("round 1, stage 1: waits for the feedback of round 0 since ")
+    assert doing[1] == "round 0, stage 3: evaluates"
+
+
+def test_the_time_that_is_left_is_that_of_the_rounds_before_or_at_least_that_of_the_iterations(layout):
+    date(layout, initial=2600, rd00=600)  # a round took 2000 s, of which the next has had 600
+    assert look(layout, NOW, 900).left == 2000 - 600
+    date(layout, initial=900, rd00=600)
+    assert look(layout, NOW, 900).left == 10 * 30.0
+    files.remove(layout.feedback_history(0))
+    files.remove(f"{layout.train_dir}/metrics.json")
+    assert look(layout, NOW, 900).left is None
+
+
+def test_a_run_that_is_finished_running_waiting_or_failed_ends_with_its_code(layout, monkeypatch, capsys):
+    def code() -> int:
+        monkeypatch.setattr(sys, "argv", ["status.py", layout.root])
+        with pytest.raises(SystemExit) as end:
+            status.main()
+        return int(str(end.value.code))
+
+    monkeypatch.setattr(status.time, "time", lambda: NOW)
+    date(layout, rd00=60)
+    assert code() == 10
+    date(layout)
+    assert code() == 11 and "waiting: 1 of 2 rounds" in capsys.readouterr().out
+    _stage_that_fails(layout)
+    assert code() == 12
+    assert "train.log: " in (told := capsys.readouterr().out) and "UserError: no more room" in told
+    log_to_run(layout, "train")  # started again
+    _close_logs()
+    date(layout, rd00=60)
+    assert code() == 10
+    write_made_up_run(layout.root, NAMES)
+    files.write_bytes(layout.settings_file, SETTINGS)
+    assert code() == 0 and "disk: 0.00 GB" in capsys.readouterr().out
+
+
+def test_watching_ends_with_the_run(layout, monkeypatch, capsys):
+    slept = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        assert len(slept) < 3, "the run is finished, and it is watched on"
+        if len(slept) == 2:
+            write_made_up_run(layout.root, NAMES)
+
+    monkeypatch.setattr(status.time, "sleep", sleep)
+    monkeypatch.setattr(sys, "argv", ["status.py", layout.root, "--watch", "--every", "7"])
+    with pytest.raises(SystemExit, match="0"):
+        status.main()
+    assert slept == [7, 7] and capsys.readouterr().out.count("1 of 2 rounds are done") == 2
+
+
+def test_of_a_bucket_a_few_small_reads_tell_it(root, tmp_path, monkeypatch):
+    local, layout = write_run(tmp_path / "run"), RunLayout(root)
+    unmake_round(local, complete=True)
+    names = (
+        "run.yaml",
+        "feedback/rd00.json",
+        "pool/annotations/rd00.done",
+        "pool/raw/manifest_rd01_0of1.json",
+    )
+    for name in (*names, "pool/segmented/01_0001_0001.png", "train/metrics.json"):
+        files.write_bytes(f"{root}/{name}", files.read_bytes(f"{local.root}/{name}"))
+    kind, calls = get_filesystem_class("s3"), []
+    real = kind._call_s3
+
+    async def counted(self, method, *given, **options):
+        calls.append(method)
+        return await real(self, method, *given, **options)
+
+    monkeypatch.setattr(kind, "_call_s3", counted)
+    found = look(layout, time.time(), 900)
+    assert found.doing[0] == "round 1, stage 2: 1 of 6 images are cut out" and found.state == "running"
+    assert len(calls) < 25
+
+
+def test_a_folder_without_a_run_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["status.py", str(tmp_path)])
+    with pytest.raises(UserError, match="holds no run, as it has no run.yaml"):
+        status.main()
+
+
+def _stage_that_fails(layout: RunLayout) -> None:
+    def stage() -> None:
+        log_to_run(layout, "train", rank=0)
+        raise UserError("no more room")
+
+    with pytest.raises(SystemExit):
+        run_cli(stage)
+    _close_logs()
+
+
+def _close_logs() -> None:
+    """As the end of a process does."""
+    for handler in [h for h in logging.getLogger().handlers if type(h) is logging.FileHandler]:
+        logging.getLogger().removeHandler(handler)
+        handler.close()

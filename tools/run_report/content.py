@@ -1,0 +1,209 @@
+"""What the page of a run tells, read from its folder alone: rounds, classes, curves, settings."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from diSegmenter.filter import InstanceFilter
+from exchange import files
+from exchange.annotations import frequency
+from exchange.config import config_of_text, flatten
+from exchange.errors import UserError
+from exchange.feedback import Feedback, read_feedback
+from exchange.layout import RunLayout
+from exchange.manifest import Manifest, read_round
+from exchange.pool_index import PoolIndex
+from exchange.typed import from_record
+from tools.run_report.settings import read_settings
+
+
+@dataclass
+class Category:
+    """A class of a run. APs are mask APs in percent, by round (-1: the starting weights), None where unknown.
+
+    Attributes:
+        group: r, c or f as in LVIS; empty where the run does not say it.
+        training: annotated instances; None where the run does not say it.
+        reasons: how many of its instances were dropped for which reason.
+        drift: how far its classifier row moved in the last round that says so.
+    """
+
+    id: int
+    name: str
+    group: str = ""
+    training: int | None = None
+    asked: int = 0
+    made: int = 0
+    kept: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    ap: dict[int, float | None] = field(default_factory=dict)
+    drift: float | None = None
+
+    @property
+    def known(self) -> list[float]:
+        """Its APs that are known, from the first to the last."""
+        return [ap for _, ap in sorted(self.ap.items()) if ap is not None]
+
+    @property
+    def change(self) -> float | None:
+        """Its last AP less its first."""
+        return self.known[-1] - self.known[0] if len(self.known) > 1 else None
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round, as far as it has come: ``pool`` is None before stage 2 is done, ``feedback`` before
+    stage 3; ``kept_is``: what stage 2 kept, in words."""
+
+    number: int
+    manifests: list[Manifest]
+    pool: PoolIndex | None
+    kept_is: str
+    feedback: Feedback | None
+
+    @property
+    def asked(self) -> int:
+        return sum(sum(manifest.asked.values()) for manifest in self.manifests)
+
+    @property
+    def made(self) -> int:
+        return sum(len(manifest.instances) for manifest in self.manifests)
+
+    @property
+    def kept(self) -> int | None:
+        return None if self.pool is None else int((self.pool.column("reason") == "").sum())
+
+    @property
+    def seconds(self) -> float:
+        """That its shards took to draw, added up."""
+        return math.fsum(manifest.seconds for manifest in self.manifests)
+
+
+class RunContent:
+    """A run as its folder tells of it.
+
+    Attributes:
+        start: the feedback of the starting weights.
+        control: that of ``RUN/control``, a run without generated data beside it.
+        metrics: the lines of ``train/metrics.json``.
+
+    Raises UserError where the folder holds no run, or a file that is read is damaged.
+    """
+
+    def __init__(self, layout: RunLayout) -> None:
+        self.layout = layout
+        self.settings, self.versions = read_settings(layout)
+        self.start = _feedback(layout.feedback_history(-1))
+        self.rounds = _rounds(layout)
+        control = RunLayout(files.join(layout.root, "control"))
+        self.control = _feedback(control.feedback_file)
+        self.metrics, self.control_metrics = _metrics(layout), _metrics(control)
+
+    @property
+    def feedbacks(self) -> list[Feedback]:
+        """From the starting weights to the last round."""
+        return [f for f in (self.start, *(round_.feedback for round_ in self.rounds)) if f is not None]
+
+    @property
+    def changed_settings(self) -> dict[str, tuple[Any, Any]]:
+        """Value and default of each setting that is not as in ``exchange/defaults.yaml``."""
+        defaults = dict(flatten(config_of_text("{}", "defaults.yaml")))
+        return {
+            key: (value, defaults.get(key))
+            for key, value in sorted(self.settings.items())
+            if value != defaults.get(key)
+        }
+
+    @cached_property
+    def categories(self) -> dict[int, Category]:
+        """The classes by id."""
+        found = _described(self.layout, self.rounds)
+        for round_ in self.rounds:
+            for manifest in round_.manifests:
+                for id_, asked in manifest.asked.items():
+                    found.setdefault(id_, Category(id_, str(id_))).asked += asked
+                for id_, made in Counter(i.category_id for i in manifest.instances).items():
+                    found.setdefault(id_, Category(id_, str(id_))).made += made
+            if round_.pool is not None:
+                ids, reasons = round_.pool.category_ids.tolist(), round_.pool.column("reason").tolist()
+                for id_, reason in zip(ids, reasons, strict=True):
+                    category = found.setdefault(id_, Category(id_, str(id_)))
+                    category.kept += not reason
+                    category.reasons.update([reason] if reason else [])
+        for feedback in self.feedbacks:
+            for id_, ap, drift in zip(feedback.categories, feedback.mask_ap, feedback.drift, strict=True):
+                category = found.setdefault(id_, Category(id_, str(id_)))
+                category.ap[feedback.round] = ap
+                category.drift = category.drift if drift is None else drift
+        return dict(sorted(found.items()))
+
+    def movers(self, count: int = 8) -> tuple[list[Category], list[Category]]:
+        """The classes that gained most and that lost most."""
+        moved = sorted((c for c in self.categories.values() if c.change), key=lambda c: -(c.change or 0))
+        gained = [c for c in moved[:count] if (c.change or 0) > 0]
+        return gained, [c for c in reversed(moved[-count:]) if (c.change or 0) < 0]
+
+
+def _feedback(path: str) -> Feedback | None:
+    return read_feedback(path) if files.exists(path) else None
+
+
+def _rounds(layout: RunLayout) -> list[Round]:
+    """All rounds of which there is something, from 0 on."""
+    rounds: list[Round] = []
+    while True:
+        number = len(rounds)
+        manifests, feedback = read_round(layout, number), _feedback(layout.feedback_history(number))
+        done = files.exists(layout.annotations_done(number))
+        if not (manifests or feedback or done):
+            return rounds
+        pool = PoolIndex(layout, [number], dropped_too=True) if done else None
+        rounds.append(Round(number, manifests, pool, _kept_is(layout.verdicts(number)), feedback))
+
+
+def _kept_is(path: str) -> str:
+    if not files.exists(path):  # as in a pool that was brought in
+        return ""
+    try:
+        return from_record(InstanceFilter, files.read_json(path)["settings"]).in_words()
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} does not say what was kept ({error}): run stage 2 with --refilter"
+        ) from error
+
+
+def _described(layout: RunLayout, rounds: list[Round]) -> dict[int, Category]:
+    """Names and training instances, as stage 1 wrote them down; groups from the records of stage 2."""
+    found: dict[int, Category] = {}
+    for round_ in rounds:
+        path = files.join(layout.pictures_dir, f"allocation_rd{round_.number:02}.csv")
+        if files.exists(path):
+            try:
+                for row in csv.DictReader(io.StringIO(files.read_bytes(path).decode())):
+                    found[int(row["id"])] = Category(int(row["id"]), row["class"], training=int(row["N"]))
+            except (KeyError, ValueError, TypeError, csv.Error) as error:
+                raise UserError(f"{path} is no table of an allocation ({error}): remove it") from error
+            break
+    annotations = next((p for p in (layout.annotations(r.number) for r in rounds) if files.exists(p)), None)
+    for record in files.read_json(annotations)["categories"] if annotations else []:
+        category = found.setdefault(record["id"], Category(record["id"], record["name"]))
+        images = record.get("image_count")
+        category.group = record.get("frequency") or ("" if images is None else frequency(images))
+    return found
+
+
+def _metrics(layout: RunLayout) -> list[dict[str, Any]]:
+    path = files.join(layout.train_dir, "metrics.json")
+    if not files.exists(path):
+        return []
+    try:
+        return [json.loads(line) for line in files.read_bytes(path).decode().splitlines()]
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} has a line that is no JSON ({error}): remove that line") from error
