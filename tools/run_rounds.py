@@ -210,12 +210,17 @@ def main() -> None:
     layout, terminal = run_layout(cfg), Terminal(sys.stderr)
     terminal.say("rounds", f"run folder: {layout.root}")
     progress = RunProgress(layout, rounds)
+
+    def say_progress() -> None:
+        if line := progress.report():
+            terminal.say("rounds", line)
+
     pools = pool_steps(config, rounds, args.num_gpus, python) if cfg.INPUT.INST_POOL_FEED else []
     environment = os.environ | {"MRCA_PYTHON": python.trainer}
     training = training_steps(config, rounds, args.num_gpus, layout, python)
     chains = [
         Chain("pools", pools, environment, terminal),
-        Chain("training", training, environment, terminal, lambda: terminal.say("rounds", progress.report())),
+        Chain("training", training, environment, terminal, say_progress),
     ]
     run_chains(chains)
     print(f"{rounds} rounds are done: {layout.root}   Report: {layout.report}")

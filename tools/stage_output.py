@@ -77,9 +77,11 @@ class RunProgress:
         self._layout, self._rounds, self._clock = layout, rounds, clock
         self._done, self._at = self._count(), clock()
 
-    def report(self) -> str:
-        """To be called when a round may be done."""
+    def report(self) -> str | None:
+        """To be called when a round may be done; None if none is."""
         done, now = self._count(), self._clock()
+        if done == self._done:
+            return None
         line = f"{done} of {self._rounds} rounds are done"
         if self._done < done < self._rounds:
             left = (now - self._at) / (done - self._done) * (self._rounds - done)

@@ -16,6 +16,7 @@ from faster_coco_eval.core import mask as mask_api
 from PIL import Image
 
 from exchange.config import REPOSITORY
+from exchange.layout import RunLayout
 from mrca.commands import COMMANDS
 from tools import run_rounds
 
@@ -92,7 +93,7 @@ def test_five_commands_take_a_coco_file_to_a_table(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     run, names = folder / "runs/try", list(CATEGORIES.values())
     assert all(done.stdout.count(f"round {round_}: 6 images\n") == 1 - round_ for round_ in range(2))
-    assert f"2 rounds are done: {run}\nmine_val: {run}/train/model_0000003.pth\n" in done.stdout
+    assert f"2 rounds are done: {run}   Report: {run}/report.html\nmine_val: {run}/train/" in done.stdout
     table = done.stdout[done.stdout.index("mine_val: ") :].splitlines()
     assert [line[:4] for line in table[1:4]] == ["    ", "box ", "mask"]
     assert [line.split("  ")[-1] for line in table[5:11]] == names  # in the order of their ids
@@ -109,7 +110,7 @@ def test_five_commands_take_a_coco_file_to_a_table(folder: Path) -> None:
 
 def test_one_round_by_hand_is_what_rounds_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = run_rounds.pool_steps([], 1, 1, run_rounds.Interpreters())
-    steps += run_rounds.training_steps([], 1, 1)
+    steps += run_rounds.training_steps([], 1, 1, RunLayout("runs/x"), run_rounds.Interpreters())[:1]
     monkeypatch.setattr(sys, "argv", ["mrca"])
     for line, ((command,),) in zip(blocks()[2].splitlines(), ([step] for step in steps), strict=True):
         program, name, *arguments = shlex.split(line)

@@ -96,7 +96,7 @@ def test_a_call_after_the_last_round_changes_nothing(
     finished: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = {
-        path: path.stat().st_mtime_ns for path in (finished / "run").rglob("*.*") if path.suffix != ".txt"
+        path: path.stat().st_mtime_ns for path in (finished / "run").rglob("*.*") if path.suffix != ".log"
     }
     caplog.set_level("INFO")
     _call(finished / "config.yaml")
