@@ -47,3 +47,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(item.path.is_relative_to(path) for path in slow):
             item.add_marker(pytest.mark.slow)
+    if "PYTEST_XDIST_WORKER" in os.environ:  # so that no process is left alone with a long one at the end
+        items.sort(key=lambda item: "slow" not in item.keywords)

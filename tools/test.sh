@@ -5,4 +5,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy
-OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} exec "$python" -m pytest -n "${MRCA_TEST_PROCESSES:-2}" "$@"
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} exec "$python" -m pytest -n "${MRCA_TEST_PROCESSES:-2}" \
+    --dist loadfile --no-loadscope-reorder "$@"
