@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -48,5 +49,9 @@ def test_a_foreground_model_is_measured_by_intersection_over_union(monkeypatch):
     coverages = torch.zeros(2, 1, 4, 4)
     coverages[0, 0, :2] = coverages[1, 0, 0] = 0.6
     monkeypatch.setattr(train_foreground, "make_pictures", lambda *_, **__: (coverages, coverages))
-    measured = train_foreground.measure(lambda images: [images - 1, torch.ones_like(images)])  # everything
-    assert abs(measured["mean_iou"] - (8 / 16 + 4 / 16) / 2) < 1e-6
+    logits = torch.full((1, 4, 4), -9.0)  # nothing in eight bits
+    logits[0, 0], logits[0, 1], logits[0, 2, :3] = 1, -2, 1  # a row, haze, and another part
+    measured = train_foreground.measure(lambda images: [images - 1, logits.expand(2, 1, 4, 4)])
+    assert measured["mean_iou"] == pytest.approx((4 / 11 + 4 / 7) / 2)
+    assert measured["mean_iou_as_released"] == pytest.approx((8 / 11 + 4 / 11) / 2)
+    assert measured["mean_iou_cleaned"] == pytest.approx((4 / 8 + 4 / 4) / 2)
