@@ -36,6 +36,7 @@ _FREE_KEYS = {
     "SOLVER.CHECKPOINT_PERIOD",
     "SOLVER.KEEP_CHECKPOINTS",
     "SOLVER.LOG_PERIOD",
+    "SOLVER.TENSORBOARD",
     "TEST.EVAL_PERIOD",
 }
 _PACKAGES = ("torch", "torchvision", "timm", "diffusers", "transformers", "numpy", "opencv-python-headless")

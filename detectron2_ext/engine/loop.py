@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from fvcore.common.config import CfgNode
@@ -19,8 +19,12 @@ from detectron2_ext.engine.checkpoints import RunCheckpoints
 from detectron2_ext.engine.metrics import LossWatch, Reporter
 from detectron2_ext.engine.optimizer import Clip, build_clip
 from detectron2_ext.engine.state import TrainingState
+from detectron2_ext.engine.tensorboard import shown
 from exchange import files
 from exchange.config import choose
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -36,19 +40,20 @@ def train_round(
     folder: str,
     title: str,
     ranks: Ranks,
+    board: SummaryWriter | None = None,
 ) -> None:
     """Trains from ``state.iteration`` to ``stop``; metrics and checkpoints go to ``folder``.
 
-    ``end``: of the round, which progress and remaining time refer to.
+    ``end``: of the round, which progress and remaining time refer to. ``board``: of TensorBoard, if there is one.
 
     Raises UserError as :func:`train` does.
     """
     metrics = files.join(folder, "metrics.json")
-    with Reporter(metrics, state.iteration, end, title, ranks) as reporter:
+    with Reporter(metrics, state.iteration, end, title, ranks, board) as reporter:
         train(
             state,
             TrainingStep.from_config(state, ranks, cfg),
-            loader,
+            shown(loader, board, state, cfg),
             stop,
             checkpoints=checkpoints,
             checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
@@ -72,7 +77,7 @@ def train(
     seed: int,
     ranks: Ranks,
 ) -> None:
-    """Trains from ``state.iteration`` to ``end``; saves every ``checkpoint_period`` and at the end.
+    """Trains from ``state.iteration`` to ``end``; saves every ``checkpoint_period`` (0: only) and at the end.
 
     ``loader`` yields this process's part of the batches from that iteration on. Equal seeds give equal
     weights, whether or not the training was interrupted in between.
@@ -94,13 +99,18 @@ def train(
 
         watch.add(state.iteration, losses, [record["file_name"] for record in batch], waited)
         reporter.step()
-        saving = state.iteration == end or state.iteration % checkpoint_period == 0
-        if saving or state.iteration % log_period == 0:
+        saving = state.iteration == end or is_due(state.iteration, checkpoint_period)
+        if saving or is_due(state.iteration, log_period):
             reporter.report(state.iteration, learning_rate, watch.look())
         if saving:
             if ranks.is_first:
                 checkpoints.save(state)
             ranks.barrier()
+
+
+def is_due(iteration: int, period: int) -> bool:
+    """Whether something that is done every ``period`` iterations, 0: never, is to be done after this one."""
+    return period > 0 and iteration % period == 0
 
 
 class TrainingStep:

@@ -1,4 +1,4 @@
-"""What a person watches during training: ``metrics.json`` and the progress bar."""
+"""What a person watches during training: ``metrics.json``, the progress bar and TensorBoard."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import json
 import resource
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from detectron2_ext.distributed import Ranks, mean_over_ranks
+from detectron2_ext.engine.tensorboard import add_metrics
 from exchange import files
 from exchange.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class LossWatch:
@@ -69,10 +73,13 @@ class Reporter:
         start, end: iterations of the round that are done, and that are to be done.
         title: of the progress bar.
         ranks: only the first process reports.
+        board: of TensorBoard, if there is one.
     """
 
-    def __init__(self, path: str, start: int, end: int, title: str, ranks: Ranks) -> None:
-        self._path, self._end, self._ranks = path, end, ranks
+    def __init__(
+        self, path: str, start: int, end: int, title: str, ranks: Ranks, board: SummaryWriter | None = None
+    ) -> None:
+        self._path, self._end, self._ranks, self._board = path, end, ranks, board
         written = files.read_bytes(path).decode().splitlines() if files.exists(path) else []
         self._lines = [line for line in written if json.loads(line)["iteration"] <= start]
         self._bar = tqdm(total=end, initial=start, desc=title, unit="it", disable=not ranks.is_first)
@@ -85,12 +92,15 @@ class Reporter:
         """Writes a line with ``values`` (as :meth:`LossWatch.look` gives them) and shows the chief ones."""
         if not self._ranks.is_first:
             return
-        line: dict[str, Any] = {"iteration": iteration, "lr": learning_rate, **values}
-        line |= {
+        shown = {
+            "lr": learning_rate,
+            **values,
             "eta_seconds": values["time"] * (self._end - iteration),
             "memory_mib": peak_memory_mib(self._ranks.device),
         }
-        self._lines.append(json.dumps(line))
+        if self._board:
+            add_metrics(self._board, iteration, shown)
+        self._lines.append(json.dumps({"iteration": iteration, **shown}))
         files.write_bytes(self._path, ("\n".join(self._lines) + "\n").encode())
         waiting = values["data_time"] / values["time"]
         self._bar.set_postfix_str(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from fvcore.common.config import CfgNode
@@ -13,8 +14,9 @@ from detectron2_ext.data.dataset import DetectionDataset
 from detectron2_ext.distributed import Ranks
 from detectron2_ext.engine.checkpoints import RunCheckpoints, read_checkpoint
 from detectron2_ext.engine.feedback import make_feedback
-from detectron2_ext.engine.loop import seed_iteration
+from detectron2_ext.engine.loop import is_due, seed_iteration
 from detectron2_ext.engine.state import TrainingState
+from detectron2_ext.engine.tensorboard import add_allocation, add_scores, open_board
 from detectron2_ext.engine.train_loader import build_train_loader
 from detectron2_ext.evaluation.evaluator import explain_nothing, format_table, read_test_set
 from detectron2_ext.evaluation.scoring import Evaluation
@@ -27,6 +29,9 @@ from exchange.errors import UserError
 from exchange.feedback import read_feedback, source_round, write_feedback
 from exchange.layout import RunLayout
 from exchange.run import claim_run, round_iterations
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 _log = logging.getLogger(__name__)
 
@@ -68,6 +73,7 @@ class TrainingRun:
         annotations, image_root = training_set
         self._dataset = DetectionDataset(annotations, image_root)
         self._state = self._start_or_resume(annotations)
+        self._board: SummaryWriter | None = None
 
     def finish_round(self) -> None:
         """Finishes the first round that the generator has not been told about; says so when there is none.
@@ -79,6 +85,11 @@ class TrainingRun:
 
         Raises UserError, with the last checkpoint intact, when the training cannot go on.
         """
+        cfg, done = self._cfg, self._state.iteration
+        with open_board(cfg, self._layout.train_dir, done, self._ranks) as self._board:
+            self._finish_round()
+
+    def _finish_round(self) -> None:
         state, length, last = self._state, round_iterations(self._cfg), self._cfg.SOLVER.MAX_ITER
         if state.iteration == 0 and pastes_from_run(self._cfg):
             self.evaluate_initial()
@@ -137,6 +148,8 @@ class TrainingRun:
         feedback = read_feedback(told) if files.exists(told) else None
         pool = build_pool(cfg, layout, round_, self._dataset)
         _log.info("round %d: training from iteration %d to %d", round_, state.iteration, end)
+        if self._board:
+            add_allocation(self._board, state.iteration, layout, round_)
         for stop in stops(state.iteration, end, cfg.TEST.EVAL_PERIOD):
             self._validate(round_, [name for name in cfg.DATASETS.TEST if self._owes_scores(name)])
             loader = build_train_loader(
@@ -159,12 +172,13 @@ class TrainingRun:
                 folder=layout.train_dir,
                 title=f"round {round_}",
                 ranks=ranks,
+                board=self._board,
             )
 
     def _owes_scores(self, name: str) -> bool:
         """Whether an evaluation on the set ``name`` is due now, and not done."""
         done, period = self._state.iteration, self._cfg.TEST.EVAL_PERIOD
-        return done > 0 and period > 0 and done % period == 0 and not files.exists(self._scores(name))
+        return done > 0 and is_due(done, period) and not files.exists(self._scores(name))
 
     def _scores(self, name: str) -> str:
         """Where the scores of the present state on the set ``name`` stay."""
@@ -193,6 +207,8 @@ class TrainingRun:
                 files.write_bytes(
                     self._scores(name), files.read_bytes(files.join(folder, name, "metrics.json"))
                 )
+                if self._board:
+                    add_scores(self._board, state.iteration, name, evaluation)
                 _log.info("scores on %s in percent:\n%s", name, format_table(evaluation))
                 if (why := explain_nothing(evaluation)) and state.iteration:
                     _log.warning("%s: %s", name, why)

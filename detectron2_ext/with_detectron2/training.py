@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from detectron2.checkpoint import DetectionCheckpointer
@@ -20,7 +20,7 @@ from detectron2_ext.data.dataset import DetectionDataset
 from detectron2_ext.data.loader import Batch, build_test_loader
 from detectron2_ext.distributed import Ranks
 from detectron2_ext.engine.checkpoints import RunCheckpoints
-from detectron2_ext.engine.loop import mixed_precision, seed_iteration
+from detectron2_ext.engine.loop import is_due, mixed_precision, seed_iteration
 from detectron2_ext.engine.optimizer import Clip, build_clip
 from detectron2_ext.engine.state import TrainingState
 from detectron2_ext.evaluation import Evaluation
@@ -34,6 +34,9 @@ from detectron2_ext.with_detectron2.registration import (
 )
 from exchange import files
 from exchange.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 _log = logging.getLogger(__name__)
 
@@ -49,8 +52,10 @@ def train_round(
     folder: str,
     title: str,
     ranks: Ranks,
+    board: SummaryWriter | None = None,
 ) -> None:
-    """As :func:`detectron2_ext.engine.loop.train_round`; ``title`` is not shown.
+    """As :func:`detectron2_ext.engine.loop.train_round`; ``title`` is not shown, and Detectron2 writes files of its own
+    for TensorBoard beside the ``board``'s.
 
     Raises UserError, besides, for settings that Detectron2's trainer has no counterpart of.
     """
@@ -163,7 +168,7 @@ class _Save(HookBase):
 
     def after_step(self) -> None:
         done: int = self._state.iteration
-        if done % self._period and done != self.trainer.max_iter:
+        if not is_due(done, self._period) and done != self.trainer.max_iter:
             return
         if self._ranks.is_first:
             name = self._checkpoints.path(done).rsplit("/", 1)[1].removesuffix(".pth")

@@ -45,10 +45,11 @@ def run(tmp_path) -> tuple[RunLayout, list[str]]:
 
 
 def written(layout: RunLayout) -> list[str]:
-    """What stage 3 writes, below the run folder, but for its log and what a killed writer left."""
+    """What stage 3 writes, below the run folder, but for TensorBoard and what a killed writer left."""
     root = Path(layout.root)
     names = (str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
-    return [n for n in names if n.startswith(("train/", "feedback")) and not n.endswith((".tmp", ".txt"))]
+    kept = [name for name in names if name.startswith(("train/", "feedback")) and not name.endswith(".tmp")]
+    return [name for name in kept if not name.startswith("train/tensorboard/")]
 
 
 def outputs(layout: RunLayout) -> dict[str, bytes]:

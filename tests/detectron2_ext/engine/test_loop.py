@@ -132,6 +132,13 @@ def test_checkpoints_of_ends_of_rounds_stay_and_others_go(tmp_path: Path) -> Non
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000019.pth"
 
 
+def test_periods_of_0_write_nothing_before_the_end(tmp_path: Path) -> None:
+    _run(_state(), tmp_path, 10, period=0, keep=5, log_period=0)
+    assert [path.name for path in tmp_path.glob("*.pth")] == ["model_0000009.pth"]
+    (line,) = (tmp_path / "metrics.json").read_text().splitlines()
+    assert json.loads(line)["iteration"] == 10
+
+
 def test_a_checkpoint_has_detectron2s_layout_and_the_settings(tmp_path: Path) -> None:
     state = _state()
     state.model.eval()  # as an evaluation leaves it

@@ -16,6 +16,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from detectron2_ext import train_net
 from detectron2_ext.distributed import Ranks
@@ -90,6 +91,18 @@ def test_predictions_and_metrics_are_written_for_upload_and_for_programs(finishe
     kept = ["metrics_0000002.json", "metrics_0000005.json"]  # of each evaluation
     assert sorted(p.name for p in folder.iterdir()) == ["lvis_instances_results.json", "metrics.json", *kept]
     assert (folder / "metrics.json").read_bytes() == (folder / kept[1]).read_bytes()
+
+
+def test_tensorboard_has_the_losses_of_metrics_json_and_the_scores_of_the_feedback(finished: Path) -> None:
+    events = EventAccumulator(str(finished / "run/train/tensorboard")).Reload()
+    lines = [json.loads(line) for line in (finished / "run/train/metrics.json").read_text().splitlines()]
+    for tag, key in (("training/total_loss", "total_loss"), ("training/lr", "lr"), ("speed/time", "time")):
+        told = [(event.step, event.value) for event in events.Scalars(tag)]
+        assert told == [(line["iteration"], pytest.approx(line[key], rel=1e-6)) for line in lines]
+    told = [(event.step, event.value) for event in events.Scalars("small_val/mask_AP")]
+    feedbacks = [read_feedback(str(finished / f"run/feedback/rd0{round_}.json")) for round_ in (0, 1)]
+    assert told == [(f.iteration, pytest.approx(f.mean_mask_ap, rel=1e-6)) for f in feedbacks]
+    assert len(events.Images("training/0")) == 2  # a batch of each round
 
 
 def test_a_call_after_the_last_round_changes_nothing(
