@@ -4,9 +4,11 @@ It follows stage 1 while that draws. With --refilter it judges finished rounds b
 """
 
 import argparse
+import functools
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -29,6 +31,7 @@ from exchange.layout import RunLayout
 from exchange.logs import log_to_run
 from exchange.pool_index import PoolInstance
 from exchange.run import add_round_arguments, chosen_rounds, claim_run, open_run, run_layout
+from exchange.seconds import Stopwatch
 from exchange.shards import Shard, choose_gpu, choose_shard
 
 _WRITES = ("pool/segmented", "pool/cutouts", "pool/index", "pool/annotations", "pictures")
@@ -44,7 +47,9 @@ def main() -> None:
     dataset = read_training_set(cfg)[0]
     cfg = with_classes_of(cfg, dataset)
     layout = open_run(cfg, *_WRITES)
-    log_to_run(layout, f"segment_{shard.index}of{shard.count}")
+    process = f"segment_{shard.index}of{shard.count}"
+    log_to_run(layout, process)
+    watch = Stopwatch(layout, process)
     if args.refilter is not None:
         refilter(cfg, layout, dataset, rounds, args.refilter)
         return
@@ -61,15 +66,24 @@ def main() -> None:
     for round_ in unfinished:
         files.remove(layout.annotations_done(round_))  # lost something: it is not finished for anybody
         listed = follow_round(layout, round_, cfg.FEEDBACK.TIMEOUT, num_shards=num_shards)
-        cut_out = segment(round_, claimed(cfg, listed))
-        judged = judge_round(layout, round_, cut_out, instance_filter)
-        if judged is not None:
-            finish(cfg, layout, judged, dataset)
+        with watch.measure(round_, "cutting out"):
+            waiting = functools.partial(watch.measure, round_, "waiting (stage 2)")
+            cut_out = segment(round_, claimed(cfg, listed, waiting))
+        with watch.measure(round_, "filtering"):
+            judged = judge_round(layout, round_, cut_out, instance_filter)
+            if judged is not None:
+                finish(cfg, layout, judged, dataset)
 
 
-def claimed(cfg: CfgNode, listed: Iterable[Listing]) -> Iterator[Listing]:
-    """``listed``, with the run folder claimed before the first image."""
-    for listing in listed:
+def claimed(
+    cfg: CfgNode, listed: Iterator[Listing], waiting: Callable[[], AbstractContextManager[None]]
+) -> Iterator[Listing]:
+    """``listed``, with the run folder claimed before the first image; for the next it waits within ``waiting()``."""
+    while True:
+        with waiting():
+            listing = next(listed, None)
+        if listing is None:
+            return
         if listing[1]:
             claim_run(cfg)
         yield listing

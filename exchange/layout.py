@@ -33,6 +33,11 @@ class RunLayout:
         return files.join(self.root, "logs")
 
     @property
+    def seconds_dir(self) -> str:
+        """What took how long, see exchange/seconds.py."""
+        return files.join(self.root, "seconds")
+
+    @property
     def report(self) -> str:
         """The page of the run, see tools/report.py; what it loads is in the folder of its name."""
         return files.join(self.root, "report.html")

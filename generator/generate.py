@@ -29,6 +29,7 @@ from exchange.feedback import Feedback, read_feedback, source_round
 from exchange.layout import RunLayout
 from exchange.logs import log_to_run
 from exchange.run import add_round_arguments, chosen_rounds, claim_run, open_run, run_layout
+from exchange.seconds import Stopwatch
 from exchange.shards import choose_gpu, choose_shard
 from generator.allocation import AllocationRule, FloatArray, allocate, as_text, save_report, table_rows
 from generator.plan import PlannedImage, plan_round
@@ -119,8 +120,10 @@ def main() -> None:
     cfg = with_classes_of(cfg, annotations)
     counts = annotations.instance_counts()
     layout = open_run(cfg, "pool/raw", "pictures", trains=False)
+    process = f"generate_{shard.index}of{shard.count}"
+    watch = Stopwatch(layout, process)
     if not args.dry_run:
-        log_to_run(layout, f"generate_{shard.index}of{shard.count}")
+        log_to_run(layout, process)
     batch_size = cfg.GENERATOR.BATCH_SIZE
     sampler = build_sampler(cfg, device, limit=min(args.bsz or batch_size, batch_size))
 
@@ -132,7 +135,7 @@ def main() -> None:
             sys.stdout.write(f"round {round_}: depends on feedback that is not there yet\n")
             continue
         unguided = args.dry_run and round_ < cfg.FEEDBACK.FROM_ROUND
-        feedback = None if unguided else wait_for_feedback(layout, cfg, round_, annotations)
+        feedback = None if unguided else wait_for_feedback(layout, cfg, round_, annotations, watch)
         drift, ap = allocation_factors(feedback, round_, cfg.FEEDBACK.FROM_ROUND)
         allocation = allocate(rule, annotations.category_ids, counts, drift, ap)
         rows = table_rows(annotations.category_names, counts, drift, ap, allocation)
@@ -165,7 +168,7 @@ def allocation_rule(args: argparse.Namespace, cfg: CfgNode) -> AllocationRule:
 
 
 def wait_for_feedback(
-    layout: RunLayout, cfg: CfgNode, round_: int, annotations: AnnotationFile
+    layout: RunLayout, cfg: CfgNode, round_: int, annotations: AnnotationFile, watch: Stopwatch
 ) -> Feedback | None:
     """The feedback that a round is made from, as soon as it is there; None for round 0, which has none."""
     if round_ == 0:
@@ -176,7 +179,9 @@ def wait_for_feedback(
         what, command = "the feedback of the starting weights", "mrca feedback"
     else:
         what, command = f"the feedback of round {source}", "mrca train"
-    files.wait_for(path, f"{what}, from which round {round_} is drawn", command, cfg.FEEDBACK.TIMEOUT)
+    if not files.exists(path):
+        with watch.measure(round_, "waiting (stage 1)"):
+            files.wait_for(path, f"{what}, from which round {round_} is drawn", command, cfg.FEEDBACK.TIMEOUT)
     feedback = read_feedback(path)
     if feedback.categories != annotations.category_ids.tolist():
         raise UserError(

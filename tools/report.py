@@ -106,7 +106,7 @@ def _render(content: Mapping[str, Any]) -> str:
 def _charts(runs: Mapping[str, Any]) -> list[Any]:
     """AP and APr round by round, the loss and the learning rate; a colour for each run, the control's lines dashed."""
     from tools.run_report.chart import Chart, Line
-    from tools.run_report.classes import when
+    from tools.run_report.content import when
 
     colours = itertools.cycle(("#2e86ff", "#ff7a00", "#16823c", "#8a2be2", "#be2828", "#5f5f5f"))
     by_round: dict[str, list[Line]] = {"mean_mask_ap": [], "ap_r": []}
@@ -126,7 +126,7 @@ def _charts(runs: Mapping[str, Any]) -> list[Any]:
                 points = [(line["iteration"], line[key]) for line in metrics if key in line]
                 lines.append(Line(f"{name}{which}", points, colour, dashed=which == "control"))
     ap, ap_r, loss, rate = (
-        [line for line in lines if line.points] for lines in (by_round | by_iteration).values()
+        [line for line in lines if len(line.points) > 1] for lines in (by_round | by_iteration).values()
     )
     charts = [Chart("AP", ap, when), Chart("APr, rare classes", ap_r, when)]
     charts += [Chart("loss by iteration", loss), Chart("learning rate by iteration", rate)]

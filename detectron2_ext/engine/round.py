@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ from exchange.errors import UserError
 from exchange.feedback import read_feedback, source_round, write_feedback
 from exchange.layout import RunLayout
 from exchange.run import claim_run, round_iterations
+from exchange.seconds import Stopwatch
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -65,7 +67,7 @@ class TrainingRun:
         training_set: tuple[AnnotationFile, str],
     ) -> None:
         self._cfg, self._layout, self._ranks, self._engine = cfg, layout, ranks, engine
-        self._checkpoints = run_checkpoints(cfg, layout)
+        self._checkpoints, self._watch = run_checkpoints(cfg, layout), Stopwatch(layout, "train")
         if not cfg.DATASETS.TEST:
             raise UserError("DATASETS.TEST names no data set: name one, whose scores are the feedback")
         for name in cfg.DATASETS.TEST:
@@ -143,7 +145,8 @@ class TrainingRun:
         cfg, layout, ranks, state = self._cfg, self._layout, self._ranks, self._state
         if pastes_from_run(cfg):
             done, what = layout.annotations_done(round_), f"the pool of round {round_}"
-            files.wait_for(done, what, "mrca segment, after mrca generate", cfg.FEEDBACK.TIMEOUT)
+            with self._measure(round_, "waiting (stage 3)"):
+                files.wait_for(done, what, "mrca segment, after mrca generate", cfg.FEEDBACK.TIMEOUT)
         told = layout.feedback_history(source_round(round_, cfg.FEEDBACK.STALENESS))
         feedback = read_feedback(told) if files.exists(told) else None
         pool = build_pool(cfg, layout, round_, self._dataset)
@@ -162,18 +165,23 @@ class TrainingRun:
                 pool=pool,
                 feedback=feedback,
             )
-            self._engine.train(
-                cfg,
-                state,
-                loader,
-                stop,
-                end=end,
-                checkpoints=self._checkpoints,
-                folder=layout.train_dir,
-                title=f"round {round_}",
-                ranks=ranks,
-                board=self._board,
-            )
+            with self._measure(round_, "training"):
+                self._engine.train(
+                    cfg,
+                    state,
+                    loader,
+                    stop,
+                    end=end,
+                    checkpoints=self._checkpoints,
+                    folder=layout.train_dir,
+                    title=f"round {round_}",
+                    ranks=ranks,
+                    board=self._board,
+                )
+
+    def _measure(self, round_: int, work: str) -> AbstractContextManager[None]:
+        """Counts the seconds of a block, of the first process alone."""
+        return self._watch.measure(round_, work) if self._ranks.is_first else nullcontext()
 
     def _owes_scores(self, name: str) -> bool:
         """Whether an evaluation on the set ``name`` is due now, and not done."""
@@ -193,16 +201,17 @@ class TrainingRun:
             self._ranks.share(state.evaluated)  # statistics of batch norm are each process's own
         evaluations = []
         for name in names:
-            evaluation = self._engine.validate(
-                self._cfg,
-                state.evaluated,
-                name,
-                folder,
-                self._ranks,
-                round=round_,
-                iteration=state.iteration,
-                checkpoint=self._checkpoints.path(state.iteration),
-            )
+            with self._measure(round_, "evaluating"):
+                evaluation = self._engine.validate(
+                    self._cfg,
+                    state.evaluated,
+                    name,
+                    folder,
+                    self._ranks,
+                    round=round_,
+                    iteration=state.iteration,
+                    checkpoint=self._checkpoints.path(state.iteration),
+                )
             if evaluation:
                 files.write_bytes(
                     self._scores(name), files.read_bytes(files.join(folder, name, "metrics.json"))

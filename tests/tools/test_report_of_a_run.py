@@ -64,15 +64,31 @@ def page(*roots: str) -> str:
 
 
 def test_the_page_tells_scores_and_counts_of_each_round_beside_the_control(layout):
-    rows = Rows(page(layout.root)).rows
-    told = {row[0]: row[1:] for row in rows if row and row[0] in ("start", "control", "round 0", "round 1")}
+    rows = [row for row in Rows(page(layout.root)).rows if row]
+    results = rows[: next(n for n, row in enumerate(rows) if row[0] == "class")]
+    told = {row[0]: row[1:] for row in results}
     for round_, name in ((-1, "start"), (0, "control"), (0, "round 0"), (1, "round 1")):
         mean = sum(ap_of(round_, i) for i in range(1, 5)) / 4
         assert told[name][:4] == [f"{mean:.1f}", f"{mean + round_:.1f}", "", f"{mean:.1f}"]
-    assert told["round 1"][4:8] == ["12", "12", "8", "1.0"]
+    assert told["round 1"][4:7] == ["12", "12", "8"]
     assert "Kept is what has a CLIP score of 25 or more, an object that covers more than 5 %" in page(
         layout.root
     )
+
+
+def test_the_page_tells_where_the_time_of_each_round_went_and_the_share_of_each_work(layout):
+    for process, minutes in (("segment_0of2", 1.5), ("segment_1of2", 3.5), ("train", 13.5)):
+        work = "training" if process == "train" else "cutting out"
+        path = f"{layout.seconds_dir}/{process}.json"
+        files.write_json(path, {"0": {work: 60 * minutes}, "-1": {"evaluating": 0.0}})
+    rows = [row for row in Rows(page(layout.root)).rows if row]
+    head = rows.index(["", "drawing", "cutting out", "training", "evaluating"])
+    assert rows[head + 1 : head + 5] == [
+        ["start", "0.0", "0.0", "0.0", "0.0"],
+        ["round 0", "1.0", "5.0", "13.5", "0.0"],
+        ["round 1", "1.0", "0.0", "0.0", "0.0"],
+        ["share", "10 %", "24 %", "66 %", "0 %"],
+    ]
 
 
 def test_the_table_of_classes_lands_as_csv_with_everything_round_by_round(layout):

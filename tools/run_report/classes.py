@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tools.run_report.content import Category, RunContent
+from tools.run_report.content import Category, RunContent, when
 
 Cell = str | int | float | None
 GROUPS = {"r": "rare", "c": "common", "f": "frequent", "": ""}
@@ -113,11 +113,6 @@ def _of_run(number: int, label: str, run: RunContent, in_full: bool) -> list[Col
     ]
     drift = Column(f"{label}drift", lambda of: of[number].drift, form=".3g")
     return [*made, *kept, *dropped, *rounds, *change, drift]
-
-
-def when(round_: float) -> str:
-    """The end of a round, in words; -1 is the start."""
-    return "start" if round_ < 0 else f"round {round_:g}"
 
 
 def _reasons(category: Category) -> str:

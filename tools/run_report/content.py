@@ -20,8 +20,21 @@ from exchange.feedback import Feedback, read_feedback
 from exchange.layout import RunLayout
 from exchange.manifest import Manifest, read_round
 from exchange.pool_index import PoolIndex
+from exchange.seconds import read_seconds
 from exchange.typed import from_record
 from tools.run_report.settings import read_settings
+
+# In the order of a round.
+_WORKS = (
+    "waiting (stage 1)",
+    "drawing",
+    "waiting (stage 2)",
+    "cutting out",
+    "filtering",
+    "waiting (stage 3)",
+    "training",
+    "evaluating",
+)
 
 
 @dataclass
@@ -93,6 +106,7 @@ class RunContent:
         start: the feedback of the starting weights.
         control: that of ``RUN/control``, a run without generated data beside it.
         metrics: the lines of ``train/metrics.json``.
+        seconds: by round and work, of all processes added up.
 
     Raises UserError where the folder holds no run, or a file that is read is damaged.
     """
@@ -105,11 +119,26 @@ class RunContent:
         control = RunLayout(files.join(layout.root, "control"))
         self.control = _feedback(control.feedback_file)
         self.metrics, self.control_metrics = _metrics(layout), _metrics(control)
+        self.seconds = {-1: {}} | {r.number: {"drawing": r.seconds} for r in self.rounds}
+        for round_, of_round in read_seconds(layout).items():
+            self.seconds.setdefault(round_, {}).update(of_round)
 
     @property
     def feedbacks(self) -> list[Feedback]:
         """From the starting weights to the last round."""
         return [f for f in (self.start, *(round_.feedback for round_ in self.rounds)) if f is not None]
+
+    @property
+    def times(self) -> tuple[list[str], list[tuple[str, list[float]]], list[float]]:
+        """What took time; for each round the minutes of each; for each its share of all."""
+        works = [work for work in _WORKS if any(work in of_round for of_round in self.seconds.values())]
+        rows = [
+            (when(round_), [of_round.get(work, 0.0) / 60 for work in works])
+            for round_, of_round in sorted(self.seconds.items())
+            if of_round
+        ]
+        sums = [math.fsum(minutes[column] for _, minutes in rows) for column in range(len(works))]
+        return works, rows, [of_work / (math.fsum(sums) or 1.0) for of_work in sums]
 
     @property
     def changed_settings(self) -> dict[str, tuple[Any, Any]]:
@@ -149,6 +178,11 @@ class RunContent:
         moved = sorted((c for c in self.categories.values() if c.change), key=lambda c: -(c.change or 0))
         gained = [c for c in moved[:count] if (c.change or 0) > 0]
         return gained, [c for c in reversed(moved[-count:]) if (c.change or 0) < 0]
+
+
+def when(round_: float) -> str:
+    """The end of a round, in words; -1 is the start."""
+    return "start" if round_ < 0 else f"round {round_:g}"
 
 
 def _feedback(path: str) -> Feedback | None:
