@@ -42,6 +42,6 @@ if [ -n "${AZ_BATCH_MASTER_NODE:-}" ]; then
     MASTER_PORT=${AZ_BATCH_MASTER_NODE##*:}
 fi
 exec "$python" -m detectron2_ext.engine.torchrun \
-    --nproc-per-node "$num_gpus" --nnodes "$num_machines" --node-rank "$machine_rank" \
+    --shutdown-timeout 600 --nproc-per-node "$num_gpus" --nnodes "$num_machines" --node-rank "$machine_rank" \
     --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "${MASTER_PORT:-$((20000 + RANDOM % 20000))}" \
     -m detectron2_ext.train_net "${arguments[@]}"

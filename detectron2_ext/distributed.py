@@ -34,6 +34,14 @@ class Ranks:
         if self.world_size > 1:
             dist.barrier()
 
+    def any(self, here: bool) -> bool:
+        """Whether it is so in any process; every process asks at the same time. No GPU waits for it."""
+        if self.world_size == 1:
+            return here
+        votes = torch.tensor(int(here))
+        dist.all_reduce(votes)
+        return bool(votes)
+
     def share(self, module: nn.Module) -> None:
         """Gives every process the first one's parameters and buffers of ``module``."""
         if self.world_size > 1:
@@ -52,7 +60,7 @@ class Ranks:
 def join_ranks(device: str = "") -> Iterator[Ranks]:
     """Joins the processes that ``torchrun`` started (alone without it) and leaves them at the end.
 
-    ``device``: ``cpu``, ``cuda`` or empty for a GPU if there is one. GPUs talk over NCCL, CPUs over gloo.
+    ``device``: ``cpu``, ``cuda`` or empty for a GPU if there is one. GPUs talk over NCCL, processors over gloo.
     """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -62,7 +70,8 @@ def join_ranks(device: str = "") -> Iterator[Ranks]:
     if world_size == 1:
         yield Ranks(rank, world_size, place)
         return
-    dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=_PATIENCE)
+    backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=_PATIENCE)
     try:
         yield Ranks(rank, world_size, place)
     finally:

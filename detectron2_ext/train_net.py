@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from exchange.catalog import read_training_set, with_classes_of
 from exchange.command_line import make_parser
 from exchange.config import REPOSITORY, add_config_arguments, from_repository, load_config
 from exchange.errors import UserError, run_cli
+from exchange.locks import only_one
 from exchange.logs import log_to_run
 from exchange.run import open_run, run_layout
 
@@ -91,14 +93,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         training_set = read_training_set(cfg)
         cfg = with_classes_of(cfg, training_set[0])
         layout = open_run(cfg, "train", "train/inference", "feedback")
-        if ranks.is_first:
-            log_to_run(layout, "train", ranks.rank)
-        _log.info("run folder: %s", layout.root)
-        run = TrainingRun(cfg, layout, ranks, engine, training_set)
-        if args.eval_initial:
-            run.evaluate_initial()
-        else:
-            run.finish_round()
+        with only_one(layout, "train") if ranks.is_first else nullcontext():
+            if ranks.is_first:
+                log_to_run(layout, "train", ranks.rank)
+            _log.info("run folder: %s", layout.root)
+            run = TrainingRun(cfg, layout, ranks, engine, training_set)
+            if args.eval_initial:
+                run.evaluate_initial()
+            else:
+                run.finish_round()
 
 
 def build_engine(name: str) -> Engine:

@@ -7,7 +7,7 @@ import argparse
 import functools
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from exchange.command_line import make_parser, quiet_model_libraries
 from exchange.config import add_config_arguments, load_config
 from exchange.errors import UserError, run_cli
 from exchange.layout import RunLayout
+from exchange.locks import only_one
 from exchange.logs import log_to_run
 from exchange.pool_index import PoolInstance
 from exchange.run import add_round_arguments, chosen_rounds, claim_run, open_run, run_layout
@@ -48,11 +49,24 @@ def main() -> None:
     cfg = with_classes_of(cfg, dataset)
     layout = open_run(cfg, *_WRITES)
     process = f"segment_{shard.index}of{shard.count}"
-    log_to_run(layout, process)
-    watch = Stopwatch(layout, process)
-    if args.refilter is not None:
-        refilter(cfg, layout, dataset, rounds, args.refilter)
-        return
+    with only_one(layout, process):
+        log_to_run(layout, process)
+        if args.refilter is not None:
+            refilter(cfg, layout, dataset, rounds, args.refilter)
+        else:
+            cut_out_and_filter(cfg, layout, dataset, rounds, shard, args, Stopwatch(layout, process))
+
+
+def cut_out_and_filter(
+    cfg: CfgNode,
+    layout: RunLayout,
+    dataset: AnnotationFile,
+    rounds: Sequence[int],
+    shard: Shard,
+    args: argparse.Namespace,
+    watch: Stopwatch,
+) -> None:
+    """What is missing of ``rounds``, one after the other, each as soon as stage 1 lists its images."""
     instance_filter = build_filter(cfg, cfg.SEGMENTER.CLIP_THRESHOLD)
     unfinished = [round_ for round_ in rounds if not is_finished(layout, round_)]
     if not cfg.SEGMENTER.KEEP_RAW:

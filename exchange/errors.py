@@ -5,6 +5,8 @@ import logging
 import sys
 from collections.abc import Callable
 
+from exchange import stopping
+
 _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
@@ -15,15 +17,21 @@ class UserError(Exception):
 def run_cli(main: Callable[[], None]) -> None:
     """Runs ``main`` with logging set up.
 
-    A :class:`UserError`, a full disk and a file that may not be written become one line on stderr and exit code 2.
+    A :class:`UserError`, a full disk and a file that may not be written become one line on stderr and exit code 2; a
+    signal that ends the process one line and 128 and its number (exchange/stopping.py).
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    stopping.listen()
     try:
         try:
             main()
         except BaseException as error:
             _end_logs(error)
             raise
+    except stopping.Stopped as stopped:
+        stopping.kill_children()  # none is left, unless Ctrl-C was pressed again
+        sys.stderr.write("stopped; the same command goes on\n")
+        sys.exit(stopped.exit_code)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
@@ -42,7 +50,8 @@ def _end_logs(error: BaseException) -> None:
     if isinstance(error, SystemExit) and not error.code:
         return
     sentence = " ".join(f"{type(error).__name__}: {error}".splitlines())
-    record = logging.LogRecord(__name__, logging.ERROR, __file__, 0, sentence, None, None)
+    level = logging.INFO if isinstance(error, stopping.Stopped) else logging.ERROR
+    record = logging.LogRecord(__name__, level, __file__, 0, sentence, None, None)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handle(record)

@@ -33,6 +33,11 @@ class RunLayout:
         return files.join(self.root, "logs")
 
     @property
+    def locks_dir(self) -> str:
+        """Who is at what, see exchange/locks.py."""
+        return files.join(self.root, "locks")
+
+    @property
     def seconds_dir(self) -> str:
         """What took how long, see exchange/seconds.py."""
         return files.join(self.root, "seconds")

@@ -2,21 +2,17 @@
 
 import errno
 import logging
-import os
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from hashlib import sha256
+from collections.abc import Callable, Sequence
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from exchange import files
 from exchange.errors import UserError
 from exchange.images import read_record
 from exchange.layout import RunLayout
+from exchange.locks import only_one
 from exchange.manifest import GeneratedInstance, Manifest, read_manifest, write_manifest
 from exchange.shards import Shard
 from generator.image_writer import ImageWriter
@@ -57,7 +53,7 @@ def produce(
     images = [image for batch in batches for image in batch]
     asked = dict(Counter(image.category_id for image in images))
     path = layout.manifest(round_, shard.index, shard.count)
-    with _alone(path):
+    with only_one(layout, f"generate_{shard.index}of{shard.count}"):
         earlier = read_manifest(path) if files.exists(path) else None
         found = ((image, read_record(GeneratedInstance, layout.raw(image.file))) for image in images)
         records = {i.file: r for i, r in found if r is not None and _as_planned(r, i, guided)}
@@ -137,22 +133,3 @@ def _record(
 
 def _as_planned(record: GeneratedInstance, image: PlannedImage, guided: bool) -> bool:
     return record == _record(image, guided, record.criterion_before, record.criterion_after)
-
-
-@contextmanager
-def _alone(manifest_path: str) -> Iterator[None]:
-    """Holds the lock of a shard; UserError if another process on this machine (or file system) has it."""
-    if "://" in manifest_path:
-        name = f"mrca-{sha256(manifest_path.encode()).hexdigest()[:16]}.lock"
-        path = os.path.join(tempfile.gettempdir(), name)
-    else:
-        path = f"{manifest_path}.lock"
-        files.make_dirs(os.path.dirname(path))
-    try:
-        with FileLock(path, timeout=0):
-            yield
-    except Timeout as error:
-        raise UserError(
-            f"another process is drawing this shard (it holds {path}): wait for it, or give this one another "
-            "--div"
-        ) from error

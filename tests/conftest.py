@@ -1,11 +1,14 @@
 """What holds for every test."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from exchange import stopping
 
 # Whole rounds, other processes, full-size networks, fuzzing. `-m "not slow"` leaves them out: the rest takes a minute.
 SLOW = {
@@ -33,6 +36,18 @@ def threads_stay_as_they_were() -> Iterator[None]:
     before = torch and torch.get_num_threads()
     yield
     assert not torch or torch.get_num_threads() == before
+
+
+@pytest.fixture
+def listening() -> Iterator[None]:
+    """Signals raise in this process, and do as before afterwards."""
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in signals]
+    stopping.listen()
+    yield
+    for number, handler in zip(signals, before, strict=True):
+        signal.signal(number, handler)
+    stopping._Requests.number = None
 
 
 @pytest.fixture(autouse=True, scope="session")

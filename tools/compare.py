@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ import numpy as np
 from tabulate import tabulate
 from tqdm import tqdm
 
-from exchange import files
+from exchange import files, stopping
 from exchange.command_line import left_out_without_matplotlib, make_parser
 from exchange.config import REPOSITORY, below_working_directory, find_config, from_repository, load_config
 from exchange.errors import UserError, run_cli
@@ -107,9 +106,9 @@ class Run:
         ]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         with open(log, "ab") as output:
-            done = subprocess.run(command, env=environment, stdout=output, stderr=output, check=False)
+            code = stopping.run(command, env=environment, stdout=output, stderr=output)
         elapsed = time.monotonic() - started + self._spent_before()
-        if done.returncode:
+        if code:
             files.write_json(self._unfinished, elapsed)
             raise UserError(
                 f"{self.method} with seed {self.seed} failed: mend what {log} ends with, start again"
@@ -212,8 +211,10 @@ def compare(runs: Sequence[Run], methods: Sequence[str], out: str, jobs: int, gp
             for done in tqdm(as_completed(started), "runs", total=len(started)):
                 done.result()
                 _report(runs, methods, out)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(error, stopping.Stopped):
+                stopping.end_children()
             raise
     return _report(runs, methods, out)
 

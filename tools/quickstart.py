@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tabulate import tabulate
 
-from exchange import files
+from exchange import files, stopping
 from exchange.catalog import dataset_paths, datasets_root
 from exchange.command_line import left_out_without_matplotlib, make_parser
 from exchange.config import (
@@ -68,10 +68,11 @@ def main() -> None:
     control = _start_control(f"{out}/control", common)
     try:
         _run([*_script("run_rounds"), *common, "--out", out])
+        code = stopping.wait(control)
     except BaseException:
-        control.terminate()
+        stopping.end(control)
         raise
-    if control.wait():
+    if code:
         raise UserError(f"the control run failed: see {out}/control/logs/train.log")
 
     latest_only = cfg.SEGMENTER.LATEST_ROUND_ONLY
@@ -157,7 +158,7 @@ def _start_control(folder: str, common: list[str]) -> subprocess.Popen[bytes]:
     command += ["INPUT.USE_COPY_METHOD", "none", "INPUT.INST_POOL_FEED", "False"]
     files.make_dirs(folder)
     with open(f"{folder}/output.txt", "ab") as output:
-        return subprocess.Popen(command, env=_environment(), stdout=output, stderr=output)
+        return stopping.start(command, env=_environment(), stdout=output, stderr=output)
 
 
 def _script(name: str) -> list[str]:
@@ -165,7 +166,7 @@ def _script(name: str) -> list[str]:
 
 
 def _run(command: list[str]) -> None:
-    if subprocess.run(command, env=_environment(), check=False).returncode:
+    if stopping.run(command, env=_environment()):
         raise UserError(
             f"{' '.join(command)!r} failed: mend what it says above, then start the quickstart again"
         )

@@ -8,7 +8,6 @@ SOLVER.MAX_ITER. A run that was stopped goes on where it was when it is started 
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -18,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from exchange import files
+from exchange import files, stopping
 from exchange.command_line import make_parser
 from exchange.config import (
     REPOSITORY,
@@ -69,19 +68,17 @@ class Chain(threading.Thread):
         self.failed: list[str] | None = None
         self._steps, self._environment = steps, environment
         self._running: list[subprocess.Popen[bytes]] = []
-        self._stopped = False
+        self._stopped, self._lock = False, threading.Lock()
 
     def run(self) -> None:
         for step in self._steps:
-            if self._stopped:
-                return
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-            self._running = [
-                subprocess.Popen(command, env=self._environment, start_new_session=True, **pipes)
-                for command in step
-            ]
+            with self._lock:
+                if self._stopped:
+                    return
+                self._running = [stopping.start(command, env=self._environment, **pipes) for command in step]
             shown = [self._show(*each) for each in zip(step, self._running, strict=True)]
-            codes = [process.wait() for process in self._running]
+            codes = [stopping.wait(process) for process in self._running]
             for thread in shown:
                 thread.join(timeout=5)  # no longer, should something that outlives its stage hold the pipe
             if any(codes) and not self._stopped:
@@ -99,11 +96,12 @@ class Chain(threading.Thread):
         return thread
 
     def stop(self) -> None:
-        """Ends what runs now, and everything that it started; nothing further is started."""
-        self._stopped = True
-        for process in self._running:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGTERM)
+        """Asks what runs now to end; nothing further is started."""
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                if process.poll() is None:
+                    process.terminate()
 
 
 def pool_steps(config: list[str], rounds: int, gpus: int, python: Interpreters) -> list[list[list[str]]]:
@@ -152,6 +150,7 @@ def run_chains(chains: Sequence[Chain]) -> None:
     finally:
         for chain in chains:
             chain.stop()
+        for chain in chains:
             chain.join()
     for chain in chains:
         if chain.failed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -69,6 +70,9 @@ def batches_in_order(cfg: CfgNode, mapper: Any, order: Any, batch_size: int) -> 
 
 def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # there is a process per core already
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches all processes: this one ends with the training
 
 
 class BatchLoader:

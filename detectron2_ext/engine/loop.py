@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -22,6 +23,7 @@ from detectron2_ext.engine.state import TrainingState
 from detectron2_ext.engine.tensorboard import shown
 from exchange import files
 from exchange.config import choose
+from exchange.stopping import Stopped, put_off
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -83,29 +85,35 @@ def train(
     weights, whether or not the training was interrupted in between.
 
     Raises UserError for a loss that is not finite, a loader process that died, a checkpoint that cannot be
-    written; the last checkpoint is intact then.
+    written; the last checkpoint is intact then. Raises Stopped, where a signal asks one of the processes to end, in all
+    of them, after the same iteration and a checkpoint of it.
     """
     state.model.train()
     watch = LossWatch(ranks)
     batches = iter(loader)
-    while state.iteration < end:
-        asked = time.perf_counter()
-        batch = next(batches)
-        waited = time.perf_counter() - asked
+    stopped = False
+    with put_off() as is_asked_to_stop:
+        while state.iteration < end and not stopped:
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited = time.perf_counter() - asked
 
-        seed_iteration(seed, state.iteration, ranks.rank)
-        learning_rate = state.optimizer.param_groups[0]["lr"]
-        losses = step(batch)
+            seed_iteration(seed, state.iteration, ranks.rank)
+            learning_rate = state.optimizer.param_groups[0]["lr"]
+            losses = step(batch)
 
-        watch.add(state.iteration, losses, [record["file_name"] for record in batch], waited)
-        reporter.step()
-        saving = state.iteration == end or is_due(state.iteration, checkpoint_period)
-        if saving or is_due(state.iteration, log_period):
-            reporter.report(state.iteration, learning_rate, watch.look())
-        if saving:
-            if ranks.is_first:
-                checkpoints.save(state)
-            ranks.barrier()
+            watch.add(state.iteration, losses, [record["file_name"] for record in batch], waited)
+            reporter.step()
+            saving = state.iteration == end or is_due(state.iteration, checkpoint_period)
+            stopped = ranks.any(is_asked_to_stop())
+            if saving or stopped or is_due(state.iteration, log_period):
+                reporter.report(state.iteration, learning_rate, watch.look())
+            if saving or stopped:
+                if ranks.is_first:
+                    checkpoints.save(state)
+                ranks.barrier()
+    if stopped:
+        raise Stopped(signal.SIGTERM)
 
 
 def is_due(iteration: int, period: int) -> bool:

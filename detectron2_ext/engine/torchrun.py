@@ -1,11 +1,13 @@
 """``torchrun`` for this stage: ``python -m detectron2_ext.engine.torchrun``, with the arguments of ``torchrun``.
 
-Where a process ended with a sentence for the user (exit code 2), this ends with that code and no trace of its own.
+Where a process ended with a sentence for the user (exit code 2), this ends with that code and no trace of its own; so
+it does where a signal ended it, which it passes on, and waits for the processes to write a checkpoint.
 """
 
 import logging
 import sys
 
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main
 
@@ -20,6 +22,8 @@ def run() -> None:
         if any(failure.exitcode == 2 for failure in error.failures.values()):
             sys.exit(2)
         raise
+    except SignalException as stopped:
+        sys.exit(128 + stopped.sigval)
 
 
 if __name__ == "__main__":

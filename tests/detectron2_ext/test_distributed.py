@@ -17,8 +17,8 @@ from tests.detectron2_ext.engine.ten_steps import ten_steps
 from tests.detectron2_ext.engine.tiny import TinyLoader, assert_equal_weights
 
 
-@pytest.mark.parametrize("work", ["regression", "detector"])
-def test_two_processes_train_as_one_does_with_the_same_batches(work: str, tmp_path: Path) -> None:
+def in_two_processes(work: str, folder: str) -> None:
+    """Runs :func:`ten_steps`."""
     script = REPOSITORY / "tests/detectron2_ext/engine/ten_steps.py"
     path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
@@ -26,8 +26,13 @@ def test_two_processes_train_as_one_does_with_the_same_batches(work: str, tmp_pa
         probe.bind(("127.0.0.1", 0))
         place = ["--master-addr", "127.0.0.1", "--master-port", str(probe.getsockname()[1])]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *place]
-    command = [*torchrun, str(script), work, str(tmp_path / "two")]
+    command = [*torchrun, str(script), work, folder]
     subprocess.run(command, env=environment, check=True, timeout=240)
+
+
+@pytest.mark.parametrize("work", ["regression", "detector"])
+def test_two_processes_train_as_one_does_with_the_same_batches(work: str, tmp_path: Path) -> None:
+    in_two_processes(work, str(tmp_path / "two"))
     ten_steps(work, str(tmp_path / "one"))
     one, two = (
         torch.load(tmp_path / name / "model_0000009.pth", weights_only=True) for name in ("one", "two")
@@ -51,3 +56,11 @@ def test_two_processes_train_as_one_does_with_the_same_batches(work: str, tmp_pa
     for alone, together in zip(*lines, strict=True):
         assert together["total_loss"] == pytest.approx(alone["total_loss"], rel=1e-5)
         assert together["images_per_second"] * together["time"] == pytest.approx(4)  # of both
+
+
+def test_a_signal_to_one_process_ends_all_after_the_same_iteration_with_a_checkpoint(tmp_path: Path) -> None:
+    in_two_processes("stopped", str(tmp_path))
+    ranks = [torch.load(tmp_path / f"rank{rank}.pth", weights_only=True) for rank in range(2)]
+    assert [weights["iterations"] for weights in ranks] == [4, 4]
+    assert_equal_weights(ranks[0]["shared"], ranks[1]["shared"])
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000003.pth"

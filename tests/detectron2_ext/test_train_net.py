@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -14,6 +15,8 @@ from detectron2_ext.engine.round import Engine
 from detectron2_ext.engine.state import TrainingState
 from exchange.config import load_config
 from exchange.errors import UserError
+from exchange.layout import RunLayout
+from exchange.locks import only_one
 from tests.detectron2_ext.engine.small_run import write_config
 from tests.detectron2_ext.engine.tiny import ALONE, TinyNet, tiny_config
 
@@ -81,3 +84,13 @@ def test_seed_and_periods_of_the_settings_reach_the_loop(
     options = {"end": 3, "checkpoints": None, "folder": str(tmp_path), "title": "round 0", "ranks": ALONE}
     loop.train_round(cfg, TrainingState.start(TinyNet(), cfg), [], 3, **options)
     assert (told["seed"], told["checkpoint_period"], told["log_period"]) == (7, 11, 13)
+
+
+def test_a_second_training_in_the_folder_is_refused_and_leaves_the_first_one_s_log_alone(
+    tmp_path: Path,
+) -> None:
+    config = write_config(tmp_path, MAX_ITER=1)
+    with only_one(RunLayout(str(tmp_path / "run")), "train"):
+        with pytest.raises(UserError, match=f"process {os.getpid()} on .* is at 'train' already"):
+            train_net.main(["--config", str(config)])
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["locks"]

@@ -13,6 +13,7 @@ from exchange import files
 from exchange.annotations import read_annotations
 from exchange.config import load_config
 from exchange.errors import UserError
+from exchange.locks import only_one
 from exchange.pool_index import PoolIndex
 from exchange.shards import Shard
 from tests.diSegmenter.conftest import generate, write_settings
@@ -136,10 +137,10 @@ def test_of_several_models_each_gets_its_name_and_clip_chooses(
 def test_a_second_call_leaves_every_file_as_it_is(monkeypatch, config, layout):
     generate(layout, 0, 5)
     call(monkeypatch, "--config", config, "--round", "1")
-    written = [path for path in Path(layout.root).rglob("*.*") if path.suffix != ".log"]
+    written = [path for path in Path(layout.root).rglob("*.*") if path.parent.name not in ("logs", "locks")]
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in written}
     call(monkeypatch, "--config", config, "--round", "1")
-    written = [path for path in Path(layout.root).rglob("*.*") if path.suffix != ".log"]
+    written = [path for path in Path(layout.root).rglob("*.*") if path.parent.name not in ("logs", "locks")]
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in written} == before
 
 
@@ -205,3 +206,12 @@ def test_dropped_cut_outs_that_were_pruned_come_back_the_way_that_the_message_sa
 def test_refiltering_nothing_is_an_error(monkeypatch, config):
     with pytest.raises(UserError, match="--refilter"):
         call(monkeypatch, "--config", config, "--refilter", "3")
+
+
+def test_a_second_process_at_the_same_share_is_refused_and_one_at_another_is_not(monkeypatch, config, layout):
+    generate(layout, 0, 3)
+    with only_one(layout, "segment_1of2"):
+        with pytest.raises(UserError, match="is at 'segment_1of2' already"):
+            call(monkeypatch, "--config", config, "--round", "1", "--share", "1", "--num-shares", "2")
+        assert not files.list_dir(layout.pool("segmented"))
+        call(monkeypatch, "--config", config, "--round", "1", "--share", "0", "--num-shares", "2")

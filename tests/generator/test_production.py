@@ -3,14 +3,15 @@
 import dataclasses
 import errno
 import itertools
+import os
 
 import numpy as np
 import pytest
-from filelock import FileLock
 
 from exchange import files
 from exchange.errors import UserError
 from exchange.layout import RunLayout
+from exchange.locks import only_one
 from exchange.manifest import read_manifest, write_manifest
 from exchange.shards import Shard
 from generator.plan import PromptBook, batches_of_shard, plan_round
@@ -82,8 +83,8 @@ def test_manifest_counts_what_was_asked_and_lists_what_was_made(tmp_path, plan):
 def test_second_process_on_the_same_shard_stops(tmp_path, plan):
     layout = RunLayout(str(tmp_path))
     make(layout, plan, shard=Shard(0, 2))
-    with FileLock(f"{layout.manifest(2, 0, 2)}.lock"):
-        with pytest.raises(UserError, match="another process"):
+    with only_one(layout, "generate_0of2"):
+        with pytest.raises(UserError, match=f"process {os.getpid()} on .* is at 'generate_0of2' already"):
             make(layout, plan, shard=Shard(0, 2))
         make(layout, plan, shard=Shard(1, 2))
 

@@ -1,7 +1,6 @@
 """The comparison of methods: what it computes from finished runs, and that finished runs stay as they are."""
 
 import dataclasses
-import subprocess
 
 import pytest
 
@@ -100,9 +99,9 @@ def test_a_finished_run_has_a_point_for_each_round_with_all_that_it_generated_by
             one = GeneratedInstance("00_0001_0000.png", 1, 0, 7, "{}", "x", False)
             shards = 2 - round_
             write_manifest(layout, Manifest(round_, shard, shards, "m", True, {1: 4}, [one] * count, 1.0))
-        return subprocess.CompletedProcess(command, 0)
+        return 0
 
-    monkeypatch.setattr(compare.subprocess, "run", run_rounds)
+    monkeypatch.setattr(compare.stopping, "run", run_rounds)
     run = Run("x/Ours.yaml", 3, str(tmp_path), ("SOLVER.MAX_ITER", "4"))
     assert run.result() is None
     run.finish(gpus=2, threads=5)

@@ -75,8 +75,8 @@ def test_the_gain_is_drawn_from_the_baseline_on_beside_that_of_the_control():
 
 def test_the_control_has_the_seed_and_the_settings_of_the_rounds_but_pastes_nothing(tmp_path, monkeypatch):
     commands: list[list[str]] = []
-    start = Mock(side_effect=lambda command, **_: commands.append(command) or Mock(wait=lambda: 0))
-    monkeypatch.setattr(quickstart.subprocess, "Popen", start)
+    monkeypatch.setattr(quickstart.stopping, "start", lambda command, **_: commands.append(command))
+    monkeypatch.setattr(quickstart.stopping, "wait", lambda _: 0)
     monkeypatch.setattr(quickstart, "_run", commands.append)
     monkeypatch.setattr(quickstart, "_make_dataset", Mock())
     monkeypatch.setattr(quickstart, "write_overview", Mock())

@@ -1,13 +1,12 @@
 """Trains the baseline segmenter by the training stage itself and exports its averaged weights."""
 
 import os
-import subprocess
 import sys
 
 import torch
 from safetensors.torch import save_file
 
-from exchange import files
+from exchange import files, stopping
 from exchange.config import REPOSITORY
 from exchange.errors import UserError
 from exchange.feedback import Feedback, read_feedback
@@ -23,7 +22,7 @@ def train(run: str, steps: int, seed: int) -> Feedback:
     overrides = [str(part) for pair in settings.items() for part in pair]
     environment = os.environ | {"MRCA_PYTHON": sys.executable}
     command = ["bash", str(REPOSITORY / "launch.sh"), "--config", str(REPOSITORY / CONFIG), *overrides]
-    if subprocess.run(command, env=environment, check=False).returncode:
+    if stopping.run(command, env=environment):
         raise UserError(
             f"training the segmenter in {run} failed: mend what it says above, then start this again"
         )

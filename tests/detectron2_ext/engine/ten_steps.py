@@ -1,9 +1,12 @@
-"""Ten iterations in as many processes as there are: ``ten_steps.py {regression,detector} FOLDER``."""
+"""Ten iterations in as many processes as there are: ``ten_steps.py {regression,detector,stopped} FOLDER``."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -16,6 +19,7 @@ from detectron2_ext.engine.loop import TrainingStep, train
 from detectron2_ext.engine.metrics import Reporter
 from detectron2_ext.engine.state import TrainingState
 from detectron2_ext.modeling import build_model
+from exchange.stopping import Stopped, listen
 from tests.detectron2_ext.engine.tiny import TinyLoader, TinyNet, tiny_config
 from tests.detectron2_ext.modeling.network_scenes import scene, small_config
 
@@ -30,6 +34,20 @@ def regression(ranks: Ranks) -> tuple[CfgNode, nn.Module, Batches]:
     )
     batches = iter(TinyLoader(0, 10, rank=ranks.rank, world_size=ranks.world_size))
     return cfg, TinyNet(noise=0.0), batches
+
+
+def stopped(ranks: Ranks) -> tuple[CfgNode, nn.Module, Batches]:
+    """As the regression, but the last process alone is asked to end, at its fourth batch."""
+    cfg, model, batches = regression(ranks)
+
+    def disturbed() -> Batches:
+        for number, batch in enumerate(batches, start=1):
+            if number == 4 and ranks.rank == ranks.world_size - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    listen()
+    return cfg, model, disturbed()
 
 
 def detector(ranks: Ranks) -> tuple[CfgNode, nn.Module, Batches]:
@@ -59,16 +77,20 @@ def detector(ranks: Ranks) -> tuple[CfgNode, nn.Module, Batches]:
     return cfg, build_model(cfg), (batch[ranks.rank :: ranks.world_size] for batch in batches)
 
 
+_WORKS = {"regression": regression, "detector": detector, "stopped": stopped}
+
+
 def ten_steps(work: str, folder: str) -> None:
     """Leaves checkpoint and metrics of the ten iterations in ``folder``, and each process's weights.
 
-    ``rankN.pth`` has its ``own`` trained ones, and the ``shared`` ones that it evaluates.
+    ``rankN.pth`` has its ``own`` trained ones, and the ``shared`` ones that it evaluates, after so many ``iterations``.
     """
     with join_ranks("cpu") as ranks:
         torch.manual_seed(ranks.rank)  # the first process decides about the starting weights
-        cfg, model, batches = {"regression": regression, "detector": detector}[work](ranks)
+        cfg, model, batches = _WORKS[work](ranks)
         state = TrainingState.start(model, cfg)
-        with Reporter(f"{folder}/metrics.json", 0, 10, "round 0", ranks) as reporter:
+        reporting = Reporter(f"{folder}/metrics.json", 0, 10, "round 0", ranks)
+        with suppress(Stopped), reporting as reporter:
             train(
                 state,
                 TrainingStep.from_config(state, ranks, cfg),
@@ -83,7 +105,7 @@ def ten_steps(work: str, folder: str) -> None:
             )
         ranks.share(state.evaluated)
         content = {"own": state.model.state_dict(), "shared": state.evaluated.state_dict()}
-        torch.save(content, f"{folder}/rank{ranks.rank}.pth")
+        torch.save(content | {"iterations": state.iteration}, f"{folder}/rank{ranks.rank}.pth")
 
 
 if __name__ == "__main__":

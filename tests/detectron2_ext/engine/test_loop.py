@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,7 +25,9 @@ from detectron2_ext.engine.loop import TrainingStep, seed_iteration, train
 from detectron2_ext.engine.metrics import Reporter
 from detectron2_ext.engine.state import TrainingState
 from detectron2_ext.modeling.detector import half_type
+from exchange import stopping
 from exchange.errors import UserError
+from exchange.stopping import Stopped
 from tests.detectron2_ext.engine.tiny import (
     ALONE,
     TinyLoader,
@@ -107,6 +111,32 @@ def test_a_resumed_training_equals_the_uninterrupted_one_bit_by_bit(tmp_path: Pa
             assert line.pop(timing) >= 0
     assert [line["iteration"] for line in lines[0]] == [3, 4, 6, 8, 9, 12, 15, 16, 18, 20]
     assert lines[0] == lines[1]
+
+
+@pytest.mark.bits
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_with_a_checkpoint_from_which_it_goes_on_as_if_uninterrupted(
+    number: int, listening: None, tmp_path: Path
+) -> None:
+    whole = _state()
+    _run(whole, tmp_path / "whole", 20)
+
+    class Interrupted(TinyLoader):
+        def __iter__(self) -> Iterator[Any]:
+            for iteration, batch in enumerate(super().__iter__(), start=1):
+                if iteration == 7:
+                    os.kill(os.getpid(), number)
+                yield batch
+
+    first = _state()
+    with pytest.raises(Stopped, match=signal.Signals(number).name):
+        _run(first, tmp_path / "parts", 20, loader=Interrupted(0, 20))
+    assert first.iteration == 7 and (tmp_path / "parts/last_checkpoint").read_text() == "model_0000006.pth"
+    second = TrainingState.start(TinyNet(), _CFG)
+    second.load_state_dict(read_checkpoint(str(tmp_path / "parts/model_0000006.pth")))
+    stopping._Requests.number = None  # as in the next process
+    _run(second, tmp_path / "parts", 20)
+    assert_equal_weights(_everything(whole), _everything(second))
 
 
 def test_the_average_and_the_noise_matter_to_that_comparison(tmp_path: Path) -> None:

@@ -1,0 +1,43 @@
+"""One process for one work of a run: the second is refused and told who is at it."""
+
+import hashlib
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from filelock import FileLock, Timeout
+
+from exchange import files
+from exchange.errors import UserError
+from exchange.layout import RunLayout
+
+
+@contextmanager
+def only_one(layout: RunLayout, work: str) -> Iterator[None]:
+    """Holds ``locks/WORK.lock``, which the system takes back when the process ends, however it ends.
+
+    In a bucket, which has no locks, the processes of this machine alone see each other.
+
+    Raises UserError, naming process and host, where another process holds it.
+    """
+    folder = layout.locks_dir
+    if "://" in folder:
+        digest = hashlib.sha256(folder.encode()).hexdigest()[:16]
+        folder = os.path.join(tempfile.gettempdir(), f"mrca-locks-{digest}")
+    files.make_dirs(folder)
+    owner = os.path.join(folder, f"{work}.owner")
+    try:
+        with FileLock(os.path.join(folder, f"{work}.lock"), timeout=0):
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            files.write_bytes(
+                owner, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode()
+            )
+            yield
+    except Timeout as error:
+        who = files.read_bytes(owner).decode(errors="replace") if files.exists(owner) else "a process"
+        raise UserError(
+            f"{layout.root}: {who} is at '{work}' already: wait for it, or end it and start this again"
+        ) from error

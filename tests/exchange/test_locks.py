@@ -1,0 +1,48 @@
+"""One process for one work of a run."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from exchange.config import REPOSITORY
+from exchange.errors import UserError
+from exchange.layout import RunLayout
+from exchange.locks import only_one
+
+HOLD = """
+import sys, time
+from exchange.layout import RunLayout
+from exchange.locks import only_one
+with only_one(RunLayout(sys.argv[1]), "train"):
+    print("there", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("root", ["{}/run", "s3://bucket{}/run"])
+def test_the_second_is_refused_with_process_and_host_of_the_first_until_that_has_ended(root, tmp_path):
+    layout = RunLayout(root.format(tmp_path))
+    command = [sys.executable, "-c", HOLD, layout.root]
+    first = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    assert first.stdout.readline() == "there\n"
+    said = f"process {first.pid} on {socket.gethostname()} since .* is at 'train' already: wait for it"
+    with pytest.raises(UserError, match=said), only_one(layout, "train"):
+        pytest.fail("two at once")
+    with only_one(layout, "segment_0of1"), only_one(RunLayout(f"{layout.root}2"), "train"):
+        pass  # other works, other runs
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    with only_one(layout, "train"):
+        pass
+
+
+def test_what_fails_with_the_lock_gives_it_back(tmp_path):
+    layout = RunLayout(str(tmp_path))
+    with pytest.raises(KeyError), only_one(layout, "train"):
+        raise KeyError
+    with only_one(layout, "train"):
+        assert sorted(os.listdir(tmp_path / "locks")) == ["train.lock", "train.owner"]

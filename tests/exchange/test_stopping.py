@@ -1,0 +1,104 @@
+"""Ctrl-C, SIGTERM and SIGHUP: what a process does, and what becomes of those that it started."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from exchange.config import REPOSITORY
+from exchange.stopping import Stopped, listen, put_off
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def ask(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_is_raised_with_the_exit_code_that_tells_it(listening, number):
+    with pytest.raises(Stopped, match=signal.Signals(number).name) as raised:
+        ask(number)
+    assert raised.value.exit_code == 128 + number
+
+
+def test_tidying_up_is_not_disturbed_by_the_same_wish_and_only_ctrl_c_insists(listening):
+    with pytest.raises(Stopped, match="SIGINT"):
+        try:
+            ask(signal.SIGTERM)
+        finally:
+            ask(signal.SIGTERM)
+            ask(signal.SIGHUP)
+            ask(signal.SIGINT)
+            pytest.fail("Ctrl-C did not insist")
+
+
+def test_a_signal_that_is_put_off_is_known_at_once_and_raised_when_the_block_is_done(listening):
+    done = []
+    with pytest.raises(Stopped, match="SIGTERM"), put_off() as is_asked:
+        assert not is_asked()
+        ask(signal.SIGTERM)
+        ask(signal.SIGHUP)
+        assert is_asked()
+        done.append("all")
+    assert done == ["all"]
+    with pytest.raises(Stopped, match="SIGINT"), put_off():
+        ask(signal.SIGINT)  # the second wish
+        pytest.fail("Ctrl-C did not insist")
+
+
+def test_an_error_in_a_block_that_puts_off_is_not_hidden_by_the_signal(listening):
+    with pytest.raises(KeyError), put_off():
+        ask(signal.SIGTERM)
+        raise KeyError
+
+
+def test_a_signal_that_is_ignored_stays_so_as_under_nohup(listening):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    listen()
+    ask(signal.SIGHUP)
+
+
+LONG = """
+import sys
+from exchange.errors import run_cli
+from exchange.stopping import run
+within = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+run_cli(lambda: run([sys.executable, "-c", within, sys.argv[1]]))
+"""
+# Tells that it is there, and holds the pipe until it ends.
+HOLD = "import time; print('there', flush=True); time.sleep(600)"
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_command_that_is_stopped_leaves_no_process_says_so_in_a_line_and_tells_the_signal(number):
+    command = [sys.executable, "-c", LONG, HOLD]
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "there\n"
+    process.send_signal(number)
+    assert process.stdout.read() == ""  # returns when nobody holds the pipe any more
+    assert process.stderr.read() == "stopped; the same command goes on\n"
+    assert process.wait() == 128 + number
+
+
+def test_children_are_asked_to_end_first_and_killed_if_ctrl_c_is_pressed_again():
+    stubborn = "import signal; signal.signal(signal.SIGTERM, lambda *_: print('asked', flush=True))\n"
+    stubborn += HOLD.replace("time.sleep(600)", "[time.sleep(600) for _ in range(9)]")
+    code = "import sys; from exchange.errors import run_cli; from exchange.stopping import run\n"
+    code += "run_cli(lambda: run([sys.executable, '-c', sys.argv[1]]))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, stubborn],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "there\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "asked\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.read() == "" and process.wait() == 130
