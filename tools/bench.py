@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Speed against something else on the same machine, on the same work, in the same run.
 
-Prints both sides and their ratio. NAME is one of tools/benchmarks/: each measures medians of several turns.
+Prints both sides and their ratio as a table. NAME is one of tools/benchmarks/: each measures medians of several turns.
 With --profile, prints where the time goes instead; paste and train_step can tell.
 Benchmarks are not tests: no test asserts a time.
 """
@@ -14,7 +14,9 @@ import json
 import pkgutil
 import platform
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -31,7 +33,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__, "paste --profile")
     names = [module.name for module in pkgutil.iter_modules(benchmarks.__path__) if module.name != _WORKLOAD]
     parser.add_argument("name", choices=names, help="what to measure")
-    parser.add_argument("--json", metavar="FILE", help="where to write the result, too (default: nowhere)")
+    parser.add_argument(
+        "--json", metavar="FILE", help="where to write the result, too; - for JSON in the place of the table"
+    )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where to measure")
     parser.add_argument("--profile", action="store_true", help="print where the time goes instead")
     return parser
@@ -52,9 +56,30 @@ def main() -> None:
         return
     measured = benchmark.measure(args.device)
     result = {"name": args.name, **measured, "device": _device_name(args.device), "versions": versions()}
+    if args.json == "-":
+        print(json.dumps(result, indent=2))
+        return
     if args.json:
         files.write_json(args.json, result)
-    print(json.dumps(result, indent=2))
+    print(as_table(result))
+
+
+def as_table(result: Mapping[str, Any]) -> str:
+    """A row for each number and word of ``result``; what is nested has the names of its groups in front."""
+    from tabulate import tabulate
+
+    return tabulate(list(_rows(result)), tablefmt="plain", disable_numparse=True)
+
+
+def _rows(group: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in group.items():
+        title = f"{before}{name}".replace("_", " ")
+        if isinstance(value, Mapping):
+            yield from _rows(value, f"{title}: ")
+        elif isinstance(value, bool):
+            yield title, "yes" if value else "no"
+        else:
+            yield title, f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _device_name(device: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import colorsys
+import functools
+import importlib.util
 from collections.abc import Sequence
 
 import cv2
@@ -11,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 REAL, PASTED = (46, 134, 255), (255, 122, 0)  # blue and orange: told apart in any kind of colour vision
 _TINT = 0.2  # weight of a mask's colour
+Rectangle = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def class_color(class_index: int) -> tuple[int, int, int]:
@@ -43,10 +46,46 @@ def draw_objects(
         cv2.drawContours(pixels, outline, -1, color, thickness=2)
     picture = Image.fromarray(pixels)
     drawing = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(size=max(10, side // 32))
-    for box, label, color in zip(boxes * scale, labels, colors, strict=True):
+    font = label_font(max(10, side // 32))
+    for box, color in zip(boxes * scale, colors, strict=True):
         drawing.rectangle(box.tolist(), outline=color)
-        x, y = box[0], max(0.0, box[1] - font.size - 3)
-        drawing.rectangle(drawing.textbbox((x + 2, y), label, font=font), fill=color)
-        drawing.text((x + 2, y), label, fill=(255, 255, 255), font=font)
+    taken: list[Rectangle] = []
+    for box, label, color in zip(boxes * scale, labels, colors, strict=True):
+        width, height = drawing.textlength(label, font=font) + 4, font.size + 4
+        taken.append(free_place(box[0], box[1] - height, width, height, picture.size, taken))
+        x, y, right, bottom = taken[-1]
+        drawing.rectangle((x, y, right - 1, bottom - 1), fill=color)
+        drawing.text((x + 2, y + 1), label, fill=(255, 255, 255), font=font)
     return picture
+
+
+def free_place(
+    x: float, y: float, width: float, height: float, size: tuple[int, int], taken: Sequence[Rectangle]
+) -> Rectangle:
+    """A place of that size in a picture of ``size``, as near to (x, y) as may be without covering one that is taken.
+
+    It moves up and down alone, so that a label stays with its box; where everything is taken, it stays at (x, y).
+    """
+    x = max(0.0, min(x, size[0] - width))
+    rows = [min(max(y, 0.0), size[1] - height)]
+    rows += [edge for _, top, _, bottom in taken for edge in (bottom, top - height)]
+    rows = [row for row in rows if 0 <= row <= size[1] - height]
+    for row in sorted(rows, key=lambda row: abs(row - y)):
+        here = (x, row, x + width, row + height)
+        if not any(_overlap(here, other) for other in taken):
+            return here
+    return x, max(y, 0.0), x + width, max(y, 0.0) + height
+
+
+def _overlap(one: Rectangle, other: Rectangle) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+@functools.cache
+def label_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """DejaVu, which has Latin, Greek and Cyrillic letters, where matplotlib brought it; else Pillow's own."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return ImageFont.load_default(size)
+    import matplotlib
+
+    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)

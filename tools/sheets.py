@@ -12,6 +12,7 @@ from PIL import Image
 
 from detectron2_ext.data.dataset import DetectionDataset
 from detectron2_ext.data.loader import build_dataset, build_test_mapper
+from detectron2_ext.data.view import FitFlip, Scene, SceneReader
 from detectron2_ext.engine.train_loader import build_train_loader
 from detectron2_ext.evaluation.evaluator import read_test_set
 from detectron2_ext.modeling import build_model, load_weights
@@ -50,43 +51,64 @@ def training_sheet(cfg: CfgNode, layout: RunLayout, round_: int, num: int) -> Im
 
 
 def prediction_sheet(cfg: CfgNode, checkpoint: str, num: int, min_score: float) -> Image.Image:
-    """What the network of ``checkpoint`` finds in ``num`` images spread over the first test set."""
+    """``num`` images spread over the first test set: what is in them, and right of it what ``checkpoint`` finds."""
     name = cfg.DATASETS.TEST[0]
     dataset = build_dataset(cfg, name)
     model = build_model(with_classes_of(cfg, read_test_set(cfg, name)[0]))
     load_weights(model, checkpoint, use_ema=True)
     model.eval()
     mapper = build_test_mapper(cfg, dataset)
-    items = [mapper[index] for index in np.linspace(0, len(dataset) - 1, num, dtype=int).tolist()]
-    items = [item for item in items if "image" in item]
     pictures, captions = [], []
-    for item in items:
+    for index in np.linspace(0, len(dataset) - 1, num, dtype=int).tolist():
+        item = mapper[index]
+        if "image" not in item:
+            continue
         with torch.inference_mode():
             found = model([item])[0]["instances"]
         found = found[found.scores >= min_score]
-        pictures.append(_draw_predictions(item, found, dataset, cfg.INPUT.FORMAT == "BGR"))
-        captions.append(f"{len(found)} objects, {_base_name(item)}")
-    title = f"{Path(checkpoint).name} on {name}, scores from {min_score}"
+        truth = _read_whole(dataset, index)
+        pictures.append(
+            _side_by_side(_draw_truth(truth, dataset), _draw_predictions(truth.image, found, dataset))
+        )
+        captions.append(f"{len(truth.objects)} objects, {len(found)} found, {_base_name(item)}")
+    title = f"{name}: left what is annotated, right what {Path(checkpoint).name} finds with scores from {min_score}"
     return contact_sheet(pictures, captions, title)
 
 
-def _draw_predictions(
-    item: dict[str, Any], found: Instances, dataset: DetectionDataset, is_bgr: bool
-) -> Image.Image:
-    image = (item["image"].flip(0) if is_bgr else item["image"]).permute(1, 2, 0).numpy()
-    original = Image.fromarray(np.ascontiguousarray(image)).resize((item["width"], item["height"]))
+def _read_whole(dataset: DetectionDataset, index: int) -> Scene:
+    """An image of the data set with its objects, in its own size."""
+    record = dataset.record(index)
+    whole = FitFlip((record.height, record.width), scale_range=(1.0, 1.0), flip_probability=0.0)
+    return SceneReader(dataset, whole)(index, np.random.default_rng())
+
+
+def _draw_truth(scene: Scene, dataset: DetectionDataset) -> Image.Image:
+    objects = scene.instances()
+    classes = objects.gt_classes.tolist()
+    return draw_objects(
+        scene.image,
+        objects.gt_boxes.numpy(),
+        objects.gt_masks.to_full().numpy(),
+        [dataset.category_names[index] for index in classes],
+        [class_color(index) for index in classes],
+    )
+
+
+def _draw_predictions(image: np.ndarray, found: Instances, dataset: DetectionDataset) -> Image.Image:
     classes = found.pred_classes.tolist()
     labels = [
         f"{dataset.category_names[index]} {score:.2f}"
         for index, score in zip(classes, found.scores.tolist(), strict=True)
     ]
-    return draw_objects(
-        np.asarray(original),
-        found.pred_boxes.numpy(),
-        found.pred_masks.numpy(),
-        labels,
-        [class_color(index) for index in classes],
-    )
+    colors = [class_color(index) for index in classes]
+    return draw_objects(image, found.pred_boxes.numpy(), found.pred_masks.numpy(), labels, colors)
+
+
+def _side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
+    pair = Image.new("RGB", (left.width + right.width + 4, max(left.height, right.height)), (255, 255, 255))
+    pair.paste(left, (0, 0))
+    pair.paste(right, (left.width + 4, 0))
+    return pair
 
 
 def _base_name(item: dict[str, Any]) -> str:

@@ -2,8 +2,8 @@
 """Pictures to look at.
 
 data: training images as the network sees them, with boxes, masks and class names; real objects in blue, pasted
-ones in orange. predictions: what the run's last checkpoint (or MODEL.WEIGHTS, if it is given here) finds in test
-images, a colour for each class.
+ones in orange. predictions: what is in test images, and beside it what the run's last checkpoint (or MODEL.WEIGHTS, if
+it is given here) finds in them, a colour for each class.
 """
 
 from __future__ import annotations

@@ -225,7 +225,7 @@ class SceneReader:
     def __init__(
         self,
         dataset: DetectionDataset,
-        augmentation: ResizeCropFlip,
+        augmentation: ResizeCropFlip | FitFlip,
         changes: Sequence[Callable[[Scene, np.random.Generator], None]] = (),
     ) -> None:
         self.dataset = dataset

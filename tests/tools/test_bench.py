@@ -3,6 +3,7 @@
 import importlib
 import itertools
 import json
+import re
 import sys
 from collections import defaultdict
 from types import SimpleNamespace
@@ -20,13 +21,18 @@ from tools.benchmarks import guidance, loader, lvis, paste, pool, times_as_much,
 
 def test_the_result_names_benchmark_machine_and_versions(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(
-        pool, "measure", lambda device: {"ours": 1.0, "other": 2.0, "ratio": 2.0, "met": True}
+        pool, "measure", lambda _: {"ours": {"a_draw": {"seconds": 1 / 3}}, "ratio": 2.0, "met": True}
     )
     path = tmp_path / "result.json"
     monkeypatch.setattr(sys, "argv", ["bench.py", "pool", "--json", str(path)])
     bench.main()
     result = json.loads(path.read_text())
-    assert result == json.loads(capsys.readouterr().out)
+    table = dict(re.split(r"  +", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert table["name"] == "pool" and table["ratio"] == "2" and table["met"] == "yes"
+    assert table["ours: a draw: seconds"] == "0.3333" and "versions: torch" in table
+    monkeypatch.setattr(sys, "argv", ["bench.py", "pool", "--json", "-"])
+    bench.main()
+    assert json.loads(capsys.readouterr().out) == result
     assert result["name"] == "pool" and result["ratio"] == 2.0 and result["device"].startswith("cpu")
     assert result["versions"]["torch"] == torch.__version__.split("+")[0]
 

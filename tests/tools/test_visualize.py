@@ -10,8 +10,8 @@ from detectron2_ext.structures import Instances
 from exchange import files
 from exchange.errors import UserError
 from exchange.layout import RunLayout
-from tools import sheets, visualize
-from tools.outlines import PASTED, REAL, class_color, draw_objects
+from tools import outlines, sheets, visualize
+from tools.outlines import PASTED, REAL, class_color, draw_objects, free_place, label_font
 
 
 @pytest.fixture
@@ -98,8 +98,20 @@ def test_predictions_are_those_of_the_average_in_images_spread_over_the_test_set
     drawn = []
     monkeypatch.setattr(sheets, "build_model", lambda cfg: network)
     monkeypatch.setattr(sheets, "load_weights", lambda *given, **options: loaded.append((*given, options)))
-    monkeypatch.setattr(sheets, "_draw_predictions", lambda item, found, *rest: drawn.append(found.scores))
-    monkeypatch.setattr(sheets, "contact_sheet", lambda pictures, captions, title: Image.new("RGB", (1, 1)))
+    draw, side_by_side = sheets.draw_objects, []
+
+    def watched(image, boxes, masks, labels, colors):
+        drawn.append((boxes.tolist(), labels))
+        return draw(image, boxes, masks, labels, colors)
+
+    def sheet(pictures, captions, title):
+        side_by_side.extend(
+            (picture.size, caption) for picture, caption in zip(pictures, captions, strict=True)
+        )
+        return Image.new("RGB", (1, 1))
+
+    monkeypatch.setattr(sheets, "draw_objects", watched)
+    monkeypatch.setattr(sheets, "contact_sheet", sheet)
     train = settings.parent / "run/train"
     train.mkdir(parents=True)
     (train / "last_checkpoint").write_text("model_0000001.pth")
@@ -110,7 +122,9 @@ def test_predictions_are_those_of_the_average_in_images_spread_over_the_test_set
         (network, path, {"use_ema": True}) for path in (f"{train}/model_0000001.pth", "/other.pth")
     ]
     assert seen == [1, 4] * 2
-    assert [scores.tolist() for scores in drawn] == [pytest.approx([0.9, 0.5])] * 4
+    truth, found = ([[10, 10, 40, 30]], ["kite"]), ([[8, 8, 40, 40]] * 2, ["kite 0.90", "kite 0.50"])
+    assert drawn == [truth, found] * 4
+    assert side_by_side[0] == ((2 * 400 + 4, 300), "1 objects, 2 found, 1.png")
 
 
 def test_asking_for_no_image_is_refused(settings, monkeypatch):
@@ -137,3 +151,31 @@ def test_masks_are_tinted_and_outlined_where_they_are():
 def test_neighbouring_classes_have_colours_that_differ():
     colors = np.array([class_color(index) for index in range(30)], int)
     assert np.abs(np.diff(colors, axis=0)).max(axis=1).min() > 80
+
+
+def test_labels_do_not_cover_each_other_while_there_is_room(monkeypatch):
+    placed = []
+
+    def watched(*arguments):
+        placed.append(free_place(*arguments))
+        return placed[-1]
+
+    monkeypatch.setattr(outlines, "free_place", watched)
+    boxes = np.array(
+        [[10.0, 10, 60, 60], [12, 11, 50, 40], [11, 60, 40, 70], [70, 0, 100, 30], [90, 90, 99, 99]]
+    )
+    names = ["the first", "the second", "the third", "a label that is long", "at the corner"]
+    draw_objects(np.zeros((100, 100, 3), np.uint8), boxes, np.zeros((5, 100, 100), bool), names, [REAL] * 5)
+    for n, (left, top, right, bottom) in enumerate(placed):
+        assert 0 <= left < right <= 400 and 0 <= top < bottom <= 400
+        assert all(left >= r or x >= right or top >= b or y >= bottom for x, y, r, b in placed[:n]), names[n]
+    assert placed[0][3] == 40 and placed[0][0] == 40  # on its box
+    full = [(0.0, 0.0, 400.0, 400.0)]
+    assert free_place(5, 50, 20, 10, (400, 400), full) == (5, 50, 25, 60)
+
+
+def test_names_have_their_own_letters_and_not_the_box_that_stands_for_none():
+    font = label_font(20)
+    missing = bytes(font.getmask("\U0010fffd"))
+    for letter in "aßåłжΩ":
+        assert bytes(font.getmask(letter)) != missing, letter
