@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -48,7 +49,8 @@ def made(run: Path) -> dict[str, bytes]:
     """Images, masks, cut-outs, pool, checkpoints and feedback; not what tells times, nor what a person looks at."""
     patterns = ("pool/raw/*.png", "pool/segmented/*", "pool/cutouts/*", "pool/index/*", "pool/annotations/*")
     patterns += ("train/*.pth", "train/last_checkpoint", "feedback/*")
-    return {str(p.relative_to(run)): p.read_bytes() for pattern in patterns for p in run.glob(pattern)}
+    found = {str(p.relative_to(run)): p.read_bytes() for pattern in patterns for p in run.glob(pattern)}
+    return {name: re.sub(rb'"time":"[^"]+"', b"", content) for name, content in found.items()}
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="the processes cannot be listed here")
