@@ -142,6 +142,7 @@ def test_a_run_that_is_finished_running_waiting_or_failed_ends_with_its_code(lay
     assert "train.log: " in (told := capsys.readouterr().out) and "UserError: no more room" in told
     log_to_run(layout, "train")  # started again
     _close_logs()
+    assert b"no more room" in files.read_bytes(f"{layout.logs_dir}/train.log")  # behind what was there
     date(layout, rd00=60)
     assert code() == 10
     write_made_up_run(layout.root, NAMES)
