@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -200,6 +201,17 @@ def test_a_bad_file_leaves_no_entry_and_its_record_is_named_each_time(number, na
         with pytest.raises(UserError, match=rf"a\.json: {name} has category_id 8, which is not in 'cat"):
             read_annotations(path)
         assert not arrays.entries()
+
+
+def test_boxes_and_outlines_may_lie_as_far_outside_of_their_image_as_that_is_large():
+    image, category = {"id": 1, "height": 6, "width": 8}, {"id": 1, "name": "a"}
+    reach = {"bbox": [-8, -6, 24, 18], "segmentation": [[-8, -6, 16, -6, 16, 12]]}
+    for field, value in reach.items():
+        further = [value[0] - 0.1, *value[1:]] if field == "bbox" else [[-8, -6, 16, -6, 16, 12.1]]
+        for kept, content in ((True, value), (False, further)):
+            record = {"image_id": 1, "category_id": 1, field: content}
+            with nullcontext() if kept else pytest.raises(UserError, match="further outside of its image"):
+                AnnotationFile.of_records("a", images=[image], annotations=[record], categories=[category])
 
 
 def test_while_one_process_reads_the_others_wait_and_then_map(path, readings, monkeypatch):
