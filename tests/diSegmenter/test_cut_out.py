@@ -1,8 +1,10 @@
+import threading
+
 import numpy as np
 import pytest
 
 from diSegmenter.annotate import MaskCleaner
-from diSegmenter.cut_out import BestOf, OneModel
+from diSegmenter.cut_out import BestOf, InTurn, OneModel
 from diSegmenter.filter import InstanceFilter
 from tests.diSegmenter.conftest import pool_instance
 
@@ -41,3 +43,20 @@ def test_a_cut_out_that_shows_nothing_loses_against_any_other_and_the_first_of_e
     high, low = np.full((8, 2), 40.0), np.full((8, 2), 10.0)
     models = [model("empty", 0, high), model("first", 90, low), model("second", 91, low)]
     assert {cut.foreground for cut in BestOf(models)(IMAGES, IDS)} == {"first"}
+
+
+def test_while_one_thread_has_a_model_another_does_not_get_it():
+    entered, threads = threading.Event(), []
+
+    def model(first: bool) -> bool:
+        if not first:
+            entered.set()
+            return True
+        threads.append(threading.Thread(target=shared, args=(False,)))
+        threads[0].start()
+        return entered.wait(0.1)  # nobody comes in, however long
+
+    shared = InTurn(model)
+    assert not shared(True)
+    threads[0].join()
+    assert entered.is_set()

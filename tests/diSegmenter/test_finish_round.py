@@ -56,6 +56,14 @@ def test_the_pool_is_cumulative_in_lvis_format(layout):
     assert is_finished(layout, 0) and is_finished(layout, 1)
 
 
+def test_masks_and_cut_outs_are_flushed_before_an_index_or_a_marker_tells_of_them(layout, monkeypatch):
+    told = []
+    marks = (layout.pool_index(0), layout.annotations_done(0))
+    monkeypatch.setattr(files, "flush_all", lambda: told.append(any(map(files.exists, marks))))
+    finish(layout, 0, [30], [0])
+    assert told == [False] and all(map(files.exists, marks))
+
+
 def test_the_index_lists_dropped_ones_with_their_reason(layout):
     finish(layout, 0, [30, 20, 30, 25], [0])
     assert PoolIndex(layout, [0]).category_ids.tolist() == [3, 3, 7]

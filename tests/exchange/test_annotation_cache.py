@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -119,7 +120,7 @@ def test_a_file_without_objects_or_images_has_empty_arrays(path):
             assert len(file.file_names()) == len(images) and file.image_counts().tolist() == [0, 0, 0]
 
 
-def test_a_file_is_read_once_and_again_when_it_changes(path, readings):
+def test_a_file_is_read_once_and_again_when_it_or_the_format_changes(path, readings, monkeypatch):
     for _ in range(3):
         read_annotations(path)
     assert readings == [path]
@@ -130,10 +131,21 @@ def test_a_file_is_read_once_and_again_when_it_changes(path, readings):
     os.replace(path + ".new", path)
     assert read_annotations(path).file_names()[0] == "ä/71.png"
     assert len(readings) == 2 and len(arrays.entries()) == 1
+    monkeypatch.setattr(annotations, "FORMAT", "of a later release")
+    read_annotations(path)
+    assert len(readings) == 3
+
+
+@pytest.mark.parametrize(("size", "is_kept"), [((4 << 20) - 1, False), (4 << 20, True)])
+def test_a_file_is_worth_an_entry_from_four_megabytes_on(size, is_kept, tmp_path, monkeypatch):
+    monkeypatch.setenv("MRCA_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "a.json").write_bytes(json.dumps(CONTENT).encode().ljust(size))
+    read_annotations(str(tmp_path / "a.json"))
+    assert len(arrays.entries()) == is_kept
 
 
 @pytest.mark.parametrize("name", ["categories", "image_names_ends", "boxes", "coordinates"])
-@pytest.mark.parametrize("damage", ["gone", "cut", "empty", "other", "longer"])
+@pytest.mark.parametrize("damage", ["gone", "cut", "empty", "other", "longer", "wider"])
 def test_a_damaged_entry_is_made_again(damage, name, path, readings, caplog):
     read_annotations(path)
     ((folder, _),) = arrays.entries()
@@ -145,7 +157,12 @@ def test_a_damaged_entry_is_made_again(damage, name, path, readings, caplog):
         data = file.read_bytes()
         file.write_bytes(data[: 100 if damage == "cut" else 0])
     else:
-        np.save(file, good.astype("f4") if damage == "other" else np.concatenate([good, good[:1]]))
+        other = {
+            "other": good.astype("f4"),
+            "longer": np.concatenate([good, good[:1]]),
+            "wider": good[:, None],
+        }
+        np.save(file, other[damage])
     for _ in range(2):
         assert_is(read_annotations(path), CONTENT)
     assert len(readings) == 2
@@ -172,15 +189,29 @@ def test_a_cache_that_cannot_be_written_is_done_without(path, tmp_path, monkeypa
     assert caplog.text.count("set MRCA_CACHE to another folder") == len(caplog.records) == 1
 
 
-def test_a_bad_file_leaves_no_entry_and_is_told_each_time(path):
-    bad = CONTENT | {"annotations": [*CONTENT["annotations"], {"image_id": 4, "category_id": 8, "id": 33}]}
-    Path(path).write_text(json.dumps(bad))
+@pytest.mark.parametrize("piece", [0, 1 << 20])
+@pytest.mark.parametrize(
+    ("number", "name"), [({"id": 33}, "annotation 33"), ({}, "record 7 of 'annotations'")]
+)
+def test_a_bad_file_leaves_no_entry_and_its_record_is_named_each_time(number, name, piece, path, monkeypatch):
+    monkeypatch.setattr(annotation_reader, "_PIECE", piece)
+    bad = CONTENT["annotations"] + [{"image_id": 4, "category_id": 8, **number}]
+    Path(path).write_text(json.dumps(CONTENT | {"annotations": bad}))
     for _ in range(2):
-        with pytest.raises(
-            UserError, match=r"a\.json: annotation 33 has category_id 8, which is not in 'cat"
-        ):
+        with pytest.raises(UserError, match=rf"a\.json: {name} has category_id 8, which is not in 'cat"):
             read_annotations(path)
         assert not arrays.entries()
+
+
+def test_boxes_and_outlines_may_lie_as_far_outside_of_their_image_as_that_is_large():
+    image, category = {"id": 1, "height": 6, "width": 8}, {"id": 1, "name": "a"}
+    reach = {"bbox": [-8, -6, 24, 18], "segmentation": [[-8, -6, 16, -6, 16, 12]]}
+    for field, value in reach.items():
+        further = [value[0] - 0.1, *value[1:]] if field == "bbox" else [[-8, -6, 16, -6, 16, 12.1]]
+        for kept, content in ((True, value), (False, further)):
+            record = {"image_id": 1, "category_id": 1, field: content}
+            with nullcontext() if kept else pytest.raises(UserError, match="further outside of its image"):
+                AnnotationFile.of_records("a", images=[image], annotations=[record], categories=[category])
 
 
 def test_while_one_process_reads_the_others_wait_and_then_map(path, readings, monkeypatch):
@@ -259,6 +290,8 @@ def test_joined_files_are_those_of_both_with_new_numbers_and_whole_paths(path, t
         for name in annotation_reader.SCHEMA:
             np.testing.assert_array_equal(joined.arrays[name], expected.arrays[name], err_msg=name)
     assert len(arrays.entries()) == 3 and len(readings) == 2
+    elsewhere = join([(file, "/c") for file, _ in parts])
+    assert elsewhere.file_names() == [f"/c/{n}" for file, _ in parts for n in file.file_names()]
 
 
 @pytest.mark.parametrize("tag", [False, True])

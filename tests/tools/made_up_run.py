@@ -26,7 +26,9 @@ def write_made_up_run(
     settings = {"SOLVER.MAX_ITER": 10 * rounds, "SOLVER.ROUND_ITERS": 10, "GENERATOR.NAMES": "<b>raw</b>"}
     content = {"settings": settings, "versions": {"python": "3.11.0"}}
     files.write_bytes(layout.settings_file, yaml.safe_dump(content).encode())
-    categories = [{"id": i, "name": names[i - 1], "frequency": "rcf"[i % 3]} for i in ids]
+    counts = {"image_count": 10, "instance_count": 999}  # as in a file that leaves it to others to group
+    groups = [{"frequency": "rcf"[i % 3]} if i % 3 else counts for i in ids]
+    categories = [{"id": i, "name": names[i - 1], **group} for i, group in zip(ids, groups, strict=True)]
     for round_ in range(rounds):
         lines = ["id,class,N,drift,AP,share,images"]
         lines += [
@@ -81,6 +83,6 @@ def _row(round_: int, i: int, number: int, prompt: str) -> PoolInstance:
 def _feedback(round_: int, ids: Sequence[int]) -> Feedback:
     aps = [ap_of(round_, i) for i in ids]
     mean = float(np.mean([ap for ap in aps if ap is not None]))
-    drift: list[float | None] = [None if round_ < 0 else i / 1000 for i in ids]
+    drift: list[float | None] = [None if round_ < 0 or (i == 2 and round_ > 0) else i / 1000 for i in ids]
     values = (list(ids), aps, aps, drift, mean, mean, mean + round_, None, mean)
     return Feedback(round_, 10, "model.pth", "0" * 64, "discs", *values, "2026-01-01T00:00:00")

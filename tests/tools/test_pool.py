@@ -2,10 +2,12 @@
 
 import sys
 
+import numpy as np
 import pytest
 
 from exchange import files
 from exchange.errors import UserError
+from exchange.images import encode_png
 from exchange.layout import RunLayout
 from exchange.pool_index import write_index
 from tests.diSegmenter.conftest import CATEGORIES, pool_instance
@@ -49,6 +51,15 @@ def test_prune_asks_what_to_prune_and_leaves_a_round_that_is_under_way(layout, m
     assert capsys.readouterr().out == "" and files.exists(
         layout.raw(layout.instance_name(0, CATEGORIES[0]["id"], 0))
     )
+
+
+def test_relative_paths_of_a_pool_that_is_brought_in_start_beside_its_list(
+    layout, tmp_path, monkeypatch, capsys
+):
+    files.write_bytes(str(tmp_path / "theirs/a.png"), encode_png(np.full((9, 9, 4), 255, np.uint8)))
+    files.write_json(str(tmp_path / "theirs/pools.json"), {"0": ["*a.png"]})
+    call(monkeypatch, "import", layout.root, tmp_path / "theirs/pools.json", "--from", "xpaste")
+    assert capsys.readouterr().out.startswith("imported 1 instances")
 
 
 def test_a_pool_is_not_merged_with_itself_or_with_nothing(layout, monkeypatch):

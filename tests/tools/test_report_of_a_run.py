@@ -1,6 +1,8 @@
 """The page of a run: what it says, what it escapes, and what it draws again."""
 
+import base64
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -14,9 +16,9 @@ from PIL import Image
 
 from exchange import files
 from exchange.errors import UserError
-from exchange.images import encode_cutout
+from exchange.images import encode_cutout, encode_png
 from exchange.layout import RunLayout
-from exchange.pool_index import PoolIndex
+from exchange.pool_index import PoolIndex, write_index
 from tests.diSegmenter.conftest import disc_image
 from tests.tools.made_up_run import ap_of, write_made_up_run
 from tools import report
@@ -155,6 +157,21 @@ def test_sheets_are_drawn_once_and_again_only_where_their_images_changed(layout,
     write_made_up_run(Path(layout.root), NAMES, per_class=4)
     page(layout.root)
     assert drawn == [0, 0, 1]
+    first, *rest = PoolIndex(layout, [1], dropped_too=True)  # cut out once more, by another model
+    write_index(layout, 1, [dataclasses.replace(first, area=first.area - 1), *rest])
+    page(layout.root)
+    assert drawn == [0, 0, 1, 1]
+
+
+def test_a_round_s_training_images_are_those_drawn_after_it_and_its_report_is_linked(layout):
+    for kind, width in (("training", 30), ("data", 20)):
+        picture = encode_png(np.zeros((9, width, 3), np.uint8))
+        files.write_bytes(f"{layout.pictures_dir}/{kind}_rd01.png", picture)
+    files.write_bytes(f"{layout.pictures_dir}/report_rd01.html", b"")
+    text = page(layout.root)
+    (shown,) = re.findall(r'"data:image/webp;base64,([^"]+)"', text)
+    assert Image.open(io.BytesIO(base64.b64decode(shown))).width == 30
+    assert re.findall(r'href="([^"]*report_rd\d+\.html)"', text) == ["pictures/report_rd01.html"]
 
 
 def test_of_an_image_that_is_gone_the_cut_out_is_shown_and_grey_without_it(layout):

@@ -82,3 +82,12 @@ def test_the_time_left_is_that_of_the_last_round_for_each_that_is_missing(
         assert progress.report() == f"{done_before + number + 1} of 3 rounds are done{rest}"
     clock[0] += 5
     assert progress.report() is None  # nothing since
+
+
+def test_of_rounds_that_end_together_each_took_its_share(tmp_path):
+    layout, clock = RunLayout(str(tmp_path)), [0.0]
+    progress = RunProgress(layout, 5, clock=lambda: clock[0])
+    for round_ in range(2):
+        files.write_done(layout.feedback_history(round_))
+    clock[0] = 600.0
+    assert progress.report() == "2 of 5 rounds are done, about 15 min left"

@@ -89,6 +89,20 @@ def test_what_makes_the_pool_is_named_and_that_training_waits_for_it_and_since_w
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(NOW - 60))
     waiting = f"round 1, stage 3: waits for the pool of round 1 since {since}"
     assert look(layout, NOW, 900).doing == [sentence, waiting]
+    os.utime(layout.raw(layout.instance_name(1, 2, 1)), (NOW - 5, NOW - 5))
+    assert look(layout, NOW, 900).quiet == 5  # an image that was drawn is a sign of life
+
+
+def test_a_run_without_a_pool_of_its_own_is_one_round_that_waits_for_nothing(layout):
+    settings = SETTINGS.replace(b"INST_POOL_FEED: true", b"INST_POOL_FEED: false")
+    files.write_bytes(layout.settings_file, settings)
+    for path in (layout.feedback_history(0), layout.annotations_done(0), layout.annotations_done(1)):
+        files.remove(path)
+    found = look(layout, NOW, 900)
+    assert (found.rounds_done, found.rounds) == (0, 1)
+    assert found.doing == ["round 0, stage 3: 10 of 20 iterations, 10 of 20 in all"]
+    files.write_bytes(layout.feedback_history(0), b"{}")
+    assert look(layout, NOW, 900).state == "finished"
 
 
 def test_the_generator_waits_for_the_feedback_that_its_round_is_drawn_from(layout):
@@ -111,22 +125,24 @@ def test_the_time_that_is_left_is_that_of_the_rounds_before_or_at_least_that_of_
 
 
 def test_a_run_that_is_finished_running_waiting_or_failed_ends_with_its_code(layout, monkeypatch, capsys):
-    def code() -> int:
-        monkeypatch.setattr(sys, "argv", ["status.py", layout.root])
+    def code(*options: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["status.py", layout.root, *options])
         with pytest.raises(SystemExit) as end:
             status.main()
         return int(str(end.value.code))
 
     monkeypatch.setattr(status.time, "time", lambda: NOW)
-    date(layout, rd00=60)
+    date(layout, rd00=899)
     assert code() == 10
-    date(layout)
+    date(layout, rd00=901)
     assert code() == 11 and "waiting: 1 of 2 rounds" in capsys.readouterr().out
     _stage_that_fails(layout)
-    assert code() == 12
+    monkeypatch.setattr(status.time, "sleep", lambda _: pytest.fail("the run failed, and it is watched on"))
+    assert code("--watch") == 12
     assert "train.log: " in (told := capsys.readouterr().out) and "UserError: no more room" in told
     log_to_run(layout, "train")  # started again
     _close_logs()
+    assert b"no more room" in files.read_bytes(f"{layout.logs_dir}/train.log")  # behind what was there
     date(layout, rd00=60)
     assert code() == 10
     write_made_up_run(layout.root, NAMES)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from detectron2_ext.data.loader import load_batches
+from detectron2_ext.distributed import Ranks
 from detectron2_ext.engine import checkpoints as checkpoints_module
 from detectron2_ext.engine import state as state_module
 from detectron2_ext.engine.checkpoints import RunCheckpoints, read_checkpoint
@@ -58,6 +59,7 @@ def _run(
     period: int = 4,
     keep: int = 1,
     log_period: int = 3,
+    ranks: Ranks = ALONE,
 ) -> RunCheckpoints:
     checkpoints = RunCheckpoints(str(folder), 10, keep)
     with Reporter(str(folder / "metrics.json"), state.iteration, end, "round 0", ALONE) as reporter:
@@ -71,7 +73,7 @@ def _run(
             reporter=reporter,
             log_period=log_period,
             seed=5,
-            ranks=ALONE,
+            ranks=ranks,
         )
     return checkpoints
 
@@ -150,6 +152,20 @@ def test_the_average_and_the_noise_matter_to_that_comparison(tmp_path: Path) -> 
         draws.append(float(torch.rand(())))
     assert draws[0] == draws[1]
     assert len(set(draws)) == 4
+
+
+def test_each_process_of_a_training_draws_its_own_in_every_iteration(tmp_path: Path) -> None:
+    drawn = []
+    for rank in (0, 1):
+        state = _state()
+
+        def step(batch: Any, state: TrainingState = state) -> dict[str, Tensor]:
+            drawn.append(float(torch.rand(())))
+            state.iteration += 1
+            return {"loss": torch.zeros(())}
+
+        _run(state, tmp_path / str(rank), 3, step=step, ranks=Ranks(rank, 1, torch.device("cpu")))
+    assert len(set(drawn)) == 6
 
 
 def test_checkpoints_of_ends_of_rounds_stay_and_others_go(tmp_path: Path) -> None:

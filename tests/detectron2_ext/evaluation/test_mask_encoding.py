@@ -28,3 +28,9 @@ def test_they_are_those_of_the_masks_that_the_network_pastes() -> None:
 
 def test_no_object_has_no_run_lengths() -> None:
     assert encode_masks(np.zeros((0, 7, 7), np.float32), np.zeros((0, 4), np.float32), HEIGHT, WIDTH) == []
+
+
+def test_a_probability_of_exactly_one_half_is_the_object_s() -> None:
+    box = np.array([[8, 8, 22, 22]], np.float32)  # two pixels a cell: the outermost ones see zeros, too
+    (counts,) = encode_masks(np.full((1, 7, 7), 0.5, np.float32), box, HEIGHT, WIDTH)
+    assert mask_api.area([{"size": [HEIGHT, WIDTH], "counts": counts}]).tolist() == [12 * 12]

@@ -61,7 +61,7 @@ def assert_equal_scenes(scene: Scene, image: np.ndarray, objects) -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 12), st.integers(0, 6))
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 def test_pasting_in_windows_equals_pasting_on_whole_canvases(seed, num_objects, num_pasted):
     rng = np.random.default_rng(seed)
     height, width = rng.integers(1, 70, size=2)
@@ -103,6 +103,17 @@ def test_what_lies_outside_or_is_transparent_is_not_pasted():
     assert overlay(scene, opaque(10, 10), -5, -5, 7, basic)
     assert scene.objects[-1].mask.crop.sum() == 25
     assert scene.objects[-1].box == (0, 0, 5, 5) and scene.objects[-1].source == 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "stays"), [((14, 100), False), ((14, 99), True), ((15, 100), True), ((0, 100), False)]
+)
+def test_what_is_hidden_goes_if_its_box_moved_by_more_than_the_rule_s_and_no_more_pixels_are_left(
+    rule, stays
+):
+    scene = one_object(20, 20)
+    overlay(scene, opaque(20, 15), 0, 0, 7, basic, Occlusion(*rule))  # 15 columns go, 100 pixels stay
+    assert [o.mask.crop.sum() for o in scene.objects] == ([100, 300] if stays else [300])
 
 
 @pytest.mark.parametrize("size", [(10, 10), (31, 20), (90, 80), (200, 200), (5, 150)])

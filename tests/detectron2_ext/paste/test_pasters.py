@@ -207,7 +207,7 @@ def test_a_turned_cutout_holds_the_whole_object_tightly():
     assert max(heights) == pytest.approx(20 * np.cos(np.pi / 6) + 30 * np.sin(np.pi / 6), abs=2)
 
 
-def test_colour_jitter_turns_hues_by_a_fifth_and_scales_brightness_by_a_fifth():
+def test_colour_jitter_turns_hues_by_a_fifth_and_scales_brightness_and_contrast_by_one():
     rng = np.random.default_rng(0)
     grey, red = np.full((1, 1, 4), 100, np.uint8), np.array([[[200, 50, 50, 255]]], np.uint8)
     levels, hues = [], []
@@ -217,6 +217,12 @@ def test_colour_jitter_turns_hues_by_a_fifth_and_scales_brightness_by_a_fifth():
         hues.append((hue + 0.5) % 1 - 0.5)
     np.testing.assert_allclose(np.quantile(levels, [0, 1]), [80, 120], atol=3)
     np.testing.assert_allclose(np.quantile(hues, [0, 1]), [-0.2, 0.2], atol=0.02)
+    pair = np.array([[[60, 60, 60, 255], [140, 140, 140, 255]]], np.uint8)
+    jittered = np.array([RandomColor(probability=1.0)(pair, rng)[0, :, 0] for _ in range(300)], dtype=float)
+    brightness, contrast = jittered.mean(axis=1) / 100, np.diff(jittered)[:, 0] / 80
+    contrast /= brightness  # whatever the brightness: contrast is drawn by itself
+    np.testing.assert_allclose(np.quantile(contrast, [0, 1]), [0.8, 1.2], atol=0.03)
+    assert abs(np.corrcoef(brightness, contrast)[0, 1]) < 0.2
 
 
 def test_colour_jitter_changes_colours_of_half_of_the_cutouts_and_no_shape():
