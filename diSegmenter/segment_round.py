@@ -105,18 +105,24 @@ class RoundSegmenter:
             ThreadPoolExecutor(self._workers) as threads,
             tqdm(desc=f"round {round_}: cut out", unit=" images", dynamic_ncols=True) as progress,
         ):
-            for total, generated in listed:
-                progress.total = max(total // self._shard.count, progress.n)
-                mine = [item for item in generated if self._is_mine(item[0].file)]
-                found = list(threads.map(lambda item: read_cut_out(self._layout, item[0].file), mine))
-                done += [instance for instance in found if instance is not None]
-                progress.update(sum(instance is not None for instance in found))
-                todo = [item for item, instance in zip(mine, found, strict=True) if instance is None]
-                batches = [todo[at : at + self._batch_size] for at in range(0, len(todo), self._batch_size)]
-                segmented = threads.map(functools.partial(self._segment, round_), batches)
-                for batch, instances in zip(batches, segmented, strict=True):
-                    done += instances
-                    progress.update(len(batch))
+            try:
+                for total, generated in listed:
+                    progress.total = max(total // self._shard.count, progress.n)
+                    mine = [item for item in generated if self._is_mine(item[0].file)]
+                    found = list(threads.map(lambda item: read_cut_out(self._layout, item[0].file), mine))
+                    done += [instance for instance in found if instance is not None]
+                    progress.update(sum(instance is not None for instance in found))
+                    todo = [item for item, instance in zip(mine, found, strict=True) if instance is None]
+                    batches = [
+                        todo[at : at + self._batch_size] for at in range(0, len(todo), self._batch_size)
+                    ]
+                    segmented = threads.map(functools.partial(self._segment, round_), batches)
+                    for batch, instances in zip(batches, segmented, strict=True):
+                        done += instances
+                        progress.update(len(batch))
+            except BaseException:
+                threads.shutdown(wait=False, cancel_futures=True)  # what has begun is brought to its end
+                raise
         return done
 
     def _is_mine(self, name: str) -> bool:

@@ -26,6 +26,8 @@ from exchange.errors import UserError
 
 _log = logging.getLogger(__name__)
 _BESIDE = re.compile(r".+\.([0-9a-f]{12})-[0-9a-f]{8}\.tmp")
+# How torch, whose archive writer does not pass on what the file said, reports a full disk.
+_FULL = ("unexpected pos", "file write failed", os.strerror(errno.ENOSPC))
 # Only the machine that has them mounted writes there, so that its locks tell all.
 _DISKS = {"btrfs", "ext2", "ext3", "ext4", "f2fs", "tmpfs", "xfs", "zfs"}
 
@@ -151,6 +153,8 @@ def atomic_writer(path: str, durable: bool = True) -> Iterator[BinaryIO]:
             error.filename = path  # "no space left on device" comes without saying where
         with suppress(FileNotFoundError):
             filesystem.rm_file(beside)
+        if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _FULL):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path) from error
         raise
 
 

@@ -87,15 +87,6 @@ def test_a_damaged_pool_is_made_good_by_the_next_call(damage, layout, config):
     assert tree(layout) == whole
 
 
-def test_two_processes_on_the_same_share_do_no_harm(layout, config, undisturbed, preloaded):
-    both = [preloaded.Process(target=segment_and_filter, args=(["--config", config],)) for _ in range(2)]
-    for process in both:
-        process.start()
-    for process in both:
-        process.join()
-    assert [process.exitcode for process in both] == [0, 0] and tree(layout) == undisturbed
-
-
 def test_a_truncated_image_is_named_and_mended_by_stage_1(layout, config, undisturbed):
     path = layout.raw("00_0003_0000.png")
     whole = Path(path).read_bytes()
