@@ -1,10 +1,10 @@
 """Guided drawing against drawing unguided: seconds per image, by mode and batch.
 
 The headline is what guidance in mode "exact" costs: the largest batch, guided, as a multiple of the same batch not
-guided, both in turn in one run. One image at a time, guided, is told beside it: the reference's way to draw. On a CPU the
-seconds are the processor's (wall-clock time counts what else runs there), on a GPU those of the clock. Random weights:
-on a CPU the embedded models' sizes, on a GPU those of Stable Diffusion 3 medium at 512 pixels and of the ResNet-50
-segmenter for LVIS, in bfloat16 (the segmenter in float32), where peak memory is told too.
+guided, both in turn in one run. One image at a time, guided, is told beside it: the reference's way to draw. On a CPU
+the seconds are the processor's (those of the clock count what else runs there), on a GPU those of the clock. Random
+weights: on a CPU the embedded models' sizes, on a GPU those of Stable Diffusion 3 medium at 512 pixels and of the
+ResNet-50 segmenter for LVIS, in bfloat16 (the segmenter in float32), where peak memory is told too.
 """
 
 import statistics
