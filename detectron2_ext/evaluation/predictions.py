@@ -99,12 +99,12 @@ class Predictions:
     def to_json(self, category_ids: npt.NDArray[np.int64]) -> list[str]:
         """One JSON object for each predicted object, as the LVIS and COCO result servers take them.
 
-        Scores are float32's shortest text, from which that number is read again; boxes have a thousandth of a pixel.
+        Scores are float32's shortest text, from which that number is read again; boxes have five decimals of a pixel.
         """
         records = zip(
             self.image_ids.tolist(),
             category_ids[self.class_indices].tolist(),
-            self.boxes.round(3).tolist(),
+            self.boxes.round(5).tolist(),
             self.scores.astype(np.float32).astype(str).tolist(),
             self.sizes.tolist(),
             self.counts,
