@@ -2,8 +2,8 @@
 
 Every diffusers pipeline ends a denoising step with ``scheduler.step(prediction, timestep, sample)``. Within
 :func:`guided` the scheduler is of a subclass, made on the spot from the pipeline's own, whose ``step`` first
-moves ``sample`` to where the classifier is less certain and then does what its parent does. The conditioning
-that the gradient needs (prompt embeddings and the like) is caught where the pipeline calls its denoiser.
+moves ``sample`` to where the classifier is less certain and then does what its parent does. The graph that the
+gradient needs is built where the pipeline calls its denoiser, so that a guided step costs a backward pass more.
 """
 
 import copy
@@ -40,8 +40,9 @@ class Guidance:
         every: guide at the denoising steps 0, ``every``, 2 · ``every``, …
         sigmas: … of these only where the noise level σ lies between the two.
         mode: "exact" differentiates through the denoiser; "conditional" takes the gradient of its conditional
-            half for that of both, half the cost; "decoder" takes its prediction as given, none of it.
-        chunk: at most so many images in one gradient pass, to save memory; 0: all at once.
+            half for that of both; "decoder" takes its prediction as given.
+        chunk: at most so many images in one gradient pass, to save memory at the price of a second call of the
+            denoiser; 0: all at once.
         decoder: autoencoder for the gradient pass instead of the pipeline's own, such as an
             ``AutoencoderTiny`` for the same latents.
     """
@@ -91,16 +92,14 @@ def guided(pipeline: Any, guidance: Guidance, classes: Tensor) -> Iterator[Guida
     its denoiser in an unknown way.
     """
     check_scheduler(pipeline.scheduler)
-    calls = DenoiserCalls(pipeline)
-    steering = _Steering(pipeline, guidance, classes, calls)
+    steering = _Steering(pipeline, guidance, classes)
     scheduler = pipeline.scheduler
-    hook = calls.denoiser.register_forward_pre_hook(calls, with_kwargs=True)
-    try:
-        pipeline.scheduler = _shifting(scheduler, steering.shift)
-        yield steering.trace
-    finally:
-        pipeline.scheduler = scheduler
-        hook.remove()
+    with steering.calls.watched():
+        try:
+            pipeline.scheduler = _shifting(scheduler, steering.shift)
+            yield steering.trace
+        finally:
+            pipeline.scheduler = scheduler
 
 
 def _shifting(scheduler: Any, shift: Callable[[Any, Tensor, Tensor, Tensor], Tensor]) -> Any:
@@ -124,8 +123,9 @@ def _shifting(scheduler: Any, shift: Callable[[Any, Tensor, Tensor, Tensor], Ten
 class _Steering:
     """What happens at the steps of one guided call."""
 
-    def __init__(self, pipeline: Any, guidance: Guidance, classes: Tensor, calls: DenoiserCalls) -> None:
-        self.pipeline, self.guidance, self.classes, self.calls = pipeline, guidance, classes, calls
+    def __init__(self, pipeline: Any, guidance: Guidance, classes: Tensor) -> None:
+        self.pipeline, self.guidance, self.classes = pipeline, guidance, classes
+        self.calls = DenoiserCalls(pipeline, self._wants_graph)
         self.decoder = guidance.decoder or pipeline.vae
         self.trace = GuidanceTrace(torch.full(classes.shape, torch.nan, device=classes.device))
         self.num_steps = 0
@@ -134,9 +134,15 @@ class _Steering:
         """The sample that the scheduler shall step from; ``prediction`` is for the one before the shift."""
         if self._is_guided(scheduler, timestep):
             sample = self._ascend(scheduler, timestep, sample, prediction)
-        self.calls.caught.clear()
+        self.calls.forget()
         self.num_steps += 1
         return sample
+
+    def _wants_graph(self) -> bool:
+        """Whether the call of the denoiser in this step builds a graph: the noise level is known at its end only."""
+        guidance = self.guidance
+        at_once = guidance.chunk == 0 or guidance.chunk >= len(self.classes)
+        return guidance.mode == "exact" and at_once and self.num_steps % guidance.every == 0
 
     def _is_guided(self, scheduler: Any, timestep: Tensor) -> bool:
         low, high = self.guidance.sigmas
@@ -169,7 +175,10 @@ class _Steering:
         with torch.enable_grad():
             latents, v = sample[rows].detach().requires_grad_(), prediction[rows]
             if self.guidance.mode == "exact":
-                v = self.calls.repeat(scheduler, timestep, latents, rows, len(sample))
+                if self.calls.has_graph:
+                    v = self.calls.replay(len(sample))
+                else:
+                    v = self.calls.repeat(scheduler, timestep, latents, rows, len(sample))
                 if check:
                     self._check_combination(v.detach(), prediction[rows])
             elif self.guidance.mode == "conditional":
@@ -180,7 +189,11 @@ class _Steering:
             clean = clean_estimate(scheduler, timestep, latents, v)
             images = decode_latents(self.pipeline, self.decoder, clean, self.calls.keywords)
             value = self.guidance.uncertainty(images, self.classes[rows])
-            return torch.autograd.grad(value.sum(), latents)[0], value.detach()
+            if self.calls.has_graph:
+                gradient = self.calls.gradient(value.sum(), scheduler, timestep, latents)
+            else:
+                (gradient,) = torch.autograd.grad(value.sum(), latents)
+            return gradient, value.detach()
 
     def _check_combination(self, ours: Tensor, pipelines: Tensor) -> None:
         """Both are the same network's output for the same input, so they differ by rounding at most."""

@@ -106,7 +106,7 @@ def evaluate_model(
     Each process predicts the batches of its own loader. A thread makes run lengths of the masks while the network
     looks at the next batch; objects that the benchmark does not judge go to disk only, so memory stays small. All
     predictions end up in ``folder`` as ``lvis_instances_results.json`` or ``coco_instances_results.json``, ready for
-    upload.
+    upload: the first process writes its own straight there, and those of the others behind them.
 
     Returns:
         The scores in the first process, None in the others.
@@ -116,10 +116,32 @@ def evaluate_model(
         [files.join(folder, f"part{rank}.{suffix}") for rank in range(ranks.world_size)]
         for suffix in ("json", "npz")
     )
+    part_file[0] = result_file
+    with files.atomic_writer(part_file[ranks.rank]) as part:
+        if ranks.is_first:
+            part.write(b"[")
+        records = _Records(part, truth, max_detections)
+        judged = _predict(model, loader, records, ranks)
+        files.write_bytes(judged_file[ranks.rank], judged.to_bytes())
+        if ranks.is_first:
+            ranks.barrier()
+            _append_parts(part, part_file[1:], records.empty)
+            part.write(b"]")
+    if not ranks.is_first:
+        ranks.barrier()  # after its part is whole
+        return None
+    predictions = Predictions.concatenate([Predictions.from_bytes(files.read_bytes(p)) for p in judged_file])
+    for path in part_file[1:] + judged_file:
+        files.remove(path)
+    _log.info("scoring %d judged objects in %d images", len(predictions), len(truth.images))
+    return truth.score(predictions)
+
+
+def _predict(model: Detector, loader: Loader, records: _Records, ranks: Ranks) -> Predictions:
+    """Writes what the network finds to ``records``; returns what is judged."""
     training = model.training
     model.train(False)
-    with files.atomic_writer(part_file[ranks.rank]) as part, ThreadPoolExecutor(1) as encoder:
-        records = _Records(part, truth, max_detections)
+    with ThreadPoolExecutor(1) as encoder:
         encoded: Future[None] | None = None
         for batch in tqdm(loader, desc="evaluating", unit="batch", disable=not ranks.is_first):
             with torch.inference_mode():
@@ -130,16 +152,7 @@ def evaluate_model(
         if encoded:
             encoded.result()
     model.train(training)
-    files.write_bytes(judged_file[ranks.rank], Predictions.concatenate(records.judged).to_bytes())
-    ranks.barrier()
-    if not ranks.is_first:
-        return None
-    _join_parts(part_file, result_file)
-    predictions = Predictions.concatenate([Predictions.from_bytes(files.read_bytes(p)) for p in judged_file])
-    for path in part_file + judged_file:
-        files.remove(path)
-    _log.info("scoring %d judged objects in %d images", len(predictions), len(truth.images))
-    return truth.score(predictions)
+    return Predictions.concatenate(records.judged)
 
 
 class _Records:
@@ -148,30 +161,26 @@ class _Records:
     def __init__(self, part: BinaryIO, truth: Truth, max_detections: int) -> None:
         self.judged: list[Predictions] = []
         self._part, self._truth, self._max_detections = part, truth, max_detections
-        self._separator = b""
+        self.empty = True
 
     def add(self, image_ids: Sequence[int], found: Sequence[Instances]) -> None:
         for image_id, instances in zip(image_ids, found, strict=True):
             predictions = Predictions.from_instances(image_id, instances, self._max_detections)
             if len(predictions):
                 lines = ",\n".join(predictions.to_json(self._truth.category_ids))
-                self._part.write(self._separator + lines.encode())
-                self._separator = b",\n"
+                self._part.write((b"" if self.empty else b",\n") + lines.encode())
+                self.empty = False
                 self.judged.append(predictions.select(self._truth.counted(predictions)))
 
 
-def _join_parts(parts: list[str], target: str) -> None:
-    with files.atomic_writer(target) as file:
-        file.write(b"[")
-        empty = True
-        for path in parts:
-            with fsspec.open(path, "rb") as part:
-                start = part.read(1)
-                if start:
-                    file.write(start if empty else b",\n" + start)
-                    shutil.copyfileobj(part, file, 1 << 22)
-                    empty = False
-        file.write(b"]")
+def _append_parts(file: BinaryIO, parts: Sequence[str], empty: bool) -> None:
+    for path in parts:
+        with fsspec.open(path, "rb") as part:
+            start = part.read(1)
+            if start:
+                file.write(start if empty else b",\n" + start)
+                shutil.copyfileobj(part, file, 1 << 22)
+                empty = False
 
 
 def format_table(evaluation: Evaluation) -> str:

@@ -7,7 +7,7 @@ import torch
 from exchange.errors import UserError
 from generator.criteria import CRITERIA
 from generator.denoiser_call import denoiser_of
-from generator.guidance import MODES, Guidance, guided
+from generator.guidance import MODES, Guidance, _Steering, guided
 from tests.generator.tiny_pipelines import FAMILIES, SIZE, make_classifier, make_pipeline
 
 PROMPTS = ["a photo of cow", "bat in b", "three dogs"]
@@ -62,12 +62,55 @@ def test_pipeline_is_what_it_was_once_guidance_is_off(pipeline, classifier):
     assert torch.equal(draw(pipeline), before)
     assert pipeline.scheduler is scheduler
     assert flags == within  # frozen weights may be multiplied by other kernels, which round otherwise
-    assert not any(network._forward_pre_hooks for network in networks)
+    assert not any(network._forward_pre_hooks or network._forward_hooks for network in networks)
 
 
 @pytest.mark.bits
 def test_shift_of_length_zero_changes_no_bit(pipeline, classifier):
     assert torch.equal(draw_guided(pipeline, Guidance(classifier, scale=0.0)), draw(pipeline))
+
+
+@pytest.mark.parametrize(("mode", "chunk"), [("exact", 0), ("exact", 2), ("exact", 3), ("decoder", 0)])
+def test_guided_step_calls_the_denoiser_once_unless_in_chunks(pipeline, classifier, mode, chunk):
+    sizes = []
+    denoiser = denoiser_of(pipeline)
+    hook = denoiser.register_forward_hook(lambda module, args, output: sizes.append(len(output[0])))
+    try:
+        draw(pipeline)
+        unguided = len(sizes)
+        draw_guided(pipeline, Guidance(classifier, every=2, mode=mode, chunk=chunk))
+    finally:
+        hook.remove()
+    guided_steps = (unguided + 1) // 2  # each in the chunks of two images and of one
+    assert len(sizes) == 2 * unguided + (2 * guided_steps if chunk == 2 else 0)
+
+
+def test_images_are_those_of_a_second_forward_pass(pipeline, classifier, monkeypatch):
+    guidance = Guidance(classifier, every=2)
+    images = draw_guided(pipeline, guidance)
+    monkeypatch.setattr(_Steering, "_wants_graph", lambda self: False)
+    torch.testing.assert_close(images, draw_guided(pipeline, guidance), rtol=0, atol=1e-5)
+
+
+def test_graph_exists_at_guided_steps_alone_and_never_leaves_the_call(pipeline, classifier):
+    guidance, seen = Guidance(classifier, every=3), []
+
+    def watch(module, args, kwargs, output):
+        seen.append((torch.is_grad_enabled(), output[0].requires_grad))
+
+    with guided(pipeline, guidance, CLASSES):  # this hook comes after those of the guidance
+        hook = denoiser_of(pipeline).register_forward_hook(watch, with_kwargs=True)
+        entered = denoiser_of(pipeline).register_forward_pre_hook(
+            lambda module, args: seen.append(torch.is_grad_enabled())
+        )
+        try:
+            draw(pipeline)
+        finally:
+            hook.remove()
+            entered.remove()
+    steps = range(len(seen) // 2)
+    assert seen[::2] == [step % 3 == 0 for step in steps]
+    assert set(seen[1::2]) == {(False, False)}
 
 
 @pytest.mark.parametrize("criterion", sorted(CRITERIA))

@@ -17,6 +17,7 @@ from detectron2_ext.evaluation.evaluator import as_json, format_table
 from detectron2_ext.evaluation.predictions import Predictions
 from detectron2_ext.evaluation.scoring import CocoTruth
 from detectron2_ext.structures import Instances
+from exchange import files
 from tests.detectron2_ext.evaluation.worlds import World, random_world
 
 
@@ -82,6 +83,19 @@ def test_scores_and_files_do_not_depend_on_the_number_of_processes(world_size: i
     ]
     by_image = sorted(written, key=lambda record: (record["image_id"], -record["score"]))
     assert by_image == sorted(expected, key=lambda record: (record["image_id"], -record["score"]))
+
+
+def test_one_process_writes_its_predictions_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world, predictions = random_world(0, lvis=True)
+    written, writer = [], files.atomic_writer
+
+    def watched(path: str, durable: bool = True) -> Any:
+        written.append(Path(path).name)
+        return writer(path, durable)
+
+    monkeypatch.setattr(files, "atomic_writer", watched)
+    _evaluate(world, predictions, tmp_path, 1)
+    assert [name for name in written if name.endswith(".json")] == ["lvis_instances_results.json"]
 
 
 def test_only_the_best_objects_of_an_image_are_written_and_scored(tmp_path: Path) -> None:
