@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from diSegmenter.annotate import lvis_file
 from diSegmenter.filter import InstanceFilter
+from diSegmenter.pool.annotation_file import write_categories, write_lvis
 from diSegmenter.segment_round import read_cut_out
 from exchange import files
 from exchange.errors import UserError
@@ -92,13 +92,14 @@ def write_pool(
     judged: JudgedRound,
     categories: list[dict[str, Any]],
     pool_rounds: Sequence[int],
-    annotation_file: bool = True,
+    annotation_limit: int,
 ) -> None:
-    """Writes decisions, index, annotations and marker of a round, in this order.
+    """Writes decisions, index, categories, annotations and marker of a round, in this order.
 
     Args:
         pool_rounds: the rounds that the pool of this round consists of: 0 … ``round``, or ``round`` alone.
-        annotation_file: whether to write ``rdNN.json``, which lists all of the pool, beside the index.
+        annotation_limit: ``rdNN.json``, which lists all of the pool, is written beside the index where the pool has
+            so many instances at most.
 
     Raises:
         UserError: an earlier round of the pool is not finished, or a kept cut-out is gone.
@@ -120,12 +121,38 @@ def write_pool(
     files.flush_all()  # masks and cut-outs, which were not flushed one by one
     files.write_json(layout.verdicts(round_), _verdicts(judged))
     write_index(layout, round_, judged.instances)
-    if annotation_file:
-        pool = PoolIndex(layout, pool_rounds)
-        files.write_json(layout.annotations(round_), lvis_file(pool, categories, round_))
+    write_categories(layout, categories)
+    _export(layout, round_, categories, pool_rounds, annotation_limit)
     files.write_done(layout.annotations_done(round_))
     _warn_of_emptied(judged, categories)
     _log.info("round %d: kept %d of %d instances", round_, len(judged.kept), len(judged.instances))
+
+
+def _export(
+    layout: RunLayout,
+    round_: int,
+    categories: list[dict[str, Any]],
+    pool_rounds: Sequence[int],
+    limit: int,
+) -> None:
+    """Writes the annotation file of a round while the pool is small, so that no round pays for all before it."""
+    path = layout.annotations(round_)
+    kept = 0
+    for pool_round in reversed(pool_rounds):
+        kept += len(PoolIndex(layout, [pool_round]))
+        if kept > limit:  # the rounds before are not even opened
+            break
+    else:
+        write_lvis(path, layout, pool_rounds, categories)
+        return
+    files.remove(path)  # of an earlier call, which judged otherwise
+    _log.info(
+        "%s is left out, since the pool has more than %d instances (SEGMENTER.ANNOTATION_FILE_LIMIT): mrca pool export "
+        "%s OUT --to annotations writes it",
+        path,
+        limit,
+        layout.root,
+    )
 
 
 def _warn_of_emptied(judged: JudgedRound, categories: list[dict[str, Any]]) -> None:

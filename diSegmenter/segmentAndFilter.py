@@ -159,7 +159,7 @@ def finish(cfg: CfgNode, layout: RunLayout, judged: JudgedRound, dataset: Annota
     """Writes what shows a round, then its pool, whose marker says that nothing is left to do."""
     pool_rounds = [judged.round] if cfg.SEGMENTER.LATEST_ROUND_ONLY else range(judged.round + 1)
     write_pictures(layout, judged, dataset.category_names)
-    write_pool(layout, judged, dataset.categories, pool_rounds, cfg.SEGMENTER.ANNOTATION_FILES)
+    write_pool(layout, judged, dataset.categories, pool_rounds, cfg.SEGMENTER.ANNOTATION_FILE_LIMIT)
     if not cfg.SEGMENTER.KEEP_RAW:
         prune_originals(layout, judged.round)
 

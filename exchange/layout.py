@@ -95,8 +95,12 @@ class RunLayout:
         found = (_INDEX.fullmatch(name) for name in files.list_dir(self.pool("index")))
         return sorted(int(match[1]) for match in found if match)
 
+    def pool_categories(self) -> str:
+        """The categories of the data set that the pool is for, as an annotation file; old pools lack it."""
+        return files.join(self.root, "pool/categories.json")
+
     def annotations(self, round_: int) -> str:
-        """The pool of a round, cumulative, in LVIS/COCO format."""
+        """The pool of a round, cumulative, in LVIS/COCO format; there while the pool is small."""
         return files.join(self.root, "pool/annotations", f"rd{round_:02}.json")
 
     def verdicts(self, round_: int) -> str:

@@ -26,6 +26,7 @@ from exchange.layout import RunLayout
 FORMAT_VERSION = b"1"
 _AGAIN = "remove it and run stage 2 again (tools/pool.py verify names everything that is damaged)"
 _ROWS_PER_BATCH = 1 << 16
+_ROWS_AT_ONCE = 256  # of those, as objects
 _OPTIONAL = ("clip_white", "clip_black")
 _PART = r"[^./\\\x00][^/\\\x00]*"
 _NAMES = {"file": rf"\A{_PART}\z", "cutout": rf"\A{_PART}(/{_PART})*\z"}
@@ -145,7 +146,14 @@ class PoolIndex:
         return PoolInstance(**fields, **self._outlines[place].slice(row, 1).to_pylist()[0])
 
     def __iter__(self) -> Iterator[PoolInstance]:
-        return (self[index] for index in range(len(self)))
+        """Everything on record about each, a stretch of rows at a time: much faster than one by one."""
+        for place, batch in enumerate(self._batches):
+            first, end = np.searchsorted(self._rows, self._starts[place : place + 2])
+            for at in range(first, end, _ROWS_AT_ONCE):
+                rows = pa.array(self._rows[at : min(at + _ROWS_AT_ONCE, end)] - self._starts[place])
+                outlines = self._outlines[place].take(rows).to_pylist()
+                for fields, outline in zip(batch.take(rows).to_pylist(), outlines, strict=True):
+                    yield PoolInstance(**fields, **outline)
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """One field of all instances, (N,): a number each (NaN where there is none), or a text."""
