@@ -151,15 +151,20 @@ def verify_pool(layout: RunLayout, args: argparse.Namespace) -> None:
 
 def show_stats(layout: RunLayout, args: argparse.Namespace) -> None:
     print(f"{'round':>6} {'made':>8} {'kept':>8}  CLIP score of the kept ones (5 %, median, 95 %)")
+    counts: Counter[int] = Counter()
     for round_ in layout.pool_rounds():
         index = PoolIndex(layout, [round_], dropped_too=True)
-        kept = [instance for instance in index if not instance.reason]
-        scores = [instance.clip_score for instance in kept if instance.clip_score is not None]
-        shown = " ".join(f"{q:.1f}" for q in np.quantile(scores, [0.05, 0.5, 0.95])) if scores else "none"
-        print(f"{round_:6} {len(index):8} {len(kept):8}  {shown}")
+        kept = index.column("reason") == ""
+        scores = np.fmax(index.column("clip_white"), index.column("clip_black"))[kept]  # NaN: not measured
+        scores = scores[~np.isnan(scores)]
+        shown = (
+            " ".join(f"{q:.1f}" for q in np.quantile(scores, [0.05, 0.5, 0.95])) if len(scores) else "none"
+        )
+        print(f"{round_:6} {len(index):8} {kept.sum():8}  {shown}")
+        ids, numbers = np.unique(index.category_ids[kept], return_counts=True)
+        counts.update(dict(zip(ids.tolist(), numbers.tolist(), strict=True)))
     if args.per_class:
         names = {category["id"]: category["name"] for category in categories_of(layout, args.annotations)}
-        counts = Counter(PoolIndex(layout, layout.pool_rounds()).category_ids.tolist())
         for category_id, name in names.items():
             print(f"{counts[category_id]:8}  {name}")
 

@@ -8,7 +8,7 @@ from diSegmenter.pool import annotation_file
 from exchange import files
 from exchange.errors import UserError
 from exchange.layout import RunLayout
-from exchange.pool_index import PoolIndex, write_index
+from exchange.pool_index import PoolIndex, PoolInstance, write_index
 from tests.diSegmenter.conftest import CATEGORIES, pool_instance
 from tools import pool
 
@@ -41,6 +41,14 @@ def test_stats_count_kept_and_dropped_and_name_the_classes_as_the_newest_round_d
     assert first == ["0", "24", "21", "21.0", "30.0", "39.0"] and second == ["1", "0", "0", "none"]
     names = [["kite", str(one["id"])] for one in CATEGORIES]
     assert classes == [["21", *names[0]], *(["0", *name] for name in names[1:])]
+
+
+def test_stats_make_no_object_of_an_instance(layout, monkeypatch, capsys):
+    monkeypatch.delattr(PoolInstance, "__init__")
+    call(monkeypatch, "stats", layout.root, "--per-class")
+    assert len(capsys.readouterr().out.splitlines()) == 3 + len(CATEGORIES)
+    with pytest.raises(TypeError):
+        list(PoolIndex(layout, [0]))
 
 
 def test_prune_asks_what_to_prune_and_leaves_a_round_that_is_under_way(layout, monkeypatch, capsys):
