@@ -1,9 +1,11 @@
 """The end of a round: decides what stays and writes the pool that training reads."""
 
 import dataclasses
+import functools
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from diSegmenter.filter import InstanceFilter
@@ -34,18 +36,24 @@ class JudgedRound:
         return [instance for instance in self.instances if not instance.reason]
 
 
-def is_finished(layout: RunLayout, round_: int) -> bool:
-    """Whether the pool of a round is there, with every cut-out that it lists.
+def finished_rounds(layout: RunLayout, rounds: Iterable[int]) -> list[int]:
+    """Those of ``rounds`` whose pool is there, with every cut-out that it lists; a folder is listed once for all.
 
     Masks are not asked for: training does without them, and pruning (SEGMENTER.KEEP_RAW) removes them.
     """
-    if not files.exists(layout.annotations_done(round_)):
-        return False
-    try:
-        return not _lost(layout, PoolIndex(layout, [round_]))
-    except UserError as error:
-        _log.warning("round %d has its marker but no good index, which is made again: %s", round_, error)
-        return False
+    names = functools.cache(partial(_names, layout))
+    finished = []
+    for round_ in rounds:
+        if not files.exists(layout.annotations_done(round_)):
+            continue
+        try:
+            cutouts = PoolIndex(layout, [round_]).column("cutout").tolist()
+        except UserError as error:
+            _log.warning("round %d has its marker but no good index, which is made again: %s", round_, error)
+            continue
+        if not _lost(cutouts, names):
+            finished.append(round_)
+    return finished
 
 
 def judge_round(
@@ -111,7 +119,7 @@ def write_pool(
                 f"the pool of round {round_} builds on round {earlier}, which stage 2 has not finished: "
                 f"start with --st-rd {earlier}, or set SEGMENTER.LATEST_ROUND_ONLY True"
             )
-    lost = _lost(layout, judged.kept)
+    lost = _lost([instance.cutout for instance in judged.kept], partial(_names, layout))
     if lost:
         raise UserError(
             f"{len(lost)} cut-outs of round {round_} are gone, {lost[0]} for one: remove "
@@ -184,12 +192,19 @@ def _verdicts(judged: JudgedRound) -> dict[str, Any]:
     }
 
 
-def _lost(layout: RunLayout, instances: Iterable[PoolInstance]) -> list[str]:
-    """The files of cut-outs that are not on disk."""
-    listed = {instance.cutout for instance in instances}
-    folders = {path.rpartition("/")[0] for path in listed}
-    present = {f"{folder}/{name}" for folder in folders for name in files.list_dir(layout.pool(folder))}
-    return sorted(listed - present)
+def _names(layout: RunLayout, folder: str) -> frozenset[str]:
+    return frozenset(files.list_dir(layout.pool(folder)))
+
+
+def _lost(cutouts: Iterable[str], names: Callable[[str], Collection[str]]) -> list[str]:
+    """Those of ``cutouts``, paths below the pool folder, that are not on disk; ``names`` lists one of its folders."""
+    folders: dict[str, set[str]] = {}
+    for path in cutouts:
+        folder, _, name = path.rpartition("/")
+        folders.setdefault(folder, set()).add(name)
+    return sorted(
+        f"{folder}/{name}" for folder, wanted in folders.items() for name in wanted.difference(names(folder))
+    )
 
 
 def _decodes(path: str) -> bool:

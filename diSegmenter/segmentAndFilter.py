@@ -15,7 +15,7 @@ from fvcore.common.config import CfgNode
 
 from diSegmenter.annotate import MaskCleaner
 from diSegmenter.filter import InstanceFilter
-from diSegmenter.finish_round import JudgedRound, is_finished, judge_again, judge_round, write_pool
+from diSegmenter.finish_round import JudgedRound, finished_rounds, judge_again, judge_round, write_pool
 from diSegmenter.pool.prune import prune_originals
 from diSegmenter.report import write_pictures
 from diSegmenter.segment_round import Listing, follow_round
@@ -49,9 +49,10 @@ def main() -> None:
         refilter(cfg, layout, dataset, rounds, args.refilter)
         return
     instance_filter = build_filter(cfg, cfg.SEGMENTER.CLIP_THRESHOLD)
-    unfinished = [round_ for round_ in rounds if not is_finished(layout, round_)]
+    finished = finished_rounds(layout, rounds)
+    unfinished = [round_ for round_ in rounds if round_ not in finished]
     if not cfg.SEGMENTER.KEEP_RAW:
-        for round_ in sorted(set(rounds).difference(unfinished)):
+        for round_ in finished:
             prune_originals(layout, round_)  # the call that finished it may have been killed before that
     if not unfinished:
         _log.info("the rounds of %s are in its pool: nothing to do", layout.root)

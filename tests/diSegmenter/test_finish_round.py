@@ -7,7 +7,7 @@ import pytest
 
 from diSegmenter import finish_round
 from diSegmenter.filter import InstanceFilter
-from diSegmenter.finish_round import JudgedRound, is_finished, judge_again, judge_round, write_pool
+from diSegmenter.finish_round import JudgedRound, finished_rounds, judge_again, judge_round, write_pool
 from exchange import files
 from exchange.errors import UserError
 from exchange.images import encode_cutout
@@ -56,7 +56,7 @@ def test_the_pool_is_cumulative_in_lvis_format(layout):
         48,
         40,
     )
-    assert is_finished(layout, 0) and is_finished(layout, 1)
+    assert finished_rounds(layout, range(3)) == [0, 1]
 
 
 def test_a_round_costs_the_same_whatever_came_before_and_says_who_writes_the_rest(
@@ -180,3 +180,13 @@ def test_a_pool_on_an_unfinished_round_is_refused(layout):
     with pytest.raises(UserError, match="--st-rd 0"):
         finish(layout, 1, [30, 30], [0, 1])
     assert not files.exists(layout.annotations_done(1))
+
+
+def test_a_start_lists_each_folder_of_cut_outs_once_for_all_rounds(layout, monkeypatch):
+    for round_ in range(4):
+        finish(layout, round_, [30, 30], [round_])
+    files.remove(layout.cutout("02_0003_0000.png"))
+    listed, list_dir = [], files.list_dir
+    monkeypatch.setattr(files, "list_dir", lambda folder: listed.append(folder) or list_dir(folder))
+    assert finished_rounds(layout, range(5)) == [0, 1, 3]
+    assert listed == [layout.pool("cutouts")]
