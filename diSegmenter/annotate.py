@@ -1,13 +1,10 @@
-"""From alpha masks to annotations in LVIS/COCO format: cleaning, outlines, the file."""
+"""From alpha masks to annotations in LVIS/COCO format: cleaning and outlines."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
-
-from exchange.pool_index import PoolInstance
 
 # A part counts as an object of its own, not as a speck, from this share of the largest part on.
 _OBJECT_SHARE = 0.1
@@ -55,39 +52,4 @@ def outline(alpha: np.ndarray) -> dict[str, Any]:
         "bbox": [int(value) for value in cv2.boundingRect(mask)],
         "area": int(mask.sum()),
         "segmentation": [contour.ravel().tolist() for contour in contours if len(contour) >= 3],
-    }
-
-
-def lvis_file(pool: Iterable[PoolInstance], categories: list[dict[str, Any]], round_: int) -> dict[str, Any]:
-    """The pool in LVIS format: one image and one annotation for each instance, numbered from 1."""
-    images, annotations = [], []
-    for number, instance in enumerate(pool, start=1):
-        images.append(
-            {
-                "id": number,
-                "file_name": instance.file,
-                "width": instance.width,
-                "height": instance.height,
-                "neg_category_ids": [],
-                "not_exhaustive_category_ids": [],
-            }
-        )
-        annotations.append(
-            {
-                "id": number,
-                "image_id": number,
-                "category_id": instance.category_id,
-                "bbox": instance.bbox,
-                "area": instance.area,
-                "segmentation": instance.segmentation,
-                "iscrowd": 0,
-                "round": instance.round,
-                "clip_score": instance.clip_score,
-            }
-        )
-    return {
-        "info": {"description": "generated instances to paste", "round": round_},
-        "images": images,
-        "annotations": annotations,
-        "categories": categories,
     }

@@ -1,13 +1,15 @@
 """The end of a round: decides what stays and writes the pool that training reads."""
 
 import dataclasses
+import functools
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from diSegmenter.annotate import lvis_file
 from diSegmenter.filter import InstanceFilter
+from diSegmenter.pool.annotation_file import write_categories, write_lvis
 from diSegmenter.segment_round import read_cut_out
 from exchange import files
 from exchange.errors import UserError
@@ -34,18 +36,24 @@ class JudgedRound:
         return [instance for instance in self.instances if not instance.reason]
 
 
-def is_finished(layout: RunLayout, round_: int) -> bool:
-    """Whether the pool of a round is there, with every cut-out that it lists.
+def finished_rounds(layout: RunLayout, rounds: Iterable[int]) -> list[int]:
+    """Those of ``rounds`` whose pool is there, with every cut-out that it lists; a folder is listed once for all.
 
     Masks are not asked for: training does without them, and pruning (SEGMENTER.KEEP_RAW) removes them.
     """
-    if not files.exists(layout.annotations_done(round_)):
-        return False
-    try:
-        return not _lost(layout, PoolIndex(layout, [round_]))
-    except UserError as error:
-        _log.warning("round %d has its marker but no good index, which is made again: %s", round_, error)
-        return False
+    names = functools.cache(partial(_names, layout))
+    finished = []
+    for round_ in rounds:
+        if not files.exists(layout.annotations_done(round_)):
+            continue
+        try:
+            cutouts = PoolIndex(layout, [round_]).column("cutout").tolist()
+        except UserError as error:
+            _log.warning("round %d has its marker but no good index, which is made again: %s", round_, error)
+            continue
+        if not _lost(cutouts, names):
+            finished.append(round_)
+    return finished
 
 
 def judge_round(
@@ -92,13 +100,14 @@ def write_pool(
     judged: JudgedRound,
     categories: list[dict[str, Any]],
     pool_rounds: Sequence[int],
-    annotation_file: bool = True,
+    annotation_limit: int,
 ) -> None:
-    """Writes decisions, index, annotations and marker of a round, in this order.
+    """Writes decisions, index, categories, annotations and marker of a round, in this order.
 
     Args:
         pool_rounds: the rounds that the pool of this round consists of: 0 … ``round``, or ``round`` alone.
-        annotation_file: whether to write ``rdNN.json``, which lists all of the pool, beside the index.
+        annotation_limit: ``rdNN.json``, which lists all of the pool, is written beside the index where the pool has
+            so many instances at most.
 
     Raises:
         UserError: an earlier round of the pool is not finished, or a kept cut-out is gone.
@@ -110,7 +119,7 @@ def write_pool(
                 f"the pool of round {round_} builds on round {earlier}, which stage 2 has not finished: "
                 f"start with --st-rd {earlier}, or set SEGMENTER.LATEST_ROUND_ONLY True"
             )
-    lost = _lost(layout, judged.kept)
+    lost = _lost([instance.cutout for instance in judged.kept], partial(_names, layout))
     if lost:
         raise UserError(
             f"{len(lost)} cut-outs of round {round_} are gone, {lost[0]} for one: remove "
@@ -120,12 +129,38 @@ def write_pool(
     files.flush_all()  # masks and cut-outs, which were not flushed one by one
     files.write_json(layout.verdicts(round_), _verdicts(judged))
     write_index(layout, round_, judged.instances)
-    if annotation_file:
-        pool = PoolIndex(layout, pool_rounds)
-        files.write_json(layout.annotations(round_), lvis_file(pool, categories, round_))
+    write_categories(layout, categories)
+    _export(layout, round_, categories, pool_rounds, annotation_limit)
     files.write_done(layout.annotations_done(round_))
     _warn_of_emptied(judged, categories)
     _log.info("round %d: kept %d of %d instances", round_, len(judged.kept), len(judged.instances))
+
+
+def _export(
+    layout: RunLayout,
+    round_: int,
+    categories: list[dict[str, Any]],
+    pool_rounds: Sequence[int],
+    limit: int,
+) -> None:
+    """Writes the annotation file of a round while the pool is small, so that no round pays for all before it."""
+    path = layout.annotations(round_)
+    kept = 0
+    for pool_round in reversed(pool_rounds):
+        kept += len(PoolIndex(layout, [pool_round]))
+        if kept > limit:  # the rounds before are not even opened
+            break
+    else:
+        write_lvis(path, layout, pool_rounds, categories)
+        return
+    files.remove(path)  # of an earlier call, which judged otherwise
+    _log.info(
+        "%s is left out, since the pool has more than %d instances (SEGMENTER.ANNOTATION_FILE_LIMIT): mrca pool export "
+        "%s OUT --to annotations writes it",
+        path,
+        limit,
+        layout.root,
+    )
 
 
 def _warn_of_emptied(judged: JudgedRound, categories: list[dict[str, Any]]) -> None:
@@ -157,12 +192,19 @@ def _verdicts(judged: JudgedRound) -> dict[str, Any]:
     }
 
 
-def _lost(layout: RunLayout, instances: Iterable[PoolInstance]) -> list[str]:
-    """The files of cut-outs that are not on disk."""
-    listed = {instance.cutout for instance in instances}
-    folders = {path.rpartition("/")[0] for path in listed}
-    present = {f"{folder}/{name}" for folder in folders for name in files.list_dir(layout.pool(folder))}
-    return sorted(listed - present)
+def _names(layout: RunLayout, folder: str) -> frozenset[str]:
+    return frozenset(files.list_dir(layout.pool(folder)))
+
+
+def _lost(cutouts: Iterable[str], names: Callable[[str], Collection[str]]) -> list[str]:
+    """Those of ``cutouts``, paths below the pool folder, that are not on disk; ``names`` lists one of its folders."""
+    folders: dict[str, set[str]] = {}
+    for path in cutouts:
+        folder, _, name = path.rpartition("/")
+        folders.setdefault(folder, set()).add(name)
+    return sorted(
+        f"{folder}/{name}" for folder, wanted in folders.items() for name in wanted.difference(names(folder))
+    )
 
 
 def _decodes(path: str) -> bool:

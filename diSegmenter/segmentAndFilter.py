@@ -17,7 +17,7 @@ from fvcore.common.config import CfgNode
 
 from diSegmenter.annotate import MaskCleaner
 from diSegmenter.filter import InstanceFilter
-from diSegmenter.finish_round import JudgedRound, is_finished, judge_again, judge_round, write_pool
+from diSegmenter.finish_round import JudgedRound, finished_rounds, judge_again, judge_round, write_pool
 from diSegmenter.pool.prune import prune_originals
 from diSegmenter.report import write_pictures
 from diSegmenter.segment_round import Listing, follow_round
@@ -68,9 +68,10 @@ def cut_out_and_filter(
 ) -> None:
     """What is missing of ``rounds``, one after the other, each as soon as stage 1 lists its images."""
     instance_filter = build_filter(cfg, cfg.SEGMENTER.CLIP_THRESHOLD)
-    unfinished = [round_ for round_ in rounds if not is_finished(layout, round_)]
+    finished = finished_rounds(layout, rounds)
+    unfinished = [round_ for round_ in rounds if round_ not in finished]
     if not cfg.SEGMENTER.KEEP_RAW:
-        for round_ in sorted(set(rounds).difference(unfinished)):
+        for round_ in finished:
             prune_originals(layout, round_)  # the call that finished it may have been killed before that
     if not unfinished:
         _log.info("the rounds of %s are in its pool: nothing to do", layout.root)
@@ -187,7 +188,7 @@ def finish(cfg: CfgNode, layout: RunLayout, judged: JudgedRound, dataset: Annota
     """Writes what shows a round, then its pool, whose marker says that nothing is left to do."""
     pool_rounds = [judged.round] if cfg.SEGMENTER.LATEST_ROUND_ONLY else range(judged.round + 1)
     write_pictures(layout, judged, dataset.category_names)
-    write_pool(layout, judged, dataset.categories, pool_rounds, cfg.SEGMENTER.ANNOTATION_FILES)
+    write_pool(layout, judged, dataset.categories, pool_rounds, cfg.SEGMENTER.ANNOTATION_FILE_LIMIT)
     if not cfg.SEGMENTER.KEEP_RAW:
         prune_originals(layout, judged.round)
 

@@ -1,5 +1,6 @@
 """Where everything of one run lies on disk."""
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -75,13 +76,18 @@ class RunLayout:
 
     def manifest(self, round_: int, shard: int, num_shards: int) -> str:
         """What shard ``shard`` of ``num_shards`` planned and made in a round."""
-        return files.join(self.root, "pool/raw", f"manifest_rd{round_:02}_{shard}of{num_shards}.json")
+        return files.join(self.root, "pool/manifests", f"manifest_rd{round_:02}_{shard}of{num_shards}.json")
 
     def manifests(self, round_: int) -> list[str]:
-        """The manifests of a round that exist, in the order of their names."""
-        folder = files.join(self.root, "pool/raw")
-        found = ((name, _MANIFEST.fullmatch(name)) for name in files.list_dir(folder))
-        return [files.join(folder, name) for name, match in found if match and int(match[1]) == round_]
+        """The manifests of a round that exist, in the order of their names.
+
+        Runs from before they had a folder of their own have them among the images, up to a million files, which are
+        listed once in a process: nobody writes manifests there any more.
+        """
+        folder = files.join(self.root, "pool/manifests")
+        return _of_round(folder, files.list_dir(folder), round_) or _of_round(
+            self.raw(""), _manifests_among(self.raw("")), round_
+        )
 
     @staticmethod
     def cutout_name(name: str) -> str:
@@ -105,8 +111,12 @@ class RunLayout:
         found = (_INDEX.fullmatch(name) for name in files.list_dir(self.pool("index")))
         return sorted(int(match[1]) for match in found if match)
 
+    def pool_categories(self) -> str:
+        """The categories of the data set that the pool is for, as an annotation file; old pools lack it."""
+        return files.join(self.root, "pool/categories.json")
+
     def annotations(self, round_: int) -> str:
-        """The pool of a round, cumulative, in LVIS/COCO format."""
+        """The pool of a round, cumulative, in LVIS/COCO format; there while the pool is small."""
         return files.join(self.root, "pool/annotations", f"rd{round_:02}.json")
 
     def verdicts(self, round_: int) -> str:
@@ -116,3 +126,13 @@ class RunLayout:
     def annotations_done(self, round_: int) -> str:
         """The marker that the pool of a round is complete."""
         return files.join(self.root, "pool/annotations", f"rd{round_:02}.done")
+
+
+@functools.cache
+def _manifests_among(folder: str) -> list[str]:
+    return [name for name in files.list_dir(folder) if _MANIFEST.fullmatch(name)]
+
+
+def _of_round(folder: str, names: list[str], round_: int) -> list[str]:
+    found = ((name, _MANIFEST.fullmatch(name)) for name in names)
+    return [files.join(folder, name) for name, match in found if match and int(match[1]) == round_]

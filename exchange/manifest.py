@@ -1,4 +1,4 @@
-"""What a generator shard planned and made in a round (``pool/raw/manifest_rdNN_IofN.json``)."""
+"""What a generator shard planned and made in a round (``pool/manifests/manifest_rdNN_IofN.json``)."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -93,7 +93,7 @@ def read_round(layout: RunLayout, round_: int) -> list[Manifest]:
     if len(counts) > 1:
         raise UserError(
             f"round {round_} in {layout.root} has manifests for {' and '.join(map(str, counts))} shards: "
-            "remove those of the division that was given up (pool/raw/manifest_*)"
+            "remove those of the division that was given up (pool/manifests, in old runs pool/raw)"
         )
     return sorted(manifests, key=lambda manifest: manifest.shard)
 

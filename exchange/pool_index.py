@@ -26,6 +26,7 @@ from exchange.layout import RunLayout
 FORMAT_VERSION = b"1"
 _AGAIN = "remove it and run stage 2 again (tools/pool.py verify names everything that is damaged)"
 _ROWS_PER_BATCH = 1 << 16
+_ROWS_AT_ONCE = 256  # of those, as objects
 _OPTIONAL = ("clip_white", "clip_black")
 _PART = r"[^./\\\x00][^/\\\x00]*"
 _NAMES = {"file": rf"\A{_PART}\z", "cutout": rf"\A{_PART}(/{_PART})*\z"}
@@ -145,7 +146,16 @@ class PoolIndex:
         return PoolInstance(**fields, **self._outlines[place].slice(row, 1).to_pylist()[0])
 
     def __iter__(self) -> Iterator[PoolInstance]:
-        return (self[index] for index in range(len(self)))
+        """Everything on record about each, a stretch of rows at a time: much faster than one by one."""
+        for place, batch in enumerate(self._batches):
+            first, end = np.searchsorted(self._rows, self._starts[place : place + 2])
+            for at in range(first, end, _ROWS_AT_ONCE):
+                rows = pa.array(self._rows[at : min(at + _ROWS_AT_ONCE, end)] - self._starts[place])
+                taken = batch.take(rows)
+                columns = [_values(taken.column(name)) for name in _SCHEMA.names]
+                outlines = _values(self._outlines[place].column("segmentation").take(rows))
+                for *fields, outline in zip(*columns, outlines, strict=True):
+                    yield PoolInstance(**dict(zip(_SCHEMA.names, fields, strict=True)), segmentation=outline)
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """One field of all instances, (N,): a number each (NaN where there is none), or a text."""
@@ -190,6 +200,17 @@ class PoolIndex:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PoolIndex, (self._layout, self._sources, self._dropped_too)
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """A column of the index as Python's values: far faster for lists than Arrow, number by number."""
+    if pa.types.is_list(column.type):
+        inner = iter(_values(column.flatten()))
+        return [list(itertools.islice(inner, length)) for length in column.value_lengths().to_pylist()]
+    if pa.types.is_fixed_size_list(column.type):
+        numbers = column.flatten().to_numpy().reshape(-1, column.type.list_size)
+        return list(numbers.tolist())
+    return list(column.to_numpy().tolist() if pa.types.is_integer(column.type) else column.to_pylist())
 
 
 def _write(path: str, schema: pa.Schema, instances: Sequence[PoolInstance]) -> None:

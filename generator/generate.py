@@ -119,7 +119,7 @@ def main() -> None:
     annotations = read_training_set(cfg)[0]
     cfg = with_classes_of(cfg, annotations)
     counts = annotations.instance_counts()
-    layout = open_run(cfg, "pool/raw", "pictures", trains=False)
+    layout = open_run(cfg, "pool/raw", "pool/manifests", "pictures", trains=False)
     process = f"generate_{shard.index}of{shard.count}"
     watch = Stopwatch(layout, process)
     if not args.dry_run:

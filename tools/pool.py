@@ -1,7 +1,7 @@
 """Instance pools: bring foreign ones in, copy, check, count and slim them.
 
 RUN is a run folder (or its URL); one that does not exist yet is made by import and merge. The categories are
-those of --annotations, else those of the pool's own annotation file.
+those of --annotations, else the pool's own.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import numpy as np
 
 from diSegmenter.pool.add import import_round
 from diSegmenter.pool.foreign import read_coco, read_folders, read_xpaste
-from diSegmenter.pool.move import export_coco, export_folders, merge, pack
+from diSegmenter.pool.move import export_annotations, export_coco, export_folders, merge, pack
 from diSegmenter.pool.prune import prune_dropped, prune_duplicates, prune_originals
 from diSegmenter.pool.verify import verify
 from exchange import files
@@ -68,7 +68,11 @@ def build_parser() -> argparse.ArgumentParser:
         elif name == "export":
             command.add_argument("out", metavar="OUT", help="folder to write to")
             command.add_argument(
-                "--to", dest="format", choices=("folders", "coco"), required=True, help="form of OUT"
+                "--to",
+                dest="format",
+                choices=("folders", "coco", "annotations"),
+                required=True,
+                help="form of OUT; annotations: the file alone, in LVIS format, without copying images",
             )
         elif name == "merge":
             command.add_argument("others", metavar="OTHER_RUN", nargs="+", help="run folders to copy from")
@@ -86,12 +90,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def categories_of(layout: RunLayout, annotations: str | None) -> list[dict[str, Any]]:
-    """Category records of ``annotations``, else of the newest annotation file of the pool."""
+    """Category records of ``annotations``, else the pool's own: of its newest annotation file where it is older than
+    the file that holds them now.
+    """
     if annotations:
         return read_annotations(annotations).categories
-    for round_ in reversed(layout.pool_rounds()):
-        if files.exists(layout.annotations(round_)):
-            return read_annotations(layout.annotations(round_)).categories
+    listed = map(layout.annotations, reversed(layout.pool_rounds()))
+    for path in (layout.pool_categories(), *listed):
+        if files.exists(path):
+            return read_annotations(path).categories
     raise UserError(f"{layout.root} does not say which categories there are: give --annotations FILE")
 
 
@@ -115,6 +122,8 @@ def export_pool(layout: RunLayout, args: argparse.Namespace) -> None:
     categories = categories_of(layout, args.annotations)
     if args.format == "coco":
         export_coco(layout, categories, args.out)
+    elif args.format == "annotations":
+        export_annotations(layout, categories, args.out)
     else:
         export_folders(layout, {category["id"]: category["name"] for category in categories}, args.out)
     print(f"exported to {args.out}")
@@ -142,15 +151,20 @@ def verify_pool(layout: RunLayout, args: argparse.Namespace) -> None:
 
 def show_stats(layout: RunLayout, args: argparse.Namespace) -> None:
     print(f"{'round':>6} {'made':>8} {'kept':>8}  CLIP score of the kept ones (5 %, median, 95 %)")
+    counts: Counter[int] = Counter()
     for round_ in layout.pool_rounds():
         index = PoolIndex(layout, [round_], dropped_too=True)
-        kept = [instance for instance in index if not instance.reason]
-        scores = [instance.clip_score for instance in kept if instance.clip_score is not None]
-        shown = " ".join(f"{q:.1f}" for q in np.quantile(scores, [0.05, 0.5, 0.95])) if scores else "none"
-        print(f"{round_:6} {len(index):8} {len(kept):8}  {shown}")
+        kept = index.column("reason") == ""
+        scores = np.fmax(index.column("clip_white"), index.column("clip_black"))[kept]  # NaN: not measured
+        scores = scores[~np.isnan(scores)]
+        shown = (
+            " ".join(f"{q:.1f}" for q in np.quantile(scores, [0.05, 0.5, 0.95])) if len(scores) else "none"
+        )
+        print(f"{round_:6} {len(index):8} {kept.sum():8}  {shown}")
+        ids, numbers = np.unique(index.category_ids[kept], return_counts=True)
+        counts.update(dict(zip(ids.tolist(), numbers.tolist(), strict=True)))
     if args.per_class:
         names = {category["id"]: category["name"] for category in categories_of(layout, args.annotations)}
-        counts = Counter(PoolIndex(layout, layout.pool_rounds()).category_ids.tolist())
         for category_id, name in names.items():
             print(f"{counts[category_id]:8}  {name}")
 

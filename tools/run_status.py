@@ -120,11 +120,7 @@ def _pool(layout: RunLayout, cfg: CfgNode, seen: _Seen, rounds: int) -> tuple[li
     if round_ >= rounds:
         return [], []
     folder = layout.pool("raw")
-    manifests = [
-        read_manifest(files.join(folder, name))
-        for name in files.entries(folder, f"manifest_rd{round_:02}_")
-        if name.endswith(".json")
-    ]
+    manifests = [read_manifest(path) for path in layout.manifests(round_)]
     drawn = files.entries(folder, f"{round_:02}_")
     cut_out = files.entries(layout.pool("segmented"), f"{round_:02}_")
     written = [*drawn.values(), *cut_out.values()]

@@ -8,13 +8,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from diSegmenter.annotate import lvis_file, outline
+from diSegmenter.annotate import outline
+from diSegmenter.pool.annotation_file import write_categories
 from diSegmenter.pool.foreign import ForeignInstance
 from exchange import files
 from exchange.errors import UserError
 from exchange.images import BadImage, encode_cutout
 from exchange.layout import RunLayout
-from exchange.pool_index import PoolIndex, PoolInstance, write_index
+from exchange.pool_index import PoolInstance, write_index
 
 _CHUNK = 512
 _log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ def import_round(
     """Brings the instances of another pool into this one, as its next round.
 
     Args:
-        categories: the data set's category records, for the annotation file.
+        categories: the data set's category records, which the pool keeps.
         source: what the index shall say about where they come from.
 
     Returns:
@@ -69,9 +70,8 @@ def import_round(
 
 
 def finish_import(layout: RunLayout, round_: int, categories: Sequence[dict[str, Any]]) -> None:
-    """Writes the annotation file and the marker of a round whose index is there."""
-    pool = PoolIndex(layout, layout.pool_rounds())
-    files.write_json(layout.annotations(round_), lvis_file(pool, list(categories), round_))
+    """Writes the categories and the marker of a round whose index is there."""
+    write_categories(layout, categories)
     files.write_done(layout.annotations_done(round_))
 
 

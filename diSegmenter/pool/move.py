@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from diSegmenter.annotate import lvis_file
 from diSegmenter.pool.add import finish_import, next_round
+from diSegmenter.pool.annotation_file import write_lvis
 from exchange import files
 from exchange.images import decode_rgba, encode_png
 from exchange.layout import RunLayout
@@ -70,8 +70,12 @@ def export_coco(layout: RunLayout, categories: Sequence[dict[str, Any]], out: st
         canvas = np.zeros((instance.height, instance.width, 4), np.uint8)
         canvas[y : y + height, x : x + width] = decode_rgba(index.read(row), index.name(row))
         files.write_bytes(files.join(out, "images", instance.file), encode_png(canvas))
-    annotations = lvis_file(index, list(categories), max(layout.pool_rounds(), default=0))
-    files.write_json(files.join(out, "annotations.json"), annotations)
+    export_annotations(layout, categories, out)
+
+
+def export_annotations(layout: RunLayout, categories: Sequence[dict[str, Any]], out: str) -> None:
+    """Writes ``annotations.json``: all of the pool in LVIS format, by the names of the generated images."""
+    write_lvis(files.join(out, "annotations.json"), layout, layout.pool_rounds(), list(categories))
 
 
 def pack(layout: RunLayout, round_: int) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from diSegmenter.annotate import lvis_file
+from diSegmenter.pool.annotation_file import write_lvis
 from exchange import files
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex, write_index
@@ -63,6 +63,6 @@ def prune_duplicates(layout: RunLayout, categories: Sequence[dict[str, Any]]) ->
             write_index(layout, round_, instances)
         total += doubled
         if total and files.exists(layout.annotations(round_)):
-            pool = PoolIndex(layout, [r for r in layout.pool_rounds() if r <= round_])
-            files.write_json(layout.annotations(round_), lvis_file(pool, list(categories), round_))
+            rounds = [r for r in layout.pool_rounds() if r <= round_]
+            write_lvis(layout.annotations(round_), layout, rounds, list(categories))
     return total

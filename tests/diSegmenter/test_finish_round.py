@@ -1,10 +1,13 @@
 import dataclasses
+from collections import Counter
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
+from diSegmenter import finish_round
 from diSegmenter.filter import InstanceFilter
-from diSegmenter.finish_round import JudgedRound, is_finished, judge_again, judge_round, write_pool
+from diSegmenter.finish_round import JudgedRound, finished_rounds, judge_again, judge_round, write_pool
 from exchange import files
 from exchange.errors import UserError
 from exchange.images import encode_cutout
@@ -26,10 +29,10 @@ def cut_out(layout, generated, scores):
     return instances
 
 
-def finish(layout, round_, scores, pool_rounds):
+def finish(layout, round_, scores, pool_rounds, limit=100):
     instances = cut_out(layout, generate(layout, round_, len(scores)), scores)
     judged = judge_round(layout, round_, instances, CHECKS)
-    write_pool(layout, judged, CATEGORIES, pool_rounds)
+    write_pool(layout, judged, CATEGORIES, pool_rounds, limit)
 
 
 def test_the_pool_is_cumulative_in_lvis_format(layout):
@@ -53,7 +56,56 @@ def test_the_pool_is_cumulative_in_lvis_format(layout):
         48,
         40,
     )
-    assert is_finished(layout, 0) and is_finished(layout, 1)
+    assert finished_rounds(layout, range(3)) == [0, 1]
+
+
+def test_a_round_costs_the_same_whatever_came_before_and_says_who_writes_the_rest(
+    layout, monkeypatch, caplog
+):
+    caplog.set_level("INFO")
+    for round_ in range(5):
+        finish(layout, round_, [30, 30], list(range(round_ + 1)), limit=4)
+    assert [files.exists(layout.annotations(round_)) for round_ in range(5)] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert "ANNOTATION_FILE_LIMIT" in caplog.text and f"mrca pool export {layout.root} OUT" in caplog.text
+    opened, written, write = [], Counter(), files.atomic_writer
+
+    class Opened(PoolIndex):
+        def __init__(self, layout, rounds, *more):
+            opened.extend(rounds)
+            super().__init__(layout, rounds, *more)
+
+    @contextmanager
+    def counted(path, *more):
+        with write(path, *more) as file:
+            yield file
+            written["bytes"] += file.tell()
+
+    monkeypatch.setattr(finish_round, "PoolIndex", Opened)
+    generated = {round_: cut_out(layout, generate(layout, round_, 2), [30, 30]) for round_ in (6, 7)}
+    monkeypatch.setattr(files, "atomic_writer", counted)
+    sizes = []
+    for round_, earlier in ((6, [3, 4]), (7, [0, 1, 2, 3, 4])):
+        opened.clear(), written.clear()
+        judged = judge_round(layout, round_, generated[round_], CHECKS)
+        write_pool(layout, judged, CATEGORIES, [*earlier, round_], 4)
+        assert sorted(set(opened)) == [3, 4, round_]
+        sizes.append(written["bytes"])
+    assert sizes[0] == sizes[1]
+
+
+def test_a_pool_that_a_second_judgement_makes_too_large_leaves_no_stale_annotation_file(layout):
+    finish(layout, 0, [30, 20, 20], [0], limit=2)
+    assert files.exists(layout.annotations(0))
+    write_pool(
+        layout, judge_again(layout, 0, dataclasses.replace(CHECKS, clip_threshold=10.0)), CATEGORIES, [0], 2
+    )
+    assert files.exists(layout.annotations_done(0)) and not files.exists(layout.annotations(0))
 
 
 def test_masks_and_cut_outs_are_flushed_before_an_index_or_a_marker_tells_of_them(layout, monkeypatch):
@@ -101,7 +153,7 @@ def test_a_threshold_with_tolerance_empties_no_class_and_a_fixed_one_names_those
     )
     checks = dataclasses.replace(CHECKS, clip_tolerance=tolerance)
     judged = JudgedRound(0, checks, checks.judge(instances), [])
-    write_pool(layout, judged, CATEGORIES, [0])
+    write_pool(layout, judged, CATEGORIES, [0], 100)
     assert [i.clip_score for i in sorted(judged.kept, key=lambda i: i.category_id)] == kept
     assert judged.instances[-1].reason == "no object"  # and is not the best of its class
     assert [name for name in ("red disc", "blue_disc") if name in caplog.text] == emptied
@@ -120,7 +172,7 @@ def test_a_few_images_that_do_not_decode_are_left_out(layout):
     judged = judge_round(layout, 0, cut_out(layout, generated[:38], [30] * 38), CHECKS)
     assert judged.unreadable == sorted(item.file for item in generated[38:])
     assert len(judged.kept) == 38
-    write_pool(layout, judged, CATEGORIES, [0])
+    write_pool(layout, judged, CATEGORIES, [0], 100)
     assert judge_again(layout, 0, CHECKS).unreadable == judged.unreadable
 
 
@@ -136,3 +188,13 @@ def test_a_pool_on_an_unfinished_round_is_refused(layout):
     with pytest.raises(UserError, match="--st-rd 0"):
         finish(layout, 1, [30, 30], [0, 1])
     assert not files.exists(layout.annotations_done(1))
+
+
+def test_a_start_lists_each_folder_of_cut_outs_once_for_all_rounds(layout, monkeypatch):
+    for round_ in range(4):
+        finish(layout, round_, [30, 30], [round_])
+    files.remove(layout.cutout("02_0003_0000.png"))
+    listed, list_dir = [], files.list_dir
+    monkeypatch.setattr(files, "list_dir", lambda folder: listed.append(folder) or list_dir(folder))
+    assert finished_rounds(layout, range(5)) == [0, 1, 3]
+    assert listed == [layout.pool("cutouts")]

@@ -1,3 +1,6 @@
+from collections import Counter
+from pathlib import Path
+
 import pytest
 
 from diSegmenter.segment_round import follow_round
@@ -27,6 +30,32 @@ def test_images_come_as_stage_1_lists_them_for_as_long_as_it_lists_some(layout, 
     generate(layout, 0, 5)
     assert names(next(steps)) == ["00_0003_0004.png"]
     assert next(steps, None) is None
+
+
+def test_waiting_lists_the_folder_of_images_once_however_long_it_takes(layout, monkeypatch):
+    listed, list_dir = Counter(), files.list_dir
+
+    def counted(folder):
+        listed[folder.rstrip("/").removeprefix(layout.root)] += 1
+        return list_dir(folder)
+
+    monkeypatch.setattr(files, "list_dir", counted)
+    steps = follow_round(layout, 0, timeout_s=60, poll_s=0)
+    for _ in range(5):
+        assert next(steps) == (0, [])
+    generate(layout, 0, 2, complete=False)
+    for _ in range(5):
+        next(steps)
+    assert listed == {"/pool/manifests": 10, "/pool/raw": 1}
+
+
+def test_a_run_whose_manifests_lie_among_its_images_is_read(layout):
+    instances = generate(layout, 0, 3) + generate(layout, 1, 1)
+    old = Path(layout.raw(Path(layout.manifest(0, 0, 1)).name))
+    Path(layout.manifest(0, 0, 1)).rename(old)  # round 1 is of today
+    found = [list(follow_round(layout, round_, timeout_s=0)) for round_ in (0, 1)]
+    assert [len(listing) for ((_, listing),) in found] == [3, 1]
+    assert layout.manifests(0) == [str(old)] and len(instances) == 4
 
 
 def test_a_stage_1_that_stands_still_is_an_error_that_says_so(layout):

@@ -83,7 +83,7 @@ def test_the_latest_round_alone_without_an_annotation_file_is_a_choice(monkeypat
     options = ["--config", config, "--num-rounds", "1", "SEGMENTER.LATEST_ROUND_ONLY", "True"]
     call(monkeypatch, *options, "--st_rd", "1")
     assert {a["round"] for a in files.read_json(layout.annotations(1))["annotations"]} == {1}
-    call(monkeypatch, *options, "SEGMENTER.ANNOTATION_FILES", "False")
+    call(monkeypatch, *options, "SEGMENTER.ANNOTATION_FILE_LIMIT", "0")
     assert files.exists(layout.annotations_done(0)) and not files.exists(layout.annotations(0))
 
 

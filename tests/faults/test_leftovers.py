@@ -12,7 +12,7 @@ from tests.faults.processes import draw, segment_and_filter, train
 
 # Its options, with which it has nothing to work on, and the folders that it writes to.
 STAGES = {
-    draw: (["--num-rounds", "0"], "pool/raw", "pictures"),
+    draw: (["--num-rounds", "0"], "pool/raw", "pool/manifests", "pictures"),
     segment_and_filter: (
         ["--num-rounds", "0"],
         *("pool/segmented", "pool/cutouts", "pool/index", "pool/annotations", "pictures"),

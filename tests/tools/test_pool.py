@@ -5,11 +5,12 @@ import sys
 import numpy as np
 import pytest
 
+from diSegmenter.pool import annotation_file
 from exchange import files
 from exchange.errors import UserError
 from exchange.images import encode_png
 from exchange.layout import RunLayout
-from exchange.pool_index import write_index
+from exchange.pool_index import PoolIndex, PoolInstance, write_index
 from tests.diSegmenter.conftest import CATEGORIES, pool_instance
 from tools import pool
 
@@ -44,6 +45,14 @@ def test_stats_count_kept_and_dropped_and_name_the_classes_as_the_newest_round_d
     assert classes == [["21", *names[0]], *(["0", *name] for name in names[1:])]
 
 
+def test_stats_make_no_object_of_an_instance(layout, monkeypatch, capsys):
+    monkeypatch.delattr(PoolInstance, "__init__")
+    call(monkeypatch, "stats", layout.root, "--per-class")
+    assert len(capsys.readouterr().out.splitlines()) == 3 + len(CATEGORIES)
+    with pytest.raises(TypeError):
+        list(PoolIndex(layout, [0]))
+
+
 def test_prune_asks_what_to_prune_and_leaves_a_round_that_is_under_way(layout, monkeypatch, capsys):
     with pytest.raises(UserError, match="at least one of --originals, --dropped, --duplicates"):
         call(monkeypatch, "prune", layout.root)
@@ -66,3 +75,27 @@ def test_a_pool_is_not_merged_with_itself_or_with_nothing(layout, monkeypatch):
     for other in (layout.root + "/", "/nowhere"):
         with pytest.raises(UserError, match="holds no other pool"):
             call(monkeypatch, "merge", layout.root, other)
+
+
+def test_an_exported_annotation_file_is_what_a_round_of_a_small_pool_writes_and_holds_no_pool_in_memory(
+    layout, tmp_path, monkeypatch
+):
+    categories = [{"id": 9, "name": "moth"}, *CATEGORIES]
+    files.write_json(layout.pool_categories(), {"images": [], "annotations": [], "categories": categories})
+    opened = []
+
+    class Opened(PoolIndex):
+        def __init__(self, layout, rounds):
+            opened.append(list(rounds))
+            super().__init__(layout, rounds)
+
+    monkeypatch.setattr(annotation_file, "PoolIndex", Opened)
+    write_index(layout, 1, [pool_instance(1, CATEGORIES[1]["id"], 0)])
+    call(monkeypatch, "export", layout.root, tmp_path / "out", "--to", "annotations")
+    content = files.read_json(str(tmp_path / "out/annotations.json"))
+    assert [image["id"] for image in content["images"]] == list(range(1, 23))
+    assert [one["round"] for one in content["annotations"]] == [0] * 21 + [1]
+    assert content["annotations"][0]["segmentation"] == [[3, 4, 12, 4, 12, 14]]
+    assert [one["name"] for one in content["categories"]] == ["red disc", "blue_disc", "moth"]
+    assert opened == [[0], [1]] * 2  # never all rounds at once
+    assert files.list_dir(str(tmp_path / "out")) == ["annotations.json"]

@@ -173,7 +173,7 @@ def test_of_a_bucket_a_few_small_reads_tell_it(root, tmp_path, monkeypatch):
         "run.yaml",
         "feedback/rd00.json",
         "pool/annotations/rd00.done",
-        "pool/raw/manifest_rd01_0of1.json",
+        "pool/manifests/manifest_rd01_0of1.json",
     )
     for name in (*names, "pool/segmented/01_0001_0001.png", "train/metrics.json"):
         files.write_bytes(f"{root}/{name}", files.read_bytes(f"{local.root}/{name}"))

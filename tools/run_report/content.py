@@ -225,8 +225,9 @@ def _described(layout: RunLayout, rounds: list[Round]) -> dict[int, Category]:
             except (KeyError, ValueError, TypeError, csv.Error) as error:
                 raise UserError(f"{path} is no table of an allocation ({error}): remove it") from error
             break
-    annotations = next((p for p in (layout.annotations(r.number) for r in rounds) if files.exists(p)), None)
-    for record in files.read_json(annotations)["categories"] if annotations else []:
+    paths = (layout.pool_categories(), *(layout.annotations(r.number) for r in rounds))
+    records = next((path for path in paths if files.exists(path)), None)
+    for record in files.read_json(records)["categories"] if records else []:
         category = found.setdefault(record["id"], Category(record["id"], record["name"]))
         images = record.get("image_count")
         category.group = record.get("frequency") or ("" if images is None else frequency(images))

@@ -1,0 +1,62 @@
+"""The pool as one annotation file, written in one go from the indexes of its rounds, one round in memory at a time."""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from exchange import files
+from exchange.layout import RunLayout
+from exchange.pool_index import PoolIndex, PoolInstance
+
+
+def write_categories(layout: RunLayout, categories: Sequence[dict[str, Any]]) -> None:
+    """Writes down which categories the instances of the pool are of."""
+    content = {"images": [], "annotations": [], "categories": list(categories)}
+    files.write_json(layout.pool_categories(), content)
+
+
+def write_lvis(path: str, layout: RunLayout, rounds: Sequence[int], categories: list[dict[str, Any]]) -> int:
+    """Writes the kept instances of ``rounds`` in LVIS format to ``path``, whole or not at all; returns how many.
+
+    One image and one annotation for each instance, numbered from 1; ``info.round`` is the last of ``rounds``.
+
+    Raises UserError where the index of a round is missing or damaged.
+    """
+    count = 0
+    with files.atomic_writer(path) as file:
+        info = {"description": "generated instances to paste", "round": max(rounds, default=0)}
+        file.write(b'{"info":' + _json(info) + b',"images":[')
+        for count, (name, width, height) in enumerate(_images(layout, rounds), start=1):
+            image = {"id": count, "file_name": name, "width": width, "height": height}
+            image |= {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+            file.write(b"," * (count > 1) + _json(image))
+        file.write(b'],"annotations":[')
+        instances = (instance for round_ in rounds for instance in PoolIndex(layout, [round_]))
+        for number, instance in enumerate(instances, start=1):
+            file.write(b"," * (number > 1) + _json(_annotation(number, instance)))
+        file.write(b'],"categories":' + _json(categories) + b"}")
+    return count
+
+
+def _images(layout: RunLayout, rounds: Sequence[int]) -> Iterator[tuple[str, int, int]]:
+    for round_ in rounds:
+        index = PoolIndex(layout, [round_])
+        yield from zip(*(index.column(name).tolist() for name in ("file", "width", "height")), strict=True)
+
+
+def _annotation(number: int, instance: PoolInstance) -> dict[str, Any]:
+    return {
+        "id": number,
+        "image_id": number,
+        "category_id": instance.category_id,
+        "bbox": instance.bbox,
+        "area": instance.area,
+        "segmentation": instance.segmentation,
+        "iscrowd": 0,
+        "round": instance.round,
+        "clip_score": instance.clip_score,
+    }
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
