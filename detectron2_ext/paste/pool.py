@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -184,7 +183,8 @@ class InstancePool:
         cutouts: where they are kept.
         category_ids: sorted ids of the data set, (C,), which give the class indices.
         crop: whether :meth:`load` gives the object's tight box; otherwise all that is kept of it.
-        cache_bytes: how much of decoded cut-outs to keep in memory.
+        cache_bytes: how much of decoded cut-outs to keep in memory. A pool that proves larger has none kept: draws
+            without replacement come back to an instance when all others have had their turn.
 
     Raises:
         UserError: an instance is of a category that the data set lacks.
@@ -211,7 +211,7 @@ class InstancePool:
         self.categories = np.searchsorted(category_ids, cutouts.category_ids).astype(np.int64)
         self.rounds = cutouts.rounds
         self._cutouts, self._crop = cutouts, crop
-        self._cache: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._cache: dict[int, np.ndarray] = {}
         self._cache_limit, self._cache_used = cache_bytes, 0
 
     def __len__(self) -> int:
@@ -234,13 +234,13 @@ class InstancePool:
         Raises BadImage where a file is missing or does not decode, or no pixel belongs to the object.
         """
         if index in self._cache:
-            self._cache.move_to_end(index)
             return self._cache[index]
         cutout = self._object(index)
-        self._cache[index] = cutout
         self._cache_used += cutout.nbytes
-        while self._cache_used > self._cache_limit and len(self._cache) > 1:
-            self._cache_used -= self._cache.popitem(last=False)[1].nbytes
+        if self._cache_used <= self._cache_limit:
+            self._cache[index] = cutout
+        else:
+            self._cache.clear()
         return cutout
 
     def _object(self, index: int) -> np.ndarray:
@@ -253,4 +253,4 @@ class InstancePool:
         return cutout
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": OrderedDict(), "_cache_used": 0}
+        return {**self.__dict__, "_cache": {}, "_cache_used": 0}

@@ -1,4 +1,5 @@
 import json
+import weakref
 from types import SimpleNamespace
 
 import cv2
@@ -99,15 +100,16 @@ def test_joined_pools_are_one_after_the_other(write_pool, index_of):
     assert joined.name(2) == expected.name(0)
 
 
-def test_decoded_cutouts_stay_in_memory_up_to_the_limit(write_pool):
+def test_decoded_cutouts_stay_in_memory_where_the_pool_fits_and_none_does_where_it_does_not(write_pool):
     path = write_pool(3)
-    size = read(path).load(0).nbytes
-    pool = read(path, cache_bytes=2 * size)
-    first = [pool.load(index) for index in range(3)]
-    assert pool.load(2) is first[2] and pool.load(1) is first[1]
-    assert pool.load(0) is not first[0]  # it was pushed out
-    assert pool.load(1) is first[1]  # used after 2, which had to go for 0
-    np.testing.assert_array_equal(pool.load(0), first[0])
+    size = sum(read(path).load(index).nbytes for index in range(3))
+    pool, larger = read(path, cache_bytes=size), read(path, cache_bytes=size - 1)
+    first, other = ([one.load(index) for index in range(3)] for one in (pool, larger))
+    assert all(pool.load(index) is first[index] for index in (2, 0, 1))
+    kept = [weakref.ref(cutout) for cutout in other]
+    del other
+    assert [reference() is None for reference in kept] == [True] * 3
+    assert all((larger.load(index) == first[index]).all() for index in range(3))
 
 
 def test_a_damaged_a_missing_and_an_empty_cutout_are_bad(write_pool):
