@@ -7,13 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 
-import cv2
-import numpy as np
 from tqdm import tqdm
 
 from exchange import files
 from exchange.annotations import read_annotations
 from exchange.errors import UserError
+from exchange.images import BadImage, decode_rgba
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex, PoolInstance
 
@@ -103,11 +102,10 @@ def _of_instance(
         data = index.read(row)
     except UserError as error:
         return None, [*problems, Problem(instance.file, str(error), again)]
-    # The decoder that training uses; WebP's animations, which Pillow prepares for, take it half as long again.
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
-    if pixels is None or pixels.ndim != 3 or pixels.dtype != np.uint8:
-        return None, [*problems, Problem(path, "does not decode", f"remove it and {again}")]
-    alpha = pixels[..., 3] > 0 if pixels.shape[2] == 4 else np.ones(pixels.shape[:2], bool)
+    try:
+        alpha = decode_rgba(data, path)[..., 3] > 0  # with its bounds, which a pool from elsewhere needs
+    except BadImage as error:
+        return None, [*problems, Problem(path, str(error), f"remove it and {again}")]
     x, y, width, height = instance.bbox
     fits = 0 <= x <= x + width <= instance.width and 0 <= y <= y + height <= instance.height
     tight = alpha[0].any() and alpha[-1].any() and alpha[:, 0].any() and alpha[:, -1].any()
