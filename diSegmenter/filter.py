@@ -25,9 +25,9 @@ class InstanceFilter:
         words = [f"a CLIP score of {self.clip_threshold:g} or more"]
         if self.clip_tolerance:
             words[0] += f" (or up to {self.clip_tolerance:g} below the best of the class)"
-        words.append(
-            f"an object that covers more than {100 * low:g} % and less than {100 * high:g} % of its image"
-        )
+        bounds = [f"more than {100 * low:g} %"] * (low > 0) + [f"less than {100 * high:g} %"] * (high <= 1)
+        if bounds:
+            words.append(f"an object that covers {' and '.join(bounds)} of its image")
         if self.max_objects:
             words.append(f"at most {self.max_objects} objects in its mask")
         if self.drop_touching_border:

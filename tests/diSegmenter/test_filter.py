@@ -68,3 +68,22 @@ def test_mrca_takes_masks_as_its_release_does_and_digits_and_x_paste_clean_them(
         node = load_config(str(path)).SEGMENTER
         assert {key: node[key] for key in FORMS[pattern] | off} == FORMS[pattern] | off
     assert len(paths) > 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ((25.0, (0.0, 1.1), 0, False), "a CLIP score of 25 or more."),
+        (
+            (25.0, (0.01, 1.1), 0, False),
+            "a CLIP score of 25 or more, an object that covers more than 1 % of its image.",
+        ),
+        (
+            (20.5, (0.05, 0.95), 2, True, 1.5),
+            "a CLIP score of 20.5 or more (or up to 1.5 below the best of the class), an object that covers more than 5 % "
+            "and less than 95 % of its image, at most 2 objects in its mask, an object that does not touch the border.",
+        ),
+    ],
+)
+def test_what_is_kept_is_told_in_words_without_bounds_that_are_none(settings, words):
+    assert InstanceFilter(*settings).in_words() == f"Kept is what has {words}"

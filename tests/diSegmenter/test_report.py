@@ -56,7 +56,7 @@ def report(layout, scores):
 def test_the_report_counts_what_was_asked_made_and_kept(layout):
     text = report(layout, [20, 30, 21, 31, 33, 32])
     assert (
-        "Asked for: 6. Kept is what has a CLIP score of 25 or more, an object that covers more than 0 %"
+        "Asked for: 6. Kept is what has a CLIP score of 25 or more, an object that covers less than 100 %"
         in text
     )
     page = Page(text)
