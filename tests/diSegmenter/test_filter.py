@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from diSegmenter.filter import InstanceFilter
-from exchange.config import REPOSITORY, load_config
+from exchange.config import REPOSITORY, flatten, load_config
 from tests.diSegmenter.conftest import pool_instance
 
 GOOD = pool_instance(0, 1, 0, width=100, height=50, bbox=[20, 10, 40, 30], area=1000, clip_black=26.0)
@@ -62,12 +62,22 @@ FORMS = {
 
 @pytest.mark.parametrize("pattern", FORMS)
 def test_mrca_takes_masks_as_its_release_does_and_digits_and_x_paste_clean_them(pattern):
-    paths = list((REPOSITORY / "configs").glob(pattern))
+    paths = [path for path in (REPOSITORY / "configs").glob(pattern) if "raw_masks" not in path.name]
     off = {"CLIP_TOLERANCE": 0.0, "MAX_OBJECTS": 0, "DROP_TOUCHING_BORDER": False}
     for path in paths:
         node = load_config(str(path)).SEGMENTER
         assert {key: node[key] for key in FORMS[pattern] | off} == FORMS[pattern] | off
     assert len(paths) > 3
+
+
+def test_raw_masks_differ_from_the_digits_in_what_cleans_alone():
+    raw, cleaned = (
+        dict(flatten(load_config(str(REPOSITORY / f"configs/digits/{name}_digits.yaml"))))
+        for name in ("MRCA_raw_masks", "MRCA")
+    )
+    changed = {key.removeprefix("SEGMENTER."): raw[key] for key in raw if raw[key] != cleaned[key]}
+    del changed["OUTPUT_DIR"]
+    assert changed == {key: RELEASE[key] for key in ("ALPHA_FLOOR", "LARGEST_COMPONENT", "AREA_SHARE")}
 
 
 @pytest.mark.parametrize(
@@ -80,8 +90,8 @@ def test_mrca_takes_masks_as_its_release_does_and_digits_and_x_paste_clean_them(
         ),
         (
             (20.5, (0.05, 0.95), 2, True, 1.5),
-            "a CLIP score of 20.5 or more (or up to 1.5 below the best of the class), an object that covers more than 5 % "
-            "and less than 95 % of its image, at most 2 objects in its mask, an object that does not touch the border.",
+            "a CLIP score of 20.5 or more (or up to 1.5 below the best of the class), an object that covers more "
+            "than 5 % and less than 95 % of its image, at most 2 objects in its mask, an object that does not touch the border.",
         ),
     ],
 )
