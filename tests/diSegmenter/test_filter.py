@@ -91,7 +91,8 @@ def test_raw_masks_differ_from_the_digits_in_what_cleans_alone():
         (
             (20.5, (0.05, 0.95), 2, True, 1.5),
             "a CLIP score of 20.5 or more (or up to 1.5 below the best of the class), an object that covers more "
-            "than 5 % and less than 95 % of its image, at most 2 objects in its mask, an object that does not touch the border.",
+            "than 5 % and less than 95 % of its image, at most 2 objects in its mask, an "
+            "object that does not touch the border.",
         ),
     ],
 )
