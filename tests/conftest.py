@@ -1,5 +1,6 @@
 """What holds for every test."""
 
+import logging
 import os
 import signal
 import sys
@@ -43,11 +44,23 @@ def listening() -> Iterator[None]:
     """Signals raise in this process, and do as before afterwards."""
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.getsignal(number) for number in signals]
+    for number in signals:
+        signal.signal(number, signal.SIG_DFL)  # perhaps ignored, as in the background of a shell
     stopping.listen()
     yield
     for number, handler in zip(signals, before, strict=True):
         signal.signal(number, handler)
     stopping._Requests.number = None
+
+
+@pytest.fixture(autouse=True)
+def logs_of_runs_are_closed() -> Iterator[None]:
+    """A process logs to one run; here it would log to all that came before."""
+    yield
+    for handler in list(logging.getLogger().handlers):
+        if isinstance(handler, logging.FileHandler):
+            logging.getLogger().removeHandler(handler)
+            handler.close()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -61,7 +61,8 @@ def test_a_signal_that_is_ignored_stays_so_as_under_nohup(listening):
     ask(signal.SIGHUP)
 
 
-LONG = """
+HEARS = "import signal; [signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]\n"
+LONG = f"""{HEARS}
 import sys
 from exchange.errors import run_cli
 from exchange.stopping import run
@@ -88,7 +89,7 @@ def test_a_command_that_is_stopped_leaves_no_process_says_so_in_a_line_and_tells
 def test_children_are_asked_to_end_first_and_killed_if_ctrl_c_is_pressed_again():
     stubborn = "import signal; signal.signal(signal.SIGTERM, lambda *_: print('asked', flush=True))\n"
     stubborn += HOLD.replace("time.sleep(600)", "[time.sleep(600) for _ in range(9)]")
-    code = "import sys; from exchange.errors import run_cli; from exchange.stopping import run\n"
+    code = f"{HEARS}import sys; from exchange.errors import run_cli; from exchange.stopping import run\n"
     code += "run_cli(lambda: run([sys.executable, '-c', sys.argv[1]]))"
     process = subprocess.Popen(
         [sys.executable, "-c", code, stubborn],
