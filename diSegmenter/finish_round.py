@@ -47,7 +47,9 @@ def finished_rounds(layout: RunLayout, rounds: Iterable[int]) -> list[int]:
         if not files.exists(layout.annotations_done(round_)):
             continue
         try:
-            cutouts = PoolIndex(layout, [round_]).column("cutout").tolist()
+            index = PoolIndex(layout, [round_])
+            next(iter(index), None)  # what opens the outlines, too
+            cutouts = index.column("cutout").tolist()
         except UserError as error:
             _log.warning("round %d has its marker but no good index, which is made again: %s", round_, error)
             continue

@@ -21,15 +21,15 @@ def run_cli(main: Callable[[], None]) -> None:
     signal that ends the process one line and 128 and its number (exchange/stopping.py).
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
-    stopping.listen()
     try:
-        try:
-            main()
-        except BaseException as error:
-            _end_logs(error)
-            raise
+        with stopping.listening():
+            try:
+                main()
+            except BaseException as error:
+                _end_logs(error)
+                stopping.kill_children()  # none is left, unless Ctrl-C was pressed again
+                raise
     except stopping.Stopped as stopped:
-        stopping.kill_children()  # none is left, unless Ctrl-C was pressed again
         sys.stderr.write("stopped; the same command goes on\n")
         sys.exit(stopped.exit_code)
     except UserError as error:

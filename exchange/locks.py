@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 
@@ -32,12 +33,10 @@ def only_one(layout: RunLayout, work: str) -> Iterator[None]:
     try:
         with FileLock(os.path.join(folder, f"{work}.lock"), timeout=0):
             since = time.strftime("%Y-%m-%d %H:%M:%S")
-            files.write_bytes(
-                owner, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode()
-            )
+            Path(owner).write_text(f"process {os.getpid()} on {socket.gethostname()} since {since}")
             yield
     except Timeout as error:
-        who = files.read_bytes(owner).decode(errors="replace") if files.exists(owner) else "a process"
+        who = Path(owner).read_text(errors="replace") if os.path.exists(owner) else "a process"
         raise UserError(
             f"{layout.root}: {who} is at '{work}' already: wait for it, or end it and start this again"
         ) from error

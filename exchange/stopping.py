@@ -26,14 +26,21 @@ class _Requests:
     put_off = False
 
 
-def listen() -> None:
-    """From now on a signal raises :class:`Stopped` in the main thread; one that is ignored, as under nohup, stays so.
+@contextmanager
+def listening() -> Iterator[None]:
+    """Within the block a signal raises :class:`Stopped` in the main thread; one that is ignored (nohup) stays so.
 
     It does so once, as tidying up must not be disturbed by the same wish; only Ctrl-C pressed again insists.
     """
-    for number in _SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
             signal.signal(number, _handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _handle(number: int, frame: object) -> None:

@@ -43,12 +43,10 @@ def threads_stay_as_they_were() -> Iterator[None]:
 def listening() -> Iterator[None]:
     """Signals raise in this process, and do as before afterwards."""
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.getsignal(number) for number in signals]
-    for number in signals:
-        signal.signal(number, signal.SIG_DFL)  # perhaps ignored, as in the background of a shell
-    stopping.listen()
-    yield
-    for number, handler in zip(signals, before, strict=True):
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in signals}  # perhaps ignored
+    with stopping.listening():
+        yield
+    for number, handler in before.items():
         signal.signal(number, handler)
     stopping._Requests.number = None
 

@@ -34,7 +34,9 @@ def build_parser() -> argparse.ArgumentParser:
     names = [module.name for module in pkgutil.iter_modules(benchmarks.__path__) if module.name != _WORKLOAD]
     parser.add_argument("name", choices=names, help="what to measure")
     parser.add_argument(
-        "--json", metavar="FILE", help="where to write the result, too; - for JSON in the place of the table"
+        "--json",
+        metavar="FILE",
+        help="where to write the result, too (default: nowhere); -: JSON, no table",
     )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where to measure")
     parser.add_argument("--profile", action="store_true", help="print where the time goes instead")

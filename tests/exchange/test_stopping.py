@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
+from exchange import stopping
 from exchange.config import REPOSITORY
-from exchange.stopping import Stopped, listen, put_off
+from exchange.stopping import Stopped, put_off
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -57,8 +58,9 @@ def test_an_error_in_a_block_that_puts_off_is_not_hidden_by_the_signal(listening
 
 def test_a_signal_that_is_ignored_stays_so_as_under_nohup(listening):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    listen()
-    ask(signal.SIGHUP)
+    with stopping.listening():
+        ask(signal.SIGHUP)
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 HEARS = "import signal; [signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]\n"

@@ -19,7 +19,7 @@ from detectron2_ext.engine.loop import TrainingStep, train
 from detectron2_ext.engine.metrics import Reporter
 from detectron2_ext.engine.state import TrainingState
 from detectron2_ext.modeling import build_model
-from exchange.stopping import Stopped, listen
+from exchange.stopping import Stopped, listening
 from tests.detectron2_ext.engine.tiny import TinyLoader, TinyNet, tiny_config
 from tests.detectron2_ext.modeling.network_scenes import scene, small_config
 
@@ -46,7 +46,6 @@ def stopped(ranks: Ranks) -> tuple[CfgNode, nn.Module, Batches]:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
-    listen()
     return cfg, model, disturbed()
 
 
@@ -90,7 +89,7 @@ def ten_steps(work: str, folder: str) -> None:
         cfg, model, batches = _WORKS[work](ranks)
         state = TrainingState.start(model, cfg)
         reporting = Reporter(f"{folder}/metrics.json", 0, 10, "round 0", ranks)
-        with suppress(Stopped), reporting as reporter:
+        with suppress(Stopped), listening(), reporting as reporter:
             train(
                 state,
                 TrainingStep.from_config(state, ranks, cfg),
