@@ -10,6 +10,7 @@ from typing import Any
 
 from diSegmenter.filter import InstanceFilter
 from diSegmenter.pool.annotation_file import write_categories, write_lvis
+from diSegmenter.pool.drop import dropped_by_hand, without
 from diSegmenter.segment_round import read_cut_out
 from exchange import files
 from exchange.errors import UserError
@@ -87,14 +88,20 @@ def judge_round(
         _log.info("round %d: %d images are left to other processes of stage 2", round_, left)
         return None
     _check_readable(round_, unreadable, len(instances))
-    return JudgedRound(round_, instance_filter, instance_filter.judge(instances), unreadable)
+    return JudgedRound(round_, instance_filter, _judged(layout, instance_filter, instances), unreadable)
 
 
 def judge_again(layout: RunLayout, round_: int, instance_filter: InstanceFilter) -> JudgedRound:
     """Decides about a finished round by what its index has on record."""
     unreadable = files.read_json(layout.verdicts(round_))["unreadable"]
     instances = PoolIndex(layout, [round_], dropped_too=True)
-    return JudgedRound(round_, instance_filter, instance_filter.judge(instances), unreadable)
+    return JudgedRound(round_, instance_filter, _judged(layout, instance_filter, instances), unreadable)
+
+
+def _judged(
+    layout: RunLayout, instance_filter: InstanceFilter, instances: Iterable[PoolInstance]
+) -> list[PoolInstance]:
+    return without(instance_filter.judge(instances), dropped_by_hand(layout))
 
 
 def write_pool(

@@ -115,6 +115,10 @@ class RunLayout:
         """The categories of the data set that the pool is for, as an annotation file; old pools lack it."""
         return files.join(self.root, "pool/categories.json")
 
+    def dropped_by_hand(self) -> str:
+        """Names of the instances that a person took out, see diSegmenter/pool/drop.py."""
+        return files.join(self.root, "pool/dropped.json")
+
     def annotations(self, round_: int) -> str:
         """The pool of a round, cumulative, in LVIS/COCO format; there while the pool is small."""
         return files.join(self.root, "pool/annotations", f"rd{round_:02}.json")

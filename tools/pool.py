@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from diSegmenter.pool.add import import_round
+from diSegmenter.pool.drop import drop
 from diSegmenter.pool.foreign import read_coco, read_folders, read_xpaste
 from diSegmenter.pool.move import export_annotations, export_coco, export_folders, merge, pack
 from diSegmenter.pool.prune import prune_dropped, prune_duplicates, prune_originals
@@ -78,6 +79,28 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument("others", metavar="OTHER_RUN", nargs="+", help="run folders to copy from")
         elif name == "stats":
             command.add_argument("--per-class", action="store_true", help="count each class, too")
+        elif name == "drop":
+            command.add_argument(
+                "names", metavar="NAME", nargs="*", help="instances, as the report of a round names them"
+            )
+            command.add_argument(
+                "--class",
+                dest="classes",
+                type=int,
+                nargs="+",
+                default=[],
+                metavar="C",
+                help="all of these class ids",
+            )
+            command.add_argument(
+                "--round",
+                dest="rounds",
+                type=int,
+                nargs="+",
+                default=[],
+                metavar="R",
+                help="all of these rounds; with --class, of these classes alone",
+            )
         elif name == "prune":
             command.add_argument("--originals", action="store_true", help="remove generated images and masks")
             command.add_argument(
@@ -183,6 +206,14 @@ def prune_pool(layout: RunLayout, args: argparse.Namespace) -> None:
             print(f"round {round_}: removed {prune_dropped(layout, round_)} cut-outs")
 
 
+def drop_instances(layout: RunLayout, args: argparse.Namespace) -> None:
+    if not (args.names or args.classes or args.rounds):
+        raise UserError("drop takes names of instances, --class or --round")
+    categories = categories_of(layout, args.annotations)
+    count = drop(layout, args.names, args.classes, args.rounds, categories)
+    print(f"dropped {count} instances: training no longer pastes them, and no threshold brings them back")
+
+
 def pack_pool(layout: RunLayout, args: argparse.Namespace) -> None:
     for round_ in layout.pool_rounds():
         print(f"round {round_}: packed {pack(layout, round_)} cut-outs")
@@ -197,6 +228,11 @@ COMMANDS = {
     ),
     "export": (export_pool, "write the pool for other programs", "runs/quickstart exported --to coco"),
     "merge": (merge_pools, "copy the pools of other runs", "runs/both runs/one runs/other"),
+    "drop": (
+        drop_instances,
+        "take instances out by hand, for good",
+        "runs/quickstart 00_0001_0002.png --class 7 --round 1",
+    ),
     "verify": (verify_pool, "check that every file of the pool is whole", "runs/quickstart"),
     "stats": (show_stats, "count what was made and kept", "runs/quickstart --per-class"),
     "prune": (prune_pool, "remove what training does not read", "runs/quickstart --originals --dropped"),

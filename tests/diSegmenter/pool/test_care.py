@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 
 from diSegmenter.annotate import outline
+from diSegmenter.filter import InstanceFilter
+from diSegmenter.finish_round import judge_again
 from diSegmenter.pool import move
 from diSegmenter.pool.annotation_file import write_lvis
+from diSegmenter.pool.drop import drop, dropped_by_hand
 from diSegmenter.pool.foreign import read_folders
 from diSegmenter.pool.move import export_coco, export_folders, merge, pack
 from diSegmenter.pool.prune import prune_dropped, prune_duplicates, prune_originals
@@ -279,3 +282,61 @@ def test_the_command_verifies_counts_and_packs(layout, capsys):
 def test_a_folder_without_a_pool_is_named(tmp_path):
     with pytest.raises(UserError, match="holds no pool"):
         run([str(tmp_path)], "stats")
+
+
+LENIENT = InstanceFilter(-100.0, (0.0, 1.1), 0, False)
+
+
+def reasons(layout):
+    rows = PoolIndex(layout, layout.pool_rounds(), dropped_too=True)
+    return {instance.file: instance.reason for instance in rows}
+
+
+def test_what_is_dropped_by_hand_leaves_training_and_no_later_judgement_brings_it_back(layout):
+    before = reasons(layout)
+    kept = [name for name, reason in before.items() if not reason]
+    assert drop(layout, [kept[0], kept[4]], [], [], CATEGORIES) == 2
+    assert reasons(layout) == before | {kept[0]: "by hand", kept[4]: "by hand"}
+    assert {i.file for i in PoolIndex(layout, [0, 1])}.isdisjoint({kept[0], kept[4]})
+    for round_, listed in ((0, kept[1:3]), (1, [*kept[1:3], kept[3], kept[5]])):
+        images = files.read_json(layout.annotations(round_))["images"]
+        assert sorted(image["file_name"] for image in images) == sorted(listed)
+    files.write_json(layout.verdicts(0), {"unreadable": []})
+    judged = judge_again(layout, 0, LENIENT)
+    assert {i.file for i in judged.instances if i.reason == "by hand"} == {kept[0]}
+    drop(layout, [kept[1]], [], [], CATEGORIES)
+    assert dropped_by_hand(layout) == {kept[0], kept[1], kept[4]}
+
+
+@pytest.mark.parametrize(
+    ("classes", "rounds"), [([CATEGORIES[0]["id"]], []), ([], [1]), ([CATEGORIES[0]["id"]], [1])]
+)
+def test_a_class_a_round_or_a_class_in_a_round_is_dropped_whole(classes, rounds, layout):
+    meant = {
+        i.file
+        for i in PoolIndex(layout, [0, 1], dropped_too=True)
+        if (not classes or i.category_id in classes) and (not rounds or i.round in rounds)
+    }
+    assert drop(layout, [], classes, rounds, CATEGORIES) == len(meant) > 0
+    assert {name for name, reason in reasons(layout).items() if reason == "by hand"} == meant
+
+
+def test_the_command_drops_and_refuses_what_is_unknown_nothing_at_all_and_a_damaged_list(
+    layout, monkeypatch, capsys
+):
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["pool.py", "drop", layout.root, *arguments])
+        command.main()
+
+    before = reasons(layout)
+    with pytest.raises(UserError, match="has no instance nobody.png"):
+        call("nobody.png")
+    with pytest.raises(UserError, match="drop takes names"):
+        call()
+    assert reasons(layout) == before and not files.exists(layout.dropped_by_hand())
+    files.write_bytes(layout.dropped_by_hand(), b'{"a": 1}')
+    with pytest.raises(UserError, match="dropped.json is damaged"):
+        call("--round", "0")
+    files.remove(layout.dropped_by_hand())
+    call("--class", "2", "--round", "0")
+    assert "dropped " in capsys.readouterr().out
