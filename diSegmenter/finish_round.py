@@ -5,7 +5,6 @@ import functools
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from diSegmenter.filter import InstanceFilter
@@ -18,6 +17,7 @@ from exchange.images import BadImage, read_rgba
 from exchange.layout import RunLayout
 from exchange.manifest import read_round
 from exchange.pool_index import PoolIndex, PoolInstance, write_index
+from exchange.typed import from_record
 
 MAX_UNREADABLE_SHARE = 0.05
 _log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def finished_rounds(layout: RunLayout, rounds: Iterable[int]) -> list[int]:
 
     Masks are not asked for: training does without them, and pruning (SEGMENTER.KEEP_RAW) removes them.
     """
-    names = functools.cache(partial(_names, layout))
+    names = functools.cache(functools.partial(_names, layout))
     finished = []
     for round_ in rounds:
         if not files.exists(layout.annotations_done(round_)):
@@ -93,15 +93,43 @@ def judge_round(
 
 def judge_again(layout: RunLayout, round_: int, instance_filter: InstanceFilter) -> JudgedRound:
     """Decides about a finished round by what its index has on record."""
+    on_record = recorded_round(layout, round_, instance_filter)
+    return dataclasses.replace(on_record, instances=_judged(layout, instance_filter, on_record.instances))
+
+
+def recorded_round(layout: RunLayout, round_: int, instance_filter: InstanceFilter) -> JudgedRound:
+    """A finished round as its index has it, which was judged by ``instance_filter``."""
     unreadable = files.read_json(layout.verdicts(round_))["unreadable"]
-    instances = PoolIndex(layout, [round_], dropped_too=True)
-    return JudgedRound(round_, instance_filter, _judged(layout, instance_filter, instances), unreadable)
+    return JudgedRound(
+        round_, instance_filter, list(PoolIndex(layout, [round_], dropped_too=True)), unreadable
+    )
 
 
 def _judged(
     layout: RunLayout, instance_filter: InstanceFilter, instances: Iterable[PoolInstance]
 ) -> list[PoolInstance]:
     return without(instance_filter.judge(instances), dropped_by_hand(layout))
+
+
+def read_filter(layout: RunLayout, round_: int) -> InstanceFilter | None:
+    """What a round was judged by, None where nothing says it, as in a pool that was brought in.
+
+    Raises UserError where its record is damaged.
+    """
+    path = layout.verdicts(round_)
+    if not files.exists(path):
+        return None
+    try:
+        return from_record(InstanceFilter, files.read_json(path)["settings"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} does not say what was kept ({error}): run stage 2 with --refilter"
+        ) from error
+
+
+def write_verdicts(layout: RunLayout, judged: JudgedRound) -> None:
+    """Writes down which instances of a round are kept, and why the others are not."""
+    files.write_json(layout.verdicts(judged.round), _verdicts(judged))
 
 
 def write_pool(
@@ -128,7 +156,7 @@ def write_pool(
                 f"the pool of round {round_} builds on round {earlier}, which stage 2 has not finished: "
                 f"start with --st-rd {earlier}, or set SEGMENTER.LATEST_ROUND_ONLY True"
             )
-    lost = _lost([instance.cutout for instance in judged.kept], partial(_names, layout))
+    lost = _lost([instance.cutout for instance in judged.kept], functools.partial(_names, layout))
     if lost:
         raise UserError(
             f"{len(lost)} cut-outs of round {round_} are gone, {lost[0]} for one: remove "
@@ -136,7 +164,7 @@ def write_pool(
             "which make them again, then with it"
         )
     files.flush_all()  # masks and cut-outs, which were not flushed one by one
-    files.write_json(layout.verdicts(round_), _verdicts(judged))
+    write_verdicts(layout, judged)
     write_index(layout, round_, judged.instances)
     write_categories(layout, categories)
     _export(layout, round_, categories, pool_rounds, annotation_limit)

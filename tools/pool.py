@@ -14,12 +14,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
+from diSegmenter.finish_round import read_filter, recorded_round, write_verdicts
 from diSegmenter.pool.add import import_round
 from diSegmenter.pool.drop import drop
 from diSegmenter.pool.foreign import read_coco, read_folders, read_xpaste
 from diSegmenter.pool.move import export_annotations, export_coco, export_folders, merge, pack
 from diSegmenter.pool.prune import prune_dropped, prune_duplicates, prune_originals
 from diSegmenter.pool.verify import verify
+from diSegmenter.report import write_pictures
 from exchange import files
 from exchange.annotations import read_annotations
 from exchange.command_line import add_command, make_parser
@@ -210,8 +212,14 @@ def drop_instances(layout: RunLayout, args: argparse.Namespace) -> None:
     if not (args.names or args.classes or args.rounds):
         raise UserError("drop takes names of instances, --class or --round")
     categories = categories_of(layout, args.annotations)
-    count = drop(layout, args.names, args.classes, args.rounds, categories)
-    print(f"dropped {count} instances: training no longer pastes them, and no threshold brings them back")
+    dropped = drop(layout, args.names, args.classes, args.rounds, categories)
+    names = {category["id"]: category["name"] for category in categories}
+    for round_, count in dropped.items():
+        if judged_by := read_filter(layout, round_):
+            judged = recorded_round(layout, round_, judged_by)
+            write_verdicts(layout, judged)
+            write_pictures(layout, judged, names)
+        print(f"round {round_}: dropped {count} instances")
 
 
 def pack_pool(layout: RunLayout, args: argparse.Namespace) -> None:

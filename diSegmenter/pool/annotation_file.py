@@ -38,6 +38,13 @@ def write_lvis(path: str, layout: RunLayout, rounds: Sequence[int], categories: 
     return count
 
 
+def renew_lvis(layout: RunLayout, round_: int, categories: Sequence[dict[str, Any]]) -> None:
+    """Writes the annotation file of a round again, if it has one, since the pool up to there has changed."""
+    if files.exists(layout.annotations(round_)):
+        rounds = [r for r in layout.pool_rounds() if r <= round_]
+        write_lvis(layout.annotations(round_), layout, rounds, list(categories))
+
+
 def _images(layout: RunLayout, rounds: Sequence[int]) -> Iterator[tuple[str, int, int]]:
     for round_ in rounds:
         index = PoolIndex(layout, [round_])

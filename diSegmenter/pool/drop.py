@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from diSegmenter.pool.annotation_file import write_lvis
+import numpy as np
+
+from diSegmenter.pool.annotation_file import renew_lvis
 from exchange import files
 from exchange.errors import UserError
 from exchange.layout import RunLayout
@@ -38,36 +40,42 @@ def drop(
     names: Collection[str],
     category_ids: Collection[int],
     rounds: Collection[int],
-    categories: Sequence[Mapping[str, Any]],
-) -> int:
-    """Drops the instances called ``names``, and all of the classes ``category_ids`` or of ``rounds``; returns how many.
+    categories: Sequence[dict[str, Any]],
+) -> dict[int, int]:
+    """Drops the instances called ``names``, and all of the classes ``category_ids`` or of ``rounds``.
 
     Given both, only those of these classes in these rounds. The list of them is written first, so that a call that is
     killed is made good by stage 2 or by the same call.
 
+    Returns:
+        How many of each round, without the rounds that have none.
+
     Raises UserError for a name that the pool does not have.
     """
-    by_round = {r: list(PoolIndex(layout, [r], dropped_too=True)) for r in layout.pool_rounds()}
-    every = [instance for instances in by_round.values() for instance in instances]
-    if unknown := sorted(set(names).difference(instance.file for instance in every)):
+    chosen = {
+        r: _chosen(PoolIndex(layout, [r], dropped_too=True), names, category_ids, rounds)
+        for r in layout.pool_rounds()
+    }
+    found = frozenset().union(*chosen.values())
+    if unknown := sorted(set(names) - found):
         raise UserError(f"{layout.root} has no instance {unknown[0]}: its names are those in its report")
-    chosen = {i.file for i in every if i.file in names or _is_meant(i, category_ids, rounds)}
-    files.write_json(layout.dropped_by_hand(), sorted(chosen | dropped_by_hand(layout)))
+    files.write_json(layout.dropped_by_hand(), sorted(found | dropped_by_hand(layout)))
     changed = False
-    for round_, instances in by_round.items():
-        judged = without(instances, chosen)
-        if judged != instances:
-            write_index(layout, round_, judged)
+    for round_, of_round in chosen.items():
+        if of_round:
+            write_index(layout, round_, without(PoolIndex(layout, [round_], dropped_too=True), of_round))
             changed = True
-        if changed and files.exists(layout.annotations(round_)):
-            pool_rounds = [r for r in by_round if r <= round_]
-            write_lvis(layout.annotations(round_), layout, pool_rounds, [dict(c) for c in categories])
-    return len(chosen)
+        if changed:
+            renew_lvis(layout, round_, categories)
+    return {round_: len(of_round) for round_, of_round in chosen.items() if of_round}
 
 
-def _is_meant(instance: PoolInstance, category_ids: Collection[int], rounds: Collection[int]) -> bool:
-    if not (category_ids or rounds):
-        return False
-    return (not category_ids or instance.category_id in category_ids) and (
-        not rounds or instance.round in rounds
-    )
+def _chosen(
+    index: PoolIndex, names: Collection[str], category_ids: Collection[int], rounds: Collection[int]
+) -> set[str]:
+    files_, ids, of_rounds = index.column("file"), index.category_ids, index.column("round")
+    chosen = np.isin(files_, list(names))
+    if category_ids or rounds:
+        of_class = np.isin(ids, list(category_ids)) | (not category_ids)
+        chosen |= of_class & (np.isin(of_rounds, list(rounds)) | (not rounds))
+    return set(files_[chosen].tolist())

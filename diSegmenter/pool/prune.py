@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from diSegmenter.pool.annotation_file import write_lvis
+from diSegmenter.pool.annotation_file import renew_lvis
 from exchange import files
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex, write_index
@@ -62,7 +62,6 @@ def prune_duplicates(layout: RunLayout, categories: Sequence[dict[str, Any]]) ->
         if doubled:
             write_index(layout, round_, instances)
         total += doubled
-        if total and files.exists(layout.annotations(round_)):
-            rounds = [r for r in layout.pool_rounds() if r <= round_]
-            write_lvis(layout.annotations(round_), layout, rounds, list(categories))
+        if total:
+            renew_lvis(layout, round_, categories)
     return total

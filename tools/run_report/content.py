@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from diSegmenter.filter import InstanceFilter
+from diSegmenter.finish_round import read_filter
 from exchange import files
 from exchange.annotations import frequency
 from exchange.config import config_of_text, flatten
@@ -21,7 +21,6 @@ from exchange.layout import RunLayout
 from exchange.manifest import Manifest, read_round
 from exchange.pool_index import PoolIndex
 from exchange.seconds import read_seconds
-from exchange.typed import from_record
 from tools.run_report.settings import read_settings
 
 # In the order of a round.
@@ -199,18 +198,8 @@ def _rounds(layout: RunLayout) -> list[Round]:
         if not (manifests or feedback or done):
             return rounds
         pool = PoolIndex(layout, [number], dropped_too=True) if done else None
-        rounds.append(Round(number, manifests, pool, _kept_is(layout.verdicts(number)), feedback))
-
-
-def _kept_is(path: str) -> str:
-    if not files.exists(path):  # as in a pool that was brought in
-        return ""
-    try:
-        return from_record(InstanceFilter, files.read_json(path)["settings"]).in_words()
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path} does not say what was kept ({error}): run stage 2 with --refilter"
-        ) from error
+        judged_by = read_filter(layout, number)
+        rounds.append(Round(number, manifests, pool, judged_by.in_words() if judged_by else "", feedback))
 
 
 def _described(layout: RunLayout, rounds: list[Round]) -> dict[int, Category]:

@@ -295,7 +295,7 @@ def reasons(layout):
 def test_what_is_dropped_by_hand_leaves_training_and_no_later_judgement_brings_it_back(layout):
     before = reasons(layout)
     kept = [name for name, reason in before.items() if not reason]
-    assert drop(layout, [kept[0], kept[4]], [], [], CATEGORIES) == 2
+    assert drop(layout, [kept[0], kept[4]], [], [], CATEGORIES) == {0: 1, 1: 1}
     assert reasons(layout) == before | {kept[0]: "by hand", kept[4]: "by hand"}
     assert {i.file for i in PoolIndex(layout, [0, 1])}.isdisjoint({kept[0], kept[4]})
     for round_, listed in ((0, kept[1:3]), (1, [*kept[1:3], kept[3], kept[5]])):
@@ -317,7 +317,7 @@ def test_a_class_a_round_or_a_class_in_a_round_is_dropped_whole(classes, rounds,
         for i in PoolIndex(layout, [0, 1], dropped_too=True)
         if (not classes or i.category_id in classes) and (not rounds or i.round in rounds)
     }
-    assert drop(layout, [], classes, rounds, CATEGORIES) == len(meant) > 0
+    assert sum(drop(layout, [], classes, rounds, CATEGORIES).values()) == len(meant) > 0
     assert {name for name, reason in reasons(layout).items() if reason == "by hand"} == meant
 
 
@@ -338,5 +338,13 @@ def test_the_command_drops_and_refuses_what_is_unknown_nothing_at_all_and_a_dama
     with pytest.raises(UserError, match="dropped.json is damaged"):
         call("--round", "0")
     files.remove(layout.dropped_by_hand())
-    call("--class", "2", "--round", "0")
-    assert "dropped " in capsys.readouterr().out
+    record = {"settings": dataclasses.asdict(LENIENT), "unreadable": [], "instances": []}
+    files.write_json(layout.verdicts(0), record)
+    call("--round", "0", "1")
+    assert capsys.readouterr().out == "round 0: dropped 5 instances\nround 1: dropped 5 instances\n"
+    told = files.read_json(layout.verdicts(0))
+    assert told["settings"] == record["settings"] | {"area_share": [0.0, 1.1]}
+    assert [(row["kept"], row["reason"]) for row in told["instances"]] == [(False, "by hand")] * 5
+    page = files.read_bytes(f"{layout.pictures_dir}/report_rd00.html").decode()
+    assert "0 of 5 instances kept" in page and "by hand" in page
+    assert not files.exists(layout.verdicts(1))
