@@ -22,6 +22,7 @@ from exchange.manifest import is_complete, read_manifest
 from exchange.run import num_rounds, round_iterations
 from tools.run_report.settings import read_settings
 
+_STOPPED = " exchange.errors: Stopped: "  # the last line of a process that a signal ended
 _TAIL = 8192  # bytes; a line of metrics.json takes one
 _FEEDBACK, _DONE = re.compile(r"rd(\d+)\.json"), re.compile(r"rd(\d+)\.done")
 
@@ -101,9 +102,14 @@ def look(layout: RunLayout, now: float, quiet_s: float) -> Status:
     status.doing.append(_training(cfg, seen, round_, metrics))
     status.quiet = now - max((entry.modified for entry in written), default=now)
     status.left = _left(cfg, seen, round_, rounds, metrics, now)
-    failures = _failures(layout, seen.logs)
-    status.skipped += failures
-    status.state = "failed" if failures else "running" if status.quiet <= quiet_s else "waiting"
+    ends = _last_lines(layout, seen.logs)
+    failures = [f"{name}: {line}" for name, line in ends.items() if " ERROR " in line]
+    stopped = [
+        f"{name} was stopped: the same command goes on" for name, line in ends.items() if _STOPPED in line
+    ]
+    status.skipped += failures + stopped
+    is_at_work = status.quiet <= quiet_s and not stopped
+    status.state = "failed" if failures else "running" if is_at_work else "waiting"
     return status
 
 
@@ -190,14 +196,14 @@ def _skipped(layout: RunLayout, pools: dict[int, Entry]) -> list[str]:
     return [f"round {round_}: {kept} of {len(instances)} instances kept{more}"]
 
 
-def _failures(layout: RunLayout, logs: dict[str, Entry]) -> list[str]:
-    """The stages whose log ends with an error; one that is started again writes on."""
-    found = []
+def _last_lines(layout: RunLayout, logs: dict[str, Entry]) -> dict[str, str]:
+    """How the log of each stage ends; one that is started again writes on."""
+    ends = {}
     for name in sorted(logs):
         lines = files.tail(files.join(layout.logs_dir, name), _TAIL).decode(errors="replace").splitlines()
-        if lines and " ERROR " in lines[-1]:
-            found.append(f"{name}: {lines[-1]}")
-    return found
+        if lines:
+            ends[name] = lines[-1]
+    return ends
 
 
 def _span(seconds: float) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from exchange.config import REPOSITORY
+from tests.running import commands_with, needs_process_list
 from tests.smallest_run import write_smallest_run
 
 STOPS = int(os.environ.get("MRCA_STOPS", "0"))  # half a minute each, so by night: 20
@@ -32,19 +33,6 @@ def rounds(config: str, stop_at: int | None = None) -> tuple[int, list[str]]:
     return process.wait(), lines
 
 
-def processes_of(run: Path) -> list[str]:
-    """The command lines, of all processes of this machine, that name the run's folder."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            command = path.read_bytes().decode(errors="replace")
-        except OSError:
-            continue  # it has just ended
-        if str(run) in command:
-            found.append(command)
-    return found
-
-
 def made(run: Path) -> dict[str, bytes]:
     """Images, masks, cut-outs, pool, checkpoints and feedback; not what tells times, nor what a person looks at."""
     patterns = ("pool/raw/*.png", "pool/segmented/*", "pool/cutouts/*", "pool/index/*", "pool/annotations/*")
@@ -54,7 +42,7 @@ def made(run: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.skipif(STOPS == 0, reason="takes minutes: MRCA_STOPS=20 stops all three stages twenty times")
-@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="the processes cannot be listed here")
+@needs_process_list
 def test_stopped_at_any_line_it_leaves_no_process_and_ends_in_the_same_files(tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = write_smallest_run(str(run), tmp_path, MAX_ITER=6, ROUND_ITERS=3)
@@ -67,7 +55,7 @@ def test_stopped_at_any_line_it_leaves_no_process_and_ends_in_the_same_files(tmp
     chance = random.Random(0)
     for _ in range(STOPS):
         code, said = rounds(config, stop_at=chance.randint(1, len(lines) * 2 // 3))
-        assert processes_of(run) == []
+        assert commands_with(str(run)) == []
         if code == 0:
             assert made(run) == whole
             shutil.rmtree(run)

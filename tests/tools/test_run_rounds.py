@@ -1,5 +1,7 @@
 import json
 import os
+import signal
+import subprocess
 import sys
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from exchange.config import REPOSITORY
 from exchange.errors import UserError
 from exchange.layout import RunLayout
+from tests.running import commands_with, needs_process_list
 from tools import run_rounds
 from tools.run_rounds import Chain, Interpreters, pool_steps, run_chains, training_steps
 
@@ -146,3 +149,42 @@ def test_each_round_has_one_generator_process_a_gpu_and_each_stage_its_own_inter
     assert [len(step) for step in steps] == [3, 1, 3, 1]
     assert [command[0] for step in steps for command in step] == ["gen"] * 3 + ["seg"] + ["gen"] * 3 + ["seg"]
     assert steps[2][1][2:] == "--gpu 1 --div 1 --num-div 3 --st-rd 1 --num-rounds 1 --config x.yaml".split()
+
+
+# A stage, and the processes that it starts: tells that it is there, and stays if it is the one to be stopped.
+STAGE = """#!/bin/sh
+case "$*" in *"$MRCA_TEST_HOLD"*) sh -c "echo held; sleep 600; true"; exit;; esac
+"""
+
+
+@needs_process_list
+@pytest.mark.parametrize("held", ["generate.py", "segmentAndFilter.py", "train_net", "visualize.py"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_stopped_at_any_stage_rounds_ends_it_with_all_that_it_started(held, number, tmp_path):
+    stage = tmp_path / "stage"
+    stage.write_text(STAGE)
+    stage.chmod(0o755)
+    command = [
+        sys.executable,
+        str(REPOSITORY / "tools/run_rounds.py"),
+        "--num-rounds",
+        "1",
+        "--out",
+        str(tmp_path),
+    ]
+    command += ["--config", str(REPOSITORY / "configs/digits/MRCA_digits.yaml")]
+    command += [
+        part for name in ("generator", "segmenter", "trainer") for part in (f"--python-{name}", str(stage))
+    ]
+    process = subprocess.Popen(
+        ["env", "--default-signal", *command],
+        env=os.environ | {"MRCA_TEST_HOLD": held},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert any(line.endswith("] held\n") for line in process.stdout)  # as soon as there is such a line
+    process.send_signal(number)
+    rest = process.stdout.read()  # returns when nobody holds the pipe any more
+    assert rest.splitlines()[-1] == "stopped; the same command goes on" and process.wait() == 128 + number
+    assert commands_with("echo held; sleep 600") == []

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import time
 
@@ -148,6 +149,24 @@ def test_a_run_that_is_finished_running_waiting_or_failed_ends_with_its_code(lay
     write_made_up_run(layout.root, NAMES)
     files.write_bytes(layout.settings_file, SETTINGS)
     assert code() == 0 and "disk: 0.00 GB" in capsys.readouterr().out
+
+
+def test_a_stage_that_a_signal_ended_is_said_to_be_stopped_until_it_is_started_again(layout, listening):
+    def stage() -> None:
+        log_to_run(layout, "train", 0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as end:
+        run_cli(stage)
+    assert end.value.code == 143
+    _close_logs()
+    date(layout, rd00=60)
+    told = look(layout, NOW, 900)
+    assert told.state == "waiting" and told.skipped[-1] == "train.log was stopped: the same command goes on"
+    log_to_run(layout, "train", 0)
+    _close_logs()
+    date(layout, rd00=60)
+    assert look(layout, NOW, 900).state == "running"
 
 
 def test_watching_ends_with_the_run(layout, monkeypatch, capsys):
