@@ -14,6 +14,7 @@ from exchange import stopping
 # Whole rounds, other processes, full-size networks, fuzzing. `-m "not slow"` leaves them out: the rest takes a minute.
 SLOW = {
     "detectron2_ext/engine/test_round.py",
+    "detectron2_ext/engine/test_round_watched.py",
     "detectron2_ext/modeling/test_full_size_configs.py",
     "detectron2_ext/test_distributed.py",
     "diSegmenter/test_segment_and_filter.py",

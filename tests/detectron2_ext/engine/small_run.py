@@ -10,6 +10,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from detectron2_ext import train_net
 from exchange import files
 from exchange.layout import RunLayout
 from exchange.pool_index import write_index
@@ -17,6 +18,12 @@ from tests.diSegmenter.conftest import pool_instance
 
 _COLOURS = ((255, 40, 40), (40, 255, 40), (40, 40, 255))
 SIDE = 64
+LAST_CLASSIFIER = "roi_heads.box_predictor.2.cls_score.weight"
+
+
+def call(config: Path, *arguments: str) -> None:
+    """Stage 3 in this process."""
+    train_net.main(["--config", str(config), *arguments])
 
 
 def write_dataset(folder: Path, num_images: int, seed: int) -> Path:

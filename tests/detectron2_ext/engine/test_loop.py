@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -17,7 +14,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from detectron2_ext.data.loader import load_batches
 from detectron2_ext.distributed import Ranks
 from detectron2_ext.engine import checkpoints as checkpoints_module
 from detectron2_ext.engine import state as state_module
@@ -254,64 +250,6 @@ def test_a_marker_without_its_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / "last_checkpoint").write_text("model_0000003.pth")
     with pytest.raises(UserError, match=r"last_checkpoint names .*model_0000003\.pth, which does not exist"):
         RunCheckpoints(str(tmp_path), 10, 1).latest()
-
-
-class _Dying:
-    """A data set whose worker dies, or meets an error of the user's."""
-
-    def __init__(self, kind: str) -> None:
-        self._kind = kind
-
-    def __len__(self) -> int:
-        return 4
-
-    def __getitem__(self, index: int) -> int:
-        if index == 2 and self._kind == "dies":
-            import os
-            import signal
-
-            os.kill(os.getpid(), signal.SIGKILL)
-        if index == 2 and self._kind == "fails":
-            raise RuntimeError("shapes do not match")
-        if index == 2:
-            raise UserError("images/2.png does not decode: replace it")
-        return index
-
-
-def test_a_killed_loader_process_is_explained() -> None:
-    # In a process of its own: torch reports the death by a signal, which may come long after this test.
-    code = (
-        "import torch\n"
-        "from tests.detectron2_ext.engine import test_loop\n"
-        "loader = torch.utils.data.DataLoader(test_loop._Dying('dies'), num_workers=1)\n"
-        "list(test_loop.load_batches(loader))"
-    )
-    repository = Path(__file__).resolve().parents[3]
-    done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True)
-    assert done.returncode != 0
-    assert re.search("a process that loads images died .*lower DATALOADER.NUM_WORKERS", done.stderr)
-
-
-@pytest.mark.parametrize("broken", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
-def test_a_connection_that_breaks_with_its_loader_process_is_explained(broken: Exception) -> None:
-    def batches() -> Iterator[list[dict[str, Any]]]:
-        raise broken
-        yield []
-
-    with pytest.raises(UserError, match=r"a process that loads images died .*lower DATALOADER\.NUM_WORKERS"):
-        list(load_batches(batches()))
-
-
-def test_a_failure_in_a_loader_process_keeps_its_traceback() -> None:
-    loader = torch.utils.data.DataLoader(_Dying("fails"), num_workers=1)
-    with pytest.raises(RuntimeError, match=r"(?s)__getitem__.*shapes do not match"):
-        list(load_batches(loader))
-
-
-def test_an_error_of_the_user_in_a_loader_process_keeps_its_sentence() -> None:
-    loader = torch.utils.data.DataLoader(_Dying("complains"), num_workers=1)
-    with pytest.raises(UserError, match=r"^images/2\.png does not decode: replace it$"):
-        list(load_batches(loader))
 
 
 def test_a_batch_taken_in_parts_has_the_gradient_of_the_whole() -> None:

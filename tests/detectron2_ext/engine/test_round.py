@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import shutil
@@ -18,26 +17,19 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from detectron2_ext import train_net
 from detectron2_ext.distributed import Ranks
 from detectron2_ext.engine import round as engine_round
-from detectron2_ext.engine.round import Engine, TrainingRun
+from detectron2_ext.engine.round import TrainingRun
 from detectron2_ext.evaluation import evaluator
 from detectron2_ext.modeling.described import read_described
 from exchange import files
 from exchange.catalog import read_training_set
 from exchange.config import REPOSITORY, load_config
 from exchange.errors import UserError
-from exchange.feedback import read_feedback, write_feedback
+from exchange.feedback import read_feedback
 from exchange.layout import RunLayout
-from tests.detectron2_ext.engine.small_run import write_config, write_pool
-from tests.detectron2_ext.engine.tiny import assert_equal_weights, weights_of
-
-_LAST_CLASSIFIER = "roi_heads.box_predictor.2.cls_score.weight"
-
-
-def _call(config: Path, *arguments: str) -> None:
-    train_net.main(["--config", str(config), *arguments])
+from tests.detectron2_ext.engine.small_run import LAST_CLASSIFIER, call, write_config
+from tests.detectron2_ext.engine.tiny import assert_equal_weights
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +37,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run of which both rounds are done."""
     folder = tmp_path_factory.mktemp("finished")
     config = write_config(folder)
-    _call(config)
+    call(config)
     assert sorted(p.name for p in (folder / "run/feedback").iterdir()) == ["rd00.json"]
-    _call(config)
+    call(config)
     return folder
 
 
@@ -71,7 +63,7 @@ def test_drift_is_the_way_that_the_row_of_each_class_went_in_the_round(finished:
         for name in ("model_initial", "model_0000002", "model_0000005")
     }
     for round_, before, now in ((0, "model_initial", "model_0000002"), (1, "model_0000002", "model_0000005")):
-        rows = [checkpoints[name][_LAST_CLASSIFIER].double().numpy() for name in (now, before)]
+        rows = [checkpoints[name][LAST_CLASSIFIER].double().numpy() for name in (now, before)]
         assert rows[0].shape[0] == 4  # three classes, then the background
         expected = [float(((rows[0][c] - rows[1][c]) ** 2).sum() ** 0.5) for c in range(3)]
         feedback = read_feedback(str(finished / f"run/feedback/rd{round_:02}.json"))
@@ -114,7 +106,7 @@ def test_a_call_after_the_last_round_changes_nothing(
         if path.parent.name not in ("logs", "locks")
     }
     caplog.set_level("INFO")
-    _call(finished / "config.yaml")
+    call(finished / "config.yaml")
     assert "all 6 iterations are done: nothing left to train" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
@@ -122,16 +114,16 @@ def test_a_call_after_the_last_round_changes_nothing(
 def test_evaluation_alone_takes_the_last_checkpoint_and_trains_nothing(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _call(finished / "config.yaml", "--eval-only", "MODEL.META_ARCHITECTURE", "FeedbackRCNN")
+    call(finished / "config.yaml", "--eval-only", "MODEL.META_ARCHITECTURE", "FeedbackRCNN")
     title, header, *rows, _, where = capsys.readouterr().out.splitlines()
     assert title.endswith("model_0000005.pth")
     assert header.split() == ["AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"]
     assert [row.split()[0] for row in rows] == ["box", "mask"] and where.endswith("inference/small_val")
     assert len({len(line) for line in (header, *rows)}) == 1
     weights = ("MODEL.WEIGHTS", str(finished / "run/train/model_initial.pth"))
-    _call(finished / "config.yaml", "--eval-only", "--resume", *weights)
+    call(finished / "config.yaml", "--eval-only", "--resume", *weights)
     assert capsys.readouterr().out.splitlines()[0].endswith("model_0000005.pth")
-    _call(finished / "config.yaml", "--eval-only", *weights)
+    call(finished / "config.yaml", "--eval-only", *weights)
     assert "model_initial.pth" in capsys.readouterr().out
     assert (finished / "run/train/last_checkpoint").read_text() == "model_0000005.pth"
 
@@ -153,7 +145,7 @@ def test_a_call_that_was_killed_while_evaluating_is_made_good(
     (run / "feedback/rd01.json").unlink()
     if not copied:
         shutil.copy(run / "feedback/rd00.json", run / "feedback.json")
-    _call(config)
+    call(config)
     again = read_feedback(str(run / "feedback/rd01.json"))
     assert (again.round, again.mask_ap, again.drift) == (1, expected.mask_ap, expected.drift)
     assert read_feedback(str(run / "feedback.json")) == again
@@ -161,7 +153,7 @@ def test_a_call_that_was_killed_while_evaluating_is_made_good(
 
 def test_starting_weights_are_evaluated_even_after_the_training(finished: Path, tmp_path: Path) -> None:
     config, run = _copy(finished, tmp_path)
-    _call(config, "--eval-initial")
+    call(config, "--eval-initial")
     told = read_feedback(str(run / "feedback/initial.json"))
     assert (told.round, told.iteration, told.checkpoint) == (-1, 0, str(run / "train/model_initial.pth"))
     assert read_feedback(str(run / "feedback.json")).round == 1
@@ -184,8 +176,8 @@ def test_a_killed_and_resumed_run_without_rounds_equals_the_uninterrupted_one_bi
             os.killpg(process.pid, signal.SIGKILL)  # its loader process
     first_stop = json.loads((tmp_path / "killed/run/train/metrics.json").read_text().splitlines()[-1])
     assert first_stop["iteration"] < 20
-    _call(tmp_path / "killed/config.yaml")
-    _call(tmp_path / "whole/config.yaml", "TEST.EVAL_PERIOD", "15")  # which changes nothing
+    call(tmp_path / "killed/config.yaml")
+    call(tmp_path / "whole/config.yaml", "TEST.EVAL_PERIOD", "15")  # which changes nothing
     states = [
         torch.load(tmp_path / name / "run/train/model_0000019.pth", weights_only=True)
         for name in ("whole", "killed")
@@ -203,7 +195,7 @@ def test_without_a_pool_of_its_own_one_call_trains_to_the_end_and_evaluates_on_i
     tmp_path: Path,
 ) -> None:
     config = write_config(tmp_path, rounds=False, CHECKPOINT_PERIOD=2, KEEP_CHECKPOINTS=9)
-    _call(config, *_BOTH_SETS, "TEST.EVAL_PERIOD", "4")
+    call(config, *_BOTH_SETS, "TEST.EVAL_PERIOD", "4")
     train = tmp_path / "run/train"
     assert sorted(path.name for path in train.glob("*.pth")) == [
         *("model_0000001.pth", "model_0000003.pth", "model_0000005.pth", "model_initial.pth")
@@ -218,7 +210,7 @@ def test_without_a_pool_of_its_own_one_call_trains_to_the_end_and_evaluates_on_i
     assert (told.iteration, told.dataset) == (6, "small_val")
     assert [json.loads(line)["iteration"] for line in (train / "metrics.json").open()] == [1, 2, 3, 4, 5, 6]
     (train / "last_checkpoint").write_text("model_0000003.pth")  # by hand, to go on from there
-    _call(config, *_BOTH_SETS, "TEST.EVAL_PERIOD", "4")
+    call(config, *_BOTH_SETS, "TEST.EVAL_PERIOD", "4")
     assert (train / "last_checkpoint").read_text() == "model_0000005.pth"
 
 
@@ -241,9 +233,9 @@ def test_an_evaluation_within_a_call_that_was_killed_is_made_good(
 
     monkeypatch.setattr(evaluator, "validate", until_killed)
     with pytest.raises(KeyboardInterrupt):
-        _call(config, *_BOTH_SETS, "TEST.EVAL_PERIOD", "3")
+        call(config, *_BOTH_SETS, "TEST.EVAL_PERIOD", "3")
     monkeypatch.setattr(evaluator, "validate", watched)
-    _call(config, *_BOTH_SETS, "TEST.EVAL_PERIOD", "3")
+    call(config, *_BOTH_SETS, "TEST.EVAL_PERIOD", "3")
     assert evaluated == [(name, done) for done in (3, 6) for name in ("small_val", "small_train")]
 
 
@@ -277,110 +269,13 @@ def test_several_training_sets_are_trained_on_as_one(tmp_path: Path) -> None:
     assert len(run._dataset) == sum(len(content["images"]) for content in contents)
 
 
-@dataclasses.dataclass
-class _Watched:
-    """What two rounds did: the images of each, the network of each evaluation, and what was shared before it."""
-
-    run: Path
-    images: list[list[dict[str, Any]]]
-    evaluated: list[tuple[str, torch.nn.Module, dict[str, torch.Tensor]]]
-    shared: list[torch.nn.Module]
-
-
-@pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> _Watched:
-    """Two rounds that paste from the run's pool; the feedback of the first is made up in between."""
-    folder = tmp_path_factory.mktemp("watched")
-    config, layout = write_config(folder), RunLayout(str(folder / "run"))
-    seen = _Watched(folder / "run", [], [], [])
-    build_train_loader, validate = engine_round.build_train_loader, evaluator.validate
-
-    def watched_loader(*arguments: Any, **options: Any) -> Any:
-        seen.images.append([])
-        for batch in build_train_loader(*arguments, **options):
-            seen.images[-1].extend(batch)
-            yield batch
-
-    def watched_validate(cfg: Any, model: torch.nn.Module, *arguments: Any, **context: Any) -> Any:
-        seen.evaluated.append((context["checkpoint"], model, weights_of(model)))
-        return validate(cfg, model, *arguments, **context)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_round, "build_train_loader", watched_loader)
-        patch.setattr(evaluator, "validate", watched_validate)
-        patch.setattr(Ranks, "share", lambda ranks, model: seen.shared.append(model))
-        for round_ in range(2):
-            write_pool(layout, round_)
-        for round_ in range(2):
-            pasting = ("INPUT.USE_COPY_METHOD", "syn_copy", "INPUT.INST_POOL_FEED", "True")
-            _call(config, *pasting, "FEEDBACK.FROM_ROUND", "1", "FEEDBACK.STALENESS", "0")
-            told = read_feedback(layout.feedback_history(round_))
-            write_feedback(layout, dataclasses.replace(told, box_ap=[0.0, 50.0, 100.0]))
-    return seen
-
-
-def test_a_round_pastes_the_whole_pool_up_to_its_own_instances(watched: _Watched) -> None:
-    for round_, images in enumerate(watched.images):
-        pasted = {(info.round, info.class_index) for image in images for info in image["paste_info"]}
-        assert pasted == {(made, c) for made in range(round_ + 1) for c in range(3)}
-
-
-def test_objects_have_the_sizes_that_the_feedback_of_the_round_before_asks_for(watched: _Watched) -> None:
-    sides: list[list[list[float]]] = [[[], [], []], [[], [], []]]
-    for round_, images in enumerate(watched.images):
-        for image in images:
-            for info in image["paste_info"]:
-                x1, y1, x2, y2 = info.box
-                share = ((x2 - x1) * (y2 - y1) / (image["height"] * image["width"])) ** 0.5
-                sides[round_][info.class_index].append(share)
-    assert all(0.2 < share < 0.5 for of_class in sides[0] for share in of_class)
-    assert min(sides[1][0]) > 0.46  # AP 0: sixteen times the mean of 0.36, which the limit of 0.5 stops
-    assert all(0.2 < share < 0.5 for share in sides[1][1])  # the mean AP
-    assert max(sides[1][2]) < 0.24  # AP 100: a sixteenth, stopped by the limit of 10 pixels
-
-
-@pytest.mark.parametrize(("staleness", "source"), [("0", 1), ("1", 0)])
-def test_object_sizes_follow_the_feedback_that_the_images_of_the_round_were_drawn_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, staleness: str, source: int
-) -> None:
-    config, layout, loader = write_config(tmp_path), RunLayout(str(tmp_path / "run")), Mock()
-    for path in (layout.annotations_done(2), *(layout.feedback_history(round_) for round_ in (-1, 0, 1))):
-        files.write_bytes(path, b"")
-    monkeypatch.setattr(engine_round, "build_train_loader", loader)
-    monkeypatch.setattr(engine_round, "build_pool", Mock())
-    monkeypatch.setattr(engine_round, "read_feedback", str)
-    cfg = load_config(str(config), ["FEEDBACK.STALENESS", staleness])
-    ranks, engine = Ranks(0, 1, torch.device("cpu")), Engine(Mock(), Mock())
-    TrainingRun(cfg, layout, ranks, engine, read_training_set(cfg))._train(2, end=9)
-    assert loader.call_args.kwargs["feedback"] == layout.feedback_history(source)
-
-
-def test_the_average_weights_are_evaluated_the_same_in_every_process(watched: _Watched) -> None:
-    assert len(watched.evaluated) == 3  # the starting weights, too
-    for (path, model, weights), shared in zip(watched.evaluated, watched.shared, strict=True):
-        checkpoint = torch.load(path, weights_only=True)
-        assert_equal_weights(weights, checkpoint["model_ema"])
-        assert shared is model
-    assert not torch.equal(weights[_LAST_CLASSIFIER], checkpoint["model"][_LAST_CLASSIFIER])
-
-
-def test_the_federated_loss_knows_how_many_training_images_show_each_class(watched: _Watched) -> None:
-    content = json.loads((watched.run.parent / "small_train/annotations.json").read_text())
-    shown = {(a["image_id"], a["category_id"]) for a in content["annotations"]}
-    counts = [sum(category == shows for _, shows in shown) for category in (2, 5, 9)]
-    assert len(set(counts)) > 1
-    _, model, _ = watched.evaluated[0]
-    for predictor in model.roi_heads.box_predictor:
-        assert predictor.freq_weight.tolist() == pytest.approx([count**0.5 for count in counts])
-
-
 def test_starting_weights_are_evaluated_before_round_0_if_a_pool_is_pasted(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     pasting = ("INPUT.USE_COPY_METHOD", "syn_copy", "INPUT.INST_POOL_FEED", "True", "FEEDBACK.TIMEOUT", "0")
     with pytest.raises(
         UserError, match=r"waited 0 s .* for the pool of round 0 .*pool/annotations/rd00\.done"
     ):
-        _call(config, *pasting)
+        call(config, *pasting)
     feedback = read_feedback(str(tmp_path / "run/feedback/initial.json"))
     assert (feedback.round, feedback.iteration, feedback.drift) == (-1, 0, [None] * 3)
     assert feedback.checkpoint == str(tmp_path / "run/train/model_initial.pth")
@@ -391,18 +286,18 @@ def test_starting_weights_are_evaluated_before_round_0_if_a_pool_is_pasted(tmp_p
 
 
 def test_starting_weights_are_evaluated_on_request(finished: Path, tmp_path: Path) -> None:
-    _call(write_config(tmp_path), "--eval-initial", "SEED", "1")
+    call(write_config(tmp_path), "--eval-initial", "SEED", "1")
     start, other = (
         torch.load(folder / "run/train/model_initial.pth", weights_only=True)["model"]
         for folder in (tmp_path, finished)
     )
-    assert not torch.equal(start[_LAST_CLASSIFIER], other[_LAST_CLASSIFIER])  # which the seed decides
+    assert not torch.equal(start[LAST_CLASSIFIER], other[LAST_CLASSIFIER])  # which the seed decides
     assert read_feedback(str(tmp_path / "run/feedback.json")).round == -1
 
 
 def test_the_starting_weights_are_the_averaged_ones_of_model_weights(finished: Path, tmp_path: Path) -> None:
     baseline = finished / "run/train/model_0000005.pth"
-    _call(write_config(tmp_path), "--eval-initial", "MODEL.WEIGHTS", str(baseline))
+    call(write_config(tmp_path), "--eval-initial", "MODEL.WEIGHTS", str(baseline))
     start = torch.load(tmp_path / "run/train/model_initial.pth", weights_only=True)
     averaged = torch.load(baseline, weights_only=True)["model_ema"]
     for part in ("model", "model_ema"):
@@ -424,13 +319,13 @@ def test_what_does_not_fit_is_named_before_anything_is_trained(
     overrides: tuple[str, ...], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
-        _call(write_config(tmp_path), *overrides)
+        call(write_config(tmp_path), *overrides)
     assert not (tmp_path / "run/train/metrics.json").exists()
 
 
 def test_nothing_to_evaluate_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing to evaluate"):
-        _call(write_config(tmp_path), "--eval-only")
+        call(write_config(tmp_path), "--eval-only")
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])

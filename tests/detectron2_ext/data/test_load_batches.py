@@ -1,0 +1,73 @@
+"""What becomes of a training whose loader processes fail or die."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from detectron2_ext.data.loader import load_batches
+from exchange.errors import UserError
+
+
+class _Dying:
+    """A data set whose worker dies, or meets an error of the user's."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> int:
+        if index == 2 and self._kind == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if index == 2 and self._kind == "fails":
+            raise RuntimeError("shapes do not match")
+        if index == 2:
+            raise UserError("images/2.png does not decode: replace it")
+        return index
+
+
+def test_a_killed_loader_process_is_explained() -> None:
+    # In a process of its own: torch reports the death by a signal, which may come long after this test.
+    code = (
+        "import torch\n"
+        "from tests.detectron2_ext.data import test_load_batches\n"
+        "loader = torch.utils.data.DataLoader(test_load_batches._Dying('dies'), num_workers=1)\n"
+        "list(test_load_batches.load_batches(loader))"
+    )
+    repository = Path(__file__).resolve().parents[3]
+    done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert re.search("a process that loads images died .*lower DATALOADER.NUM_WORKERS", done.stderr)
+
+
+@pytest.mark.parametrize("broken", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_connection_that_breaks_with_its_loader_process_is_explained(broken: Exception) -> None:
+    def batches() -> Iterator[list[dict[str, Any]]]:
+        raise broken
+        yield []
+
+    with pytest.raises(UserError, match=r"a process that loads images died .*lower DATALOADER\.NUM_WORKERS"):
+        list(load_batches(batches()))
+
+
+def test_a_failure_in_a_loader_process_keeps_its_traceback() -> None:
+    loader = torch.utils.data.DataLoader(_Dying("fails"), num_workers=1)
+    with pytest.raises(RuntimeError, match=r"(?s)__getitem__.*shapes do not match"):
+        list(load_batches(loader))
+
+
+def test_an_error_of_the_user_in_a_loader_process_keeps_its_sentence() -> None:
+    loader = torch.utils.data.DataLoader(_Dying("complains"), num_workers=1)
+    with pytest.raises(UserError, match=r"^images/2\.png does not decode: replace it$"):
+        list(load_batches(loader))

@@ -1,0 +1,121 @@
+"""What a round trains on: which pool, object sizes, class counts; and which weights it evaluates."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import torch
+
+from detectron2_ext.distributed import Ranks
+from detectron2_ext.engine import round as engine_round
+from detectron2_ext.engine.round import Engine, TrainingRun
+from detectron2_ext.evaluation import evaluator
+from exchange import files
+from exchange.catalog import read_training_set
+from exchange.config import load_config
+from exchange.feedback import read_feedback, write_feedback
+from exchange.layout import RunLayout
+from tests.detectron2_ext.engine.small_run import LAST_CLASSIFIER, call, write_config, write_pool
+from tests.detectron2_ext.engine.tiny import assert_equal_weights, weights_of
+
+
+@dataclasses.dataclass
+class _Watched:
+    """What two rounds did: the images of each, the network of each evaluation, and what was shared before it."""
+
+    run: Path
+    images: list[list[dict[str, Any]]]
+    evaluated: list[tuple[str, torch.nn.Module, dict[str, torch.Tensor]]]
+    shared: list[torch.nn.Module]
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> _Watched:
+    """Two rounds that paste from the run's pool; the feedback of the first is made up in between."""
+    folder = tmp_path_factory.mktemp("watched")
+    config, layout = write_config(folder), RunLayout(str(folder / "run"))
+    seen = _Watched(folder / "run", [], [], [])
+    build_train_loader, validate = engine_round.build_train_loader, evaluator.validate
+
+    def watched_loader(*arguments: Any, **options: Any) -> Any:
+        seen.images.append([])
+        for batch in build_train_loader(*arguments, **options):
+            seen.images[-1].extend(batch)
+            yield batch
+
+    def watched_validate(cfg: Any, model: torch.nn.Module, *arguments: Any, **context: Any) -> Any:
+        seen.evaluated.append((context["checkpoint"], model, weights_of(model)))
+        return validate(cfg, model, *arguments, **context)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_round, "build_train_loader", watched_loader)
+        patch.setattr(evaluator, "validate", watched_validate)
+        patch.setattr(Ranks, "share", lambda ranks, model: seen.shared.append(model))
+        for round_ in range(2):
+            write_pool(layout, round_)
+        for round_ in range(2):
+            pasting = ("INPUT.USE_COPY_METHOD", "syn_copy", "INPUT.INST_POOL_FEED", "True")
+            call(config, *pasting, "FEEDBACK.FROM_ROUND", "1", "FEEDBACK.STALENESS", "0")
+            told = read_feedback(layout.feedback_history(round_))
+            write_feedback(layout, dataclasses.replace(told, box_ap=[0.0, 50.0, 100.0]))
+    return seen
+
+
+def test_a_round_pastes_the_whole_pool_up_to_its_own_instances(watched: _Watched) -> None:
+    for round_, images in enumerate(watched.images):
+        pasted = {(info.round, info.class_index) for image in images for info in image["paste_info"]}
+        assert pasted == {(made, c) for made in range(round_ + 1) for c in range(3)}
+
+
+def test_objects_have_the_sizes_that_the_feedback_of_the_round_before_asks_for(watched: _Watched) -> None:
+    sides: list[list[list[float]]] = [[[], [], []], [[], [], []]]
+    for round_, images in enumerate(watched.images):
+        for image in images:
+            for info in image["paste_info"]:
+                x1, y1, x2, y2 = info.box
+                share = ((x2 - x1) * (y2 - y1) / (image["height"] * image["width"])) ** 0.5
+                sides[round_][info.class_index].append(share)
+    assert all(0.2 < share < 0.5 for of_class in sides[0] for share in of_class)
+    assert min(sides[1][0]) > 0.46  # AP 0: sixteen times the mean of 0.36, which the limit of 0.5 stops
+    assert all(0.2 < share < 0.5 for share in sides[1][1])  # the mean AP
+    assert max(sides[1][2]) < 0.24  # AP 100: a sixteenth, stopped by the limit of 10 pixels
+
+
+@pytest.mark.parametrize(("staleness", "source"), [("0", 1), ("1", 0)])
+def test_object_sizes_follow_the_feedback_that_the_images_of_the_round_were_drawn_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, staleness: str, source: int
+) -> None:
+    config, layout, loader = write_config(tmp_path), RunLayout(str(tmp_path / "run")), Mock()
+    for path in (layout.annotations_done(2), *(layout.feedback_history(round_) for round_ in (-1, 0, 1))):
+        files.write_bytes(path, b"")
+    monkeypatch.setattr(engine_round, "build_train_loader", loader)
+    monkeypatch.setattr(engine_round, "build_pool", Mock())
+    monkeypatch.setattr(engine_round, "read_feedback", str)
+    cfg = load_config(str(config), ["FEEDBACK.STALENESS", staleness])
+    ranks, engine = Ranks(0, 1, torch.device("cpu")), Engine(Mock(), Mock())
+    TrainingRun(cfg, layout, ranks, engine, read_training_set(cfg))._train(2, end=9)
+    assert loader.call_args.kwargs["feedback"] == layout.feedback_history(source)
+
+
+def test_the_average_weights_are_evaluated_the_same_in_every_process(watched: _Watched) -> None:
+    assert len(watched.evaluated) == 3  # the starting weights, too
+    for (path, model, weights), shared in zip(watched.evaluated, watched.shared, strict=True):
+        checkpoint = torch.load(path, weights_only=True)
+        assert_equal_weights(weights, checkpoint["model_ema"])
+        assert shared is model
+    assert not torch.equal(weights[LAST_CLASSIFIER], checkpoint["model"][LAST_CLASSIFIER])
+
+
+def test_the_federated_loss_knows_how_many_training_images_show_each_class(watched: _Watched) -> None:
+    content = json.loads((watched.run.parent / "small_train/annotations.json").read_text())
+    shown = {(a["image_id"], a["category_id"]) for a in content["annotations"]}
+    counts = [sum(category == shows for _, shows in shown) for category in (2, 5, 9)]
+    assert len(set(counts)) > 1
+    _, model, _ = watched.evaluated[0]
+    for predictor in model.roi_heads.box_predictor:
+        assert predictor.freq_weight.tolist() == pytest.approx([count**0.5 for count in counts])
