@@ -70,9 +70,11 @@ def batches_in_order(cfg: CfgNode, mapper: Any, order: Any, batch_size: int) -> 
 
 def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # there is a process per core already
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches all processes: this one ends with the training
+    for number in (
+        signal.SIGINT,
+        signal.SIGHUP,
+    ):  # a terminal sends them to all: this one ends with the training
+        signal.signal(number, signal.SIG_IGN)
 
 
 class BatchLoader:

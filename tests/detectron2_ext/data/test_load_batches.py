@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from detectron2_ext.data.loader import load_batches
+from detectron2_ext.data.loader import batches_in_order, load_batches
+from exchange.config import REPOSITORY, load_config
 from exchange.errors import UserError
 
 
@@ -30,6 +31,10 @@ class _Dying:
     def __getitem__(self, index: int) -> int:
         if index == 2 and self._kind == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
+        if index == 2 and self._kind == "hears a terminal":
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGHUP)
+            return index
         if index == 2 and self._kind == "fails":
             raise RuntimeError("shapes do not match")
         if index == 2:
@@ -71,3 +76,9 @@ def test_an_error_of_the_user_in_a_loader_process_keeps_its_sentence() -> None:
     loader = torch.utils.data.DataLoader(_Dying("complains"), num_workers=1)
     with pytest.raises(UserError, match=r"^images/2\.png does not decode: replace it$"):
         list(load_batches(loader))
+
+
+def test_a_loader_process_outlives_what_a_terminal_sends_to_all(listening) -> None:
+    cfg = load_config(str(REPOSITORY / "configs/digits/NoPaste_digits.yaml"), ["DATALOADER.NUM_WORKERS", "1"])
+    loader = batches_in_order(cfg, _Dying("hears a terminal"), range(4), 2)
+    assert list(load_batches(loader)) == [[0, 1], [2, 3]]
