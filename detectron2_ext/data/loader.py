@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import torch
@@ -23,6 +23,7 @@ _MOST_SKIPPED = 0.05  # share of a data set's images
 _CAUGHT = "in DataLoader worker process"  # how torch marks the traceback of an error in a worker
 
 Batch = list[dict[str, Any]]
+T = TypeVar("T")
 
 
 def build_dataset(cfg: CfgNode, name: str) -> DetectionDataset:
@@ -55,7 +56,7 @@ def batches_in_order(cfg: CfgNode, mapper: Any, order: Any, batch_size: int) -> 
     of_workers = {
         "prefetch_factor": cfg.DATALOADER.PREFETCH_FACTOR,
         "persistent_workers": True,
-        "worker_init_fn": _start_worker,
+        "worker_init_fn": start_worker,
     }
     return DataLoader(
         mapper,
@@ -68,12 +69,11 @@ def batches_in_order(cfg: CfgNode, mapper: Any, order: Any, batch_size: int) -> 
     )
 
 
-def _start_worker(worker: int) -> None:
+def start_worker(worker: int) -> None:
+    """Called in each process of a loader when it starts."""
     cv2.setNumThreads(0)  # there is a process per core already
-    for number in (
-        signal.SIGINT,
-        signal.SIGHUP,
-    ):  # a terminal sends them to all: this one ends with the training
+    # A terminal sends these to all: a loader's process ends with the one that asks it.
+    for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -102,10 +102,12 @@ class BatchLoader:
         return len(self._loader)
 
 
-def load_batches(loader: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches of ``loader``.
+def load_batches(
+    loader: Iterable[T], does: str = "loads images", remedy: str = "lower DATALOADER.NUM_WORKERS"
+) -> Iterator[T]:
+    """The batches of ``loader``; ``does``: what its processes do; ``remedy``: how they take less memory.
 
-    Raises UserError when one of its processes died, or met a UserError (then with that one's sentence).
+    Raises UserError when one of them died, or met a UserError (then with that one's sentence).
     """
     try:
         yield from loader
@@ -120,8 +122,8 @@ def load_batches(loader: Iterable[Batch]) -> Iterator[Batch]:
             raise
         said = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(
-            f"a process that loads images died ({said}): the last checkpoint is "
-            "intact, call again to resume; if memory ran out, lower DATALOADER.NUM_WORKERS"
+            f"a process that {does} died ({said}): the last checkpoint is "
+            f"intact, call again to resume; if memory ran out, {remedy}"
         ) from error
 
 

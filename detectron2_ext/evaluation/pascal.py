@@ -94,17 +94,15 @@ class PascalTruth(Truth):
         order = np.lexsort((-predictions.scores, predictions.class_indices))  # stable
         return predictions.select(order)
 
-    def summarize(self, predictions: Predictions, iou_type: str) -> tuple[Summary, list[float | None]]:
-        of_classes = zip(self._objects.values(), predictions.by_class(len(self._objects)), strict=True)
-        table = np.stack([self._precision(found, objects, iou_type) for objects, found in of_classes])
+    def summarize(self, precision: _Floats) -> tuple[Summary, list[float | None]]:
         places = {f"AP{round(100 * t)}": self._rules.thresholds.index(t) for t in self._rules.named}
-        scores = {"AP": percent(table)} | {name: percent(table[:, place]) for name, place in places.items()}
-        return scores, [percent(row) for row in table]
+        scores = {"AP": percent(precision)}
+        scores |= {name: percent(precision[:, place]) for name, place in places.items()}
+        return scores, [percent(of_class) for of_class in precision]
 
-    def _precision(
-        self, predictions: Predictions, objects: Mapping[int, list[int]], iou_type: str
-    ) -> _Floats:
+    def precision(self, class_index: int, predictions: Predictions, iou_type: str) -> _Floats:
         """Average precision of one class (thresholds,), NaN without objects."""
+        objects = self._objects[int(self.category_ids[class_index])]
         thresholds = self._rules.thresholds
         truth = self.annotations
         wanted = sum(int((~truth.difficult[of_image]).sum()) for of_image in objects.values())

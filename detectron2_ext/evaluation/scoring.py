@@ -8,17 +8,23 @@ all categories (24 million pairs on LVIS).
 from __future__ import annotations
 
 import logging
+import os
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from faster_coco_eval.core import mask as mask_api
 from faster_coco_eval.core.coco import COCO
 from faster_coco_eval.core.faster_eval_api import COCOeval_faster
+from torch.utils.data import DataLoader
+from tqdm import tqdm
 
+from detectron2_ext.data.loader import load_batches, start_worker
 from detectron2_ext.evaluation.predictions import Predictions
 from exchange.annotations import AnnotationFile
 
@@ -26,6 +32,7 @@ _log = logging.getLogger(__name__)
 
 _AREAS = {"": 0, "s": 1, "m": 2, "l": 3}  # places of the objects' sizes in faster-coco-eval's tables
 _IOU_50, _IOU_75 = 0, 5  # places of these thresholds in 0.5, 0.55, …, 0.95
+_A_PROCESS = 5000  # predictions that are worth a process more: a quarter of a second
 
 Summary = dict[str, float | None]
 
@@ -90,19 +97,75 @@ class Truth(ABC):
         counted[counted] = self._judged[places[counted]] == pairs[counted]
         return counted
 
-    def score(self, predictions: Predictions) -> Evaluation:
-        """Scores boxes and masks of all predictions on the data set."""
+    def score(self, predictions: Predictions, processes: int | None = None) -> Evaluation:
+        """Scores boxes and masks of all predictions on the data set.
+
+        Classes are scored in ``processes`` side by side, 0 for this one; by default one a core, as far as there is
+        work for them. The scores are the same bits.
+
+        Raises UserError when one of them died.
+        """
         predictions = self.in_order(predictions.select(self.counted(predictions)))
-        (box, box_ap), (mask, mask_ap) = (self.summarize(predictions, kind) for kind in ("bbox", "segm"))
+        if processes is None:
+            processes = min(_cores(), len(predictions) // _A_PROCESS)
+        of_classes = list(predictions.by_class(len(self.category_ids)))
+        loader: DataLoader = DataLoader(
+            _Classes(self, of_classes),
+            batch_size=None,
+            # The largest first, so that all processes end at about the same time.
+            sampler=np.argsort([-len(found) for found in of_classes], kind="stable"),
+            num_workers=processes,
+            collate_fn=_as_it_is,
+            prefetch_factor=16 if processes else None,
+            worker_init_fn=start_worker,
+            generator=torch.Generator(),  # the training's random numbers are its own
+        )
+        scored = load_batches(loader, "scores", "leave it fewer cores (taskset)")
+        of_class: dict[int, Sequence[npt.NDArray[np.float64]]] = dict(
+            tqdm(scored, "scoring", len(of_classes), unit="class", delay=1)
+        )
+        tables = zip(*(of_class[place] for place in range(len(of_classes))), strict=True)
+        (box, box_ap), (mask, mask_ap) = (self.summarize(np.stack(table)) for table in tables)
         return Evaluation(box, mask, box_ap, mask_ap)
 
     @abstractmethod
     def in_order(self, predictions: Predictions) -> Predictions:
-        """The predictions by their classes, those of a class as :meth:`summarize` wants them."""
+        """The predictions by their classes, those of a class as :meth:`precision` wants them."""
 
     @abstractmethod
-    def summarize(self, predictions: Predictions, iou_type: str) -> tuple[Summary, list[float | None]]:
-        """The scores of boxes (``bbox``) or masks (``segm``), and the AP of each class."""
+    def precision(self, class_index: int, predictions: Predictions, iou_type: str) -> npt.NDArray[np.float64]:
+        """What one class scores, in the benchmark's own dimensions, NaN where undefined.
+
+        ``predictions``: of the class. ``iou_type``: ``bbox`` or ``segm``.
+        """
+
+    @abstractmethod
+    def summarize(self, precision: npt.NDArray[np.float64]) -> tuple[Summary, list[float | None]]:
+        """The scores, and the AP of each class; ``precision``: of all classes, (classes, ...)."""
+
+
+@dataclass(frozen=True)
+class _Classes:
+    """The scores of boxes and of masks of each class, computed where they are asked for."""
+
+    truth: Truth
+    predictions: Sequence[Predictions]
+
+    def __getitem__(self, place: int) -> tuple[int, list[npt.NDArray[np.float64]]]:
+        found = self.predictions[place]
+        return int(place), [self.truth.precision(place, found, kind) for kind in ("bbox", "segm")]
+
+    def __len__(self) -> int:
+        return len(self.predictions)
+
+
+def _cores() -> int:
+    """What this process may use of the machine; 0 where its memory is not shared with processes that it forks."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
 
 
 def percent(precisions: npt.NDArray[np.float64]) -> float | None:
@@ -141,11 +204,7 @@ class CocoTruth(Truth):
     def in_order(self, predictions: Predictions) -> Predictions:
         return predictions.select(np.lexsort((predictions.image_ids, predictions.class_indices)))
 
-    def summarize(self, predictions: Predictions, iou_type: str) -> tuple[Summary, list[float | None]]:
-        of_classes = predictions.by_class(len(self.category_ids))
-        precision = np.stack(
-            [self._precision(place, found, iou_type) for place, found in enumerate(of_classes)]
-        )
+    def summarize(self, precision: npt.NDArray[np.float64]) -> tuple[Summary, list[float | None]]:
         summary = {
             "AP": percent(precision[..., 0]),
             "AP50": percent(precision[:, _IOU_50, :, 0]),
@@ -157,9 +216,7 @@ class CocoTruth(Truth):
             summary |= {f"AP{group}": percent(precision[groups == group][..., 0]) for group in "rcf"}
         return summary, [percent(of_class[..., 0]) for of_class in precision]
 
-    def _precision(
-        self, class_index: int, predictions: Predictions, iou_type: str
-    ) -> npt.NDArray[np.float64]:
+    def precision(self, class_index: int, predictions: Predictions, iou_type: str) -> npt.NDArray[np.float64]:
         """Precision of one class (10 IoU thresholds, 101 recalls, 4 areas), NaN where undefined."""
         category_id = int(self.category_ids[class_index])
         objects = self._objects(class_index)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,9 +17,10 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from detectron2_ext.evaluation import scoring
 from detectron2_ext.evaluation.pascal import VOC, PascalTruth
 from detectron2_ext.evaluation.predictions import Predictions
-from detectron2_ext.evaluation.scoring import CocoTruth, Evaluation
+from detectron2_ext.evaluation.scoring import CocoTruth, Evaluation, Truth
 from detectron2_ext.structures import Instances
 from exchange.annotations import AnnotationFile
 from exchange.errors import UserError
@@ -144,6 +147,38 @@ def test_the_order_in_which_images_were_seen_does_not_matter() -> None:
     world, predictions = random_world(2, lvis=True)
     backwards = dict(reversed(predictions.items()))
     assert _score(world, predictions) == _score(world, backwards)
+
+
+@pytest.mark.parametrize("kind", [CocoTruth, partial(PascalTruth, rules=VOC)])
+def test_classes_scored_by_two_processes_have_the_same_scores(
+    kind: Callable[[AnnotationFile], Truth], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, predictions = random_world(4, lvis=True)
+    found = Predictions.concatenate(
+        [Predictions.from_instances(image_id, objects, 300) for image_id, objects in predictions.items()]
+    )
+    alone, random_numbers = kind(world.file).score(found, 0), torch.get_rng_state()
+    assert kind(world.file).score(found, 2) == alone
+    assert torch.equal(torch.get_rng_state(), random_numbers)
+
+    def refuse(*arguments: Any) -> None:
+        raise AssertionError("not in this process")
+
+    truth, here = kind(world.file), os.getpid()
+    match = truth.precision
+    monkeypatch.setattr(truth, "precision", lambda *a: refuse() if os.getpid() == here else match(*a))
+    monkeypatch.setattr(scoring, "_A_PROCESS", len(found) // 3)  # so there is work for three
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
+    assert truth.score(found) == alone
+
+
+def test_a_process_that_dies_while_it_scores_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, predictions = random_world(4, lvis=True)
+    truth = CocoTruth(world.file)
+    monkeypatch.setattr(truth, "precision", lambda *arguments: os.kill(os.getpid(), signal.SIGKILL))
+    found = Predictions.concatenate([Predictions.from_instances(i, o, 300) for i, o in predictions.items()])
+    with pytest.raises(UserError, match=r"a process that scores died .* leave it fewer cores"):
+        truth.score(found, 1)
 
 
 def test_a_network_that_finds_nothing_scores_zero_and_classes_without_objects_have_no_score() -> None:
