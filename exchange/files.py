@@ -244,6 +244,13 @@ def remove(path: str) -> None:
         pass
 
 
+def remove_folder(path: str) -> None:
+    """Removes the folder ``path`` with all that is in it; one that is gone already is fine."""
+    filesystem, local = _locate(path)
+    with suppress(FileNotFoundError):
+        filesystem.rm(local, recursive=True)
+
+
 @contextmanager
 def open_to_read(path: str) -> Iterator[BinaryIO]:
     """Yields the file ``path``, which can be read from any place on; raises UserError where there is none."""

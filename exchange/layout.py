@@ -106,6 +106,22 @@ class RunLayout:
         """The polygons of the instances in :meth:`pool_index`, row by row."""
         return files.join(self.root, "pool/index", f"rd{round_:02}.outlines.arrow")
 
+    def pool_parts(self, round_: int) -> str:
+        """The folder of what an import has finished, see diSegmenter/pool/add.py; gone when all of it is."""
+        return files.join(self.root, "pool/index", f"rd{round_:02}.parts")
+
+    def pool_part(self, round_: int, part: int) -> str:
+        """A part of the index that :meth:`pool_index` will be."""
+        return files.join(self.pool_parts(round_), f"{part:06}.arrow")
+
+    def pool_part_outlines(self, round_: int, part: int) -> str:
+        """The polygons of the instances in :meth:`pool_part`."""
+        return files.join(self.pool_parts(round_), f"{part:06}.outlines.arrow")
+
+    def pool_part_done(self, round_: int, part: int) -> str:
+        """What a part was made of, and what was left out; the marker that it is whole."""
+        return files.join(self.pool_parts(round_), f"{part:06}.json")
+
     def pool_rounds(self) -> list[int]:
         """The rounds that have an index."""
         found = (_INDEX.fullmatch(name) for name in files.list_dir(self.pool("index")))

@@ -6,10 +6,9 @@ is the kept rows of several such files. Adding a round writes its own file and t
 
 import bisect
 import functools
-import io
 import itertools
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,8 +106,29 @@ class PoolInstance:
 
 def write_index(layout: RunLayout, round_: int, instances: Sequence[PoolInstance]) -> None:
     """Writes the outlines of one round, then its index, each whole or not at all."""
-    _write(layout.pool_outlines(round_), _OUTLINES, instances)
-    _write(layout.pool_index(round_), _SCHEMA, instances)
+    _write(layout.pool_outlines(round_), _OUTLINES, _batches(_OUTLINES, instances))
+    _write(layout.pool_index(round_), _SCHEMA, _batches(_SCHEMA, instances))
+
+
+def write_part(layout: RunLayout, round_: int, part: int, instances: Sequence[PoolInstance]) -> None:
+    """Writes a part of a round that memory cannot hold; no reader of the pool sees it before :func:`join_parts`."""
+    _write(layout.pool_part_outlines(round_, part), _OUTLINES, _batches(_OUTLINES, instances))
+    _write(layout.pool_part(round_, part), _SCHEMA, _batches(_SCHEMA, instances))
+
+
+def join_parts(layout: RunLayout, round_: int, parts: int) -> int:
+    """Makes the parts 0 … ``parts`` - 1 the index of a round, one after the other; returns the number of rows.
+
+    Raises UserError where a part is missing or damaged.
+    """
+    rows = 0
+    for target, schema, part_of in (
+        (layout.pool_outlines(round_), _OUTLINES, layout.pool_part_outlines),
+        (layout.pool_index(round_), _SCHEMA, layout.pool_part),
+    ):
+        batches = (batch for part in range(parts) for batch in _open(part_of(round_, part), schema))
+        rows = _write(target, schema, batches)
+    return rows
 
 
 class PoolIndex:
@@ -213,12 +233,19 @@ def _values(column: pa.Array) -> list[Any]:
     return list(column.to_numpy().tolist() if pa.types.is_integer(column.type) else column.to_pylist())
 
 
-def _write(path: str, schema: pa.Schema, instances: Sequence[PoolInstance]) -> None:
+def _batches(schema: pa.Schema, instances: Sequence[PoolInstance]) -> list[pa.RecordBatch]:
     columns = {name: [getattr(instance, name) for instance in instances] for name in schema.names}
-    buffer = io.BytesIO()
-    with pa.ipc.new_file(buffer, schema) as writer:
-        writer.write_table(pa.Table.from_pydict(columns, schema=schema), max_chunksize=_ROWS_PER_BATCH)
-    files.write_bytes(path, buffer.getvalue())
+    return list(pa.Table.from_pydict(columns, schema=schema).to_batches(max_chunksize=_ROWS_PER_BATCH))
+
+
+def _write(path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
+    """Writes the batches one by one, and returns the number of rows."""
+    rows = 0
+    with files.atomic_writer(path) as file, pa.ipc.new_file(file, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+            rows += batch.num_rows
+    return rows
 
 
 def _open(path: str, schema: pa.Schema) -> list[pa.RecordBatch]:

@@ -1,8 +1,9 @@
 """Adds finished cut-outs from elsewhere to a pool, as a round of their own."""
 
-import logging
+import hashlib
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,10 +16,10 @@ from exchange import files
 from exchange.errors import UserError
 from exchange.images import BadImage, encode_cutout
 from exchange.layout import RunLayout
-from exchange.pool_index import PoolInstance, write_index
+from exchange.locks import only_one
+from exchange.pool_index import PoolInstance, join_parts, write_part
 
-_CHUNK = 512
-_log = logging.getLogger(__name__)
+_PART = 4096
 
 
 def next_round(layout: RunLayout) -> int:
@@ -33,7 +34,10 @@ def import_round(
     source: str,
     workers: int = 4,
 ) -> tuple[int, list[str]]:
-    """Brings the instances of another pool into this one, as its next round.
+    """Brings the instances of another pool into this one, as its next round, in parts of a few thousand.
+
+    A part that is whole stays when the import is killed, and the next call, which must be for the same pool, goes on
+    behind it. Memory is that of one part.
 
     Args:
         categories: the data set's category records, which the pool keeps.
@@ -41,9 +45,68 @@ def import_round(
 
     Returns:
         How many instances there are now, and a sentence for each one that was left out.
+
+    Raises:
+        UserError: none can be imported, or the import of another pool has not come to its end.
     """
-    round_ = next_round(layout)
+    round_ = _round_to_import(layout)
     counts: Counter[int] = Counter()
+    left_out: list[str] = []
+    parts = 0
+    with (
+        only_one(layout, "import"),
+        ThreadPoolExecutor(workers) as threads,
+        tqdm(desc="import", unit=" instances") as progress,
+    ):
+        for part in _parts(foreign):
+            names = []
+            for instance in part:
+                names.append(layout.instance_name(round_, instance.category_id, counts[instance.category_id]))
+                counts[instance.category_id] += 1
+            left_out += _import_part(layout, round_, parts, names, part, source, threads)
+            parts += 1
+            progress.update(len(part))
+    if len(left_out) == counts.total():
+        files.remove_folder(layout.pool_parts(round_))
+        raise UserError(f"none of {len(left_out)} instances can be imported; the first: {left_out[:1]}")
+    count = join_parts(layout, round_, parts)
+    finish_import(layout, round_, categories)
+    files.remove_folder(layout.pool_parts(round_))
+    return count, left_out
+
+
+def _round_to_import(layout: RunLayout) -> int:
+    """The next round, or the one that an import which was killed has begun."""
+    newest = next_round(layout) - 1
+    begun = newest >= 0 and files.exists(layout.pool_parts(newest))
+    if begun and not files.exists(layout.annotations_done(newest)):  # killed after the index
+        return newest
+    if begun:  # killed after the marker
+        files.remove_folder(layout.pool_parts(newest))
+    return newest + 1
+
+
+def _import_part(
+    layout: RunLayout,
+    round_: int,
+    number: int,
+    names: Sequence[str],
+    part: Sequence[ForeignInstance],
+    source: str,
+    threads: ThreadPoolExecutor,
+) -> list[str]:
+    """Imports a part unless it is there; returns a sentence for each instance that was left out."""
+    done = layout.pool_part_done(round_, number)
+    origins = "".join(f"{instance.category_id} {instance.origin}\n" for instance in part)
+    digest = hashlib.sha256(origins.encode(errors="surrogateescape")).hexdigest()
+    if files.exists(done):
+        record = files.read_json(done)
+        if record["origins"] != digest:
+            raise UserError(
+                f"{layout.pool_parts(round_)} holds a part of another import, which was not finished: call that "
+                "one again, or remove the folder"
+            )
+        return list(record["left_out"])
     rows: list[PoolInstance] = []
     left_out: list[str] = []
 
@@ -53,20 +116,12 @@ def import_round(
         except BadImage as error:
             return str(error)
 
-    with ThreadPoolExecutor(workers) as threads, tqdm(desc="import", unit=" instances") as progress:
-        for chunk in _chunks(foreign):
-            names = []
-            for instance in chunk:
-                names.append(layout.instance_name(round_, instance.category_id, counts[instance.category_id]))
-                counts[instance.category_id] += 1
-            for result in threads.map(add, names, chunk):
-                (rows if isinstance(result, PoolInstance) else left_out).append(result)
-                progress.update()
-    if not rows:
-        raise UserError(f"none of {len(left_out)} instances can be imported; the first: {left_out[:1]}")
-    write_index(layout, round_, sorted(rows, key=lambda row: row.file))
-    finish_import(layout, round_, categories)
-    return len(rows), left_out
+    for result in threads.map(add, names, part):
+        (rows if isinstance(result, PoolInstance) else left_out).append(result)
+    files.flush_all()  # cut-outs, which were not flushed one by one
+    write_part(layout, round_, number, rows)
+    files.write_json(done, {"origins": digest, "left_out": left_out})
+    return left_out
 
 
 def finish_import(layout: RunLayout, round_: int, categories: Sequence[dict[str, Any]]) -> None:
@@ -75,14 +130,10 @@ def finish_import(layout: RunLayout, round_: int, categories: Sequence[dict[str,
     files.write_done(layout.annotations_done(round_))
 
 
-def _chunks(foreign: Iterable[ForeignInstance]) -> Iterable[list[ForeignInstance]]:
-    chunk: list[ForeignInstance] = []
-    for instance in foreign:
-        chunk.append(instance)
-        if len(chunk) == _CHUNK:
-            yield chunk
-            chunk = []
-    yield chunk
+def _parts(foreign: Iterable[ForeignInstance]) -> Iterator[list[ForeignInstance]]:
+    remaining = iter(foreign)
+    while part := list(itertools.islice(remaining, _PART)):
+        yield part
 
 
 def _add(layout: RunLayout, round_: int, name: str, instance: ForeignInstance, source: str) -> PoolInstance:
@@ -91,7 +142,7 @@ def _add(layout: RunLayout, round_: int, name: str, instance: ForeignInstance, s
     found = outline(alpha)
     if not found["segmentation"]:
         raise BadImage(f"{instance.origin} shows no object: nothing has alpha above 0")
-    files.write_bytes(layout.cutout(name), encode_cutout(rgba, alpha, found["bbox"]))
+    files.write_bytes(layout.cutout(name), encode_cutout(rgba, alpha, found["bbox"]), durable=False)
     return PoolInstance(
         file=name,
         round=round_,

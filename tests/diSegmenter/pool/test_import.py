@@ -1,13 +1,19 @@
+import functools
+import itertools
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from diSegmenter.pool import add
 from diSegmenter.pool.add import import_round
-from diSegmenter.pool.foreign import read_coco, read_folders, read_xpaste
+from diSegmenter.pool.foreign import ForeignInstance, read_coco, read_folders, read_xpaste
 from exchange import files
 from exchange.annotations import read_annotations
 from exchange.errors import UserError
-from exchange.images import decode_rgba
+from exchange.images import BadImage, decode_rgba
+from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex
 from tests.diSegmenter.conftest import CATEGORIES, disc_image, png
 
@@ -30,7 +36,7 @@ def imported(layout, foreign):
 
 
 def test_x_pastes_three_kinds_of_paths_come_in(layout, tmp_path, monkeypatch):
-    monkeypatch.setattr(add, "_CHUNK", 2)
+    monkeypatch.setattr(add, "_PART", 2)
     folder = str(tmp_path / "xpaste")
     files.write_bytes(f"{folder}/images/0.png", png(disc_rgba(6, halo=90)))
     files.write_bytes(f"{folder}/images/1.png", png(disc_image(9)))
@@ -55,9 +61,9 @@ def test_a_folder_per_class_comes_in(layout, tmp_path):
     files.write_bytes(f"{root}/blue_disc/a.png", png(disc_rgba(7)))
     files.write_bytes(f"{root}/blue_disc/notes.txt", b"hello")
     index, cutouts, _ = imported(layout, read_folders(root, IDS))
-    assert index.category_ids.tolist() == [3, 7]
-    assert [cutout.shape[0] for cutout in cutouts] == [11, 15]
-    assert (index[0].model, index[0].prompt) == ("test", f"{root}/red disc/b.png")
+    assert index.category_ids.tolist() == [7, 3]
+    assert [cutout.shape[0] for cutout in cutouts] == [15, 11]
+    assert (index[1].model, index[1].prompt) == ("test", f"{root}/red disc/b.png")
 
 
 def test_the_objects_of_a_coco_file_come_in_but_no_crowds(layout, tmp_path):
@@ -98,6 +104,66 @@ def test_a_second_import_is_a_round_of_its_own(layout, tmp_path):
     files.remove(layout.pool_index(0))
     import_round(layout, read_folders(root, IDS), CATEGORIES, "test")
     assert PoolIndex(layout, layout.pool_rounds()).rounds.tolist() == [1, 2]  # nothing is overwritten
+
+
+class Killed(BaseException):
+    """Nothing of ours catches it, as nothing catches SIGKILL."""
+
+
+def discs(loaded):
+    """Seven instances, one of which does not decode; ``loaded`` gets the numbers of those that are looked at."""
+
+    def load(number):
+        loaded.append(number)
+        if number == 4:
+            raise BadImage("number 4 does not decode")
+        return disc_rgba(3 + number)
+
+    return [
+        ForeignInstance(f"disc {n}", CATEGORIES[n % 2]["id"], functools.partial(load, n)) for n in range(7)
+    ]
+
+
+def files_below(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+# Seven cut-outs but one, four parts of three files each, outlines, index, categories, marker.
+@pytest.mark.parametrize("kill", range(1, 6 + 4 * 3 + 4 + 1))
+def test_an_import_killed_after_any_file_goes_on_behind_its_last_whole_part(
+    kill, layout, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(add, "_PART", 2)
+    undisturbed = RunLayout(str(tmp_path / "undisturbed"))
+    expected = import_round(undisturbed, discs([]), CATEGORIES, "test", workers=1)
+    assert expected == (6, ["number 4 does not decode"])
+    written, move = itertools.count(1), os.replace
+
+    def replace(source, target):
+        move(source, target)
+        if next(written) == kill:
+            raise Killed
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(Killed):
+        import_round(layout, discs([]), CATEGORIES, "test", workers=1)
+    whole = len([name for name in files.list_dir(layout.pool_parts(0)) if name.endswith(".json")])
+    loaded = []
+    if not files.exists(layout.annotations_done(0)):
+        assert import_round(layout, discs(loaded), CATEGORIES, "test", workers=1) == expected
+        assert loaded == list(range(7))[2 * whole :]
+    import_round(layout, discs([]), CATEGORIES, "more", workers=1)
+    import_round(undisturbed, discs([]), CATEGORIES, "more", workers=1)
+    assert files_below(Path(layout.root) / "pool") == files_below(Path(undisturbed.root) / "pool")
+
+
+def test_parts_of_another_import_are_not_taken_for_this_one_s(layout, monkeypatch):
+    monkeypatch.setattr(add, "_PART", 2)
+    monkeypatch.setattr(add, "join_parts", lambda *arguments: pytest.fail("killed"))
+    with pytest.raises(pytest.fail.Exception):
+        import_round(layout, discs([]), CATEGORIES, "test")
+    with pytest.raises(UserError, match=r"rd00\.parts holds a part of another import"):
+        import_round(layout, discs([])[1:], CATEGORIES, "test")
 
 
 @pytest.mark.parametrize(
