@@ -2,11 +2,13 @@
 
 import errno
 import logging
+import os
 import sys
 from collections.abc import Callable
 
 from exchange import stopping
 
+STOPPED = "stopped; the same command goes on\n"
 _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
@@ -30,7 +32,9 @@ def run_cli(main: Callable[[], None]) -> None:
                 stopping.kill_children()  # none is left, unless Ctrl-C was pressed again
                 raise
     except stopping.Stopped as stopped:
-        sys.stderr.write("stopped; the same command goes on\n")
+        # torchrun also ends the others so when one of its processes failed, whose sentence shall be the last.
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            sys.stderr.write(STOPPED)
         sys.exit(stopped.exit_code)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")

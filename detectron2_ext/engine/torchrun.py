@@ -1,7 +1,8 @@
 """``torchrun`` for this stage: ``python -m detectron2_ext.engine.torchrun``, with the arguments of ``torchrun``.
 
 Where a process ended with a sentence for the user (exit code 2), this ends with that code and no trace of its own; so
-it does where a signal ended it, which it passes on, and waits for the processes to write a checkpoint.
+it does where a signal ended it, which it passes on, and waits for the processes to write a checkpoint; that it was
+stopped it says once for all of them.
 """
 
 import logging
@@ -10,6 +11,8 @@ import sys
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main
+
+from exchange.errors import STOPPED
 
 
 def run() -> None:
@@ -23,6 +26,7 @@ def run() -> None:
             sys.exit(2)
         raise
     except SignalException as stopped:
+        sys.stderr.write(STOPPED)
         sys.exit(128 + stopped.sigval)
 
 

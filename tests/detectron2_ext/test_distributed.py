@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,17 +18,21 @@ from tests.detectron2_ext.engine.ten_steps import ten_steps
 from tests.detectron2_ext.engine.tiny import TinyLoader, assert_equal_weights
 
 
-def in_two_processes(work: str, folder: str) -> None:
-    """Runs :func:`ten_steps`."""
-    script = REPOSITORY / "tests/detectron2_ext/engine/ten_steps.py"
+def torchrun(module: str, script: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Two processes of ``script``, started by ``module``."""
     path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         place = ["--master-addr", "127.0.0.1", "--master-port", str(probe.getsockname()[1])]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *place]
-    command = [*torchrun, str(script), work, folder]
-    subprocess.run(command, env=environment, check=True, timeout=240)
+    command = [sys.executable, "-m", module, "--nproc-per-node", "2", *place, str(script), *arguments]
+    return subprocess.run(command, env=environment, text=True, timeout=240, **options)
+
+
+def in_two_processes(work: str, folder: str) -> None:
+    """Runs :func:`ten_steps`."""
+    script = REPOSITORY / "tests/detectron2_ext/engine/ten_steps.py"
+    torchrun("torch.distributed.run", script, work, folder, check=True)
 
 
 @pytest.mark.parametrize("work", ["regression", "detector"])
@@ -64,3 +69,32 @@ def test_a_signal_to_one_process_ends_all_after_the_same_iteration_with_a_checkp
     assert [weights["iterations"] for weights in ranks] == [4, 4]
     assert_equal_weights(ranks[0]["shared"], ranks[1]["shared"])
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000003.pth"
+
+
+FAILS_BESIDE_ANOTHER = """
+import os, sys, time
+from pathlib import Path
+from exchange.errors import UserError, run_cli
+
+def main():
+    works = Path(sys.argv[1])
+    if os.environ["RANK"] == "0":
+        works.touch()
+        time.sleep(600)  # until torchrun ends it, since the other failed
+    while not works.exists():
+        time.sleep(0.01)
+    raise UserError("images/2.png does not decode: replace it")
+
+run_cli(main)
+"""
+
+
+def test_the_last_line_is_what_failed_and_not_that_the_other_process_was_stopped_for_it(
+    tmp_path: Path,
+) -> None:
+    script = tmp_path / "fails.py"
+    script.write_text(FAILS_BESIDE_ANOTHER)
+    done = torchrun("detectron2_ext.engine.torchrun", script, str(tmp_path / "works"), capture_output=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "error: images/2.png does not decode: replace it"
+    assert "stopped" not in done.stderr
