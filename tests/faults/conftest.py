@@ -24,6 +24,12 @@ def preloaded() -> ForkServerContext:
             "diSegmenter.segment_round",
             "diSegmenter.foreground",
             "diSegmenter.clip_score",
+            "detectron2_ext.engine.round",
+            "generator.build",
+            "generator.production",
+            "kornia",
+            "matplotlib.backends.backend_agg",
+            "torch.utils.tensorboard",
         ]
     )
     return context
