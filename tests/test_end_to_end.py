@@ -93,6 +93,7 @@ def finished(tmp_path_factory):
     trainer.chmod(0o755)
     done = run_rounds(folder, "--staleness", "0", "--python-trainer", str(trainer))
     assert done.returncode == 0, done.stderr
+    (folder / "said.txt").write_text(done.stderr)
     return folder
 
 
@@ -197,4 +198,5 @@ def test_the_run_has_its_page_with_what_training_saw_and_the_log_of_each_stage(f
     logs = {path.name: path.read_text().splitlines() for path in (run / "logs").iterdir()}
     assert set(logs) == {"generate_0of1.log", "segment_0of1.log", "train.log"}
     assert not [line for lines in logs.values() for line in lines if " ERROR " in line]
+    assert (finished / "said.txt").read_text().count("[rounds] 1 of 2 rounds are done, about ") == 1
     assert status.look(RunLayout(str(run)), time.time(), 900).state == "finished"

@@ -1,6 +1,7 @@
 """Each stage works with what its own requirements file brings, and nothing of the other stages."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -150,17 +151,24 @@ for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
 """
 
 
+@functools.cache
+def parts_of(name: str) -> dict[str, Path]:
+    """The files and folders that a distribution has at the top of an environment; torch lists thousands."""
+    try:
+        distribution = metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return {}
+    tops = {file.parts[0] for file in distribution.files or [] if file.parts[0] != ".."}
+    return {top: Path(distribution.locate_file(top)) for top in tops}
+
+
 def environment_of(stage: str, folder: Path) -> None:
     """Links what the requirements of a stage bring along into ``folder``, as an environment of its own has it."""
     for name in brought_along(listed(stage)):
-        try:
-            distribution = metadata.distribution(name)
-        except metadata.PackageNotFoundError:
-            continue
-        for top in {file.parts[0] for file in distribution.files or [] if file.parts[0] != ".."}:
+        for top, path in parts_of(name).items():
             link = folder / top
             if not link.exists():
-                link.symlink_to(distribution.locate_file(top))
+                link.symlink_to(path)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -222,7 +222,7 @@ def main() -> None:
         Chain("training", training, environment, terminal, say_progress),
     ]
     run_chains(chains)
-    print(f"{rounds} rounds are done: {layout.root}   Report: {layout.report}")
+    print(f"{rounds} round{' is' if rounds == 1 else 's are'} done: {layout.root}   Report: {layout.report}")
 
 
 if __name__ == "__main__":
