@@ -13,12 +13,11 @@ from tqdm import tqdm
 from diSegmenter.annotate import outline
 from diSegmenter.cut_out import CutOut, Cutter
 from exchange import files
+from exchange.cutouts import encode_cutout, is_whole_cutout
 from exchange.errors import UserError
 from exchange.images import (
     BadImage,
-    encode_cutout,
     encode_png,
-    is_whole_cutout,
     read_record,
     read_rgba,
 )

@@ -1,4 +1,4 @@
-"""The images of a pool as files: RGBA pixels out of them, cut-outs, and PNG files that carry a record."""
+"""The images of a pool as files: RGBA pixels out of them, and PNG files that carry a record."""
 
 from __future__ import annotations
 
@@ -75,26 +75,3 @@ def read_record(kind: type[T], path: str) -> T | None:
                 return from_record(kind, record) if file.read() == _PNG_END else None
     except (*_DAMAGES, UserError, KeyError, RecursionError):
         return None
-
-
-def encode_cutout(image: _Pixels, alpha: _Pixels, bbox: list[int]) -> bytes:
-    """The box ``bbox`` (XYWH) of ``image``, uint8 (H, W, 3 or more), with ``alpha`` (H, W), as lossless WebP.
-
-    Method 0 of WebP's encoder decodes twice as fast as PNG and takes less space; the higher ones gain a tenth
-    in size and take thirty times as long. Colours under alpha 0 are kept, since resizing blends them in.
-    """
-    x, y, width, height = bbox
-    window = np.s_[y : y + height, x : x + width]
-    buffer = io.BytesIO()
-    cutout = Image.fromarray(np.dstack([image[window][..., :3], alpha[window]]))
-    cutout.save(buffer, format="WEBP", lossless=True, exact=True, method=0)
-    return buffer.getvalue()
-
-
-def is_whole_cutout(path: str) -> bool:
-    """Whether the WebP file ``path`` is there and as long as it says."""
-    try:
-        data = files.read_bytes(path)
-    except UserError:
-        return False
-    return data[:4] == b"RIFF" and len(data) == 8 + int.from_bytes(data[4:8], "little")

@@ -188,8 +188,14 @@ class PoolIndex:
         place, row = self._locate(index)
         return self._layout.pool(self._batches[place].column("cutout")[row].as_py())
 
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of the cut-out of an instance."""
+        place, row = self._locate(index)
+        *_, width, height = self._batches[place].column("bbox")[row].as_py()
+        return height, width
+
     def read(self, index: int) -> bytes:
-        """The encoded RGBA cut-out of an instance: WebP or PNG, lossless.
+        """The encoded RGBA cut-out of an instance, see exchange/cutouts.py; in old pools it may be a PNG image.
 
         Raises UserError where the file is missing, or the index names a file out of the pool.
         """

@@ -49,14 +49,13 @@ class PoolPaster:
         pasted = []
         for index, area_root, corner in self._plan(scene, k, rng):
             try:
-                cutout = self._pool.load(index)
+                size = draw_object_size(self._pool.size(index), area_root, scene.size, rng)
+                if size is None:
+                    continue
+                cutout = resize_cutout(self._pool.load(index, size), size)
             except BadImage as error:
                 skipped.append(str(error))
                 continue
-            size = draw_object_size(cutout.shape[:2], area_root, scene.size, rng)
-            if size is None:
-                continue
-            cutout = resize_cutout(cutout, size)
             for augment in self._augmentations:
                 cutout = augment(cutout, rng)
             x, y = draw_position(scene.size, cutout.shape[:2], rng) if corner is None else corner

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from detectron2_ext.data.images import decode_rgba, read_gray, read_rgba
 from exchange import files
 from exchange.annotations import read_annotations
+from exchange.cutouts import split_cutout
 from exchange.errors import UserError
 from exchange.images import BadImage
 from exchange.layout import RunLayout
@@ -33,8 +34,14 @@ class Cutouts(Protocol):
     def column(self, name: str) -> np.ndarray:
         """See :meth:`InstancePool.column`."""
 
-    def read(self, index: int) -> np.ndarray:
-        """RGBA uint8 (h, w, 4) of an instance with whatever surrounds it. Raises BadImage."""
+    def size(self, index: int) -> tuple[int, int] | None:
+        """(height, width) of an instance that fills what is kept of it; None where only the pixels can tell."""
+
+    def read(self, index: int, size: tuple[int, int] | None = None) -> np.ndarray:
+        """RGBA uint8 (h, w, 4) of an instance with whatever surrounds it. Raises BadImage.
+
+        One of a known size may come halved, once or more, as long as it is not smaller than ``size``.
+        """
 
 
 class IndexedCutouts:
@@ -59,12 +66,22 @@ class IndexedCutouts:
             )
         return values
 
-    def read(self, index: int) -> np.ndarray:
+    def size(self, index: int) -> tuple[int, int]:
+        return self._index.size(index)
+
+    def read(self, index: int, size: tuple[int, int] | None = None) -> np.ndarray:
         try:
-            data = self._index.read(index)
+            images = split_cutout(self._index.read(index))
         except UserError as error:
             raise BadImage(str(error)) from error
-        return decode_rgba(data, self.name(index))
+        (height, width), chosen = self.size(index), 0
+        while size and chosen + 1 < len(images) and height >= 2 * size[0] and width >= 2 * size[1]:
+            height, width, chosen = height // 2, width // 2, chosen + 1
+        pixels = decode_rgba(images[chosen], self.name(index))
+        if pixels.shape[:2] != (height, width):
+            found = f"{pixels.shape[1]} x {pixels.shape[0]}"
+            raise BadImage(f"{self.name(index)}: {found} pixels, but by the index {width} x {height}")
+        return pixels
 
 
 class ImagesWithMasks:
@@ -110,7 +127,10 @@ class ImagesWithMasks:
     def column(self, name: str) -> np.ndarray:
         raise UserError(f"this pool has no index, hence no {name}: set INPUT.INST_POOL_WEIGHT class")
 
-    def read(self, index: int) -> np.ndarray:
+    def size(self, index: int) -> None:
+        return None
+
+    def read(self, index: int, size: tuple[int, int] | None = None) -> np.ndarray:
         image = read_rgba(self.name(index))
         alpha = read_gray(files.join(self._alpha_folder, self._names[index]))
         if alpha.shape != image.shape[:2]:
@@ -138,7 +158,10 @@ class OpaquePart:
     def column(self, name: str) -> np.ndarray:
         return self._cutouts.column(name)
 
-    def read(self, index: int) -> np.ndarray:
+    def size(self, index: int) -> None:
+        return None
+
+    def read(self, index: int, size: tuple[int, int] | None = None) -> np.ndarray:
         image = self._cutouts.read(index)
         inside = (image[..., 3] > _OPAQUE).astype(np.uint8)
         contours, _ = cv2.findContours(inside, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
@@ -164,16 +187,17 @@ class JoinedCutouts:
     def column(self, name: str) -> np.ndarray:
         return np.concatenate([part.column(name) for part in self._parts])
 
-    def read(self, index: int) -> np.ndarray:
+    def size(self, index: int) -> tuple[int, int] | None:
         part, offset = self._locate(index)
-        return part.read(offset)
+        return part.size(offset)
+
+    def read(self, index: int, size: tuple[int, int] | None = None) -> np.ndarray:
+        part, offset = self._locate(index)
+        return part.read(offset, size)
 
     def _locate(self, index: int) -> tuple[Cutouts, int]:
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         return self._parts[number], index - int(self._starts[number])
-
-
-CACHE_BYTES = 256 * 2**20  # of decoded cut-outs that each loader process keeps
 
 
 class InstancePool:
@@ -183,8 +207,6 @@ class InstancePool:
         cutouts: where they are kept.
         category_ids: sorted ids of the data set, (C,), which give the class indices.
         crop: whether :meth:`load` gives the object's tight box; otherwise all that is kept of it.
-        cache_bytes: how much of decoded cut-outs to keep in memory. A pool that proves larger has none kept: draws
-            without replacement come back to an instance when all others have had their turn.
 
     Raises:
         UserError: an instance is of a category that the data set lacks.
@@ -194,14 +216,7 @@ class InstancePool:
         rounds: see :class:`Cutouts`.
     """
 
-    def __init__(
-        self,
-        cutouts: Cutouts,
-        category_ids: np.ndarray,
-        *,
-        crop: bool = True,
-        cache_bytes: int = CACHE_BYTES,
-    ) -> None:
+    def __init__(self, cutouts: Cutouts, category_ids: np.ndarray, *, crop: bool = True) -> None:
         unknown = np.setdiff1d(cutouts.category_ids, category_ids)
         if len(unknown):
             raise UserError(
@@ -211,8 +226,7 @@ class InstancePool:
         self.categories = np.searchsorted(category_ids, cutouts.category_ids).astype(np.int64)
         self.rounds = cutouts.rounds
         self._cutouts, self._crop = cutouts, crop
-        self._cache: dict[int, np.ndarray] = {}
-        self._cache_limit, self._cache_used = cache_bytes, 0
+        self._decoded: tuple[int, np.ndarray] | None = None  # the last one whose size was to be found out
 
     def __len__(self) -> int:
         return len(self.categories)
@@ -228,20 +242,28 @@ class InstancePool:
         """
         return self._cutouts.column(name)
 
-    def load(self, index: int) -> np.ndarray:
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of the cut-out of an instance. Raises BadImage as :meth:`load`."""
+        known = self._cutouts.size(index)
+        if known is None:
+            self._decoded = index, self._object(index)
+            known = self._decoded[1].shape[:2]
+        return known
+
+    def load(self, index: int, size: tuple[int, int] | None = None) -> np.ndarray:
         """The cut-out of an instance: RGBA uint8 (h, w, 4), alpha 0 outside the object; to be read only.
 
-        Raises BadImage where a file is missing or does not decode, or no pixel belongs to the object.
+        For ``size`` (height, width) it may come halved, once or more, as long as it is not smaller than that:
+        :func:`~detectron2_ext.paste.composite.resize_cutout` makes the same of it.
+
+        Raises BadImage where a file is missing, does not decode or is of another size than its index says, or no
+        pixel belongs to the object.
         """
-        if index in self._cache:
-            return self._cache[index]
-        cutout = self._object(index)
-        self._cache_used += cutout.nbytes
-        if self._cache_used <= self._cache_limit:
-            self._cache[index] = cutout
-        else:
-            self._cache.clear()
-        return cutout
+        if self._cutouts.size(index) is not None:
+            return self._cutouts.read(index, size)
+        if self._decoded and self._decoded[0] == index:
+            return self._decoded[1]
+        return self._object(index)
 
     def _object(self, index: int) -> np.ndarray:
         cutout = self._cutouts.read(index)
@@ -251,6 +273,3 @@ class InstancePool:
         if self._crop:
             cutout = np.ascontiguousarray(cutout[top : top + height, left : left + width])
         return cutout
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": {}, "_cache_used": 0}

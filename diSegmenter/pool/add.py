@@ -13,8 +13,9 @@ from diSegmenter.annotate import outline
 from diSegmenter.pool.annotation_file import write_categories
 from diSegmenter.pool.foreign import ForeignInstance
 from exchange import files
+from exchange.cutouts import encode_cutout
 from exchange.errors import UserError
-from exchange.images import BadImage, encode_cutout
+from exchange.images import BadImage
 from exchange.layout import RunLayout
 from exchange.locks import only_one
 from exchange.pool_index import PoolInstance, join_parts, write_part

@@ -9,8 +9,8 @@ from diSegmenter import finish_round
 from diSegmenter.filter import InstanceFilter
 from diSegmenter.finish_round import JudgedRound, finished_rounds, judge_again, judge_round, write_pool
 from exchange import files
+from exchange.cutouts import encode_cutout
 from exchange.errors import UserError
-from exchange.images import encode_cutout
 from exchange.pool_index import PoolIndex
 from tests.diSegmenter.conftest import CATEGORIES, disc_image, generate, pool_instance
 

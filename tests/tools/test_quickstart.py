@@ -12,8 +12,8 @@ from PIL import Image
 
 from exchange import files
 from exchange.config import flatten, load_config
+from exchange.cutouts import encode_cutout
 from exchange.feedback import Feedback, write_feedback
-from exchange.images import encode_cutout
 from exchange.layout import RunLayout
 from exchange.pool_index import write_index
 from tests.diSegmenter.conftest import CATEGORIES, generate, pool_instance

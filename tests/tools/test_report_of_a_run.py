@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from exchange import files
+from exchange.cutouts import encode_cutout
 from exchange.errors import UserError
-from exchange.images import encode_cutout, encode_png
+from exchange.images import encode_png
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex, write_index
 from tests.diSegmenter.conftest import disc_image

@@ -36,7 +36,6 @@ from tools.benchmarks.paste import write_images, write_instance
 TARGET = 1.05
 _IMAGES, _INSTANCES, _FILES = 100_000, 1_200_000, 4812
 _WORKERS, _BATCH, _WARM, _MEASURED = 2, 16, 120, 500
-_CACHE = 64 * 2**20
 
 
 def measure(device: str) -> dict[str, Any]:
@@ -78,7 +77,7 @@ def _loader(folder: Path) -> DataLoader:
 
     dataset = DetectionDataset(_many_images(write_images(rng, folder)), str(folder))
     images = dataset.trainable_images()
-    pool = InstancePool(IndexedCutouts(layout, rounds), dataset.category_ids, cache_bytes=_CACHE)
+    pool = InstancePool(IndexedCutouts(layout, rounds), dataset.category_ids)
     plan = Scattered(pool.categories, UniformDraws(len(pool), 0, 0), StatisticalSize(class_sizes(dataset)))
     reader = SceneReader(dataset, ResizeCropFlip(640, (0.1, 2.0)))
     mapper = TrainMapper(reader, images, [PoolPaster(pool, plan, [RandomMirror()], [basic])], seed=0)

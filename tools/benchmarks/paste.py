@@ -3,9 +3,8 @@
 The other side decodes, resizes and rasterises, and pastes nothing. The work: 640-pixel training size, JPEGs of
 640 x 480 with 12 polygons each, 1 or 2 of 200 instances of 512 x 512 pixels pasted into each.
 
-``ours`` is the steady state, with the decoded cut-outs in the pool's memory cache. Where a pool does not fit
-into it every cut-out is decoded anew: ``ours_cut_outs_from_webp`` (what stage 2 stores) and
-``ours_images_from_png`` (image and mask as they are generated, what the reference reads).
+``ours`` decodes what stage 2 stores, a cut-out with its halves; ``ours_cut_outs_alone`` what it stored before there
+were halves, ``ours_images_from_png`` image and mask as they are generated, what the reference reads.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from detectron2_ext.paste.pasters import PoolPaster
 from detectron2_ext.paste.plan import Scattered, StatisticalSize, UniformDraws, class_sizes
 from detectron2_ext.paste.pool import ImagesWithMasks, IndexedCutouts, InstancePool
 from exchange import files
-from exchange.images import encode_cutout
+from exchange.cutouts import encode_cutout, split_cutout
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolInstance, write_index
 from tools.benchmarks import times_as_much
@@ -64,7 +63,7 @@ def measure(device: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         sides = _sides(Path(folder))
         for mapper, k in itertools.product(sides.values(), range(_INSTANCES)):
-            mapper[k, k % _IMAGES]  # fills the caches: of files, and of cut-outs
+            mapper[k, k % _IMAGES]  # fills the cache of files
         turns = [_turn(sides, start=turn * _PER_TURN) for turn in range(_TURNS)]
     milliseconds = {name: statistics.median(turn[name] for turn in turns) for name in sides}
     ratio = statistics.median(turn["ours"] / turn["other"] for turn in turns)
@@ -78,7 +77,7 @@ def measure(device: str) -> dict[str, Any]:
 @_one_thread()
 def profile(device: str) -> str:
     """Milliseconds of the processor per image, by function, of three sides; the profiler's own cost is included."""
-    columns = {"other": "no paste", "ours_images_from_png": "paste from PNG", "ours": "paste, cached"}
+    columns = {"other": "no paste", "ours_images_from_png": "paste from PNG", "ours": "paste"}
     table: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         sides = _sides(Path(folder))
@@ -134,13 +133,18 @@ def _sides(folder: Path) -> dict[str, TrainMapper]:
         plan = Scattered(pool.categories, draws, StatisticalSize(class_sizes(dataset)))
         return TrainMapper(reader, images, [PoolPaster(pool, plan, [RandomMirror()], [basic])], seed=0)
 
-    stored, whole = IndexedCutouts(layout, [0]), ImagesWithMasks.of_run(layout, [0])
-    return {
-        "ours": mapper(InstancePool(stored, dataset.category_ids)),
-        "other": mapper(None),
-        "ours_cut_outs_from_webp": mapper(InstancePool(stored, dataset.category_ids, cache_bytes=0)),
-        "ours_images_from_png": mapper(InstancePool(whole, dataset.category_ids, cache_bytes=0)),
+    before = RunLayout(str(folder / "before"))
+    for row in rows:
+        whole, *_ = split_cutout(files.read_bytes(layout.pool(row.cutout)))
+        files.write_bytes(before.pool(row.cutout), whole)
+    write_index(before, 0, rows)
+    pools = {
+        "ours": IndexedCutouts(layout, [0]),
+        "ours_cut_outs_alone": IndexedCutouts(before, [0]),
+        "ours_images_from_png": ImagesWithMasks.of_run(layout, [0]),
     }
+    sides = {name: mapper(InstancePool(cutouts, dataset.category_ids)) for name, cutouts in pools.items()}
+    return {"other": mapper(None), **sides}
 
 
 def write_instance(rng: np.random.Generator, layout: RunLayout, number: int) -> PoolInstance:

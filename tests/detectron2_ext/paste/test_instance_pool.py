@@ -1,16 +1,23 @@
+import dataclasses
+import itertools
 import json
-import weakref
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
+from detectron2_ext.data.images import decode_rgba, read_rgba
+from detectron2_ext.paste import pool as pool_module
 from detectron2_ext.paste.build import build_pool
+from detectron2_ext.paste.composite import resize_cutout
 from detectron2_ext.paste.pool import ImagesWithMasks, IndexedCutouts, InstancePool, JoinedCutouts
+from exchange import files
 from exchange.config import REPOSITORY, load_config
+from exchange.cutouts import encode_cutout, split_cutout
 from exchange.errors import UserError
-from exchange.images import BadImage
+from exchange.images import BadImage, encode_png
+from exchange.pool_index import PoolIndex, write_index
 
 CATEGORY_IDS = np.array([10, 20, 30])
 
@@ -100,16 +107,57 @@ def test_joined_pools_are_one_after_the_other(write_pool, index_of):
     assert joined.name(2) == expected.name(0)
 
 
-def test_decoded_cutouts_stay_in_memory_where_the_pool_fits_and_none_does_where_it_does_not(write_pool):
-    path = write_pool(3)
-    size = sum(read(path).load(index).nbytes for index in range(3))
-    pool, larger = read(path, cache_bytes=size), read(path, cache_bytes=size - 1)
-    first, other = ([one.load(index) for index in range(3)] for one in (pool, larger))
-    assert all(pool.load(index) is first[index] for index in (2, 0, 1))
-    kept = [weakref.ref(cutout) for cutout in other]
-    del other
-    assert [reference() is None for reference in kept] == [True] * 3
-    assert all((larger.load(index) == first[index]).all() for index in range(3))
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (65, 97), (129, 33), (31, 200), (15, 15)])
+def test_a_cutout_of_any_size_is_the_same_from_its_halves_and_nothing_larger_is_decoded(
+    height, width, index_of, write_pool, monkeypatch
+):
+    layout = index_of(write_pool(5))
+    whole = np.random.default_rng(height).integers(0, 256, (height, width, 4), np.uint8)
+    row = dataclasses.replace(PoolIndex(layout, [0])[0], bbox=[0, 0, width, height], area=height * width)
+    write_index(layout, 0, [dataclasses.replace(row, width=width, height=height, segmentation=[])])
+    files.write_bytes(layout.pool(row.cutout), encode_cutout(whole, whole[..., 3], row.bbox))
+    pool = InstancePool(IndexedCutouts(layout, [0]), CATEGORY_IDS)
+    assert pool.size(0) == (height, width)
+    np.testing.assert_array_equal(pool.load(0), whole)
+    decoded = []
+    monkeypatch.setattr(pool_module, "decode_rgba", lambda *a: decoded.append(decode_rgba(*a)) or decoded[-1])
+    for size in itertools.product((5, height // 8, height // 4, height // 2, height, height + 9), repeat=2):
+        size = max(size[0], 1), max(size[1] * width // height, 1)
+        np.testing.assert_array_equal(resize_cutout(pool.load(0, size), size), resize_cutout(whole, size))
+        shape = decoded.pop().shape
+        enough = shape[0] < 2 * size[0] or shape[1] < 2 * size[1]
+        assert enough or min(shape[:2]) < 32
+
+
+def test_a_cutout_without_halves_is_read_as_before(index_of, write_pool):
+    layout = index_of(write_pool(5))
+    pool = InstancePool(IndexedCutouts(layout, [0]), CATEGORY_IDS)
+    whole = pool.load(0)  # a PNG image, as in the oldest pools
+    for size in (None, (5, 5)):
+        np.testing.assert_array_equal(pool.load(0, size), whole)
+    alone, *_ = split_cutout(encode_cutout(whole, whole[..., 3], [0, 0, 31, 31]))
+    files.write_bytes(pool.name(0), alone)
+    np.testing.assert_array_equal(pool.load(0, (5, 5)), whole)
+
+
+def test_a_cutout_of_another_size_than_its_index_says_is_bad(index_of, write_pool):
+    layout = index_of(write_pool(5))
+    pool = InstancePool(IndexedCutouts(layout, [0]), CATEGORY_IDS)
+    height, width = pool.size(0)
+    files.write_bytes(pool.name(0), encode_png(np.zeros((height, width + 1, 4), np.uint8)))
+    with pytest.raises(
+        BadImage, match=rf"{width + 1} x {height} pixels, but by the index {width} x {height}"
+    ):
+        pool.load(0)
+
+
+def test_a_whole_image_is_decoded_once_for_its_size_and_its_pixels(write_pool, monkeypatch):
+    pool = read(write_pool(2))
+    decoded = []
+    monkeypatch.setattr(pool_module, "read_rgba", lambda path: decoded.append(path) or read_rgba(path))
+    for index in (0, 1):
+        assert pool.size(index) == pool.load(index, (5, 5)).shape[:2]
+    assert decoded == [pool.name(0), pool.name(1)]
 
 
 def test_a_damaged_a_missing_and_an_empty_cutout_are_bad(write_pool):

@@ -23,8 +23,9 @@ from diSegmenter.pool.prune import prune_dropped, prune_duplicates, prune_origin
 from diSegmenter.pool.verify import verify
 from exchange import files
 from exchange.annotations import read_annotations
+from exchange.cutouts import encode_cutout
 from exchange.errors import UserError
-from exchange.images import decode_rgba, encode_cutout
+from exchange.images import decode_rgba
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex, write_index
 from tests.diSegmenter.conftest import CATEGORIES, disc_image, pool_instance
