@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,6 +20,7 @@ from faster_coco_eval.core import mask as mask_api
 from faster_coco_eval.core.coco import COCO
 from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 
+from detectron2_ext.evaluation.confusions import TakenFor
 from detectron2_ext.evaluation.predictions import Predictions
 from exchange.annotations import AnnotationFile
 
@@ -35,13 +37,15 @@ class Evaluation:
     """Average precisions in percent, None where there is nothing to average.
 
     ``box`` and ``mask`` hold AP, AP50, AP75, APs, APm, APl and, for LVIS, APr, APc, APf; ``box_ap`` and
-    ``mask_ap`` the AP of each class.
+    ``mask_ap`` the AP of each class. ``confusions``: what the objects of each class were taken for, see
+    :class:`~detectron2_ext.evaluation.confusions.Confusions`; empty where nobody counted it.
     """
 
     box: Summary
     mask: Summary
     box_ap: list[float | None]
     mask_ap: list[float | None]
+    confusions: Sequence[TakenFor] = ()
 
 
 class Truth(ABC):

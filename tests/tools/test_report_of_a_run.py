@@ -107,6 +107,32 @@ def test_the_table_of_classes_lands_as_csv_with_everything_round_by_round(layout
         assert float(row["change"]) == pytest.approx(aps[-1] - aps[0]) and float(row["drift"]) == i / 1000
 
 
+def test_the_table_tells_what_the_objects_of_a_class_are_taken_for_the_most_frequent_first(layout):
+    taken_for = [[1, 12], [3, 4], [None, 2], [2, 1], [4, 1]]
+    content = {"classes": [{"id": 1, "taken_for": taken_for}, {"id": 2, "taken_for": []}]}
+    files.write_json(layout.scores("discs", "model.pth"), content)
+    rows = Rows(page(layout.root)).rows
+    heads, first, second = (
+        next(row for row in rows if row[:2] == start and len(row) > 9)
+        for start in (["class", "group"], ["red disc", "common"], [EVIL, "frequent"])
+    )
+    of_first, of_second = (dict(zip(heads, row, strict=True)) for row in (first, second))
+    assert of_first["recognised %"] == "60"
+    assert of_first["taken for"] == f"blue disc 20 %, nothing 10 %, {EVIL} 5 %"
+    assert of_second["recognised %"] == of_second["taken for"] == ""
+    table = list(csv.DictReader(io.StringIO(Path(f"{layout.root}/report/classes.csv").read_text())))
+    assert [row["recognised %"] for row in table] == ["60.0", "", "", ""]
+    assert table[0]["taken for"] == of_first["taken for"]
+
+
+@pytest.mark.parametrize("content", [[], {}, {"classes": [{"id": 1, "taken_for": [3]}]}])
+def test_scores_that_are_damaged_are_named(content, layout):
+    path = layout.scores("discs", "model.pth")
+    files.write_json(path, content)
+    with pytest.raises(UserError, match=re.escape(path)):
+        page(layout.root)
+
+
 def test_what_comes_from_outside_shows_as_text_on_the_page_and_in_what_it_loads(layout):
     text = page(layout.root)
     found = Rows(text)
