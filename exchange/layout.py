@@ -33,6 +33,10 @@ class RunLayout:
     def pictures_dir(self) -> str:
         return files.join(self.root, "pictures")
 
+    def twins(self, round_: int) -> str:
+        """What some images of a round are without guidance, see exchange/twins.py."""
+        return files.join(self.pictures_dir, f"twins_rd{round_:02}.png")
+
     @property
     def logs_dir(self) -> str:
         """The logs of the stages, see exchange/logs.py."""

@@ -49,7 +49,7 @@ def write_report(roots: Sequence[str], out: str | None = None) -> str:
 
     Raises UserError where a folder holds no run, or a file of it is damaged.
     """
-    from tools.run_report import classes, sprites  # only now, with jinja2: what --help should not take
+    from tools.run_report import classes, sprites, twins  # only now, with jinja2: what --help should not take
     from tools.run_report.content import RunContent
 
     roots = [root.rstrip("/") for root in roots]
@@ -72,9 +72,11 @@ def write_report(roots: Sequence[str], out: str | None = None) -> str:
         "columns": columns,
         "rows": rows,
         "groups": classes.GROUPS,
+        "criteria": {label: run.criterion for label, run in runs.items()},
         "csv": f"{beside}/classes.csv",
         "sprites": sprites,
         "charts": _charts(runs),
+        "twins": {label: twins.read_pairs(run.layout, run.rounds) for label, run in runs.items()},
         "pictures": {label: _training_pictures(run) for label, run in runs.items()},
         "links": {label: _round_reports(run, page) for label, run in runs.items()},
         "settings": _settings(runs),

@@ -3,6 +3,7 @@
 import base64
 import csv
 import dataclasses
+import html
 import io
 import json
 import re
@@ -19,6 +20,7 @@ from exchange.errors import UserError
 from exchange.images import encode_cutout, encode_png
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex, write_index
+from exchange.twins import Twins, write_twins
 from tests.diSegmenter.conftest import disc_image
 from tests.tools.made_up_run import ap_of, write_made_up_run
 from tools import report
@@ -209,6 +211,30 @@ def test_of_an_image_that_is_gone_the_cut_out_is_shown_and_grey_without_it(layou
     gone, cut_out = (sprites._thumbnail(layout, pool, row) for row in (0, 1))
     assert gone.getcolors() == [(sprites.SIDE**2, (200, 200, 200))]
     assert (255, 0, 0) in [colour for _, colour in cut_out.getcolors(1 << 16)]
+
+
+def test_guided_images_stand_beside_their_twins_with_the_criterion_of_both(layout):
+    names = [layout.instance_name(1, i, 2) for i in (1, 2)]
+    grey = [np.full((40, 48, 3), level, np.uint8) for level in (50, 150)]
+    write_twins(layout.twins(1), Twins(names, [0.125, None]), grey)
+    files.remove(layout.raw(names[1]))
+    text = page(layout.root)
+    told = re.sub("<[^>]*>", " ", text[text.index('id="twins"') : text.index('id="training"')])
+    first, second = re.findall(r"(entropy .*\n.*\n.*\n.*)", told)
+    caption = f"red disc : a photo of red disc, seed {2**62 + 2}; at the first guided step 0.500"
+    assert first.split() == ["entropy", "0.125", "entropy", "0.750", *caption.split()]
+    assert html.unescape(second).split()[:4] == ["entropy", "is", "gone", "entropy"]
+    assert EVIL in html.unescape(second)
+    pictures = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(shown))).convert("RGB")).astype(int)
+        for shown in re.findall(r'"data:image/webp;base64,([^"]+)"', text)
+    ]
+    without, guided, other = pictures
+    assert abs(without - 50).max() < 9 and abs(other - 150).max() < 9 and without.shape == (107, 128, 3)
+    assert guided[53, 64, 0] - guided[53, 64, 1] > 90  # a red disc
+    damaged = files.read_bytes(layout.twins(1))[:-20]
+    files.write_bytes(layout.twins(1), damaged)
+    assert 'id="twins"' not in page(layout.root)
 
 
 def test_two_runs_stand_side_by_side_with_their_difference_and_what_they_are_set_to(layout, tmp_path):

@@ -126,6 +126,11 @@ class RunContent:
             self.seconds.setdefault(round_, {}).update(of_round)
 
     @property
+    def criterion(self) -> str:
+        """What guidance ascends."""
+        return str(self.settings.get("GENERATOR.CRITERION", "entropy"))
+
+    @property
     def feedbacks(self) -> list[Feedback]:
         """From the starting weights to the last round."""
         return [f for f in (self.start, *(round_.feedback for round_ in self.rounds)) if f is not None]

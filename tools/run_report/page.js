@@ -56,7 +56,7 @@ function loadSheet(name) {
   return requests.get(name)
 }
 
-function instance(sheet, place, record) {
+function instance(sheet, place, record, criterion) {
   const [, round, prompt, seed, before, after, white, black, reason, guided] = record
   const card = element("div", "", reason ? "instance dropped" : "instance"), facts = element("div", "")
   const thumbnail = element("div", "", "thumbnail")
@@ -66,7 +66,7 @@ function instance(sheet, place, record) {
   facts.append(element("div", `round ${round}, seed ${seed}`))
   if (white !== null || black !== null)
     facts.append(element("div", `CLIP ${white ?? "–"} on white, ${black ?? "–"} on black`))
-  if (before !== null || after !== null) facts.append(element("div", `entropy ${before ?? "–"} → ${after ?? "–"}`))
+  if (before !== null || after !== null) facts.append(element("div", `${criterion} ${before ?? "–"} → ${after ?? "–"}`))
   else if (guided !== null) facts.append(element("div", guided ? "guided" : "not guided"))
   card.append(thumbnail, facts)
   return card
@@ -89,7 +89,7 @@ async function openClass(id) {
     if (SEVERAL && label !== run) instances.append(element("h3", run = label))
     if (!sheet) instances.append(element("p", `${name}.js is missing beside this page: write the report again`))
     else for (const [place, record] of sheet.records.entries())
-      if (record[0] === id) instances.append(instance(sheet, place, record))
+      if (record[0] === id) instances.append(instance(sheet, place, record, CRITERIA[label]))
   }
   if (!names.length) instances.append(element("p", "Nothing was drawn for this class."))
   opened.dataset.ready = id
