@@ -162,8 +162,20 @@ def test_each_instance_is_on_a_sheet_with_what_is_on_record_about_it(layout):
     script = Path(f"{layout.root}/report/A/rd01_000.js").read_text()
     records = json.loads(script.removeprefix("showSheet(").removesuffix(")").split(", ", 1)[1])
     seed = str(2**62 + 1)  # as text: a browser's numbers have 53 bits
-    assert records[0] == [1, 1, "a photo of red disc", seed, 0.5, 0.75, 20.0, 10.0, "CLIP score", True]
-    assert records[1][6:] == [None, 30.0, "", True]
+    assert records[0] == [
+        1,
+        1,
+        "a photo of red disc",
+        seed,
+        0.5,
+        0.75,
+        20.0,
+        10.0,
+        "CLIP score",
+        True,
+        "01_0001_0001.png",
+    ]
+    assert records[1][6:] == [None, 30.0, "", True, "01_0001_0002.png"]
     sheet = np.asarray(Image.open(f"{layout.root}/report/A/rd01_000.webp").convert("RGB")).astype(int)
     assert sheet.shape == (2 * sprites.SIDE, sprites.COLUMNS * sprites.SIDE, 3)
     red = sheet[: sprites.SIDE, :, 0] - sheet[: sprites.SIDE, :, 1] > 90
@@ -193,12 +205,18 @@ def test_sheets_are_drawn_once_and_again_only_where_their_images_changed(layout,
 
 def test_a_round_s_training_images_are_those_drawn_after_it_and_its_report_is_linked(layout):
     for kind, width in (("training", 30), ("data", 20)):
-        picture = encode_png(np.zeros((9, width, 3), np.uint8))
+        record = {"images": [1, 3, 3], "files": ["01_0002_0002.png", "a.png", "<b>"], "categories": [2, 1, 1]}
+        picture = encode_png(np.zeros((9, width, 3), np.uint8), record if kind == "training" else None)
         files.write_bytes(f"{layout.pictures_dir}/{kind}_rd01.png", picture)
     files.write_bytes(f"{layout.pictures_dir}/report_rd01.html", b"")
     text = page(layout.root)
     (shown,) = re.findall(r'"data:image/webp;base64,([^"]+)"', text)
     assert Image.open(io.BytesIO(base64.b64decode(shown))).width == 30
+    pasted = re.findall(r'<span class="pasted">(\d): (.*?)</span>', text)
+    assert pasted == [
+        ("1", '<a href="#class=2">01_0002_0002</a>'),
+        ("3", '<a href="#class=1">a</a>, <a href="#class=1">&lt;b&gt;</a>'),
+    ]
     assert re.findall(r'href="([^"]*report_rd\d+\.html)"', text) == ["pictures/report_rd01.html"]
 
 
