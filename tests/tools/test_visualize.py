@@ -93,12 +93,11 @@ def test_what_was_pasted_is_named_in_the_picture_and_in_its_record(settings, mon
     boxes = torch.tensor([[9.0, 9, 40, 30], [10, 10, 20, 20], [0, 0, 8, 8]])
     instances = SimpleNamespace(gt_boxes=boxes, gt_classes=torch.zeros(3, dtype=torch.int64))
     instances.gt_masks, instances.instance_source = Mock(to_full=lambda: masks), torch.tensor([0, 1, 1])
-    # The first is covered by others and no object any more; the last one was copied from another image.
-    pasted = [
-        PasteInfo(0, (30, 30, 40, 40), 8, 0),
-        PasteInfo(0, (10, 10, 22, 22), 5, 1),
-        PasteInfo(0, (0, 0, 8, 8)),
-    ]
+    # What others cover is no object of the image any more; the last one was copied from another image.
+    covered = [(30, 30, 40, 40), (12, 0, 60, 40), (0, 12, 60, 40), (0, 0, 18, 40), (0, 0, 60, 18)]
+    pasted = [PasteInfo(0, box, index, 0) for index, box in enumerate(covered)]
+    pasted += [PasteInfo(1, (10, 10, 22, 22), 6, 1), PasteInfo(0, (10, 10, 22, 22), 5, 1)]
+    pasted.append(PasteInfo(0, (0, 0, 8, 8)))
     item = {
         "image": torch.zeros(3, 48, 64, dtype=torch.uint8),
         "height": 48,
