@@ -49,7 +49,7 @@ def write_report(roots: Sequence[str], out: str | None = None) -> str:
     """
     from tools.run_report import classes, sprites, twins  # only now, with jinja2: what --help should not take
     from tools.run_report.content import RunContent
-    from tools.run_report.training import training_pictures
+    from tools.run_report.pictures import allocation_pictures, training_pictures
 
     roots = [root.rstrip("/") for root in roots]
     if len(set(roots)) < len(roots):
@@ -76,6 +76,7 @@ def write_report(roots: Sequence[str], out: str | None = None) -> str:
         "sprites": sprites,
         "charts": _charts(runs),
         "twins": {label: twins.read_pairs(run.layout, run.rounds) for label, run in runs.items()},
+        "allocations": {label: allocation_pictures(run.layout, run.rounds) for label, run in runs.items()},
         "pictures": {label: training_pictures(run.layout, run.rounds) for label, run in runs.items()},
         "links": {label: _round_reports(run, page) for label, run in runs.items()},
         "settings": _settings(runs),

@@ -220,6 +220,15 @@ def test_a_round_s_training_images_are_those_drawn_after_it_and_its_report_is_li
     assert re.findall(r'href="([^"]*report_rd\d+\.html)"', text) == ["pictures/report_rd01.html"]
 
 
+def test_how_the_images_of_each_round_were_divided_is_on_the_page(layout):
+    for round_, width in ((0, 20), (1, 30)):
+        picture = encode_png(np.zeros((9, width, 3), np.uint8))
+        files.write_bytes(f"{layout.pictures_dir}/allocation_rd0{round_}.png", picture)
+    shown = re.findall(r'"data:image/webp;base64,([^"]+)" alt="allocation of round (\d)"', page(layout.root))
+    widths = {number: Image.open(io.BytesIO(base64.b64decode(data))).width for data, number in shown}
+    assert widths == {"0": 20, "1": 30}
+
+
 def test_of_an_image_that_is_gone_the_cut_out_is_shown_and_grey_without_it(layout):
     pool = PoolIndex(layout, [0], dropped_too=True)
     for row in (0, 1):

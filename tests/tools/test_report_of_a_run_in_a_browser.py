@@ -116,6 +116,20 @@ return [text.textContent, Math.min(box.left - frame.left, frame.right - box.righ
     assert "0.000384" in dict(told) and all(dict(told).values())
 
 
+def test_what_is_folded_on_the_screen_is_printed(tmp_path):
+    layout = write_made_up_run(tmp_path / "run", NAMES)
+    for width, name in enumerate(
+        ["training_rd00", "training_rd01", "allocation_rd00", "allocation_rd01"], 20
+    ):
+        pixels = np.random.default_rng(width).integers(0, 256, (20, width, 3), np.uint8)
+        files.write_bytes(f"{layout.pictures_dir}/{name}.png", encode_png(pixels))
+    page, pdf = write_report([layout.root]), tmp_path / "page.pdf"
+    command = [BROWSER, *OPTIONS, f"--user-data-dir={tmp_path / 'profile'}", f"--print-to-pdf={pdf}"]
+    subprocess.run([*command, Path(page).as_uri()], check=True, capture_output=True)
+    widths = re.findall(rb"/Subtype /Image\s+/Width (\d+)", pdf.read_bytes())
+    assert sorted(map(int, widths)) == [20, 21, 22, 23]
+
+
 def test_two_runs_are_compared_and_a_class_shows_what_each_drew(tmp_path):
     one, other = (write_made_up_run(tmp_path / name, NAMES, rounds) for name, rounds in (("a", 2), ("b", 1)))
     steps = 'click("difference"); return {order: shown(), opened: await open_(3)}'

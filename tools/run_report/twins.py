@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +14,7 @@ from exchange.layout import RunLayout
 from exchange.manifest import GeneratedInstance
 from exchange.twins import read_twins
 from tools.run_report.content import Round
+from tools.run_report.pictures import data_url
 
 _SIDE = 128  # pixels of a picture
 
@@ -59,8 +58,7 @@ def _guided(layout: RunLayout, file: str) -> str | None:
 
 def _picture(pixels: npt.NDArray[np.uint8]) -> str:
     """An image, uint8 (H, W, 3), within 128 pixels a side, as a data URL."""
-    image, buffer = Image.fromarray(np.ascontiguousarray(pixels)), io.BytesIO()
+    image = Image.fromarray(np.ascontiguousarray(pixels))
     scale = _SIDE / max(image.size)
     width, height = (max(1, round(extent * scale)) for extent in image.size)
-    image.resize((width, height), Image.Resampling.BILINEAR).save(buffer, format="WEBP", quality=75)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_url(image.resize((width, height), Image.Resampling.BILINEAR))
