@@ -24,9 +24,18 @@ class RunLayout:
     def train_dir(self) -> str:
         return files.join(self.root, "train")
 
+    def scores(self, dataset: str, checkpoint: str) -> str:
+        """The scores of the checkpoint in the file ``checkpoint`` on a data set."""
+        name = checkpoint.rsplit("/", 1)[-1].replace("model", "metrics").replace(".pth", ".json")
+        return files.join(self.train_dir, "inference", dataset, name)
+
     @property
     def pictures_dir(self) -> str:
         return files.join(self.root, "pictures")
+
+    def twins(self, round_: int) -> str:
+        """What some images of a round are without guidance, see exchange/twins.py."""
+        return files.join(self.pictures_dir, f"twins_rd{round_:02}.png")
 
     @property
     def logs_dir(self) -> str:

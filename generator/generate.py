@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,7 @@ from generator.plan import PlannedImage, plan_round
 if TYPE_CHECKING:
     import torch
 
+    from generator.guidance import Guidance
     from generator.production import Draw
     from generator.sampling import Sampler
 
@@ -111,6 +112,7 @@ def main() -> None:
     from generator.build import build_guidance, build_prompt_book, build_sampler
     from generator.pipelines import choose_device
     from generator.production import produce
+    from generator.twins import choose_twins, draw_twins
 
     quiet_model_libraries()
     device = torch.device("cpu") if args.dry_run else choose_device(choose_gpu(args.gpu))
@@ -146,9 +148,13 @@ def main() -> None:
             continue
         plan = plan_round(annotations.categories, allocation.images, book, cfg.SEED, round_)
         guide = feedback if cfg.GENERATOR.GUIDANCE_SCALE > 0 else None
-        begin = functools.partial(prepare, cfg, sampler, guide, device)
+        guidance = functools.cache(functools.partial(load_guidance, cfg, guide, device))
+        twins = choose_twins(plan, cfg.GENERATOR.TWINS) if guide is not None and shard.index == 0 else []
+        begin = functools.partial(prepare, cfg, sampler, guidance, twins)
         made = produce(layout, round_, plan, shard, batch_size, cfg.GENERATOR.MODEL, guide is not None, begin)
         _log.info("round %d, shard %s: all %d images are there", round_, shard, len(made.instances))
+        if twins:
+            draw_twins(layout.twins(round_), twins, functools.partial(prepare_twins, sampler, guidance))
 
 
 def can_be_allocated(layout: RunLayout, cfg: CfgNode, round_: int) -> bool:
@@ -200,26 +206,37 @@ def allocation_factors(
     return np.array(feedback.drift, dtype=np.float64), np.array(feedback.mask_ap, dtype=np.float64)
 
 
+def load_guidance(cfg: CfgNode, feedback: Feedback | None, device: torch.device) -> Guidance | None:
+    """Guidance by the network of the feedback, if there is one."""
+    from generator.build import build_guidance, load_classifier, load_gradient_decoder
+
+    if feedback is None:
+        return None
+    classifier = load_classifier(cfg, feedback, device)
+    return build_guidance(cfg, classifier, load_gradient_decoder(cfg, device))
+
+
 def prepare(
     cfg: CfgNode,
     sampler: Sampler,
-    feedback: Feedback | None,
-    device: torch.device,
+    guidance: Callable[[], Guidance | None],
+    twins: Sequence[PlannedImage],
     images: Sequence[PlannedImage],
 ) -> Draw:
-    """Loads what these images are drawn with; guided by the network of the feedback, if there is one.
+    """Loads what these images are drawn with, ``guidance`` among it, and their ``twins`` later on.
 
     What can fail has not failed then: the run folder is that of these settings.
     """
-    from generator.build import build_guidance, load_classifier, load_gradient_decoder
-
-    sampler.prepare(images)
-    guidance = None
-    if feedback is not None:
-        classifier = load_classifier(cfg, feedback, device)
-        guidance = build_guidance(cfg, classifier, load_gradient_decoder(cfg, device))
+    sampler.prepare([*images, *twins])
+    steering = guidance()
     claim_run(cfg, trains=False)
-    return functools.partial(sampler.sample, guidance=guidance)
+    return functools.partial(sampler.sample, guidance=steering)
+
+
+def prepare_twins(sampler: Sampler, guidance: Callable[[], Guidance], images: Sequence[PlannedImage]) -> Draw:
+    """The same for twins: guidance that looks and does not shift, so that it tells its criterion of them, too."""
+    sampler.prepare(images)
+    return functools.partial(sampler.sample, guidance=dataclasses.replace(guidance(), scale=0.0))
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def write_overview(cfg: CfgNode, layout: RunLayout, summary: dict[str, Any], pat
     _draw_generated(generated, cfg, layout, last)
     generated.suptitle("1, 2  drawn where the segmenter is uncertain, cut out")
     axes = training.subplots()
-    axes.imshow(sheets.training_sheet(cfg, layout, last, _NUM_TRAINING))
+    axes.imshow(sheets.training_sheet(cfg, layout, last, _NUM_TRAINING)[0])
     axes.axis("off")
     training.suptitle("3  pasted into training images")
     _draw_gain(gain, summary)

@@ -8,8 +8,6 @@ report/ (comparison.html and comparison/ for several runs). The page opens from 
 from __future__ import annotations
 
 import argparse
-import base64
-import io
 import itertools
 import os
 import sys
@@ -49,8 +47,9 @@ def write_report(roots: Sequence[str], out: str | None = None) -> str:
 
     Raises UserError where a folder holds no run, or a file of it is damaged.
     """
-    from tools.run_report import classes, sprites  # only now, with jinja2: what --help should not take
+    from tools.run_report import classes, sprites, twins  # only now, with jinja2: what --help should not take
     from tools.run_report.content import RunContent
+    from tools.run_report.pictures import allocation_pictures, training_pictures
 
     roots = [root.rstrip("/") for root in roots]
     if len(set(roots)) < len(roots):
@@ -72,10 +71,13 @@ def write_report(roots: Sequence[str], out: str | None = None) -> str:
         "columns": columns,
         "rows": rows,
         "groups": classes.GROUPS,
+        "criteria": {label: run.criterion for label, run in runs.items()},
         "csv": f"{beside}/classes.csv",
         "sprites": sprites,
         "charts": _charts(runs),
-        "pictures": {label: _training_pictures(run) for label, run in runs.items()},
+        "twins": {label: twins.read_pairs(run.layout, run.rounds) for label, run in runs.items()},
+        "allocations": {label: allocation_pictures(run.layout, run.rounds) for label, run in runs.items()},
+        "pictures": {label: training_pictures(run.layout, run.rounds) for label, run in runs.items()},
         "links": {label: _round_reports(run, page) for label, run in runs.items()},
         "settings": _settings(runs),
     }
@@ -131,24 +133,6 @@ def _charts(runs: Mapping[str, Any]) -> list[Any]:
     charts = [Chart("AP", ap, when), Chart("APr, rare classes", ap_r, when)]
     charts += [Chart("loss by iteration", loss), Chart("learning rate by iteration", rate)]
     return [chart for chart in charts if chart.lines]
-
-
-def _training_pictures(run: Any) -> dict[int, str]:
-    """The sheets of training images that there are, by round, as data URLs."""
-    from PIL import Image
-
-    found = {}
-    for round_ in run.rounds:
-        names = (f"{kind}_rd{round_.number:02}.png" for kind in ("training", "data"))
-        paths = [files.join(run.layout.pictures_dir, name) for name in names]
-        path = next((path for path in paths if files.exists(path)), None)
-        if path is None:
-            continue
-        buffer = io.BytesIO()
-        with Image.open(io.BytesIO(files.read_bytes(path))) as picture:
-            picture.convert("RGB").save(buffer, format="WEBP", quality=75)
-        found[round_.number] = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return found
 
 
 def _round_reports(run: Any, page: str) -> dict[int, str]:

@@ -9,6 +9,7 @@ it is given here) finds in them, a colour for each class.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -56,12 +57,15 @@ def main() -> None:
     layout = run_layout(cfg)
     if args.what == "data":
         round_ = max(layout.pool_rounds(), default=0) if args.round is None else args.round
-        name, sheet = f"data_rd{round_:02}.png", sheets.training_sheet(cfg, layout, round_, args.num)
+        name = f"data_rd{round_:02}.png"
+        sheet, pasted = sheets.training_sheet(cfg, layout, round_, args.num)
+        record = dataclasses.asdict(pasted)
     else:
         checkpoint = _checkpoint(cfg, layout, given="MODEL.WEIGHTS" in args.opts[::2])
-        name, sheet = "predictions.png", sheets.prediction_sheet(cfg, checkpoint, args.num, args.score)
+        name, record = "predictions.png", None
+        sheet = sheets.prediction_sheet(cfg, checkpoint, args.num, args.score)
     path = args.out or files.join(layout.pictures_dir, name)
-    files.write_bytes(path, encode_png(np.asarray(sheet)))
+    files.write_bytes(path, encode_png(np.asarray(sheet), record))
     print(path)
 
 

@@ -190,9 +190,7 @@ class TrainingRun:
 
     def _scores(self, name: str) -> str:
         """Where the scores of the present state on the set ``name`` stay."""
-        checkpoint = self._checkpoints.path(self._state.iteration).rsplit("/", 1)[1]
-        scores = checkpoint.replace("model", "metrics").replace(".pth", ".json")
-        return files.join(self._layout.train_dir, "inference", name, scores)
+        return self._layout.scores(name, self._checkpoints.path(self._state.iteration))
 
     def _validate(self, round_: int, names: Sequence[str]) -> list[Evaluation | None]:
         """The scores of the present state on the sets ``names``; None each but in the first process."""

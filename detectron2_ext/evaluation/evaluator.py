@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from detectron2_ext.data.dataset import DetectionDataset
 from detectron2_ext.data.loader import Batch, build_test_loader
 from detectron2_ext.distributed import Ranks
+from detectron2_ext.evaluation.confusions import Confusions
 from detectron2_ext.evaluation.pascal import OPEN_IMAGES, VOC, PascalTruth, read_ancestors
 from detectron2_ext.evaluation.predictions import Predictions
 from detectron2_ext.evaluation.scoring import CocoTruth, Evaluation, Truth
@@ -112,9 +114,9 @@ def evaluate_model(
         The scores in the first process, None in the others.
     """
     result_file = files.join(folder, f"{truth.kind}_instances_results.json")
-    part_file, judged_file = (
+    part_file, judged_file, confusions_file = (
         [files.join(folder, f"part{rank}.{suffix}") for rank in range(ranks.world_size)]
-        for suffix in ("json", "npz")
+        for suffix in ("json", "npz", "npy")
     )
     part_file[0] = result_file
     with files.atomic_writer(part_file[ranks.rank]) as part:
@@ -123,7 +125,9 @@ def evaluate_model(
         records = _Records(part, truth, max_detections)
         judged = _predict(model, loader, records, ranks)
         files.write_bytes(judged_file[ranks.rank], judged.to_bytes())
-        if ranks.is_first:
+        if not ranks.is_first:
+            files.write_bytes(confusions_file[ranks.rank], records.confusions.to_bytes())
+        else:
             ranks.barrier()
             _append_parts(part, part_file[1:], records.empty)
             part.write(b"]")
@@ -131,10 +135,12 @@ def evaluate_model(
         ranks.barrier()  # after its part is whole
         return None
     predictions = Predictions.concatenate([Predictions.from_bytes(files.read_bytes(p)) for p in judged_file])
-    for path in part_file[1:] + judged_file:
+    for path in confusions_file[1:]:
+        records.confusions.add_bytes(files.read_bytes(path))
+    for path in part_file[1:] + judged_file + confusions_file[1:]:
         files.remove(path)
     _log.info("scoring %d judged objects in %d images", len(predictions), len(truth.images))
-    return truth.score(predictions)
+    return dataclasses.replace(truth.score(predictions), confusions=records.confusions.by_class())
 
 
 def _predict(model: Detector, loader: Loader, records: _Records, ranks: Ranks) -> Predictions:
@@ -156,16 +162,19 @@ def _predict(model: Detector, loader: Loader, records: _Records, ranks: Ranks) -
 
 
 class _Records:
-    """Writes the predictions of one process as JSON, without the brackets around them, and keeps the ``judged``."""
+    """Writes the predictions of one process as JSON, without the brackets around them; keeps the ``judged`` and the
+    ``confusions``."""
 
     def __init__(self, part: BinaryIO, truth: Truth, max_detections: int) -> None:
         self.judged: list[Predictions] = []
+        self.confusions = Confusions(truth.annotations)
         self._part, self._truth, self._max_detections = part, truth, max_detections
         self.empty = True
 
     def add(self, image_ids: Sequence[int], found: Sequence[Instances]) -> None:
         for image_id, instances in zip(image_ids, found, strict=True):
             predictions = Predictions.from_instances(image_id, instances, self._max_detections)
+            self.confusions.add(image_id, predictions)
             if len(predictions):
                 lines = ",\n".join(predictions.to_json(self._truth.category_ids))
                 self._part.write((b"" if self.empty else b",\n") + lines.encode())
@@ -217,11 +226,15 @@ def explain_nothing(evaluation: Evaluation) -> str | None:
 
 
 def as_json(evaluation: Evaluation, annotations: AnnotationFile, **context: Any) -> dict[str, Any]:
-    """All scores, per class too, with ``context`` (such as the checkpoint) in front."""
+    """All scores, per class too, with ``context`` (such as the checkpoint) in front. ``taken_for`` of a class: pairs of
+    a category id (None: of none) and how many of its objects were taken for that, most first."""
+    ids: dict[int | None, int | None] = dict(enumerate(annotations.category_ids.tolist()))
     per_class = [
         {"id": category["id"], "name": category["name"], "box_ap": box_ap, "mask_ap": mask_ap}
         for category, box_ap, mask_ap in zip(
             annotations.categories, evaluation.box_ap, evaluation.mask_ap, strict=True
         )
     ]
+    for of_class, taken_for in zip(per_class, evaluation.confusions, strict=False):
+        of_class["taken_for"] = [[ids.get(index), count] for index, count in taken_for.items()]
     return {**context, "box": evaluation.box, "mask": evaluation.mask, "classes": per_class}

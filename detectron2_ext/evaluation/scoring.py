@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from detectron2_ext.data.loader import load_batches, start_worker
+from detectron2_ext.evaluation.confusions import TakenFor
 from detectron2_ext.evaluation.predictions import Predictions
 from exchange.annotations import AnnotationFile
 
@@ -42,13 +43,15 @@ class Evaluation:
     """Average precisions in percent, None where there is nothing to average.
 
     ``box`` and ``mask`` hold AP, AP50, AP75, APs, APm, APl and, for LVIS, APr, APc, APf; ``box_ap`` and
-    ``mask_ap`` the AP of each class.
+    ``mask_ap`` the AP of each class. ``confusions``: what the objects of each class were taken for, see
+    :class:`~detectron2_ext.evaluation.confusions.Confusions`; empty where nobody counted it.
     """
 
     box: Summary
     mask: Summary
     box_ap: list[float | None]
     mask_ap: list[float | None]
+    confusions: Sequence[TakenFor] = ()
 
 
 class Truth(ABC):

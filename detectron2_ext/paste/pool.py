@@ -31,6 +31,9 @@ class Cutouts(Protocol):
     def name(self, index: int) -> str:
         """Path of an instance, to name it to a person."""
 
+    def file(self, index: int) -> str:
+        """Name of an instance, as stage 1 gave it."""
+
     def column(self, name: str) -> np.ndarray:
         """See :meth:`InstancePool.column`."""
 
@@ -53,6 +56,9 @@ class IndexedCutouts:
 
     def name(self, index: int) -> str:
         return self._index.name(index)
+
+    def file(self, index: int) -> str:
+        return self._index[index].file
 
     def column(self, name: str) -> np.ndarray:
         if name not in ("clip_white", "clip_black", "area"):
@@ -124,6 +130,9 @@ class ImagesWithMasks:
     def name(self, index: int) -> str:
         return files.join(self._raw_folder, self._names[index])
 
+    def file(self, index: int) -> str:
+        return self._names[index]
+
     def column(self, name: str) -> np.ndarray:
         raise UserError(f"this pool has no index, hence no {name}: set INPUT.INST_POOL_WEIGHT class")
 
@@ -155,6 +164,9 @@ class OpaquePart:
     def name(self, index: int) -> str:
         return self._cutouts.name(index)
 
+    def file(self, index: int) -> str:
+        return self._cutouts.file(index)
+
     def column(self, name: str) -> np.ndarray:
         return self._cutouts.column(name)
 
@@ -183,6 +195,10 @@ class JoinedCutouts:
     def name(self, index: int) -> str:
         part, offset = self._locate(index)
         return part.name(offset)
+
+    def file(self, index: int) -> str:
+        part, offset = self._locate(index)
+        return part.file(offset)
 
     def column(self, name: str) -> np.ndarray:
         return np.concatenate([part.column(name) for part in self._parts])
@@ -234,6 +250,10 @@ class InstancePool:
     def name(self, index: int) -> str:
         """Path of an instance."""
         return self._cutouts.name(index)
+
+    def file(self, index: int) -> str:
+        """Name of an instance, as stage 1 gave it."""
+        return self._cutouts.file(index)
 
     def column(self, name: str) -> np.ndarray:
         """A number that the index has for each instance (``clip_white``, ``area``, …): float64 (N,).

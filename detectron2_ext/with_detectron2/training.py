@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import time
@@ -24,6 +25,7 @@ from detectron2_ext.engine.loop import is_due, mixed_precision, seed_iteration
 from detectron2_ext.engine.optimizer import Clip, build_clip
 from detectron2_ext.engine.state import TrainingState
 from detectron2_ext.evaluation import Evaluation
+from detectron2_ext.evaluation.confusions import Confusions
 from detectron2_ext.evaluation.evaluator import as_json, read_test_set
 from detectron2_ext.evaluation.predictions import Predictions
 from detectron2_ext.evaluation.scoring import CocoTruth
@@ -209,7 +211,9 @@ def validate(
         return None
     _log.info("Detectron2's scores on %s: %s", name, scores)
     written = files.read_json(files.join(target, f"{truth.kind}_instances_results.json"))
-    evaluation = truth.score(Predictions.from_json(written, truth.category_ids))
+    predictions, confusions = Predictions.from_json(written, truth.category_ids), Confusions(annotations)
+    confusions.add_all(predictions)
+    evaluation = dataclasses.replace(truth.score(predictions), confusions=confusions.by_class())
     report = as_json(evaluation, annotations, dataset=name, **context) | {"detectron2": scores}
     files.write_json(files.join(target, "metrics.json"), report)
     return evaluation

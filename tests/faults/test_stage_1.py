@@ -20,6 +20,7 @@ FOUR = {"categories": [1, 2, 5, 9], "box_ap": [9.0] * 4, "mask_ap": [9.0] * 4, "
 def options(world) -> list[str]:
     """A round without guidance and one with, in batches of two."""
     settings = {"GENERATOR.BATCH_SIZE": 2, "GENERATOR.GUIDANCE_SCALE": 0.1, "FEEDBACK.FROM_ROUND": 1}
+    settings["GENERATOR.TWINS"] = 2
     overrides = [text for setting in settings.items() for text in map(str, setting)]
     return ["--config", str(world.config), "--round", "2", *overrides]
 
@@ -42,10 +43,12 @@ def test_killed_twenty_times_it_ends_in_the_same_pool(world, options, preloaded)
     layout = RunLayout(str(world.run))
     write_feedback(layout, dataclasses.replace(FEEDBACK, round=0, **FOUR))
     draw(options)
-    whole, listed = images(layout), manifests(layout)
+    whole, listed, twins = images(layout), manifests(layout), files.read_bytes(layout.twins(1))
     assert len(whole) == 24 and {i.guided for m in listed for i in m.instances} == {False, True}
     shutil.rmtree(layout.pool("raw"))
+    files.remove(layout.twins(1))
 
     assert kill_repeatedly(preloaded, draw, options, furthest=8) >= KILLS
     assert images(layout) == whole and manifests(layout) == listed
+    assert files.read_bytes(layout.twins(1)) == twins
     assert all(is_complete(read_round(layout, round_)) for round_ in (0, 1))

@@ -53,6 +53,7 @@ def world(tmp_path: Path, saved_sd3: Path) -> SimpleNamespace:
             "STEPS": 2,
             "PER_CLASS": 3,
             "BATCH_SIZE": 4,
+            "TWINS": 0,
         },
     }
     config = tmp_path / "tiny.yaml"

@@ -3,6 +3,7 @@
 import base64
 import csv
 import dataclasses
+import html
 import io
 import json
 import re
@@ -20,6 +21,7 @@ from exchange.errors import UserError
 from exchange.images import encode_png
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex, write_index
+from exchange.twins import Twins, write_twins
 from tests.diSegmenter.conftest import disc_image
 from tests.tools.made_up_run import ap_of, write_made_up_run
 from tools import report
@@ -108,6 +110,32 @@ def test_the_table_of_classes_lands_as_csv_with_everything_round_by_round(layout
         assert float(row["change"]) == pytest.approx(aps[-1] - aps[0]) and float(row["drift"]) == i / 1000
 
 
+def test_the_table_tells_what_the_objects_of_a_class_are_taken_for_the_most_frequent_first(layout):
+    taken_for = [[1, 12], [3, 4], [None, 2], [2, 1], [4, 1]]
+    content = {"classes": [{"id": 1, "taken_for": taken_for}, {"id": 2, "taken_for": []}]}
+    files.write_json(layout.scores("discs", "model.pth"), content)
+    rows = Rows(page(layout.root)).rows
+    heads, first, second = (
+        next(row for row in rows if row[:2] == start and len(row) > 9)
+        for start in (["class", "group"], ["red disc", "common"], [EVIL, "frequent"])
+    )
+    of_first, of_second = (dict(zip(heads, row, strict=True)) for row in (first, second))
+    assert of_first["recognised %"] == "60"
+    assert of_first["taken for"] == f"blue disc 20 %, nothing 10 %, {EVIL} 5 %"
+    assert of_second["recognised %"] == of_second["taken for"] == ""
+    table = list(csv.DictReader(io.StringIO(Path(f"{layout.root}/report/classes.csv").read_text())))
+    assert [row["recognised %"] for row in table] == ["60.0", "", "", ""]
+    assert table[0]["taken for"] == of_first["taken for"]
+
+
+@pytest.mark.parametrize("content", [[], {}, {"classes": [{"id": 1, "taken_for": [3]}]}])
+def test_scores_that_are_damaged_are_named(content, layout):
+    path = layout.scores("discs", "model.pth")
+    files.write_json(path, content)
+    with pytest.raises(UserError, match=re.escape(path)):
+        page(layout.root)
+
+
 def test_what_comes_from_outside_shows_as_text_on_the_page_and_in_what_it_loads(layout):
     text = page(layout.root)
     found = Rows(text)
@@ -135,8 +163,20 @@ def test_each_instance_is_on_a_sheet_with_what_is_on_record_about_it(layout):
     script = Path(f"{layout.root}/report/A/rd01_000.js").read_text()
     records = json.loads(script.removeprefix("showSheet(").removesuffix(")").split(", ", 1)[1])
     seed = str(2**62 + 1)  # as text: a browser's numbers have 53 bits
-    assert records[0] == [1, 1, "a photo of red disc", seed, 0.5, 0.75, 20.0, 10.0, "CLIP score", True]
-    assert records[1][6:] == [None, 30.0, "", True]
+    assert records[0] == [
+        1,
+        1,
+        "a photo of red disc",
+        seed,
+        0.5,
+        0.75,
+        20.0,
+        10.0,
+        "CLIP score",
+        True,
+        "01_0001_0001.png",
+    ]
+    assert records[1][6:] == [None, 30.0, "", True, "01_0001_0002.png"]
     sheet = np.asarray(Image.open(f"{layout.root}/report/A/rd01_000.webp").convert("RGB")).astype(int)
     assert sheet.shape == (2 * sprites.SIDE, sprites.COLUMNS * sprites.SIDE, 3)
     red = sheet[: sprites.SIDE, :, 0] - sheet[: sprites.SIDE, :, 1] > 90
@@ -166,13 +206,28 @@ def test_sheets_are_drawn_once_and_again_only_where_their_images_changed(layout,
 
 def test_a_round_s_training_images_are_those_drawn_after_it_and_its_report_is_linked(layout):
     for kind, width in (("training", 30), ("data", 20)):
-        picture = encode_png(np.zeros((9, width, 3), np.uint8))
+        record = {"images": [1, 3, 3], "files": ["01_0002_0002.png", "a.png", "<b>"], "categories": [2, 1, 1]}
+        picture = encode_png(np.zeros((9, width, 3), np.uint8), record if kind == "training" else None)
         files.write_bytes(f"{layout.pictures_dir}/{kind}_rd01.png", picture)
     files.write_bytes(f"{layout.pictures_dir}/report_rd01.html", b"")
     text = page(layout.root)
     (shown,) = re.findall(r'"data:image/webp;base64,([^"]+)"', text)
     assert Image.open(io.BytesIO(base64.b64decode(shown))).width == 30
+    pasted = re.findall(r'<span class="pasted">(\d): (.*?)</span>', text)
+    assert pasted == [
+        ("1", '<a href="#class=2">01_0002_0002</a>'),
+        ("3", '<a href="#class=1">a</a>, <a href="#class=1">&lt;b&gt;</a>'),
+    ]
     assert re.findall(r'href="([^"]*report_rd\d+\.html)"', text) == ["pictures/report_rd01.html"]
+
+
+def test_how_the_images_of_each_round_were_divided_is_on_the_page(layout):
+    for round_, width in ((0, 20), (1, 30)):
+        picture = encode_png(np.zeros((9, width, 3), np.uint8))
+        files.write_bytes(f"{layout.pictures_dir}/allocation_rd0{round_}.png", picture)
+    shown = re.findall(r'"data:image/webp;base64,([^"]+)" alt="allocation of round (\d)"', page(layout.root))
+    widths = {number: Image.open(io.BytesIO(base64.b64decode(data))).width for data, number in shown}
+    assert widths == {"0": 20, "1": 30}
 
 
 def test_of_an_image_that_is_gone_the_cut_out_is_shown_and_grey_without_it(layout):
@@ -184,6 +239,30 @@ def test_of_an_image_that_is_gone_the_cut_out_is_shown_and_grey_without_it(layou
     gone, cut_out = (sprites._thumbnail(layout, pool, row) for row in (0, 1))
     assert gone.getcolors() == [(sprites.SIDE**2, (200, 200, 200))]
     assert (255, 0, 0) in [colour for _, colour in cut_out.getcolors(1 << 16)]
+
+
+def test_guided_images_stand_beside_their_twins_with_the_criterion_of_both(layout):
+    names = [layout.instance_name(1, i, 2) for i in (1, 2)]
+    grey = [np.full((40, 48, 3), level, np.uint8) for level in (50, 150)]
+    write_twins(layout.twins(1), Twins(names, [0.125, None]), grey)
+    files.remove(layout.raw(names[1]))
+    text = page(layout.root)
+    told = re.sub("<[^>]*>", " ", text[text.index('id="twins"') : text.index('id="training"')])
+    first, second = re.findall(r"(entropy .*\n.*\n.*\n.*)", told)
+    caption = f"red disc : a photo of red disc, seed {2**62 + 2}; at the first guided step 0.500"
+    assert first.split() == ["entropy", "0.125", "entropy", "0.750", *caption.split()]
+    assert html.unescape(second).split()[:4] == ["entropy", "is", "gone", "entropy"]
+    assert EVIL in html.unescape(second)
+    pictures = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(shown))).convert("RGB")).astype(int)
+        for shown in re.findall(r'"data:image/webp;base64,([^"]+)"', text)
+    ]
+    without, guided, other = pictures
+    assert abs(without - 50).max() < 9 and abs(other - 150).max() < 9 and without.shape == (107, 128, 3)
+    assert guided[53, 64, 0] - guided[53, 64, 1] > 90  # a red disc
+    damaged = files.read_bytes(layout.twins(1))[:-20]
+    files.write_bytes(layout.twins(1), damaged)
+    assert 'id="twins"' not in page(layout.root)
 
 
 def test_two_runs_stand_side_by_side_with_their_difference_and_what_they_are_set_to(layout, tmp_path):

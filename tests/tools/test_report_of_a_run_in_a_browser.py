@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from exchange import files
 from exchange.images import encode_png
@@ -49,7 +50,7 @@ addEventListener("load", async () => {
 })</script>"""
 
 
-def use(page: str, steps: str, folder: Path) -> Any:
+def use(page: str, steps: str, folder: Path, *options: str) -> Any:
     """What the steps, JavaScript with the functions of TELL, return in a browser in which nothing goes wrong."""
     text = Path(page).read_text()
     copy = Path(page).with_name("used.html")
@@ -57,6 +58,7 @@ def use(page: str, steps: str, folder: Path) -> Any:
     command = [
         BROWSER,
         *OPTIONS,
+        *options,
         f"--user-data-dir={folder / 'profile'}",
         "--virtual-time-budget=60000",
         "--dump-dom",
@@ -71,7 +73,9 @@ def use(page: str, steps: str, folder: Path) -> Any:
 
 def test_a_page_is_sorted_filtered_and_a_class_opened(tmp_path):
     layout = write_made_up_run(tmp_path / "run", NAMES)
-    files.write_bytes(f"{layout.pictures_dir}/training_rd01.png", encode_png(np.zeros((9, 9, 3), np.uint8)))
+    pasted = {"images": [3], "files": [layout.instance_name(1, 2, 2)], "categories": [2]}
+    picture = encode_png(np.zeros((9, 9, 3), np.uint8), pasted)
+    files.write_bytes(f"{layout.pictures_dir}/training_rd01.png", picture)
     steps = """
 const asked = document.querySelectorAll("script[src]").length
 const before = {names: shown(), asked, pictures: document.images.length}
@@ -95,8 +99,35 @@ return {before, gained, lost, named, blue, frequent, opened: await open_(2)}"""
     ):
         assert part in dropped
     assert "kept" in kept and "CLIP – on white, 30 on black" in kept
+    assert "pasted into training image 3 of round 1" in kept and "pasted" not in dropped
     sheets = [f"report/A/rd0{round_}_000" for round_ in (0, 1)]
     assert sorted(opened["sheets"]) == [[name, True, sprites.COLUMNS * sprites.SIDE] for name in sheets]
+
+
+@pytest.mark.parametrize("width", [400, 500, 1400])
+def test_the_numbers_at_the_axes_are_shown_whole_at_any_width(width, tmp_path):
+    layout = write_made_up_run(tmp_path / "run", NAMES)
+    metrics = [{"iteration": n, "lr": 0.000384 / n, "total_loss": 0.000388 * n} for n in range(1, 20)]
+    files.write_bytes(f"{layout.train_dir}/metrics.json", "\n".join(map(json.dumps, metrics)).encode())
+    steps = """return [...document.querySelectorAll("svg text")].map(text => {
+const box = text.getBoundingClientRect(), frame = text.ownerSVGElement.getBoundingClientRect()
+return [text.textContent, Math.min(box.left - frame.left, frame.right - box.right) >= 0] })"""
+    told = use(write_report([layout.root]), steps, tmp_path, f"--window-size={width},900")
+    assert "0.000384" in dict(told) and all(dict(told).values())
+
+
+def test_what_is_folded_on_the_screen_is_printed(tmp_path):
+    layout = write_made_up_run(tmp_path / "run", NAMES)
+    for width, name in enumerate(
+        ["training_rd00", "training_rd01", "allocation_rd00", "allocation_rd01"], 20
+    ):
+        pixels = np.random.default_rng(width).integers(0, 256, (20, width, 3), np.uint8)
+        files.write_bytes(f"{layout.pictures_dir}/{name}.png", encode_png(pixels))
+    page, pdf = write_report([layout.root]), tmp_path / "page.pdf"
+    command = [BROWSER, *OPTIONS, f"--user-data-dir={tmp_path / 'profile'}", f"--print-to-pdf={pdf}"]
+    subprocess.run([*command, Path(page).as_uri()], check=True, capture_output=True)
+    widths = re.findall(rb"/Subtype /Image\s+/Width (\d+)", pdf.read_bytes())
+    assert sorted(map(int, widths)) == [20, 21, 22, 23]
 
 
 def test_two_runs_are_compared_and_a_class_shows_what_each_drew(tmp_path):

@@ -1,15 +1,20 @@
 import json
 import sys
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from detectron2_ext.data.mapper import PasteInfo
 from detectron2_ext.structures import Instances
 from exchange import files
 from exchange.errors import UserError
+from exchange.images import read_record
 from exchange.layout import RunLayout
+from exchange.pasted import Pasted
 from tools import outlines, sheets, visualize
 from tools.outlines import PASTED, REAL, class_color, draw_objects, free_place, label_font
 
@@ -81,6 +86,34 @@ def test_training_images_are_those_of_the_newest_round_with_the_feedback_that_it
     assert (settings.parent / "run/pictures/data_rd03.png").exists()
     run(monkeypatch, "data", "--config", settings, "--round", 0)
     assert (asked["start_iteration"], asked["pool"], asked["feedback"]) == (0, 0, None)
+
+
+def test_what_was_pasted_is_named_in_the_picture_and_in_its_record(settings, monkeypatch):
+    masks = torch.zeros(3, 48, 64, dtype=torch.bool)
+    boxes = torch.tensor([[9.0, 9, 40, 30], [10, 10, 20, 20], [0, 0, 8, 8]])
+    instances = SimpleNamespace(gt_boxes=boxes, gt_classes=torch.zeros(3, dtype=torch.int64))
+    instances.gt_masks, instances.instance_source = Mock(to_full=lambda: masks), torch.tensor([0, 1, 1])
+    # What others cover is no object of the image any more; the last one was copied from another image.
+    covered = [(30, 30, 40, 40), (12, 0, 60, 40), (0, 12, 60, 40), (0, 0, 18, 40), (0, 0, 60, 18)]
+    pasted = [PasteInfo(0, box, index, 0) for index, box in enumerate(covered)]
+    pasted += [PasteInfo(1, (10, 10, 22, 22), 6, 1), PasteInfo(0, (10, 10, 22, 22), 5, 1)]
+    pasted.append(PasteInfo(0, (0, 0, 8, 8)))
+    item = {
+        "image": torch.zeros(3, 48, 64, dtype=torch.uint8),
+        "height": 48,
+        "width": 64,
+        "file_name": "a.png",
+    }
+    item |= {"instances": instances, "paste_info": pasted}
+    batches = [[item | {"paste_info": []}], [item]]
+    monkeypatch.setattr(sheets, "build_train_loader", lambda cfg, **_: batches)
+    monkeypatch.setattr(sheets, "build_pool", lambda *_: Mock(file=lambda index: f"01_0001_000{index}.png"))
+    drawn, draw = [], sheets.draw_objects
+    monkeypatch.setattr(sheets, "draw_objects", lambda *given: drawn.append(given[3]) or draw(*given))
+    run(monkeypatch, "data", "--config", settings, "--num", 2)
+    record = read_record(Pasted, str(settings.parent / "run/pictures/data_rd00.png"))
+    assert record == Pasted([2], ["01_0001_0005.png"], [1])
+    assert drawn == [["kite"] * 3, ["kite", "kite 01_0001_0005", "kite"]]
 
 
 def test_predictions_are_those_of_the_average_in_images_spread_over_the_test_set(settings, monkeypatch):

@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from tools.run_report.confusions import in_words, recognised
 from tools.run_report.content import Category, RunContent, when
 
 Cell = str | int | float | None
@@ -112,7 +113,18 @@ def _of_run(number: int, label: str, run: RunContent, in_full: bool) -> list[Col
         for feedback in run.feedbacks
     ]
     drift = Column(f"{label}drift", lambda of: of[number].drift, form=".3g")
-    return [*made, *kept, *dropped, *rounds, *change, drift]
+    names = {id_: category.name for id_, category in run.categories.items()}
+    told = [
+        Column(
+            f"{label}recognised %", lambda of: recognised(of[number].id, of[number].taken_for), form=".0f"
+        ),
+        Column(
+            f"{label}taken for",
+            lambda of: in_words(of[number].id, of[number].taken_for, names),
+            is_number=False,
+        ),
+    ]
+    return [*made, *kept, *dropped, *rounds, *change, drift, *told]
 
 
 def _reasons(category: Category) -> str:

@@ -21,6 +21,7 @@ from exchange.layout import RunLayout
 from exchange.manifest import Manifest, read_round
 from exchange.pool_index import PoolIndex
 from exchange.seconds import read_seconds
+from tools.run_report.confusions import TakenFor, read_confusions
 from tools.run_report.settings import read_settings
 
 # In the order of a round.
@@ -45,6 +46,7 @@ class Category:
         training: annotated instances; None where the run does not say it.
         reasons: how many of its instances were dropped for which reason.
         drift: how far its classifier row moved in the last round that says so.
+        taken_for: validation objects by what they were taken for, see ``read_confusions``.
     """
 
     id: int
@@ -57,6 +59,7 @@ class Category:
     reasons: Counter[str] = field(default_factory=Counter)
     ap: dict[int, float | None] = field(default_factory=dict)
     drift: float | None = None
+    taken_for: TakenFor = field(default_factory=dict)
 
     @property
     def known(self) -> list[float]:
@@ -123,6 +126,11 @@ class RunContent:
             self.seconds.setdefault(round_, {}).update(of_round)
 
     @property
+    def criterion(self) -> str:
+        """What guidance ascends."""
+        return str(self.settings.get("GENERATOR.CRITERION", "entropy"))
+
+    @property
     def feedbacks(self) -> list[Feedback]:
         """From the starting weights to the last round."""
         return [f for f in (self.start, *(round_.feedback for round_ in self.rounds)) if f is not None]
@@ -170,6 +178,8 @@ class RunContent:
                 category = found.setdefault(id_, Category(id_, str(id_)))
                 category.ap[feedback.round] = ap
                 category.drift = category.drift if drift is None else drift
+        for id_, taken_for in read_confusions(self.layout, self.feedbacks).items():
+            found.setdefault(id_, Category(id_, str(id_))).taken_for = taken_for
         return dict(sorted(found.items()))
 
     def movers(self, count: int = 8) -> tuple[list[Category], list[Category]]:

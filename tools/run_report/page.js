@@ -56,18 +56,25 @@ function loadSheet(name) {
   return requests.get(name)
 }
 
-function instance(sheet, place, record) {
-  const [, round, prompt, seed, before, after, white, black, reason, guided] = record
+function instance(sheet, place, record, label) {
+  const [, round, prompt, seed, before, after, white, black, reason, guided, file] = record
   const card = element("div", "", reason ? "instance dropped" : "instance"), facts = element("div", "")
   const thumbnail = element("div", "", "thumbnail")
   Object.assign(thumbnail.style, {width: `${SIDE}px`, height: `${SIDE}px`, background: sheet.complete
     ? `url("${sheet.picture.src}") ${-SIDE * (place % COLUMNS)}px ${-SIDE * Math.floor(place / COLUMNS)}px` : "#ccc"})
   facts.append(element("div", reason ? `dropped: ${reason}` : "kept", "verdict"), element("div", prompt))
-  facts.append(element("div", `round ${round}, seed ${seed}`))
+  facts.append(element("div", `${file.replace(/\.png$/, "")}: round ${round}, seed ${seed}`))
   if (white !== null || black !== null)
     facts.append(element("div", `CLIP ${white ?? "–"} on white, ${black ?? "–"} on black`))
-  if (before !== null || after !== null) facts.append(element("div", `entropy ${before ?? "–"} → ${after ?? "–"}`))
+  if (before !== null || after !== null) facts.append(element("div", `${CRITERIA[label]} ${before ?? "–"} → ${after ?? "–"}`))
   else if (guided !== null) facts.append(element("div", guided ? "guided" : "not guided"))
+  const shown = PASTED[label].filter(([name]) => name === file).map(([, round, number]) => `${number} of round ${round}`)
+  if (shown.length) {
+    const link = element("a", `training image ${shown.join(", ")}`)
+    link.href = "#training"
+    facts.append(element("div", "pasted into "))
+    facts.lastChild.append(link)
+  }
   card.append(thumbnail, facts)
   return card
 }
@@ -89,7 +96,7 @@ async function openClass(id) {
     if (SEVERAL && label !== run) instances.append(element("h3", run = label))
     if (!sheet) instances.append(element("p", `${name}.js is missing beside this page: write the report again`))
     else for (const [place, record] of sheet.records.entries())
-      if (record[0] === id) instances.append(instance(sheet, place, record))
+      if (record[0] === id) instances.append(instance(sheet, place, record, label))
   }
   if (!names.length) instances.append(element("p", "Nothing was drawn for this class."))
   opened.dataset.ready = id

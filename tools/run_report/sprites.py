@@ -89,7 +89,7 @@ def _digest(columns: Mapping[str, npt.NDArray[Any]], rows: npt.NDArray[np.int64]
 def _record(
     columns: Mapping[str, npt.NDArray[Any]], row: int, made: Mapping[str, GeneratedInstance]
 ) -> list[Any]:
-    """Class, round, prompt, seed, criterion before and after, CLIP scores, reason and guidance of an instance."""
+    """Class, round, prompt, seed, criterion before and after, CLIP scores, reason, guidance and file of an instance."""
     of = {name: values[row].item() if name in _NUMBERS else values[row] for name, values in columns.items()}
     scores = [None if np.isnan(of[name]) else round(of[name], 2) for name in ("clip_white", "clip_black")]
     generated = made.get(of["file"])
@@ -101,7 +101,7 @@ def _record(
         of["prompt"],
         str(of["seed"]),
     ]  # beyond the whole numbers of JavaScript
-    return [*place, *criterion, *scores, of["reason"], guided]
+    return [*place, *criterion, *scores, of["reason"], guided, of["file"]]
 
 
 _NUMBERS = {"category_id", "round", "seed", "clip_white", "clip_black", "area"}

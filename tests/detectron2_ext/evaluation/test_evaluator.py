@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import nn
 
 from detectron2_ext.distributed import Ranks
 from detectron2_ext.evaluation import Evaluation, evaluate_model
+from detectron2_ext.evaluation.confusions import Confusions
 from detectron2_ext.evaluation.evaluator import as_json, format_table
 from detectron2_ext.evaluation.predictions import Predictions
 from detectron2_ext.evaluation.scoring import CocoTruth
@@ -67,7 +69,9 @@ def _evaluate(
 
 def _direct(world: World, predictions: dict[int, Instances]) -> Evaluation:
     parts = [Predictions.from_instances(image_id, found, 300) for image_id, found in predictions.items()]
-    return CocoTruth(world.file).score(Predictions.concatenate(parts))
+    found, confusions = Predictions.concatenate(parts), Confusions(world.file)
+    confusions.add_all(found)
+    return dataclasses.replace(CocoTruth(world.file).score(found), confusions=confusions.by_class())
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
@@ -144,3 +148,7 @@ def test_the_json_has_every_class_with_its_name() -> None:
     assert content["checkpoint"] == "model.pth"
     assert [c["id"] for c in content["classes"]] == world.category_ids.tolist()
     assert [c["mask_ap"] for c in content["classes"]] == evaluation.mask_ap
+    ids = world.category_ids.tolist()
+    for of_class, taken_for in zip(content["classes"], evaluation.confusions, strict=True):
+        expected = [[None if index is None else ids[index], n] for index, n in taken_for.items()]
+        assert of_class["taken_for"] == expected
