@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from exchange.pool_index import PoolIndex, PoolInstance, write_index
 from exchange.typed import from_record
 
 MAX_UNREADABLE_SHARE = 0.05
+_READERS = 16  # threads: a bucket answers each read late, and many at once
 _log = logging.getLogger(__name__)
 
 
@@ -76,8 +78,9 @@ def judge_round(
     known = {instance.file: instance for instance in cut_out}
     instances, unreadable, left = [], [], 0
     names = {i.file for manifest in read_round(layout, round_) for i in manifest.instances}
-    for name in sorted(names):
-        instance = known.get(name) or read_cut_out(layout, name)
+    with ThreadPoolExecutor(_READERS) as threads:
+        found = threads.map(lambda name: known.get(name) or read_cut_out(layout, name), sorted(names))
+    for name, instance in zip(sorted(names), found, strict=True):
         if instance is not None:
             instances.append(instance)
         elif _decodes(layout.raw(name)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -25,6 +25,7 @@ from exchange.layout import RunLayout
 from exchange.manifest import GeneratedInstance, is_complete, read_round
 from exchange.pool_index import PoolInstance
 from exchange.shards import Shard
+from exchange.waiting import Wait
 
 Listing = tuple[int, list[tuple[GeneratedInstance, str]]]
 
@@ -46,7 +47,7 @@ def follow_round(
     """
     seen: set[str] = set()
     what, command = f"stage 1 to go on with round {round_}", "mrca generate, for every shard"
-    wait = files.Wait(what, layout.raw(""), command, timeout_s, poll_s)
+    wait = Wait(what, layout.raw(""), command, timeout_s, poll_s)
     while True:
         manifests = read_round(layout, round_)
         if manifests and num_shards not in (None, manifests[0].num_shards):
@@ -62,7 +63,7 @@ def follow_round(
             return
         if new:
             what = f"stage 1 to go on with round {round_}, of which {len(seen)} images are listed,"
-            wait = files.Wait(what, layout.raw(""), command, timeout_s, poll_s)
+            wait = Wait(what, layout.raw(""), command, timeout_s, poll_s)
         wait.pause()
 
 
@@ -100,6 +101,7 @@ class RoundSegmenter:
         Returns the records of all of them that decode, yet without a decision.
         """
         done: list[PoolInstance] = []
+        there = files.names(self._layout.segmented(""), self._layout.instance_prefix(round_))
         with (
             ThreadPoolExecutor(self._workers) as threads,
             tqdm(desc=f"round {round_}: cut out", unit=" images", dynamic_ncols=True) as progress,
@@ -108,7 +110,7 @@ class RoundSegmenter:
                 for total, generated in listed:
                     progress.total = max(total // self._shard.count, progress.n)
                     mine = [item for item in generated if self._is_mine(item[0].file)]
-                    found = list(threads.map(lambda item: read_cut_out(self._layout, item[0].file), mine))
+                    found = list(threads.map(lambda item: self._earlier(item[0].file, there), mine))
                     done += [instance for instance in found if instance is not None]
                     progress.update(sum(instance is not None for instance in found))
                     todo = [item for item, instance in zip(mine, found, strict=True) if instance is None]
@@ -126,6 +128,10 @@ class RoundSegmenter:
 
     def _is_mine(self, name: str) -> bool:
         return zlib.crc32(name.encode()) % self._shard.count == self._shard.index
+
+    def _earlier(self, name: str, there: Collection[str]) -> PoolInstance | None:
+        """What an earlier call made of an image; ``there``: the masks that it left."""
+        return read_cut_out(self._layout, name) if name in there else None
 
     def _segment(self, round_: int, batch: Sequence[Item]) -> list[PoolInstance]:
         """Decodes, cuts out, scores and writes a batch; other threads do the same with others meanwhile."""

@@ -6,12 +6,10 @@ import functools
 import hashlib
 import json
 import logging
-import math
 import mmap
 import os
 import posixpath
 import re
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -26,6 +24,8 @@ from exchange.errors import UserError
 
 _log = logging.getLogger(__name__)
 _BESIDE = re.compile(r".+\.([0-9a-f]{12})-[0-9a-f]{8}\.tmp")
+_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss"}
+_SMALL = 8 << 20  # bytes of an object that is fetched in one go
 # How torch, whose archive writer does not pass on what the file said, reports a full disk.
 _FULL = ("unexpected pos", "file write failed", os.strerror(errno.ENOSPC))
 # Only the machine that has them mounted writes there, so that its locks tell all.
@@ -86,9 +86,21 @@ def stamp(path: str) -> dict[str, Any] | None:
 def list_dir(path: str) -> list[str]:
     """Sorted names (not paths) of what lies in the folder ``path``; empty if there is no such folder."""
     filesystem, local = _locate(path)
-    if not filesystem.exists(local):
+    try:
+        names = filesystem.ls(local, detail=False)
+    except FileNotFoundError:
         return []
-    return sorted(posixpath.basename(str(name).rstrip("/")) for name in filesystem.ls(local, detail=False))
+    return sorted(posixpath.basename(str(name).rstrip("/")) for name in names)
+
+
+def names(folder: str, prefix: str) -> set[str]:
+    """The names in ``folder`` that begin with ``prefix``; an object store looks up no others."""
+    filesystem, local = _locate(folder)
+    if _is_object_store(filesystem):
+        found = [posixpath.basename(path) for path in filesystem.find(local, maxdepth=1, prefix=prefix)]
+    else:
+        found = list_dir(folder)
+    return {name for name in found if name.startswith(prefix)}
 
 
 @dataclass(frozen=True)
@@ -131,9 +143,14 @@ def atomic_writer(path: str, durable: bool = True) -> Iterator[BinaryIO]:
 
     Written beside the target, flushed to the disk, then renamed over it: a reader sees the old file or the
     new one, and so does whoever looks after a crash. Without ``durable`` a power failure (not a killed process)
-    may leave it cut off until :func:`flush_all` was called: for many small files whose wholeness is checked.
+    may leave it cut off until :func:`flush_all` was called: for many small files whose wholeness is checked. In an
+    object store, where an object appears when its upload ends, it is written straight to its place.
     """
     filesystem, target = _locate(path)
+    if _is_object_store(filesystem):
+        with _upload(filesystem, target) as file:
+            yield file
+        return
     beside = f"{target}.{_kernel()}-{uuid.uuid4().hex[:8]}.tmp"
     filesystem.makedirs(posixpath.dirname(target), exist_ok=True)
     local = isinstance(filesystem, LocalFileSystem)
@@ -155,6 +172,23 @@ def atomic_writer(path: str, durable: bool = True) -> Iterator[BinaryIO]:
             filesystem.rm_file(beside)
         if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _FULL):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path) from error
+        raise
+
+
+def _is_object_store(filesystem: AbstractFileSystem) -> bool:
+    protocol = filesystem.protocol
+    return not _OBJECT_STORES.isdisjoint((protocol,) if isinstance(protocol, str) else protocol)
+
+
+@contextmanager
+def _upload(filesystem: AbstractFileSystem, target: str) -> Iterator[BinaryIO]:
+    file = filesystem.open(target, "wb")
+    try:
+        yield file
+        file.close()
+    except BaseException:
+        file.closed = True  # or it would end the upload when it is forgotten
+        file.discard()
         raise
 
 
@@ -267,6 +301,12 @@ def read_bytes(path: str) -> bytes:
     """The content of ``path``; raises UserError where there is no such file."""
     filesystem, local = _locate(path)
     with _missing_is_told(path):
+        if _is_object_store(filesystem):
+            # One request; without an end the driver asks for the size first, to fetch large objects in parallel.
+            with suppress(OSError):  # an empty object has no range
+                data = bytes(filesystem.cat_file(local, start=0, end=_SMALL))
+                if len(data) < _SMALL:
+                    return data
         return bytes(filesystem.cat_file(local))
 
 
@@ -334,54 +374,3 @@ def sha256(path: str) -> str:
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
-
-
-class Wait:
-    """Waits for another process's work, and says every few minutes for what, where, since when and who makes it.
-
-    Args:
-        what: is waited for.
-        path: where it will be.
-        command: which makes it.
-        timeout_s, poll_s, repeat_s: seconds to wait in all, at once, and from one line in the log to the next.
-    """
-
-    def __init__(
-        self,
-        what: str,
-        path: str,
-        command: str,
-        timeout_s: float,
-        poll_s: float = 1.0,
-        repeat_s: float = 180.0,
-    ) -> None:
-        self._what, self._path, self._command = what, path, command
-        self._timeout_s, self._poll_s, self._repeat_s = timeout_s, poll_s, repeat_s
-        self._since, self._began = time.strftime("%Y-%m-%d %H:%M:%S"), time.monotonic()
-        self._told = -math.inf
-
-    def pause(self) -> None:
-        """Waits a little; raises UserError where it has been too long."""
-        waited = time.monotonic() - self._began
-        if waited >= self._timeout_s:
-            raise UserError(
-                f"waited {self._timeout_s:.0f} s (since {self._since}) for {self._what} in vain, {self._path} is not "
-                f"complete: run what makes it ({self._command}), or raise FEEDBACK.TIMEOUT"
-            )
-        if waited - self._told >= self._repeat_s:
-            self._told = waited
-            _log.info(
-                "waiting since %s for %s at %s: %s makes it",
-                self._since,
-                self._what,
-                self._path,
-                self._command,
-            )
-        time.sleep(min(self._poll_s, max(self._timeout_s - waited, 0.01)))
-
-
-def wait_for(path: str, what: str, command: str, timeout_s: float, poll_s: float = 1.0) -> None:
-    """Returns when ``path`` exists, which ``command`` makes; for the rest see :class:`Wait`."""
-    wait = Wait(what, path, command, timeout_s, poll_s)
-    while not exists(path):
-        wait.pause()

@@ -71,6 +71,11 @@ class RunLayout:
         """File name of a generated instance, the same in ``pool/raw`` and ``pool/segmented``."""
         return f"{round_:02}_{category_id:04}_{instance:04}.png"
 
+    @staticmethod
+    def instance_prefix(round_: int) -> str:
+        """What the names of a round's instances begin with."""
+        return f"{round_:02}_"
+
     def pool(self, path: str) -> str:
         """``path`` below the folder of the instance pool."""
         return files.join(self.root, "pool", path)

@@ -31,6 +31,7 @@ from exchange.logs import log_to_run
 from exchange.run import add_round_arguments, chosen_rounds, claim_run, open_run, run_layout
 from exchange.seconds import Stopwatch
 from exchange.shards import choose_gpu, choose_shard
+from exchange.waiting import wait_for
 from generator.allocation import AllocationRule, FloatArray, allocate, as_text, save_report, table_rows
 from generator.plan import PlannedImage, plan_round
 
@@ -187,7 +188,7 @@ def wait_for_feedback(
         what, command = f"the feedback of round {source}", "mrca train"
     if not files.exists(path):
         with watch.measure(round_, "waiting (stage 1)"):
-            files.wait_for(path, f"{what}, from which round {round_} is drawn", command, cfg.FEEDBACK.TIMEOUT)
+            wait_for(path, f"{what}, from which round {round_} is drawn", command, cfg.FEEDBACK.TIMEOUT)
     feedback = read_feedback(path)
     if feedback.categories != annotations.category_ids.tolist():
         raise UserError(

@@ -55,7 +55,8 @@ def produce(
     path = layout.manifest(round_, shard.index, shard.count)
     with only_one(layout, f"generate_{shard.index}of{shard.count}"):
         earlier = read_manifest(path) if files.exists(path) else None
-        found = ((image, read_record(GeneratedInstance, layout.raw(image.file))) for image in images)
+        there = files.names(layout.raw(""), layout.instance_prefix(round_))
+        found = ((i, read_record(GeneratedInstance, layout.raw(i.file))) for i in images if i.file in there)
         records = {i.file: r for i, r in found if r is not None and _as_planned(r, i, guided)}
         if earlier and earlier.complete and earlier.instances == [records.get(i.file) for i in images]:
             return earlier

@@ -1,5 +1,6 @@
 """Two rounds of all three stages in a bucket: whatever one writes, the others find there."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tests.smallest_run import write_smallest_run
 __all__ = ["root", "server"]
 
 
-def test_two_rounds_of_all_three_stages_guidance_and_evaluation(root, tmp_path, monkeypatch, capsys):
+def test_two_rounds_of_all_three_stages_guidance_and_evaluation(server, root, tmp_path, monkeypatch, capsys):
     config, layout = write_smallest_run(root, tmp_path), RunLayout(root)
     for round_ in ("0", "1"):
         options = ["--config", config, "--st_rd", round_, "--num-rounds", "1"]
@@ -32,6 +33,14 @@ def test_two_rounds_of_all_three_stages_guidance_and_evaluation(root, tmp_path, 
     assert (
         len(PoolIndex(layout, [0])) > 0 and files.list_dir(layout.train_dir).count("model_0000001.pth") == 1
     )
+    # Nobody asks of an image whether it is there: what is written is listed at once, or in the manifests.
+    of_images = [request for request in server if re.search(r"pool/(raw|segmented|cutouts)/\d", request)]
+    written = [request for request in of_images if request.startswith("PUT")]
+    assert (
+        len(written) == len(set(written)) == 3 * sum(len(read_round(layout, r)[0].instances) for r in (0, 1))
+    )
+    assert {request.split()[0] for request in of_images} == {"GET", "PUT"}
+    assert not [request for request in server if re.search(r"prefix=[^&]*pool[^&]*png", request)]
     feedback = read_feedback(layout.feedback_file)
     assert feedback.round == 1 and min(feedback.drift) > 0
     train_net.main(["--config", config, "--eval-only"])

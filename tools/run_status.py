@@ -127,8 +127,8 @@ def _pool(layout: RunLayout, cfg: CfgNode, seen: _Seen, rounds: int) -> tuple[li
         return [], []
     folder = layout.pool("raw")
     manifests = [read_manifest(path) for path in layout.manifests(round_)]
-    drawn = files.entries(folder, f"{round_:02}_")
-    cut_out = files.entries(layout.pool("segmented"), f"{round_:02}_")
+    drawn = files.entries(folder, layout.instance_prefix(round_))
+    cut_out = files.entries(layout.pool("segmented"), layout.instance_prefix(round_))
     written = [*drawn.values(), *cut_out.values()]
     asked = sum(sum(manifest.asked.values()) for manifest in manifests)
     if manifests and is_complete(manifests):

@@ -31,6 +31,7 @@ from exchange.feedback import read_feedback, source_round, write_feedback
 from exchange.layout import RunLayout
 from exchange.run import claim_run, round_iterations
 from exchange.seconds import Stopwatch
+from exchange.waiting import wait_for
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -146,7 +147,7 @@ class TrainingRun:
         if pastes_from_run(cfg):
             done, what = layout.annotations_done(round_), f"the pool of round {round_}"
             with self._measure(round_, "waiting (stage 3)"):
-                files.wait_for(done, what, "mrca segment, after mrca generate", cfg.FEEDBACK.TIMEOUT)
+                wait_for(done, what, "mrca segment, after mrca generate", cfg.FEEDBACK.TIMEOUT)
         told = layout.feedback_history(source_round(round_, cfg.FEEDBACK.STALENESS))
         feedback = read_feedback(told) if files.exists(told) else None
         pool = build_pool(cfg, layout, round_, self._dataset)

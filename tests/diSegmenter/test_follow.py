@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from diSegmenter.segment_round import follow_round
-from exchange import files
+from exchange import files, waiting
 from exchange.errors import UserError
 from tests.diSegmenter.conftest import generate
 
@@ -20,8 +20,8 @@ def test_images_come_as_stage_1_lists_them_for_as_long_as_it_lists_some(layout, 
 
     generate(layout, 0, 2, complete=False)
     clock = [0.0]  # each step takes four of the five seconds in which there must be something new
-    monkeypatch.setattr(files.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(files.time, "sleep", lambda _: clock.__setitem__(0, clock[0] + 4))
+    monkeypatch.setattr(waiting.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(waiting.time, "sleep", lambda _: clock.__setitem__(0, clock[0] + 4))
     steps = follow_round(layout, 0, timeout_s=5)
     assert names(next(steps)) == ["00_0003_0000.png", "00_0007_0001.png"]
     generate(layout, 0, 4, complete=False)

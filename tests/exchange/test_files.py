@@ -47,24 +47,6 @@ def test_a_missing_and_a_damaged_file_are_named(tmp_path):
         files.read_json(str(tmp_path / "half.json"))
 
 
-def test_a_wait_says_for_what_where_since_when_and_who_makes_it_and_repeats_that(
-    tmp_path, monkeypatch, caplog
-):
-    path, clock = tmp_path / "rd03.done", [0.0]
-    monkeypatch.setattr(files.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(files.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
-    monkeypatch.setattr(files.time, "strftime", lambda form: "noon")
-    caplog.set_level("INFO")
-    with pytest.raises(
-        UserError, match=r"600 s \(since noon\) for the pool in vain, .*rd03\.done .*\(mrca segment\)"
-    ):
-        files.wait_for(str(path), "the pool", "mrca segment", timeout_s=600, poll_s=10)
-    assert clock == [600]
-    assert caplog.messages == [f"waiting since noon for the pool at {path}: mrca segment makes it"] * 4
-    path.touch()
-    files.wait_for(str(path), "the pool", "mrca segment", timeout_s=0)
-
-
 def test_the_digest_is_sha256(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
     assert files.sha256(str(tmp_path / "x")).startswith("ba7816bf8f01cfea414140de5dae2223")

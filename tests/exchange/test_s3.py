@@ -13,14 +13,23 @@ from exchange.config import REPOSITORY
 from exchange.errors import UserError
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex, write_index
+from exchange.waiting import wait_for
 from tests.diSegmenter.conftest import pool_instance
 
 
 @pytest.fixture(scope="module")
 def server():
-    """Its address; the environment names it as a user's would, with credentials of no account."""
+    """The requests that it gets, as "METHOD /path?query"; the environment names it as a user's would, with credentials
+    of no account."""
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
+    requests, application = [], server._server.app
+
+    def counted(environment, start_response):
+        requests.append("{REQUEST_METHOD} {PATH_INFO}?{QUERY_STRING}".format(**environment))
+        return application(environment, start_response)
+
+    server._server.app = counted
     get_filesystem_class("s3").clear_instance_cache()  # those of another module know another server
     host, port = server.get_host_and_port()
     with pytest.MonkeyPatch.context() as patch:
@@ -31,7 +40,7 @@ def server():
             ("DEFAULT_REGION", "us-east-1"),
         ):
             patch.setenv(f"AWS_{name}", value)
-        yield
+        yield requests
     server.stop()
 
 
@@ -62,12 +71,37 @@ def test_a_file_is_there_whole_or_not_at_all(root):
     assert files.read_bytes(path) == b"old"
 
 
+def test_a_file_is_written_and_read_in_a_request_each_and_a_folder_listed_in_one(server, root):
+    path = files.join(root, "a/b.bin")
+    for data in (b"", b"small"):
+        server.clear()
+        files.write_bytes(path, data)
+        assert [request.split()[0] for request in server] == ["PUT"]
+        server.clear()
+        assert files.read_bytes(path) == data
+        assert [request.split()[0] for request in server][:1] == ["GET"] and (not data or len(server) == 1)
+    server.clear()
+    assert files.list_dir(files.join(root, "a")) == ["b.bin"]
+    assert files.names(files.join(root, "a"), "b") == {"b.bin"} and not files.names(
+        files.join(root, "a"), "c"
+    )
+    assert len(server) == 3 and all("prefix" in request for request in server)
+
+
+def test_an_object_of_any_size_is_read_whole(root, monkeypatch):
+    monkeypatch.setattr(files, "_SMALL", 10)
+    for size in (9, 10, 11, 25):
+        data = bytes(range(size))
+        files.write_bytes(files.join(root, "x.bin"), data)
+        assert files.read_bytes(files.join(root, "x.bin")) == data
+
+
 def test_what_another_process_writes_is_seen_at_once(root):
     marker = files.join(root, "pool", "rd00.done")
     files.write_done(files.join(root, "pool", "other.done"))
     assert files.list_dir(files.join(root, "pool")) == ["other.done"] and not files.exists(marker)
     assert elsewhere(f"files.write_done({marker!r})") == 0
-    files.wait_for(marker, "the pool of round 0", "mrca segment", timeout_s=0)
+    wait_for(marker, "the pool of round 0", "mrca segment", timeout_s=0)
     assert files.list_dir(files.join(root, "pool")) == ["other.done", "rd00.done"]
 
 
