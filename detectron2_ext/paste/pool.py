@@ -279,11 +279,10 @@ class InstancePool:
         Raises BadImage where a file is missing, does not decode or is of another size than its index says, or no
         pixel belongs to the object.
         """
-        if self._cutouts.size(index) is not None:
-            return self._cutouts.read(index, size)
         if self._decoded and self._decoded[0] == index:
             return self._decoded[1]
-        return self._object(index)
+        known = self._cutouts.size(index) is not None
+        return self._cutouts.read(index, size) if known else self._object(index)
 
     def _object(self, index: int) -> np.ndarray:
         cutout = self._cutouts.read(index)
