@@ -11,6 +11,7 @@ from exchange.errors import UserError
 from tests.diSegmenter.small_models import save_foreground
 from tools import export_matting
 from tools.digits import pictures, samples
+from tools.matting_to_onnx import as_onnx
 
 DIGITS = "configs/digits/MRCA_digits.yaml"
 FOREGROUND = "assets/digits/foreground"
@@ -47,6 +48,21 @@ def test_a_network_of_others_is_exported_only_with_the_users_word(monkeypatch, t
     call(monkeypatch, out, "--config", DIGITS, *settings, "SEGMENTER.TRUST_REMOTE_CODE", "True")
     assert out.read_bytes() == b"a network"
     assert isinstance(seen[0][0], nn.Module) and seen[0][1] == 32
+
+
+class OnlyPairs(nn.Module):
+    """Does not do for any batch."""
+
+    def forward(self, pixels):
+        return pixels.reshape(2, 1, 3 * 8, 8)
+
+
+def test_a_network_that_torch_cannot_export_is_one_sentence():
+    with pytest.raises(
+        UserError, match="torch cannot export the network OnlyPairs .* 8 x 8 pixels"
+    ) as caught:
+        as_onnx(OnlyPairs(), 8)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript"])
