@@ -5,9 +5,12 @@ import os
 import huggingface_hub.constants
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 
+from diSegmenter import onnx_file
 from diSegmenter.onnx_file import find_onnx
 from diSegmenter.onnx_network import load_onnx_network
+from exchange.config import REPOSITORY
 from exchange.errors import UserError
 from tests.diSegmenter.small_onnx import save_weights, save_with_data_at
 
@@ -62,6 +65,35 @@ def test_of_a_hub_repository_its_model_or_the_file_that_is_named_is_meant(hub):
     assert find_onnx("them/matting/onnx/half.onnx", "main") == str(hub / "onnx/half.onnx")
     with pytest.raises(UserError, match="repository them/matting has no onnx/whole.onnx at main"):
         find_onnx("them/matting/onnx/whole.onnx", "main")
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("them/matting", ["onnx/model.onnx", "onnx/model.onnx_data"]),
+        ("them/matting/onnx/model_fp16.onnx", ["onnx/model_fp16.onnx", "onnx/model_fp16.onnx_data"]),
+    ],
+)
+def test_of_a_hub_repository_only_the_network_and_its_data_are_fetched(name, wanted, tmp_path, monkeypatch):
+    there = [f"onnx/model{form}.onnx{data}" for form in ("", "_fp16", "_int8") for data in ("", "_data")]
+
+    def download(repository, revision, allow_patterns):
+        assert (repository, revision) == ("them/matting", "abc")
+        fetched.extend(filter_repo_objects([*there, "matting.py"], allow_patterns=allow_patterns))
+        return touch(tmp_path, *fetched)
+
+    fetched: list[str] = []
+    monkeypatch.setattr(onnx_file, "snapshot_download", download)
+    assert find_onnx(name, "abc") == str(tmp_path / wanted[0])
+    assert fetched == wanted
+
+
+def test_a_relative_name_is_looked_for_below_the_repository_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "assets/digits/clip/model.safetensors"
+    assert find_onnx(name, "main") == str(REPOSITORY / name)
+    touch(tmp_path, "own/isnet.onnx")
+    assert find_onnx("own/isnet.onnx", "main") == "own/isnet.onnx"
 
 
 def test_a_network_with_data_beside_it_loads_from_a_hub_s_cache(hub):

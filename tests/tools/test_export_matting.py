@@ -2,6 +2,7 @@ import importlib.util
 import sys
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -26,6 +27,8 @@ def test_the_embedded_network_gives_the_same_masks_as_onnx_to_one_grey_level(mon
     path = str(tmp_path / "digits.onnx")
     call(monkeypatch, path, "--config", DIGITS)
     assert capsys.readouterr().out == f"{path}\n"
+    batch, *size = onnxruntime.InferenceSession(path).get_inputs()[0].shape
+    assert isinstance(batch, str) and size == [3, 64, 64]
     drawn = pictures.with_masks(samples.split()["val"], 40, np.random.default_rng(0))
     images = [np.asarray(picture) for picture, _, _ in drawn] + [np.full((50, 70, 3), 255, np.uint8)]
     ours, onnx = (
