@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForImageSegmentation, Sam2Model
 
+from diSegmenter.onnx_network import OnnxReading, load_onnx_network
 from exchange.config import REPOSITORY, model_source
 from exchange.errors import UserError
 
@@ -17,25 +18,37 @@ _log = logging.getLogger(__name__)
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 _OURS = REPOSITORY / "assets"
+_OF_BIREFNET = OnnxReading()
 
 
 class MattingForeground:
-    """A network like BiRefNet (Zheng et al., 2024), whose last output holds the logits of the foreground.
+    """A network like BiRefNet (Zheng et al., 2024), whose last output holds scores of the foreground.
 
     Args:
-        network: takes float (N, 3, S, S), normalised as for ImageNet; returns a sequence of tensors or one
-            tensor, the last of which is (N, 1, S', S').
-        input_size: S.
+        network: takes float (N, 3, H, W), normalised; returns a sequence of tensors or one tensor, the last of
+            which is (N, 1, H', W').
+        input_size: (H, W).
+        mean, std: of red, green and blue, in [0, 1], by which the input is normalised (default: ImageNet's).
+        opacity: makes opacities in [0, 1] of scores, float32 (N, 1, H', W') (default: they are logits).
     """
 
-    def __init__(self, network: nn.Module, input_size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        input_size: tuple[int, int],
+        device: torch.device,
+        mean: Sequence[float] = _IMAGENET_MEAN,
+        std: Sequence[float] = _IMAGENET_STD,
+        opacity: Callable[[torch.Tensor], torch.Tensor] = torch.sigmoid,
+    ) -> None:
         # A third faster in convolutions on a CPU, and what half precision on a GPU wants.
         network = network.to(device, memory_format=torch.channels_last)
         self._network = network.eval().requires_grad_(False)
         self._input_size = input_size
         self._device = device
-        self._mean = torch.tensor(_IMAGENET_MEAN, device=device).view(3, 1, 1)
-        self._std = torch.tensor(_IMAGENET_STD, device=device).view(3, 1, 1)
+        self._mean = torch.tensor(mean, device=device).view(3, 1, 1)
+        self._std = torch.tensor(std, device=device).view(3, 1, 1)
+        self._opacity = opacity
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -43,16 +56,16 @@ class MattingForeground:
 
         Truncated to eight bits, as in the reference: below 1/255 a pixel is not of the object.
         """
-        side, groups = self._input_size, same_size(images)
-        inputs = torch.empty(len(images), 3, side, side, device=self._device)
+        groups = same_size(images)
+        inputs = torch.empty(len(images), 3, *self._input_size, device=self._device)
         for members in groups:
             pixels = torch.from_numpy(np.stack([images[i][..., :3] for i in members])).to(self._device)
-            inputs[members] = _resized(pixels.permute(0, 3, 1, 2).float() / 255, (side, side))
+            inputs[members] = _resized(pixels.permute(0, 3, 1, 2).float() / 255, self._input_size)
         inputs = ((inputs - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self._device.type, torch.float16, enabled=self._device.type == "cuda"):
             outputs = self._network(inputs)
-        logits = outputs if isinstance(outputs, torch.Tensor) else outputs[-1]
-        opacity = logits.float().sigmoid()
+        scores = outputs if isinstance(outputs, torch.Tensor) else outputs[-1]
+        opacity = self._opacity(scores.float())
         alphas = {}
         for members in groups:
             resized = _resized(opacity[members], images[members[0]].shape[:2])[:, 0]
@@ -72,6 +85,11 @@ class BoxPromptedSam2(nn.Module):
         self.model = model
         self._margin = margin
 
+    @property
+    def side(self) -> int:
+        """S."""
+        return self.model.config.prompt_encoder_config.image_size
+
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         side = pixels.shape[-1]
         near, far = self._margin * side, (1 - self._margin) * side
@@ -87,42 +105,66 @@ def image_alpha(images: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def load_foreground(
-    choice: str, name: str, revision: str, trust_remote_code: bool, input_size: int, device: torch.device
+    choice: str,
+    name: str,
+    revision: str,
+    trust_remote_code: bool,
+    input_size: int,
+    device: torch.device,
+    onnx_reading: OnnxReading = _OF_BIREFNET,
 ) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
-    """Loads the foreground model ``name``, a folder or a hub name (with the token in HF_TOKEN, if it is set).
-
-    Code that comes with the weights runs only for folders in the repository's ``assets``, or with
-    ``trust_remote_code``.
+    """Loads the foreground model ``name``: see ``load_network``, and ``find_onnx`` for what is in an ONNX file.
 
     Args:
-        choice: ``matting``, ``sam2`` or ``alpha``, see SEGMENTER.FOREGROUND.
+        choice: ``matting``, ``onnx``, ``sam2`` or ``alpha``, see SEGMENTER.FOREGROUND.
+        input_size: pixels of a side of the square that a matting network sees, unless its ONNX file fixes it.
+        onnx_reading: what an ONNX file does not say of its network.
 
     Raises:
         UserError: the choice does not exist, or the model cannot be loaded.
     """
     if choice == "alpha":
         return image_alpha
+    if choice == "onnx":
+        onnx, size = load_onnx_network(name, revision, onnx_reading.output, input_size, device)
+        return MattingForeground(
+            onnx, size, device, onnx_reading.mean, onnx_reading.std, onnx_reading.opacity
+        )
     if choice not in ("matting", "sam2"):
-        raise UserError(f"SEGMENTER.FOREGROUND is {choice!r}: it takes matting, sam2 or alpha")
+        raise UserError(f"SEGMENTER.FOREGROUND is {choice!r}: it takes matting, onnx, sam2 or alpha")
+    network = load_network(choice, name, revision, trust_remote_code)
+    side = network.side if isinstance(network, BoxPromptedSam2) else input_size
+    return MattingForeground(network, (side, side), device)
+
+
+def load_network(choice: str, name: str, revision: str, trust_remote_code: bool) -> nn.Module:
+    """Loads the network ``name``, a folder or a hub name (with the token in HF_TOKEN, if it is set), in float32.
+
+    Code that comes with the weights runs only for folders in the repository's ``assets``, or with
+    ``trust_remote_code``.
+
+    Args:
+        choice: ``matting`` or ``sam2``.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
     source = model_source(name)
     trusted = trust_remote_code or _is_ours(source)
     if trust_remote_code and not _is_ours(source):
         _log.warning("SEGMENTER.TRUST_REMOTE_CODE is set: %s at %s may run its own code here", name, revision)
     try:
         if choice == "sam2":
-            sam2 = Sam2Model.from_pretrained(source, revision=revision)
-            side = sam2.config.prompt_encoder_config.image_size
-            return MattingForeground(BoxPromptedSam2(sam2.float()), side, device)
-        network = AutoModelForImageSegmentation.from_pretrained(
+            return BoxPromptedSam2(Sam2Model.from_pretrained(source, revision=revision).float())
+        return AutoModelForImageSegmentation.from_pretrained(
             source, revision=revision, trust_remote_code=trusted
-        )
-        return MattingForeground(network.float(), input_size, device)
+        ).float()
     except (OSError, ValueError) as error:
         if "trust_remote_code" in str(error):
             raise UserError(
                 f"the foreground model {name} brings Python code of its own, which would run on this machine "
-                "with your rights: read that code, pin SEGMENTER.FOREGROUND_REVISION to the commit that you "
-                "read, and set SEGMENTER.TRUST_REMOTE_CODE: true"
+                "with your rights: take its ONNX form (SEGMENTER.FOREGROUND: onnx), or read that code, pin "
+                "SEGMENTER.FOREGROUND_REVISION to the commit that you read, and set SEGMENTER.TRUST_REMOTE_CODE: true"
             ) from error
         first_line = str(error).strip().splitlines()[0]
         raise UserError(

@@ -146,6 +146,7 @@ def build_segmenter(
     from diSegmenter.clip_score import load_clip_scorer
     from diSegmenter.cut_out import BestOf, InTurn, OneModel
     from diSegmenter.foreground import load_foreground
+    from diSegmenter.onnx_network import OnnxReading
     from diSegmenter.segment_round import RoundSegmenter
 
     quiet_model_libraries()
@@ -156,9 +157,12 @@ def build_segmenter(
     node = cfg.SEGMENTER
     clean = MaskCleaner(node.ALPHA_FLOOR, node.LARGEST_COMPONENT)
     scorer = InTurn(load_clip_scorer(node.CLIP_MODEL, node.CLIP_REVISION, prompts, device))
+    reading = OnnxReading(node.ONNX_MEAN, node.ONNX_STD, node.ONNX_OUTPUT, node.ONNX_RESCALE)
     models = []
     for choice, name, revision in chosen_foregrounds(cfg):
-        loaded = load_foreground(choice, name, revision, node.TRUST_REMOTE_CODE, node.INPUT_SIZE, device)
+        loaded = load_foreground(
+            choice, name, revision, node.TRUST_REMOTE_CODE, node.INPUT_SIZE, device, reading
+        )
         models.append(OneModel("alpha" if choice == "alpha" else name, InTurn(loaded), clean, scorer))
     return RoundSegmenter(
         layout,

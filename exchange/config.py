@@ -193,8 +193,8 @@ def from_repository(path: str) -> str:
 
 
 def model_source(name: str) -> str:
-    """The folder ``name`` below the repository if there is one, else ``name``: another folder or a hub name."""
-    return str(REPOSITORY / name) if (REPOSITORY / name).is_dir() else name
+    """The file or folder ``name`` below the repository if there is one, else ``name``: another, or a hub name."""
+    return str(REPOSITORY / name) if (REPOSITORY / name).exists() else name
 
 
 def flatten(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

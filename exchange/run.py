@@ -40,7 +40,16 @@ _FREE_KEYS = {
     "SOLVER.TENSORBOARD",
     "TEST.EVAL_PERIOD",
 }
-_PACKAGES = ("torch", "torchvision", "timm", "diffusers", "transformers", "numpy", "opencv-python-headless")
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "diffusers",
+    "transformers",
+    "numpy",
+    "opencv-python-headless",
+    "onnxruntime",
+)
 
 
 def versions() -> dict[str, str]:

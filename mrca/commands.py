@@ -76,6 +76,12 @@ COMMANDS = {
         "runs/quickstart/train/model_0000299.pth digits.safetensors",
         "train",
     ),
+    "export-matting": Command(
+        "tools.export_matting",
+        "a matting network as an ONNX file, which stage 2 runs without its code",
+        f"digits.onnx {_DIGITS}",
+        "segment,report",
+    ),
     "pool": Command(
         "tools.pool", "bring pools in, copy, check, count and slim them", "stats runs/quickstart", "segment"
     ),
@@ -136,5 +142,5 @@ def _main() -> None:
 def _overview() -> str:
     lines = ["usage: mrca COMMAND …      mrca COMMAND --help says everything about one", ""]
     for name, command in COMMANDS.items():
-        lines += [f"  {name:11} {command.summary}", f"{'':14}mrca {name} {command.example}"]
+        lines += [f"  {name:14} {command.summary}", f"{'':17}mrca {name} {command.example}"]
     return "\n".join([*lines, ""])

@@ -25,6 +25,7 @@ SLOW = {
     "test_requirements.py",
     "test_rounds_on_s3.py",
     "test_x_paste_pool.py",
+    "tools/test_export_matting.py",
     "tools/test_lvis_digits.py",
     "tools/test_report_of_a_run_in_a_browser.py",  # one of LVIS's size
     "tools/test_your_data.py",

@@ -57,7 +57,7 @@ def test_the_network_sees_a_square_normalised_as_for_imagenet_and_its_last_outpu
             seen.append(pixels)
             return [torch.zeros(1), torch.tensor(logits, dtype=torch.float32).expand(len(pixels), 1, 8, 8)]
 
-    (alpha,) = MattingForeground(Spy(), 16, CPU)([image])
+    (alpha,) = MattingForeground(Spy(), (16, 16), CPU)([image])
     for channel, mean, deviation in zip(range(3), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True):
         expected = (resized(image[..., channel] / 255, (16, 16)) - mean) / deviation
         np.testing.assert_allclose(seen[0][0, channel].numpy(), expected, atol=1e-5)

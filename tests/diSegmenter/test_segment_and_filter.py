@@ -3,20 +3,25 @@ import sys
 from pathlib import Path
 from unittest.mock import Mock
 
+import cv2
+import numpy as np
 import pytest
 
 from diSegmenter import segmentAndFilter
 from diSegmenter.annotate import MaskCleaner
 from diSegmenter.filter import InstanceFilter
+from diSegmenter.onnx_network import OnnxReading
 from diSegmenter.pool.prune import prune_dropped
 from exchange import files
 from exchange.annotations import read_annotations
 from exchange.config import load_config
 from exchange.errors import UserError
+from exchange.layout import RunLayout
 from exchange.locks import only_one
 from exchange.pool_index import PoolIndex
 from exchange.shards import Shard
 from tests.diSegmenter.conftest import generate, write_settings
+from tests.diSegmenter.small_onnx import save_dark
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -50,11 +55,28 @@ def test_the_script_runs_from_its_own_folder_and_from_the_top(config, layout):
 
 def test_what_cannot_go_on_ends_with_exit_code_2_and_one_line(config, layout):
     script = str(REPOSITORY / "diSegmenter" / "segmentAndFilter.py")
-    command = [sys.executable, script, "--config", config, "SEGMENTER.CLIP_TRESHOLD", "3"]
-    result = subprocess.run(command, text=True, capture_output=True)
-    assert result.returncode == 2
-    assert result.stderr.splitlines()[-1].startswith("error: ")
-    assert "SEGMENTER.CLIP_THRESHOLD" in result.stderr
+    onnx = ["SEGMENTER.FOREGROUND", "onnx", "SEGMENTER.FOREGROUND_MODEL", config]  # a YAML is none
+    for settings, key in (
+        (["SEGMENTER.CLIP_TRESHOLD", "3"], "SEGMENTER.CLIP_THRESHOLD"),
+        (onnx, "SEGMENTER.FOREGROUND_MODEL"),
+    ):
+        command = [sys.executable, script, "--config", config, *settings]
+        result = subprocess.run(command, text=True, capture_output=True)
+        assert result.returncode == 2
+        assert result.stderr.splitlines()[-1].startswith("error: ")
+        assert key in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_round_is_cut_out_by_the_onnx_form_of_a_network_as_by_torch(monkeypatch, config, layout, tmp_path):
+    other, network = RunLayout(str(tmp_path / "onnx")), save_dark(tmp_path / "dark.onnx", (1, 3, 32, 32))
+    onnx = ["OUTPUT_DIR", other.root, "SEGMENTER.FOREGROUND", "onnx", "SEGMENTER.FOREGROUND_MODEL", network]
+    for run, settings in ((layout, []), (other, [*onnx, "SEGMENTER.TRUST_REMOTE_CODE", "False"])):
+        generate(run, 0, 6)
+        call(monkeypatch, "--config", config, "--round", "1", *settings)
+    assert set(PoolIndex(other, [0], dropped_too=True).column("foreground")) == {network}
+    for name in files.list_dir(layout.segmented("")):
+        expected, mask = (cv2.imread(run.segmented(name), 0).astype(int) for run in (layout, other))
+        assert expected.max() > 250 and np.abs(mask - expected).max() <= 1
 
 
 def test_rounds_and_shares_are_chosen_on_the_command_line(monkeypatch, config, layout):
@@ -97,12 +119,15 @@ def test_every_key_of_the_segmenter_reaches_what_it_is_for(monkeypatch, config, 
         "FOREGROUND": "sam2", "FOREGROUND_MODEL": "f", "FOREGROUND_REVISION": "r", "INPUT_SIZE": 48,
         "CLIP_MODEL": "c", "CLIP_REVISION": "s", "CLIP_PROMPT": "one {}", "ALPHA_FLOOR": 9,
         "LARGEST_COMPONENT": False, "BATCH_SIZE": 3, "WORKERS": 2, "AREA_SHARE": [0.1, 0.8],
-        "MAX_OBJECTS": 2, "DROP_TOUCHING_BORDER": True, "CLIP_TOLERANCE": 1.5,
+        "MAX_OBJECTS": 2, "DROP_TOUCHING_BORDER": True, "CLIP_TOLERANCE": 1.5, "ONNX_MEAN": [0.5, 0.6, 0.7],
+        "ONNX_STD": [1.0, 2.0, 3.0], "ONNX_OUTPUT": -2, "ONNX_RESCALE": "minmax",
     }  # fmt: skip
     cfg = load_config(config, [text for key, v in values.items() for text in (f"SEGMENTER.{key}", str(v))])
     dataset = read_annotations(cfg.DATASETS.CUSTOM[0][1])
     segmentAndFilter.build_segmenter(cfg, layout, dataset, Shard(1, 4), 0)
     assert built["load_foreground"].call_args.args[:5] == ("sam2", "f", "r", True, 48)
+    reading = OnnxReading([0.5, 0.6, 0.7], [1.0, 2.0, 3.0], -2, ["minmax"])
+    assert built["load_foreground"].call_args.args[6] == reading
     texts = {3: "one red disc", 7: "one blue_disc"}
     assert built["load_clip_scorer"].call_args.args[:3] == ("c", "s", texts)
     assert built["OneModel"].call_args.args[::2] == ("f", MaskCleaner(9, False))

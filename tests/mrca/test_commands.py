@@ -119,7 +119,7 @@ def test_without_a_command_each_is_listed_with_a_line_and_an_example(monkeypatch
     commands.main()
     text = capsys.readouterr().out
     for name, command in COMMANDS.items():
-        assert f"\n  {name:11} {command.summary}\n" in text and f" mrca {name} {command.example}\n" in text
+        assert f"\n  {name:14} {command.summary}\n" in text and f" mrca {name} {command.example}\n" in text
 
 
 def test_a_command_is_the_script_with_the_same_arguments(monkeypatch):

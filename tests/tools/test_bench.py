@@ -16,7 +16,17 @@ from detectron2_ext.evaluation import Evaluation
 from detectron2_ext.evaluation.predictions import Predictions
 from exchange.errors import UserError
 from tools import bench
-from tools.benchmarks import guidance, loader, lvis, paste, pool, times_as_much, times_faster, train_step
+from tools.benchmarks import (
+    guidance,
+    loader,
+    lvis,
+    matting,
+    paste,
+    pool,
+    times_as_much,
+    times_faster,
+    train_step,
+)
 
 
 def test_the_result_names_benchmark_machine_and_versions(monkeypatch, tmp_path, capsys):
@@ -230,6 +240,22 @@ def test_stage_2_is_compared_in_images_a_second(measured):
 
     result = measured("segment", parts)
     assert (result["ours"], result["other"], result["ratio"], result["met"]) == (2.0, 0.5, 4.0, True)
+
+
+@pytest.mark.parametrize(("seconds", "met"), [(2.0, False), (1.75, True)])
+def test_the_onnx_form_is_compared_with_torch_s_in_time_and_grey_levels(measured, seconds, met):
+    def parts(clock):
+        def side(seconds, grey):
+            return clock.work(
+                seconds, [torch.full((4, 4), grey, dtype=torch.uint8).numpy()] * matting._IMAGES
+            )
+
+        return {"_sides": lambda device: {"other": side(1.5, 7), "ours": side(seconds, 5)}}
+
+    result = measured("matting", parts)
+    assert (result["ours"], result["other"]) == (1000 * seconds / matting._IMAGES, 1500 / matting._IMAGES)
+    assert (result["ratio"], result["met"]) == (seconds / 1.5, met)
+    assert result["largest_difference_in_grey_levels"] == 2
 
 
 def test_a_training_step_is_compared_in_seconds_after_the_losses_of_the_first(measured):

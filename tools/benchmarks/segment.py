@@ -112,7 +112,7 @@ def _images(size: int) -> list[np.ndarray]:
 def _batched(layout: RunLayout, instances: list[GeneratedInstance], models: _Models) -> None:
     cut_out = OneModel(
         "digits",
-        InTurn(MattingForeground(models.foreground, models.input_size, models.device)),
+        InTurn(MattingForeground(models.foreground, (models.input_size,) * 2, models.device)),
         MaskCleaner(128, True),
         InTurn(ClipScorer(models.clip, models.processor, models.prompts, models.device)),
     )

@@ -1,0 +1,82 @@
+import importlib.util
+import sys
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from diSegmenter.foreground import load_foreground
+from exchange.errors import UserError
+from tests.diSegmenter.small_models import save_foreground
+from tools import export_matting
+from tools.digits import pictures, samples
+from tools.matting_to_onnx import as_onnx
+
+DIGITS = "configs/digits/MRCA_digits.yaml"
+FOREGROUND = "assets/digits/foreground"
+
+
+def call(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["export_matting.py", *map(str, arguments)])
+    export_matting.main()
+
+
+def test_the_embedded_network_gives_the_same_masks_as_onnx_to_one_grey_level(monkeypatch, tmp_path, capsys):
+    path = str(tmp_path / "digits.onnx")
+    call(monkeypatch, path, "--config", DIGITS)
+    assert capsys.readouterr().out == f"{path}\n"
+    batch, *size = onnxruntime.InferenceSession(path).get_inputs()[0].shape
+    assert isinstance(batch, str) and size == [3, 64, 64]
+    drawn = pictures.with_masks(samples.split()["val"], 40, np.random.default_rng(0))
+    images = [np.asarray(picture) for picture, _, _ in drawn] + [np.full((50, 70, 3), 255, np.uint8)]
+    ours, onnx = (
+        load_foreground(choice, name, "main", False, 64, torch.device("cpu"))(images)
+        for choice, name in (("matting", FOREGROUND), ("onnx", path))
+    )
+    assert np.mean([mask.max() > 250 for mask in ours]) > 0.9
+    for mask, other in zip(ours, onnx, strict=True):
+        assert np.abs(mask.astype(int) - other).max() <= 1
+
+
+def test_a_network_of_others_is_exported_only_with_the_users_word(monkeypatch, tmp_path):
+    theirs, out = save_foreground(tmp_path / "theirs"), tmp_path / "theirs.onnx"
+    settings = ["SEGMENTER.FOREGROUND_MODEL", theirs, "SEGMENTER.INPUT_SIZE", "32"]
+    with pytest.raises(UserError, match="SEGMENTER.TRUST_REMOTE_CODE: true"):
+        call(monkeypatch, out, "--config", DIGITS, *settings)
+    assert not out.exists()
+    seen = []
+    monkeypatch.setattr("tools.matting_to_onnx.as_onnx", lambda *args: seen.append(args) or b"a network")
+    call(monkeypatch, out, "--config", DIGITS, *settings, "SEGMENTER.TRUST_REMOTE_CODE", "True")
+    assert out.read_bytes() == b"a network"
+    assert isinstance(seen[0][0], nn.Module) and seen[0][1] == 32
+
+
+class OnlyPairs(nn.Module):
+    """Does not do for any batch."""
+
+    def forward(self, pixels):
+        return pixels.reshape(2, 1, 3 * 8, 8)
+
+
+def test_a_network_that_torch_cannot_export_is_one_sentence():
+    with pytest.raises(
+        UserError, match="torch cannot export the network OnlyPairs .* 8 x 8 pixels"
+    ) as caught:
+        as_onnx(OnlyPairs(), 8)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxscript"])
+def test_what_cannot_be_exported_is_one_sentence(missing, monkeypatch, tmp_path):
+    out = tmp_path / "out.onnx"
+    with pytest.raises(UserError, match="give a name that ends in .onnx"):
+        call(monkeypatch, tmp_path / "out.pt", "--config", DIGITS)
+    with pytest.raises(UserError, match="has 0 entries matting in SEGMENTER.FOREGROUND"):
+        call(monkeypatch, out, "--config", DIGITS, "SEGMENTER.FOREGROUND", "sam2")
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else real(name))
+    with pytest.raises(UserError, match=f"needs {missing}, which is not installed"):
+        call(monkeypatch, out, "--config", DIGITS)
+    assert not out.exists()
