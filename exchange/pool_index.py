@@ -6,10 +6,9 @@ is the kept rows of several such files. Adding a round writes its own file and t
 
 import bisect
 import functools
-import io
 import itertools
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from exchange import files
+from exchange.arrow_files import open_batches, write_table
 from exchange.errors import UserError
 from exchange.images import MAX_PIXELS, MAX_SIDE
 from exchange.layout import RunLayout
@@ -112,7 +112,8 @@ def write_index(layout: RunLayout, round_: int, instances: Sequence[PoolInstance
 
 
 class PoolIndex:
-    """The instances of some rounds in the order of round and row, the kept ones or all (``dropped_too``).
+    """The instances of some rounds in the order of round and row, the kept ones or all (``dropped_too``), without those
+    whose files are called ``left_out``.
 
     Opening maps the files into memory, checks every value once and keeps three small columns. Processes that are
     forked share the map; a pickled index opens it again.
@@ -122,15 +123,21 @@ class PoolIndex:
         rounds: int32 (N,), the round that each instance was made in.
     """
 
-    def __init__(self, layout: RunLayout, rounds: Sequence[int], dropped_too: bool = False) -> None:
+    def __init__(
+        self,
+        layout: RunLayout,
+        rounds: Sequence[int],
+        dropped_too: bool = False,
+        left_out: Collection[str] = frozenset(),
+    ) -> None:
         """Raises UserError where the index of a round is missing, damaged or of another format."""
         self._layout = layout
         self._sources = list(rounds)
         self._batches = [batch for round_ in rounds for batch in _open(layout.pool_index(round_), _SCHEMA)]
         self._starts = [0, *itertools.accumulate(batch.num_rows for batch in self._batches)]
-        self._dropped_too = dropped_too
+        self._dropped_too, self._left_out = dropped_too, left_out
         chosen = [
-            start + np.flatnonzero(np.asarray(pc.equal(batch.column("reason"), "")) | dropped_too)
+            start + np.flatnonzero(self._chosen(batch))
             for start, batch in zip(self._starts, self._batches, strict=False)
         ]
         self._rows = np.concatenate(chosen) if chosen else np.zeros(0, np.int64)
@@ -163,6 +170,11 @@ class PoolIndex:
         empty = np.zeros(0, _SCHEMA.field(name).type.to_pandas_dtype())
         return np.concatenate(arrays)[self._rows] if arrays else empty
 
+    def file(self, index: int) -> str:
+        """File name of an instance's generated image."""
+        place, row = self._locate(index)
+        return str(self._batches[place].column("file")[row].as_py())
+
     def name(self, index: int) -> str:
         """Path of the file that holds the cut-out of an instance."""
         place, row = self._locate(index)
@@ -177,6 +189,13 @@ class PoolIndex:
         offset, length = (self._batches[place].column(name)[row].as_py() for name in ("offset", "length"))
         path = self.name(index)
         return files.read_bytes(path) if length < 0 else files.read_range(path, offset, length)
+
+    def _chosen(self, batch: pa.RecordBatch) -> npt.NDArray[Any]:
+        """Which rows of a batch belong to it: bool (rows,)."""
+        kept = np.asarray(pc.equal(batch.column("reason"), "")) | self._dropped_too
+        if self._left_out:
+            kept &= ~np.asarray(pc.is_in(batch.column("file"), pa.array(self._left_out, pa.string())))
+        return kept
 
     def _locate(self, index: int) -> tuple[int, int]:
         """The record batch of an instance, and its row there."""
@@ -199,7 +218,7 @@ class PoolIndex:
         return batches
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PoolIndex, (self._layout, self._sources, self._dropped_too)
+        return PoolIndex, (self._layout, self._sources, self._dropped_too, self._left_out)
 
 
 def _values(column: pa.Array) -> list[Any]:
@@ -215,10 +234,7 @@ def _values(column: pa.Array) -> list[Any]:
 
 def _write(path: str, schema: pa.Schema, instances: Sequence[PoolInstance]) -> None:
     columns = {name: [getattr(instance, name) for instance in instances] for name in schema.names}
-    buffer = io.BytesIO()
-    with pa.ipc.new_file(buffer, schema) as writer:
-        writer.write_table(pa.Table.from_pydict(columns, schema=schema), max_chunksize=_ROWS_PER_BATCH)
-    files.write_bytes(path, buffer.getvalue())
+    write_table(path, pa.Table.from_pydict(columns, schema=schema), _ROWS_PER_BATCH)
 
 
 def _open(path: str, schema: pa.Schema) -> list[pa.RecordBatch]:
@@ -226,21 +242,13 @@ def _open(path: str, schema: pa.Schema) -> list[pa.RecordBatch]:
     if not files.exists(path):
         raise UserError(f"there is no pool index {path}: run stage 2 for that round, or tools/pool.py import")
     try:
-        source = pa.BufferReader(files.read_bytes(path)) if "://" in path else pa.memory_map(path)
-        reader = pa.ipc.open_file(source)
-        written = _OLDER if schema is _SCHEMA and reader.schema == _OLDER else schema
-        if reader.schema.metadata != schema.metadata or reader.schema != written:
+        batches = open_batches(path, [_SCHEMA, _OLDER] if schema is _SCHEMA else [schema])
+        if batches is None:
             raise UserError(f"{path} is a pool index of another version: {_AGAIN}")
-        source.seek(8)  # the same messages follow the file's magic number, one after the other
-        _, *messages = pa.ipc.MessageReader.open_stream(source)
-        if len(messages) != reader.num_record_batches or any(map(_is_compressed, messages)):
-            raise ValueError("it lacks a part, or is compressed")
-        batches = [pa.ipc.read_record_batch(message, written) for message in messages]
-        for batch in batches:
-            batch.validate(full=True)
-            if schema is _SCHEMA:
+        if schema is _SCHEMA:
+            for batch in batches:
                 _check_rows(batch)
-        return batches if written is schema else [_of_today(batch) for batch in batches]
+        return [batch if batch.schema == schema else _of_today(batch) for batch in batches]
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}): {_AGAIN}") from error
 
@@ -248,25 +256,6 @@ def _open(path: str, schema: pa.Schema) -> list[pa.RecordBatch]:
 def _of_today(batch: pa.RecordBatch) -> pa.RecordBatch:
     """A batch of an index from before there was the column ``foreground``."""
     return pa.record_batch([*batch.columns, pa.repeat("", batch.num_rows)], schema=_SCHEMA)
-
-
-def _is_compressed(message: pa.Message) -> bool:
-    """Whether a record batch is: reading it might take any amount of memory, and stage 2 compresses none.
-
-    Arrow does not tell before it has unpacked the batch, but its format does: field 3 of the table RecordBatch, to
-    which field 2 of the table Message leads.
-    """
-    data = message.metadata.to_pybytes()
-
-    def field(table: int, number: int) -> int:
-        vtable = table - int.from_bytes(data[table : table + 4], "little", signed=True)
-        size = int.from_bytes(data[vtable : vtable + 2], "little")
-        place = vtable + 4 + 2 * number
-        offset = int.from_bytes(data[place : place + 2], "little") if 4 + 2 * number < size else 0
-        return table + offset if offset else 0
-
-    header = field(int.from_bytes(data[:4], "little"), 2)
-    return bool(field(header + int.from_bytes(data[header : header + 4], "little"), 3))
 
 
 def _check_rows(batch: pa.RecordBatch) -> None:
