@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from exchange import files
+from exchange.decisions import Decision, write_decisions
 from exchange.errors import UserError
 from exchange.images import encode_cutout, encode_png
 from exchange.layout import RunLayout
@@ -105,6 +106,26 @@ def test_the_table_of_classes_lands_as_csv_with_everything_round_by_round(layout
         aps = [float(row[f"AP {when}"]) for when in ("start", "round 0", "round 1")]
         assert aps == [ap_of(round_, i) for round_ in (-1, 0, 1)]
         assert float(row["change"]) == pytest.approx(aps[-1] - aps[0]) and float(row["drift"]) == i / 1000
+
+
+def test_a_selection_is_told_round_by_round_and_class_by_class(layout):
+    assert 'id="selection"' not in page(layout.root)
+    for round_, scores in ((0, [0.1, 0.2, 0.3, -0.2]), (1, [0.5])):
+        rows = [
+            Decision(n, 0, f"{round_}{id_}.png", id_, score, -0.05, score > 0)
+            for n, score in enumerate(scores)
+            for id_ in ((1, 3) if n == 3 else (1,))
+        ]
+        write_decisions(layout, round_, 10 * round_ + 10, rows)
+    rows = [row for row in Rows(page(layout.root)).rows if row]
+    assert ["round 0", "4", "75.0 %", "0.025", "0.150", "0.225", "1"] in rows
+    assert ["round 1", "1", "100.0 %", "0.500", "0.500", "0.500", "0"] in rows
+    assert rows[rows.index(["class", "group", "pasted", "refused"]) + 1 :][:2] == [
+        ["blue disc", "rare", "1", "100.0 %"],
+        ["red disc", "common", "5", "20.0 %"],
+    ]
+    text = files.read_bytes(f"{layout.root}/report/classes.csv").decode()
+    assert [row["refused, %"] for row in csv.DictReader(io.StringIO(text))] == ["20.0", "", "100.0", ""]
 
 
 def test_what_comes_from_outside_shows_as_text_on_the_page_and_in_what_it_loads(layout):

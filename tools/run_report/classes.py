@@ -112,7 +112,8 @@ def _of_run(number: int, label: str, run: RunContent, in_full: bool) -> list[Col
         for feedback in run.feedbacks
     ]
     drift = Column(f"{label}drift", lambda of: of[number].drift, form=".3g")
-    return [*made, *kept, *dropped, *rounds, *change, drift]
+    refused = [Column(f"{label}refused, %", lambda of: of[number].refused_share)] if run.selections else []
+    return [*made, *kept, *dropped, *refused, *rounds, *change, drift]
 
 
 def _reasons(category: Category) -> str:

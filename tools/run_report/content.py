@@ -21,6 +21,7 @@ from exchange.layout import RunLayout
 from exchange.manifest import Manifest, read_round
 from exchange.pool_index import PoolIndex
 from exchange.seconds import read_seconds
+from tools.run_report.selection import read_selections
 from tools.run_report.settings import read_settings
 
 # In the order of a round.
@@ -45,6 +46,7 @@ class Category:
         training: annotated instances; None where the run does not say it.
         reasons: how many of its instances were dropped for which reason.
         drift: how far its classifier row moved in the last round that says so.
+        pasted, refused: how often an instance was pasted where a selection decided, and how often that refused.
     """
 
     id: int
@@ -57,6 +59,13 @@ class Category:
     reasons: Counter[str] = field(default_factory=Counter)
     ap: dict[int, float | None] = field(default_factory=dict)
     drift: float | None = None
+    pasted: int = 0
+    refused: int = 0
+
+    @property
+    def refused_share(self) -> float | None:
+        """Percent of what was pasted of it that was not learnt from; None where nothing was decided."""
+        return 100 * self.refused / self.pasted if self.pasted else None
 
     @property
     def known(self) -> list[float]:
@@ -106,6 +115,7 @@ class RunContent:
         control: that of ``RUN/control``, a run without generated data beside it.
         metrics: the lines of ``train/metrics.json``.
         seconds: by round and work, of all processes added up.
+        selections: what a gradient selection did, in the rounds that have one.
 
     Raises UserError where the folder holds no run, or a file that is read is damaged.
     """
@@ -115,6 +125,7 @@ class RunContent:
         self.settings, self.versions = read_settings(layout)
         self.start = _feedback(layout.feedback_history(-1))
         self.rounds = _rounds(layout)
+        self.selections = read_selections(layout, [round_.number for round_ in self.rounds])
         control = RunLayout(files.join(layout.root, "control"))
         self.control = _feedback(control.feedback_file)
         self.metrics, self.control_metrics = _metrics(layout), _metrics(control)
@@ -170,7 +181,17 @@ class RunContent:
                 category = found.setdefault(id_, Category(id_, str(id_)))
                 category.ap[feedback.round] = ap
                 category.drift = category.drift if drift is None else drift
+        for selection in self.selections:
+            for id_, pasted in selection.pasted.items():
+                category = found.setdefault(id_, Category(id_, str(id_)))
+                category.pasted += pasted
+                category.refused += selection.refused.get(id_, 0)
         return dict(sorted(found.items()))
+
+    def most_refused(self, count: int = 8) -> list[Category]:
+        """The classes of which the largest share was refused, if any was."""
+        refused = [category for category in self.categories.values() if category.refused]
+        return sorted(refused, key=lambda category: -(category.refused_share or 0))[:count]
 
     def movers(self, count: int = 8) -> tuple[list[Category], list[Category]]:
         """The classes that gained most and that lost most."""
