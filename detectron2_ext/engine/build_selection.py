@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from fvcore.common.config import CfgNode
 from torch import nn
+from torch.amp import GradScaler
 
 from detectron2_ext.distributed import Ranks
 from detectron2_ext.engine.gradient_cache import GradientCache
@@ -52,7 +53,7 @@ def build_cache(model: nn.Module, cfg: CfgNode) -> GradientCache | None:
 
 
 def build_selection(
-    cfg: CfgNode, model: nn.Module, cache: GradientCache, scaler, ranks: Ranks
+    cfg: CfgNode, model: nn.Module, cache: GradientCache, scaler: GradScaler, ranks: Ranks
 ) -> GradientSelection:
     """The selection of a training of ``model``; ``scaler``: of its losses. ``cache``: see :func:`build_cache`."""
     chosen = _chosen(model, cfg)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from fvcore.common.config import CfgNode
 
@@ -78,7 +76,7 @@ def build_train_loader(
         for part in ("dst", "src")
     )
     pasters = build_pasters(cfg, copied_from, images, pool, feedback, round_, seed)
-    mapper: Any = TrainMapper(reader, images, pasters, seed, bgr=is_bgr(cfg))
+    mapper: TrainMapper | TripleMapper = TrainMapper(reader, images, pasters, seed, bgr=is_bgr(cfg))
     if cfg.INPUT.ACTIVE_SELECT:
         schedule = TestSchedule(
             batch_size, world_size, cfg.MODEL.ACTIVE_TEST_BATCHSIZE, cfg.MODEL.ACTIVE_TEST_EVERY

@@ -34,6 +34,10 @@ def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
 @pytest.mark.parametrize("threshold", [-0.5, 0.9])
 def test_score_and_decision_are_those_of_the_definition_in_float64(threshold: float) -> None:
     state, step = start(selecting_config(MODEL__ACTIVE_ONCE_MODE=f"only_paste_{threshold}"))
+    for (
+        predictor
+    ) in state.model.roi_heads.box_predictor:  # so that later stages see other boxes than the first
+        torch.nn.init.normal_(predictor.bbox_pred.weight, std=0.5)
     batch = batch_of(0)
     exact = Exact(state.model)
     of_tests = exact.gradient_of_tests([record["test"] for record in batch])
@@ -156,6 +160,38 @@ def test_a_batch_without_pasted_objects_is_no_decision() -> None:
     go(plain, plain_step, batch)
     assert state.cache is not None and state.cache.decisions == [] == list(state.cache.scores)
     assert_equal_weights(weights_of(state.model), weights_of(plain.model))
+
+
+def test_scaled_losses_give_the_same_gradients() -> None:
+    plain, scaled = (selecting_config() for _ in range(2))
+    found = []
+    for cfg, scale in ((plain, None), (scaled, 64.0)):
+        state, step = start(cfg)
+        if scale:
+            state.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+            step = TrainingStep.from_config(state, ALONE, cfg)
+        go(state, step, batch_of(0))
+        assert state.cache is not None
+        found.append((state.cache.gradient, [d.score for d in state.cache.decisions]))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-9)
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-5)
+
+
+def test_gradients_that_are_not_finite_are_neither_remembered_nor_judged() -> None:
+    cfg = selecting_config(MODEL__ACTIVE_ONCE_MODE="only_paste_0.9")
+    state, _ = start(cfg)
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    step = TrainingStep.from_config(state, ALONE, cfg)
+    weight = state.model.roi_heads.box_predictor[0].cls_score.weight
+    hook = weight.register_hook(lambda gradient: gradient * float("inf"))
+    before = weights_of(state.model)
+    go(state, step, batch_of(0))
+    assert state.cache is not None
+    assert state.cache.updates == 0 and state.cache.decisions == [] and not state.cache.gradient.any()
+    assert_equal_weights(weights_of(state.model), before)  # the scaler skips the step
+    hook.remove()
+    go(state, step, batch_of(0))
+    assert state.cache.updates == 1 and [d.accepted for d in state.cache.decisions] == [False] * 2
 
 
 def test_the_threshold_from_the_queue_lets_a_share_pass_that_moves_over_the_training() -> None:
