@@ -192,7 +192,6 @@ def _copied_buffers(network: nn.Module) -> list[Tensor]:
 
 
 def _restore_buffers(network: nn.Module, copied: Sequence[Tensor]) -> None:
+    """Unseen by a graph that waits for its backward pass: in training none reads them."""
     for buffer, value in zip(network.buffers(), copied, strict=True):
-        buffer.data.copy_(
-            value
-        )  # unseen by a graph that waits for its backward pass, which reads none of them
+        buffer.data.copy_(value)

@@ -3,9 +3,10 @@
 ``ours`` and ``other`` are seconds (of the processor on a CPU, since machines are shared) of an accepted step with the
 selection of configs/digits/BSGAL_digits.yaml by the gradients of the box heads, and of a plain step on the same batch,
 medians of turns taken alternately; ``steps`` has those of other selections, and of a refused one. Loading is not in
-them. ``agreement``: along one training by the exact score (all parameters, test images in each iteration), the share of
-iterations in which another score decides the same, at the fixed threshold and at the median of each, and their
-correlation; ``accepted`` is what a selection that accepts everything would agree in.
+them. ``agreement``: along one training by the exact score (all parameters, test images in each iteration, momentum
+0.1), the share of iterations in which another score decides as the exact one of its momentum, at the fixed threshold
+and at the median of each, and their correlation; ``accepted`` is what a selection that accepts everything would agree
+in.
 
 The pool is that of a run on LVIS-Digits, $MRCA_SELECTION_RUN, by default runs/quickstart. $MRCA_SELECTION_STEPS: length
 of the training, 150 by default.
@@ -13,6 +14,7 @@ of the training, 150 by default.
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 import time
@@ -47,6 +49,7 @@ _LAYERS = {
     "classifiers": ["cls_score"],
 }
 _EVERY = (1, 2, 4, 8)
+_MOMENTA = (0.1, 0.9)
 _OURS = "heads, every 1"
 
 
@@ -70,13 +73,12 @@ class Watched(GradientCache):
     """Decides as the exact score does, and keeps what others would have given.
 
     Attributes:
-        others: the scores of each iteration by layers and number of iterations between test images.
+        others: the scores of each iteration by momentum, layers and number of iterations between test images.
     """
 
-    def __init__(self, network: nn.Module, momentum: float) -> None:
+    def __init__(self, network: nn.Module) -> None:
         named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
-        super().__init__([p for _, p in named], momentum)
-        self._momentum = momentum
+        super().__init__([p for _, p in named], _MOMENTA[0])
         places = np.cumsum([0, *(p.numel() for _, p in named)]).tolist()
         self._parts = {
             layers: [
@@ -86,22 +88,22 @@ class Watched(GradientCache):
             ]
             for layers, parts in _LAYERS.items()
         }
-        self._caches: dict[tuple[str, int], Tensor] = {}
-        self.others: dict[tuple[str, int], list[float]] = {}
+        self._caches: dict[tuple[float, str, int], Tensor] = {}
+        self.others: dict[tuple[float, str, int], list[float]] = {}
 
     def update(self, gradient: Tensor) -> None:
         for layers in self._parts:
             mine = self._of(layers, gradient)
-            for every in _EVERY:
+            for momentum, every in itertools.product(_MOMENTA, _EVERY):
                 if self.updates % every == 0:
-                    cache = self._caches.setdefault((layers, every), torch.zeros_like(mine))
-                    cache.mul_(self._momentum).add_(mine, alpha=1 - self._momentum)
+                    cache = self._caches.setdefault((momentum, layers, every), torch.zeros_like(mine))
+                    cache.mul_(momentum).add_(mine, alpha=1 - momentum)
         super().update(gradient)
 
     def cosine(self, gradient: Tensor) -> float | None:
-        for (layers, every), cache in self._caches.items():
-            score = torch.cosine_similarity(cache, self._of(layers, gradient), dim=0)
-            self.others.setdefault((layers, every), []).append(float(score))
+        for which, cache in self._caches.items():
+            score = torch.cosine_similarity(cache, self._of(which[1], gradient), dim=0)
+            self.others.setdefault(which, []).append(float(score))
         return super().cosine(gradient)
 
     def _of(self, layers: str, gradient: Tensor) -> Tensor:
@@ -130,21 +132,22 @@ def _agreement(cfg: CfgNode, steps: int) -> dict[str, Any]:
     annotations, root = read_training_set(cfg)
     dataset = DetectionDataset(annotations, root)
     state = _start(cfg, dataset, annotations.image_counts().tolist())
-    state.cache = watched = Watched(state.model, 0.1)
+    state.cache = watched = Watched(state.model)
     step = TrainingStep.from_config(state, Ranks(0, 1, torch.device(cfg.MODEL.DEVICE)), cfg)
     for batch in _batches(cfg, dataset, steps):
         seed_iteration(cfg.SEED, state.iteration, 0)
         step(batch)
-    exact = np.array(watched.others["all", 1])
-    told: dict[str, Any] = {
-        "steps": len(exact),
-        "accepted": float((exact >= _FIXED).mean()),
-        "quartiles": ", ".join(f"{value:.3f}" for value in np.quantile(exact, (0.25, 0.5, 0.75))),
-    }
-    for (layers, every), found in watched.others.items():
-        scores = np.array(found)
+    told: dict[str, Any] = {"steps": steps}
+    for momentum in _MOMENTA:
+        exact = np.array(watched.others[momentum, "all", 1])
+        told[f"momentum {momentum:g}"] = {
+            "accepted": float((exact >= _FIXED).mean()),
+            "quartiles": ", ".join(f"{value:.3f}" for value in np.quantile(exact, (0.25, 0.5, 0.75))),
+        }
+    for (momentum, layers, every), found in watched.others.items():
+        scores, exact = np.array(found), np.array(watched.others[momentum, "all", 1])
         at_median = (scores >= np.median(scores)) == (exact >= np.median(exact))
-        told[f"{layers}, every {every}"] = {
+        told[f"momentum {momentum:g}"][f"{layers}, every {every}"] = {
             "fixed": float(((scores >= _FIXED) == (exact >= _FIXED)).mean()),
             "median": float(at_median.mean()),
             "correlation": float(np.corrcoef(scores, exact)[0, 1]),
@@ -152,31 +155,32 @@ def _agreement(cfg: CfgNode, steps: int) -> dict[str, Any]:
     return told
 
 
-def _seconds(cfg: CfgNode) -> dict[str, float]:
-    """Of an accepted step; of several iterations with test images in one of them, the mean."""
+def _steps(cfg: CfgNode) -> dict[str, Callable[[], Any]]:
+    """A plain step, a refused one, and accepted ones by layers, with test images and (``none due``) without."""
     annotations, root = read_training_set(cfg)
     dataset = DetectionDataset(annotations, root)
     counts = annotations.image_counts().tolist()
     (batch,) = _batches(cfg, dataset, 1)
-    ranks = Ranks(0, 1, torch.device(cfg.MODEL.DEVICE))
-    plain = load_config(
-        str(REPOSITORY / "configs/digits/XPaste_digits.yaml"), ["MODEL.DEVICE", cfg.MODEL.DEVICE]
-    )
+    device = cfg.MODEL.DEVICE
+    plain = load_config(str(REPOSITORY / "configs/digits/XPaste_digits.yaml"), ["MODEL.DEVICE", device])
     always = ["MODEL.ACTIVE_ONCE_MODE", "only_paste_-1"]
-    settings = {
-        "plain": plain,
-        "refused": _config(cfg.MODEL.DEVICE, "MODEL.ACTIVE_ONCE_MODE", "only_paste_2"),
-    }
+    settings = {"plain": plain, "refused": _config(device, "MODEL.ACTIVE_ONCE_MODE", "only_paste_2")}
     for name, parts in _LAYERS.items():
         layers = ["MODEL.ACTIVE_GRAD_LAYERS", str(parts)]
-        settings[f"{name}, every 1"] = _config(cfg.MODEL.DEVICE, *always, *layers)
-        settings[f"{name}, none due"] = _config(
-            cfg.MODEL.DEVICE, *always, *layers, "MODEL.ACTIVE_TEST_EVERY", "1000000"
-        )
-    steps: dict[str, Callable[[], Any]] = {}
+        settings[f"{name}, every 1"] = _config(device, *always, *layers)
+        never = ["MODEL.ACTIVE_TEST_EVERY", "1000000"]
+        settings[f"{name}, none due"] = _config(device, *always, *layers, *never)
+    steps = {}
     for name, setting in settings.items():
         state = _start(setting, dataset, counts)
-        steps[name] = _step(state, TrainingStep.from_config(state, ranks, setting), batch, name)
+        step = TrainingStep.from_config(state, Ranks(0, 1, torch.device(device)), setting)
+        steps[name] = _step(state, step, batch, name)
+    return steps
+
+
+def _seconds(cfg: CfgNode) -> dict[str, float]:
+    """Of each step; where one of several iterations has test images, their mean."""
+    steps = _steps(cfg)
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(_TURNS + 1):
         for name, step in steps.items():
