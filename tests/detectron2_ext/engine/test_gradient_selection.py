@@ -34,19 +34,17 @@ def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
 @pytest.mark.parametrize("threshold", [-0.5, 0.9])
 def test_score_and_decision_are_those_of_the_definition_in_float64(threshold: float) -> None:
     state, step = start(selecting_config(MODEL__ACTIVE_ONCE_MODE=f"only_paste_{threshold}"))
-    for (
-        predictor
-    ) in state.model.roi_heads.box_predictor:  # so that later stages see other boxes than the first
-        torch.nn.init.normal_(predictor.bbox_pred.weight, std=0.5)
-    batch = batch_of(0)
+    for predictor in state.model.roi_heads.box_predictor:  # fewer boxes show objects in later stages
+        torch.nn.init.normal_(predictor.bbox_pred.weight, std=1.2)
+    batch = [triple(number, pasted=2) for number in range(2)]
     exact = Exact(state.model)
     of_tests = exact.gradient_of_tests([record["test"] for record in batch])
     score = cosine(0.9 * of_tests, exact.gradient_of_pasted(batch))
     go(state, step, batch)
     assert state.cache is not None and 0.001 < abs(score) < 0.9
-    assert [d.score for d in state.cache.decisions] == pytest.approx([score] * 2, rel=1e-3)
-    assert [d.threshold for d in state.cache.decisions] == [threshold] * 2
-    assert [d.accepted for d in state.cache.decisions] == [score >= threshold] * 2
+    assert [d.score for d in state.cache.decisions] == pytest.approx([score] * 4, rel=1e-3)
+    assert [d.threshold for d in state.cache.decisions] == [threshold] * 4
+    assert [d.accepted for d in state.cache.decisions] == [score >= threshold] * 4
     named = [name for record in batch for name in record["pasted_instances"]]
     assert [(d.instance, d.category_id) for d in state.cache.decisions] == named
 

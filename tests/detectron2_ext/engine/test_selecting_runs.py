@@ -64,7 +64,7 @@ def test_a_killed_and_resumed_run_decides_and_learns_as_the_uninterrupted_one_bi
         call(killed)
     assert max(other.decision_parts(0)) == 6
     torch.manual_seed(77)
-    call(killed, "SOLVER.CHECKPOINT_PERIOD", "3")  # after which no part ends where one was left
+    call(killed, "SOLVER.CHECKPOINT_PERIOD", "5")  # so that no part ends where one was left
     states = [torch.load(f"{of.train_dir}/model_0000009.pth", weights_only=True) for of in (layout, other)]
     for part in ("model", "model_ema"):
         assert_equal_weights(states[0][part], states[1][part])
@@ -96,7 +96,7 @@ def test_a_round_leaves_out_what_the_rounds_before_refused_whenever_they_pasted_
     for path in layout.decision_parts(0).values():
         Path(path).unlink()
     write_decisions(layout, 0, 1, rows)
-    write_decisions(layout, 1, 9, [Decision(1, 0, names[1], 5, 0.0, 0.5, False)] * 9)
+    write_decisions(layout, 1, 9, [Decision(1, 0, names[2], 9, 0.0, 0.5, False)] * 9)
     Path(layout.feedback_history(0)).parent.mkdir(exist_ok=True)
     Path(layout.feedback_history(0)).write_text("{}")
     monkeypatch.setattr(engine_round, "read_feedback", lambda path: None)
