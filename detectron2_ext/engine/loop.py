@@ -191,7 +191,7 @@ class TrainingStep:
     ) -> dict[str, Tensor]:
         """Of ``network`` in this step's precision; by default of the one whose gradients all processes share."""
         with torch.autocast(self._device, self._dtype, enabled=self._dtype is not None):
-            return (network or self._network)(part, **options)
+            return (self._network if network is None else network)(part, **options)
 
     def _gradients_stay_here(self, until_last: bool) -> Any:
         if until_last and isinstance(self._network, DistributedDataParallel):

@@ -41,7 +41,7 @@ from exchange.layout import RunLayout
 from tools.benchmarks import times_as_much
 
 TARGET = 1.5
-_TURNS, _FIXED = 7, -0.05
+_TURNS, _FIXED = 13, -0.05
 _LAYERS = {
     "all": [],
     "heads": ["roi_heads.box_head", "roi_heads.box_predictor"],
