@@ -149,7 +149,8 @@ def _refused_before(cfg: CfgNode, layout: RunLayout, round_: int) -> frozenset[s
             "FEEDBACK.DROP_REFUSED leaves out what a selection refused: set INPUT.ACTIVE_SELECT True, or it to 0"
         )
     refused = always_refused(layout, range(round_), cfg.FEEDBACK.DROP_REFUSED)
-    _log.info("round %d: %d instances are left out, which were always refused", round_, len(refused))
+    if refused:
+        _log.info("round %d: %d instances are left out, which were always refused", round_, len(refused))
     return refused
 
 

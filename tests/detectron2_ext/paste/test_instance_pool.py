@@ -98,6 +98,7 @@ def test_joined_pools_are_one_after_the_other(write_pool, index_of):
         assert joined.categories[index] == expected.categories[original]
         np.testing.assert_array_equal(joined.load(index), expected.load(original))
     assert joined.name(2) == expected.name(0)
+    assert joined.instance(1) == expected.instance(3) and joined.instance(2) == f"1:{expected.instance(0)}"
 
 
 def test_decoded_cutouts_stay_in_memory_where_the_pool_fits_and_none_does_where_it_does_not(write_pool):
