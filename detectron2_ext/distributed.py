@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 # The others wait while the first process scores a validation set or the pool of a round is being made.
+_T = TypeVar("_T")
 _PATIENCE = datetime.timedelta(days=3)
 
 
@@ -41,6 +43,21 @@ class Ranks:
         votes = torch.tensor(int(here))
         dist.all_reduce(votes)
         return bool(votes)
+
+    def gather(self, here: _T) -> list[_T]:
+        """What every process has, in the order of their ranks; every process asks at the same time."""
+        if self.world_size == 1:
+            return [here]
+        found: list[_T] = [here] * self.world_size
+        dist.all_gather_object(found, here)
+        return found
+
+    def total(self, here: Tensor) -> Tensor:
+        """The sum over the processes, without gradient."""
+        if self.world_size > 1:
+            here = here.clone()
+            dist.all_reduce(here)
+        return here
 
     def share(self, module: nn.Module) -> None:
         """Gives every process the first one's parameters and buffers of ``module``."""

@@ -285,13 +285,15 @@ def _known_only(values: dict[str, Any], cfg: CfgNode, path: str) -> tuple[dict[s
             )
         if (_parse_tuple(value) if isinstance(value, str) else value) != foreign[kind][key]:
             differing[kind].append(key)
+    selects = values.get("INPUT.ACTIVE_SELECT") is True
+    differing["refused" if selects else "ignored"] += differing["selecting"]
     if differing["refused"]:
         key = differing["refused"][0]
         more = f" (and {len(differing['refused']) - 1} more such)" if len(differing["refused"]) > 1 else ""
         raise UserError(
             f"{path} or the command line sets {key} to {reprlib.repr(others[key])}{more}, which this implementation "
             f"does not have, and without it would learn something else: leave it out or set it to "
-            f"{foreign['refused'][key]!r}"
+            f"{(foreign['refused'] | foreign['selecting'])[key]!r}"
         )
     return {key: value for key, value in values.items() if key in known}, differing["ignored"]
 

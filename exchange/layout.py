@@ -8,6 +8,7 @@ from exchange import files
 
 _MANIFEST = re.compile(r"manifest_rd(\d{2,})_(\d+)of(\d+)\.json")
 _INDEX = re.compile(r"rd(\d{2,})\.arrow")
+_DECISIONS = re.compile(r"rd(\d{2,})_(\d{7,})\.arrow")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,17 @@ class RunLayout:
         """The scores of the checkpoint in the file ``checkpoint`` on a data set."""
         name = checkpoint.rsplit("/", 1)[-1].replace("model", "metrics").replace(".pth", ".json")
         return files.join(self.train_dir, "inference", dataset, name)
+
+    def decisions(self, round_: int, iteration: int) -> str:
+        """What gradient selection decided in a round, up to so many iterations, see exchange/decisions.py."""
+        return files.join(self.train_dir, "decisions", f"rd{round_:02}_{iteration:07}.arrow")
+
+    def decision_parts(self, round_: int) -> dict[int, str]:
+        """The parts of a round's table of decisions that exist: path by the iterations done at its end, in order."""
+        folder = files.join(self.train_dir, "decisions")
+        found = (_DECISIONS.fullmatch(name) for name in files.list_dir(folder))
+        ends = sorted(int(match[2]) for match in found if match and int(match[1]) == round_)
+        return {end: self.decisions(round_, end) for end in ends}
 
     @property
     def pictures_dir(self) -> str:

@@ -8,7 +8,7 @@ import bisect
 import functools
 import itertools
 import reprlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from exchange import files
+from exchange.arrow_files import open_batches, write_batches
 from exchange.errors import UserError
 from exchange.images import MAX_PIXELS, MAX_SIDE
 from exchange.layout import RunLayout
@@ -106,14 +107,14 @@ class PoolInstance:
 
 def write_index(layout: RunLayout, round_: int, instances: Sequence[PoolInstance]) -> None:
     """Writes the outlines of one round, then its index, each whole or not at all."""
-    _write(layout.pool_outlines(round_), _OUTLINES, _batches(_OUTLINES, instances))
-    _write(layout.pool_index(round_), _SCHEMA, _batches(_SCHEMA, instances))
+    write_batches(layout.pool_outlines(round_), _OUTLINES, _batches(_OUTLINES, instances))
+    write_batches(layout.pool_index(round_), _SCHEMA, _batches(_SCHEMA, instances))
 
 
 def write_part(layout: RunLayout, round_: int, part: int, instances: Sequence[PoolInstance]) -> None:
     """Writes a part of a round that memory cannot hold; no reader of the pool sees it before :func:`join_parts`."""
-    _write(layout.pool_part_outlines(round_, part), _OUTLINES, _batches(_OUTLINES, instances))
-    _write(layout.pool_part(round_, part), _SCHEMA, _batches(_SCHEMA, instances))
+    write_batches(layout.pool_part_outlines(round_, part), _OUTLINES, _batches(_OUTLINES, instances))
+    write_batches(layout.pool_part(round_, part), _SCHEMA, _batches(_SCHEMA, instances))
 
 
 def join_parts(layout: RunLayout, round_: int, parts: int) -> int:
@@ -127,12 +128,13 @@ def join_parts(layout: RunLayout, round_: int, parts: int) -> int:
         (layout.pool_index(round_), _SCHEMA, layout.pool_part),
     ):
         batches = (batch for part in range(parts) for batch in _open(part_of(round_, part), schema))
-        rows = _write(target, schema, batches)
+        rows = write_batches(target, schema, batches)
     return rows
 
 
 class PoolIndex:
-    """The instances of some rounds in the order of round and row, the kept ones or all (``dropped_too``).
+    """The instances of some rounds in the order of round and row, the kept ones or all (``dropped_too``), without those
+    whose files are called ``left_out``.
 
     Opening maps the files into memory, checks every value once and keeps three small columns. Processes that are
     forked share the map; a pickled index opens it again.
@@ -142,15 +144,21 @@ class PoolIndex:
         rounds: int32 (N,), the round that each instance was made in.
     """
 
-    def __init__(self, layout: RunLayout, rounds: Sequence[int], dropped_too: bool = False) -> None:
+    def __init__(
+        self,
+        layout: RunLayout,
+        rounds: Sequence[int],
+        dropped_too: bool = False,
+        left_out: Collection[str] = frozenset(),
+    ) -> None:
         """Raises UserError where the index of a round is missing, damaged or of another format."""
         self._layout = layout
         self._sources = list(rounds)
         self._batches = [batch for round_ in rounds for batch in _open(layout.pool_index(round_), _SCHEMA)]
         self._starts = [0, *itertools.accumulate(batch.num_rows for batch in self._batches)]
-        self._dropped_too = dropped_too
+        self._dropped_too, self._left_out = dropped_too, left_out
         chosen = [
-            start + np.flatnonzero(np.asarray(pc.equal(batch.column("reason"), "")) | dropped_too)
+            start + np.flatnonzero(self._chosen(batch))
             for start, batch in zip(self._starts, self._batches, strict=False)
         ]
         self._rows = np.concatenate(chosen) if chosen else np.zeros(0, np.int64)
@@ -183,6 +191,11 @@ class PoolIndex:
         empty = np.zeros(0, _SCHEMA.field(name).type.to_pandas_dtype())
         return np.concatenate(arrays)[self._rows] if arrays else empty
 
+    def file(self, index: int) -> str:
+        """File name of an instance's generated image."""
+        place, row = self._locate(index)
+        return str(self._batches[place].column("file")[row].as_py())
+
     def name(self, index: int) -> str:
         """Path of the file that holds the cut-out of an instance."""
         place, row = self._locate(index)
@@ -203,6 +216,13 @@ class PoolIndex:
         offset, length = (self._batches[place].column(name)[row].as_py() for name in ("offset", "length"))
         path = self.name(index)
         return files.read_bytes(path) if length < 0 else files.read_range(path, offset, length)
+
+    def _chosen(self, batch: pa.RecordBatch) -> npt.NDArray[Any]:
+        """Which rows of a batch belong to it: bool (rows,)."""
+        kept = np.asarray(pc.equal(batch.column("reason"), "")) | self._dropped_too
+        if self._left_out:
+            kept &= ~np.asarray(pc.is_in(batch.column("file"), pa.array(self._left_out, pa.string())))
+        return kept
 
     def _locate(self, index: int) -> tuple[int, int]:
         """The record batch of an instance, and its row there."""
@@ -225,7 +245,7 @@ class PoolIndex:
         return batches
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PoolIndex, (self._layout, self._sources, self._dropped_too)
+        return PoolIndex, (self._layout, self._sources, self._dropped_too, self._left_out)
 
 
 def _values(column: pa.Array) -> list[Any]:
@@ -244,36 +264,18 @@ def _batches(schema: pa.Schema, instances: Sequence[PoolInstance]) -> list[pa.Re
     return list(pa.Table.from_pydict(columns, schema=schema).to_batches(max_chunksize=_ROWS_PER_BATCH))
 
 
-def _write(path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
-    """Writes the batches one by one, and returns the number of rows."""
-    rows = 0
-    with files.atomic_writer(path) as file, pa.ipc.new_file(file, schema) as writer:
-        for batch in batches:
-            writer.write_batch(batch)
-            rows += batch.num_rows
-    return rows
-
-
 def _open(path: str, schema: pa.Schema) -> list[pa.RecordBatch]:
     """The record batches of one index file, mapped if it is local; those of the index itself are checked row by row."""
     if not files.exists(path):
         raise UserError(f"there is no pool index {path}: run stage 2 for that round, or tools/pool.py import")
     try:
-        source = pa.BufferReader(files.read_bytes(path)) if "://" in path else pa.memory_map(path)
-        reader = pa.ipc.open_file(source)
-        written = _OLDER if schema is _SCHEMA and reader.schema == _OLDER else schema
-        if reader.schema.metadata != schema.metadata or reader.schema != written:
+        batches = open_batches(path, [_SCHEMA, _OLDER] if schema is _SCHEMA else [schema])
+        if batches is None:
             raise UserError(f"{path} is a pool index of another version: {_AGAIN}")
-        source.seek(8)  # the same messages follow the file's magic number, one after the other
-        _, *messages = pa.ipc.MessageReader.open_stream(source)
-        if len(messages) != reader.num_record_batches or any(map(_is_compressed, messages)):
-            raise ValueError("it lacks a part, or is compressed")
-        batches = [pa.ipc.read_record_batch(message, written) for message in messages]
-        for batch in batches:
-            batch.validate(full=True)
-            if schema is _SCHEMA:
+        if schema is _SCHEMA:
+            for batch in batches:
                 _check_rows(batch)
-        return batches if written is schema else [_of_today(batch) for batch in batches]
+        return [batch if batch.schema == schema else _of_today(batch) for batch in batches]
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}): {_AGAIN}") from error
 
@@ -281,25 +283,6 @@ def _open(path: str, schema: pa.Schema) -> list[pa.RecordBatch]:
 def _of_today(batch: pa.RecordBatch) -> pa.RecordBatch:
     """A batch of an index from before there was the column ``foreground``."""
     return pa.record_batch([*batch.columns, pa.repeat("", batch.num_rows)], schema=_SCHEMA)
-
-
-def _is_compressed(message: pa.Message) -> bool:
-    """Whether a record batch is: reading it might take any amount of memory, and stage 2 compresses none.
-
-    Arrow does not tell before it has unpacked the batch, but its format does: field 3 of the table RecordBatch, to
-    which field 2 of the table Message leads.
-    """
-    data = message.metadata.to_pybytes()
-
-    def field(table: int, number: int) -> int:
-        vtable = table - int.from_bytes(data[table : table + 4], "little", signed=True)
-        size = int.from_bytes(data[vtable : vtable + 2], "little")
-        place = vtable + 4 + 2 * number
-        offset = int.from_bytes(data[place : place + 2], "little") if 4 + 2 * number < size else 0
-        return table + offset if offset else 0
-
-    header = field(int.from_bytes(data[:4], "little"), 2)
-    return bool(field(header + int.from_bytes(data[header : header + 4], "little"), 3))
 
 
 def _check_rows(batch: pa.RecordBatch) -> None:

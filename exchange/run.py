@@ -150,7 +150,9 @@ def claim_run(cfg: CfgNode, trains: bool = True) -> None:
 def _settings_to_write(cfg: CfgNode, layout: RunLayout, trains: bool) -> dict[str, Any] | None:
     """What run.yaml should hold, None where it does already; raises UserError if it holds something else."""
     settings = {key: value for key, value in flatten(cfg) if key not in _FREE_KEYS}
-    of_images = {key for key in settings if key.startswith("INPUT.") and key != "INPUT.FORMAT"}
+    of_images = {
+        key for key in settings if key.startswith(("INPUT.", "MODEL.ACTIVE_")) and key != "INPUT.FORMAT"
+    }
     if not files.exists(layout.settings_file):
         return {key: value for key, value in settings.items() if trains or key not in of_images}
     written = _read_settings(layout.settings_file)

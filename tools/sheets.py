@@ -48,7 +48,7 @@ def training_sheet(cfg: CfgNode, layout: RunLayout, round_: int, num: int) -> tu
     pictures, captions, pasted = [], [], Pasted([], [], [])
     for number, item in enumerate(items, start=1):
         names = [
-            "" if info is None or info.pool_index < 0 else pool.file(info.pool_index)
+            "" if info is None or info.pool_index < 0 else pool.instance(info.pool_index)
             for info in _pasted_as(item)
         ]
         pictures.append(_draw_training_image(item, dataset, is_bgr, names))

@@ -75,9 +75,26 @@ class TrainMapper:
         :class:`PasteInfo`; ``skipped``: a sentence about each file that could not be used."""
         k, index = item
         skipped: list[str] = []
-        scene, index = self._readable_scene(k, index, skipped)
+        scene, index = self.readable_scene(k, index, skipped)
+        return self.entry(scene, index, k, self.paste(scene, k, skipped), skipped)
+
+    def paste(self, scene: Scene, k: int, skipped: list[str]) -> list[PasteInfo]:
+        """Adds to ``scene``, in place, what the ``k``-th image of the stream gets; ``skipped`` takes sentences."""
         rng = generator(self._seed, PASTE, k)
-        pasted = [info for paster in self._pasters for info in paster(scene, k, rng, skipped)]
+        return [info for paster in self._pasters for info in paster(scene, k, rng, skipped)]
+
+    def entry(
+        self, scene: Scene, index: int, k: int, pasted: list[PasteInfo], skipped: list[str]
+    ) -> dict[str, Any]:
+        """What :meth:`__getitem__` gives, of a scene with what was pasted into it."""
+        return self.network_input(scene, index) | {
+            "stream_index": k,
+            "paste_info": pasted,
+            "skipped": skipped,
+        }
+
+    def network_input(self, scene: Scene, index: int) -> dict[str, Any]:
+        """The part of it that the network and messages are about; ``index``: of the image in the data set."""
         record = self._reader.dataset.record(index)
         return {
             "image": _to_tensor(scene.image, self._bgr),
@@ -86,12 +103,18 @@ class TrainMapper:
             "width": scene.size[1],
             "file_name": record.file_name,
             "image_id": record.image_id,
-            "stream_index": k,
-            "paste_info": pasted,
-            "skipped": skipped,
         }
 
-    def _readable_scene(self, k: int, index: int, skipped: list[str]) -> tuple[Scene, int]:
+    def category_id(self, class_index: int) -> int:
+        """As annotation files have it."""
+        return int(self._reader.dataset.category_ids[class_index])
+
+    def readable_scene(self, k: int, index: int, skipped: list[str]) -> tuple[Scene, int]:
+        """The view that the ``k``-th image of the stream shows, and its data set index: ``index``, or that of the image
+        in its place, where its file cannot be read.
+
+        Raises BadImage where none can.
+        """
         for attempt in range(_REPLACEMENTS):
             try:
                 return self._reader(index, generator(self._seed, VIEW, k)), index

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
+from detectron2_ext.distributed import Ranks
 from detectron2_ext.engine.state import TrainingState
 from detectron2_ext.modeling.weights import read_weight_file
 from exchange import files
+from exchange.decisions import forget_decisions_after, write_decisions
 from exchange.errors import UserError
+from exchange.layout import RunLayout
 
 _NAME = re.compile(r"model_(\d{7,})\.pth")
 _PARTS = ("model", "optimizer", "scheduler", "scaler", "iteration")
+
+
+class Checkpoints(Protocol):
+    """Where a training leaves its state."""
+
+    def save(self, state: TrainingState) -> str:
+        """Writes the state, then makes it the one to resume from; returns its path.
+
+        Raises UserError when it cannot be written; what was there before is then untouched.
+        """
 
 
 class RunCheckpoints:
@@ -33,10 +46,7 @@ class RunCheckpoints:
         return files.join(self._folder, f"model_{iteration - 1:07}.pth" if iteration else "model_initial.pth")
 
     def save(self, state: TrainingState) -> str:
-        """Writes the state, then makes it the one to resume from; returns its path.
-
-        Raises UserError when it cannot be written; what was there before is then untouched.
-        """
+        """See :class:`Checkpoints`."""
         path = self.path(state.iteration)
         try:
             with files.atomic_writer(path) as file:
@@ -73,6 +83,30 @@ class RunCheckpoints:
         passing = [iteration for iteration in done if iteration % self._round_iters and iteration < newest]
         for iteration in passing[: max(len(passing) - self._keep + 1, 0)]:
             files.remove(self.path(iteration))
+
+
+class DecisionsFirst:
+    """Checkpoints before each of which the decisions of a gradient selection are written.
+
+    Args:
+        checkpoints: where the state goes.
+        round_: whose table they belong to; what is in it beyond ``state``, from which training goes on, is removed.
+    """
+
+    def __init__(
+        self, checkpoints: Checkpoints, layout: RunLayout, round_: int, state: TrainingState, ranks: Ranks
+    ) -> None:
+        self._checkpoints, self._layout, self._round = checkpoints, layout, round_
+        if ranks.is_first:
+            forget_decisions_after(layout, round_, state.iteration)
+
+    def save(self, state: TrainingState) -> str:
+        """See :class:`Checkpoints`."""
+        assert state.cache is not None  # whose decisions these are
+        if state.cache.decisions:
+            write_decisions(self._layout, self._round, state.iteration, state.cache.decisions)
+            state.cache.decisions = []
+        return self._checkpoints.save(state)
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:

@@ -16,13 +16,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from detectron2_ext.data.loader import Batch
 from detectron2_ext.distributed import Ranks
-from detectron2_ext.engine.checkpoints import RunCheckpoints
+from detectron2_ext.engine.build_selection import build_selection
+from detectron2_ext.engine.checkpoints import Checkpoints, DecisionsFirst
+from detectron2_ext.engine.gradient_selection import Selection, in_parts, learn_from_all
 from detectron2_ext.engine.metrics import LossWatch, Reporter
 from detectron2_ext.engine.optimizer import Clip, build_clip
 from detectron2_ext.engine.state import TrainingState
 from detectron2_ext.engine.tensorboard import shown
 from exchange import files
 from exchange.config import choose
+from exchange.run import round_iterations, run_layout
 from exchange.stopping import Stopped, put_off
 
 if TYPE_CHECKING:
@@ -38,7 +41,7 @@ def train_round(
     stop: int,
     *,
     end: int,
-    checkpoints: RunCheckpoints,
+    checkpoints: Checkpoints,
     folder: str,
     title: str,
     ranks: Ranks,
@@ -51,6 +54,9 @@ def train_round(
     Raises UserError as :func:`train` does.
     """
     metrics = files.join(folder, "metrics.json")
+    if state.cache:
+        round_ = state.iteration // round_iterations(cfg)
+        checkpoints = DecisionsFirst(checkpoints, run_layout(cfg), round_, state, ranks)
     with Reporter(metrics, state.iteration, end, title, ranks, board) as reporter:
         train(
             state,
@@ -72,7 +78,7 @@ def train(
     loader: Iterable[Batch],
     end: int,
     *,
-    checkpoints: RunCheckpoints,
+    checkpoints: Checkpoints,
     checkpoint_period: int,
     reporter: Reporter,
     log_period: int,
@@ -125,11 +131,17 @@ class TrainingStep:
     """Takes steps with the network and the optimiser of a state.
 
     ``accumulation``: number of parts that a batch is taken in, one after the other. ``dtype``: of the mixed
-    precision, None for full precision.
+    precision, None for full precision. ``select``: chooses what of a batch is learnt from.
     """
 
     def __init__(
-        self, state: TrainingState, ranks: Ranks, clip: Clip, accumulation: int, dtype: torch.dtype | None
+        self,
+        state: TrainingState,
+        ranks: Ranks,
+        clip: Clip,
+        accumulation: int,
+        dtype: torch.dtype | None,
+        select: Selection = learn_from_all,
     ) -> None:
         self._state = state
         self._device = ranks.device.type
@@ -138,23 +150,28 @@ class TrainingStep:
         self._accumulation = accumulation
         self._dtype = dtype
         self._parameters = state.learning_parameters()
+        self._select = select
 
     @classmethod
     def from_config(cls, state: TrainingState, ranks: Ranks, cfg: CfgNode) -> TrainingStep:
         """A step as ``cfg.SOLVER`` describes it."""
-        return cls(state, ranks, build_clip(cfg), cfg.SOLVER.ACCUMULATION_STEPS, mixed_precision(cfg))
+        parts = (build_clip(cfg), cfg.SOLVER.ACCUMULATION_STEPS, mixed_precision(cfg))
+        if state.cache is None:
+            return cls(state, ranks, *parts)
+        select = build_selection(cfg, state.model, state.cache, state.scaler, ranks)
+        return cls(state, ranks, *parts, select)
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Moves weights, average and learning rate one iteration on; returns the losses, detached."""
         state = self._state
-        parts = [batch[i :: self._accumulation] for i in range(min(self._accumulation, len(batch)))]
+        batch, losses_of = self._select(batch, self._losses, state.iteration)
+        parts = in_parts(batch, self._accumulation)
         totals: dict[str, Tensor] = {}
         state.optimizer.zero_grad(set_to_none=True)
         for number, part in enumerate(parts):
             share = len(part) / len(batch)
             with self._gradients_stay_here(until_last=number < len(parts) - 1):
-                with torch.autocast(self._device, self._dtype, enabled=self._dtype is not None):
-                    losses = self._network(part)
+                losses = losses_of(part)
                 total = torch.stack(list(losses.values())).sum() * share
                 state.scaler.scale(total).backward()
             for name, loss in losses.items():
@@ -168,6 +185,13 @@ class TrainingStep:
             state.ema.update()
         state.iteration += 1
         return totals
+
+    def _losses(
+        self, part: Batch, network: Callable[..., dict[str, Tensor]] | None = None, **options: bool
+    ) -> dict[str, Tensor]:
+        """Of ``network`` in this step's precision; by default of the one whose gradients all processes share."""
+        with torch.autocast(self._device, self._dtype, enabled=self._dtype is not None):
+            return (self._network if network is None else network)(part, **options)
 
     def _gradients_stay_here(self, until_last: bool) -> Any:
         if until_last and isinstance(self._network, DistributedDataParallel):

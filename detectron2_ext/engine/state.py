@@ -13,6 +13,8 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from detectron2_ext.engine.build_selection import build_cache
+from detectron2_ext.engine.gradient_cache import GradientCache
 from detectron2_ext.engine.optimizer import build_optimizer, build_schedule
 from detectron2_ext.modeling.builder import trains_half_backbone
 from detectron2_ext.modeling.detector import half_type
@@ -60,6 +62,7 @@ class TrainingState:
     iteration: int
     settings: str
     categories: Sequence[Mapping[str, Any]]
+    cache: GradientCache | None = None  # of the gradient selection, where there is one
 
     @classmethod
     def start(
@@ -82,6 +85,7 @@ class TrainingState:
             iteration=0,
             settings=cfg.dump(),
             categories=[{"id": c["id"], "name": c["name"]} for c in categories],
+            cache=build_cache(model, cfg),
         )
 
     @property
@@ -96,6 +100,7 @@ class TrainingState:
     def state_dict(self) -> dict[str, Any]:
         """In the layout of Detectron2's checkpoints; ``iteration`` there is the last one done, from 0."""
         averaged = {"model_ema": self.ema.model.state_dict()} if self.ema else {}
+        selection = {"selection": self.cache.state_dict()} if self.cache else {}
         return {
             "model": self.model.state_dict(),
             **averaged,
@@ -105,6 +110,7 @@ class TrainingState:
             "iteration": self.iteration - 1,
             "settings": self.settings,
             "categories": self.categories,
+            **selection,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -115,4 +121,6 @@ class TrainingState:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
+        if self.cache:
+            self.cache.load_state_dict(state["selection"])
         self.iteration = state["iteration"] + 1

@@ -17,6 +17,7 @@ from detectron2_ext.data.sampler import GroupedStream, ImageStream, StreamSample
 from detectron2_ext.data.view import ResizeCropFlip, SceneReader
 from detectron2_ext.paste.build import build_pasters, build_recoloring, flip_probability
 from detectron2_ext.paste.pool import InstancePool
+from detectron2_ext.paste.triple import TestImages, TestSchedule, TripleMapper
 from exchange.catalog import read_training_set
 from exchange.config import choose
 from exchange.errors import UserError
@@ -75,7 +76,12 @@ def build_train_loader(
         for part in ("dst", "src")
     )
     pasters = build_pasters(cfg, copied_from, images, pool, feedback, round_, seed)
-    mapper = TrainMapper(reader, images, pasters, seed, bgr=is_bgr(cfg))
+    mapper: TrainMapper | TripleMapper = TrainMapper(reader, images, pasters, seed, bgr=is_bgr(cfg))
+    if cfg.INPUT.ACTIVE_SELECT:
+        schedule = TestSchedule(
+            batch_size, world_size, cfg.MODEL.ACTIVE_TEST_BATCHSIZE, cfg.MODEL.ACTIVE_TEST_EVERY
+        )
+        mapper = TripleMapper(mapper, TestImages(reader, images, seed, schedule), pool)
     first, last = start_iteration * batch_size, (start_iteration + num_iterations) * batch_size
     sampler = StreamSampler(_build_stream(cfg, dataset, images, seed), first, last, rank, world_size)
     loader = batches_in_order(cfg, mapper, sampler, batch_size // world_size)

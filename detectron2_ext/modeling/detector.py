@@ -90,7 +90,7 @@ class CenterNet2(nn.Module):
         self.half_backbone = half_backbone
 
     def forward(
-        self, batched_inputs: Sequence[Mapping[str, Any]]
+        self, batched_inputs: Sequence[Mapping[str, Any]], pasted_apart: bool = False
     ) -> dict[str, Tensor] | list[dict[str, Instances]]:
         """Losses in training, detections otherwise.
 
@@ -99,6 +99,8 @@ class CenterNet2(nn.Module):
                 pixel mean; in training ``instances`` (see :class:`~detectron2_ext.structures.Instances`);
                 else optionally ``height`` and ``width``, the size in pixels that the detections refer to (the
                 image's own if absent).
+            pasted_apart: in training, give what pasted objects have in the classification losses once more, by itself
+                (see :meth:`~detectron2_ext.modeling.roi_heads.CascadeRoiHeads.losses`).
 
         Returns:
             In training float32 scalars by name; otherwise one ``{"instances": …}`` per image with
@@ -111,7 +113,32 @@ class CenterNet2(nn.Module):
         instances = [entry["instances"] for entry in batched_inputs]
         truth = GroundTruth.from_instances(instances, self.preprocessor.device)
         proposals, losses = self.proposal_generator(proposal_features, truth)
-        return self.roi_heads.losses(roi_features, sizes, proposals, truth) | losses
+        return self.roi_heads.losses(roi_features, sizes, proposals, truth, pasted_apart) | losses
+
+    def class_losses(
+        self, batched_inputs: Sequence[Mapping[str, Any]], through_backbone: bool = True
+    ) -> dict[str, Tensor]:
+        """The cascade's classification losses where the proposals are the objects' own boxes.
+
+        The backbone is in evaluation mode meanwhile, so that its statistics stay, and nothing is proposed.
+
+        Args:
+            batched_inputs: as :meth:`forward` takes them in training; masks are not looked at.
+            through_backbone: False: without gradients of the backbone, which saves their memory.
+
+        Returns:
+            Float32 scalars by name.
+        """
+        was_training = self.backbone.training
+        self.backbone.eval()
+        try:
+            with torch.set_grad_enabled(through_backbone):
+                sizes, _, roi_features = self._features(batched_inputs)
+        finally:
+            self.backbone.train(was_training)
+        instances = [entry["instances"] for entry in batched_inputs]
+        truth = GroundTruth.from_instances(instances, self.preprocessor.device)
+        return self.roi_heads.class_losses(roi_features, sizes, truth)
 
     def detect(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[Instances]:
         """The detections of :meth:`forward`, but ``pred_masks`` are float32 (N, S, S), probabilities over the boxes.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,15 @@ from detectron2_ext.modeling.centernet import Proposals
 from detectron2_ext.modeling.federated_loss import FederatedClassSampler, sigmoid_classification_loss
 from detectron2_ext.modeling.layers import fill_fan_in, fill_fan_out
 from detectron2_ext.modeling.postprocessing import DetectionSelection
-from detectron2_ext.modeling.roi_sampling import GroundTruth, LabeledRois, Lessons, RoiSampler, label_rois
+from detectron2_ext.modeling.roi_sampling import (
+    GroundTruth,
+    LabeledRois,
+    Lessons,
+    RoiSampler,
+    from_pasted_objects,
+    label_rois,
+    rois_of_objects,
+)
 from detectron2_ext.modeling.text_classifier import TextBoxPredictor
 from detectron2_ext.roi_pooler import RoiPooler
 from detectron2_ext.structures import BitMasks, Instances
@@ -189,28 +197,58 @@ class CascadeRoiHeads(nn.Module):
         image_sizes: Sequence[tuple[int, int]],
         proposals: Sequence[Proposals],
         truth: GroundTruth,
+        pasted_apart: bool = False,
     ) -> dict[str, Tensor]:
         """``loss_cls_stageK`` and ``loss_box_reg_stageK`` of each stage and ``loss_mask``.
 
         ``features``: (B, C, H_l, W_l) of the levels that the poolers know. ``image_sizes``: (height, width)
-        in pixels.
+        in pixels. ``pasted_apart``: with ``pasted_cls_stageK``, too, that part of ``loss_cls_stageK`` which the boxes
+        that show pasted objects make.
         """
-        sizes = torch.tensor(image_sizes, device=features[0].device)
-        rois = first_rois = self.sampler([of_image.boxes for of_image in proposals], truth)
-        boxes = rois.boxes
+        first_rois = self.sampler([of_image.boxes for of_image in proposals], truth)
         losses = {}
-        for stage in range(self.num_stages):
-            if stage > 0:
-                rois = self._relabel(boxes, rois.image_index, sizes, truth, stage)
-            logits, deltas = self._run_stage(stage, features, rois.boxes, rois.image_index)
-            losses[f"loss_cls_stage{stage}"] = self._class_loss(stage, logits, rois.classes)
+        for stage, rois, logits, deltas in self._cascade(features, image_sizes, first_rois, truth):
+            counted = self._counted_classes(stage, rois.classes)
+            losses[f"loss_cls_stage{stage}"] = sigmoid_classification_loss(logits, rois.classes, counted)
             losses[f"loss_box_reg_stage{stage}"] = self._box_loss(stage, deltas, rois, truth)
-            boxes = self.box_coders[stage].decode(deltas.detach(), rois.boxes)
+            if pasted_apart:
+                shown = self._teaching(rois, truth, from_pasted_objects)
+                loss = sigmoid_classification_loss(logits[shown], rois.classes[shown], counted)
+                losses[f"pasted_cls_stage{stage}"] = loss * (len(shown) / max(len(logits), 1))
         if self.mask_head is not None and truth.masks is not None:
             foreground = first_rois[self._teaching(first_rois, truth, self.mask_lessons)]
             pooled = self.mask_pooler(features, foreground.boxes, foreground.image_index)
             losses["loss_mask"] = mask_loss(self.mask_head(pooled), foreground, truth.masks)
         return losses
+
+    def class_losses(
+        self, features: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]], truth: GroundTruth
+    ) -> dict[str, Tensor]:
+        """``loss_cls_stageK`` of each stage, where the first one's boxes are those of the objects, each once."""
+        stages = self._cascade(features, image_sizes, rois_of_objects(truth), truth)
+        return {
+            f"loss_cls_stage{stage}": sigmoid_classification_loss(
+                logits, rois.classes, self._counted_classes(stage, rois.classes)
+            )
+            for stage, rois, logits, _ in stages
+        }
+
+    def _cascade(
+        self,
+        features: Sequence[Tensor],
+        image_sizes: Sequence[tuple[int, int]],
+        rois: LabeledRois,
+        truth: GroundTruth,
+    ) -> Iterator[tuple[int, LabeledRois, Tensor, Tensor]]:
+        """Number, boxes, logits and deltas of each stage; ``rois``: the first one's boxes."""
+        sizes = torch.tensor(image_sizes, device=features[0].device)
+        boxes = rois.boxes
+        for stage in range(self.num_stages):
+            if stage > 0:
+                rois = self._relabel(boxes, rois.image_index, sizes, truth, stage)
+            logits, deltas = self._run_stage(stage, features, rois.boxes, rois.image_index)
+            yield stage, rois, logits, deltas
+            boxes = self.box_coders[stage].decode(deltas.detach(), rois.boxes)
 
     @torch.no_grad()
     def detect(
@@ -265,12 +303,11 @@ class CascadeRoiHeads(nn.Module):
         keep = has_area(boxes).nonzero().squeeze(1)
         return label_rois(boxes[keep], image_index[keep], truth, self.iou_thresholds[stage], self.num_classes)
 
-    def _class_loss(self, stage: int, logits: Tensor, classes: Tensor) -> Tensor:
+    def _counted_classes(self, stage: int, classes: Tensor) -> Tensor:
+        """Indices of the classes that a stage's classification loss covers."""
         if self.class_sampler is None:
-            class_index = torch.arange(self.num_classes, device=logits.device)
-        else:
-            class_index = self.class_sampler(classes, self.box_predictor[stage].freq_weight)
-        return sigmoid_classification_loss(logits, classes, class_index)
+            return torch.arange(self.num_classes, device=classes.device)
+        return self.class_sampler(classes, self.box_predictor[stage].freq_weight)
 
     def _teaching(self, rois: LabeledRois, truth: GroundTruth, lessons: Lessons) -> Tensor:
         return ((rois.classes < self.num_classes) & lessons(rois, truth)).nonzero().squeeze(1)

@@ -84,6 +84,14 @@ def label_rois(
     return LabeledRois(boxes, image_index, classes, gt_index)
 
 
+def rois_of_objects(truth: GroundTruth) -> LabeledRois:
+    """The box of every object, ordered by image, which shows that object."""
+    counts = torch.tensor(truth.counts, device=truth.boxes.device)
+    is_object = torch.arange(truth.boxes.shape[1], device=truth.boxes.device) < counts[:, None]
+    image_index, gt_index = is_object.nonzero(as_tuple=True)
+    return LabeledRois(truth.boxes[is_object], image_index, truth.classes[is_object], gt_index)
+
+
 Lessons = Callable[[LabeledRois, GroundTruth], Tensor]  # which boxes teach what their object has: bool (R,)
 
 
@@ -95,6 +103,11 @@ def from_every_object(rois: LabeledRois, truth: GroundTruth) -> Tensor:
 def from_real_objects(rois: LabeledRois, truth: GroundTruth) -> Tensor:
     """Those whose object was not pasted (X-Paste's ablations)."""
     return ~truth.pasted[rois.image_index, rois.gt_index]
+
+
+def from_pasted_objects(rois: LabeledRois, truth: GroundTruth) -> Tensor:
+    """Those whose object was pasted."""
+    return truth.pasted[rois.image_index, rois.gt_index]
 
 
 class RoiSampler:

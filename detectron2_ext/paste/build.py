@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 import numpy as np
@@ -57,10 +58,13 @@ from detectron2_ext.paste.sources import (
 )
 from exchange.annotations import frequency
 from exchange.config import choose, from_repository
+from exchange.decisions import always_refused
 from exchange.errors import UserError
 from exchange.feedback import Feedback
 from exchange.layout import RunLayout
 from exchange.run import round_iterations
+
+_log = logging.getLogger(__name__)
 
 
 def build_pool(
@@ -76,7 +80,7 @@ def build_pool(
     parts: list[Cutouts] = []
     if cfg.INPUT.INST_POOL_FEED:
         rounds = [round_] if cfg.SEGMENTER.LATEST_ROUND_ONLY else range(round_ + 1)
-        parts.append(_cutouts_of_run(cfg, layout, rounds))
+        parts.append(_cutouts_of_run(cfg, layout, rounds, _refused_before(cfg, layout, round_)))
     if cfg.INPUT.INST_POOL:
         parts.append(_finished_pool(cfg))
     if not parts:
@@ -128,10 +132,26 @@ def build_pasters(
     return by_method[method]
 
 
-def _cutouts_of_run(cfg: CfgNode, layout: RunLayout, rounds: Sequence[int]) -> Cutouts:
+def _cutouts_of_run(
+    cfg: CfgNode, layout: RunLayout, rounds: Sequence[int], left_out: Collection[str] = frozenset()
+) -> Cutouts:
     if cfg.INPUT.INST_POOL_CROP:
-        return IndexedCutouts(layout, rounds)
-    return ImagesWithMasks.of_run(layout, rounds)
+        return IndexedCutouts(layout, rounds, left_out)
+    return ImagesWithMasks.of_run(layout, rounds, left_out)
+
+
+def _refused_before(cfg: CfgNode, layout: RunLayout, round_: int) -> frozenset[str]:
+    """The instances that FEEDBACK.DROP_REFUSED leaves out of a round."""
+    if not cfg.FEEDBACK.DROP_REFUSED:
+        return frozenset()
+    if not cfg.INPUT.ACTIVE_SELECT:
+        raise UserError(
+            "FEEDBACK.DROP_REFUSED leaves out what a selection refused: set INPUT.ACTIVE_SELECT True, or it to 0"
+        )
+    refused = always_refused(layout, range(round_), cfg.FEEDBACK.DROP_REFUSED)
+    if refused:
+        _log.info("round %d: %d instances are left out, which were always refused", round_, len(refused))
+    return refused
 
 
 def _finished_pool(cfg: CfgNode) -> Cutouts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 import cv2
@@ -31,8 +31,8 @@ class Cutouts(Protocol):
     def name(self, index: int) -> str:
         """Path of an instance, to name it to a person."""
 
-    def file(self, index: int) -> str:
-        """Name of an instance, as stage 1 gave it."""
+    def instance(self, index: int) -> str:
+        """File name of its generated image, which it keeps however the pool is packed or moved."""
 
     def column(self, name: str) -> np.ndarray:
         """See :meth:`InstancePool.column`."""
@@ -48,17 +48,22 @@ class Cutouts(Protocol):
 
 
 class IndexedCutouts:
-    """The cut-outs that stage 2 has cropped, through the columnar index of some rounds of a run."""
+    """The cut-outs that stage 2 has cropped, through the columnar index of some rounds of a run.
 
-    def __init__(self, layout: RunLayout, rounds: Sequence[int]) -> None:
-        self._index = PoolIndex(layout, rounds)
+    ``left_out``: file names of instances that are not in it.
+    """
+
+    def __init__(
+        self, layout: RunLayout, rounds: Sequence[int], left_out: Collection[str] = frozenset()
+    ) -> None:
+        self._index = PoolIndex(layout, rounds, left_out=left_out)
         self.category_ids, self.rounds = self._index.category_ids, self._index.rounds
 
     def name(self, index: int) -> str:
         return self._index.name(index)
 
-    def file(self, index: int) -> str:
-        return self._index[index].file
+    def instance(self, index: int) -> str:
+        return self._index.file(index)
 
     def column(self, name: str) -> np.ndarray:
         if name not in ("clip_white", "clip_black", "area"):
@@ -108,9 +113,11 @@ class ImagesWithMasks:
         self.category_ids, self.rounds = category_ids, rounds
 
     @classmethod
-    def of_run(cls, layout: RunLayout, rounds: Sequence[int]) -> ImagesWithMasks:
-        """What the index of some rounds lists, uncropped."""
-        index = PoolIndex(layout, rounds)
+    def of_run(
+        cls, layout: RunLayout, rounds: Sequence[int], left_out: Collection[str] = frozenset()
+    ) -> ImagesWithMasks:
+        """What the index of some rounds lists, uncropped, but for the instances called ``left_out``."""
+        index = PoolIndex(layout, rounds, left_out=left_out)
         names = index.column("file").tolist()
         return cls(layout.pool("raw"), layout.pool("segmented"), names, index.category_ids, index.rounds)
 
@@ -130,7 +137,7 @@ class ImagesWithMasks:
     def name(self, index: int) -> str:
         return files.join(self._raw_folder, self._names[index])
 
-    def file(self, index: int) -> str:
+    def instance(self, index: int) -> str:
         return self._names[index]
 
     def column(self, name: str) -> np.ndarray:
@@ -164,8 +171,8 @@ class OpaquePart:
     def name(self, index: int) -> str:
         return self._cutouts.name(index)
 
-    def file(self, index: int) -> str:
-        return self._cutouts.file(index)
+    def instance(self, index: int) -> str:
+        return self._cutouts.instance(index)
 
     def column(self, name: str) -> np.ndarray:
         return self._cutouts.column(name)
@@ -184,7 +191,10 @@ class OpaquePart:
 
 
 class JoinedCutouts:
-    """Several pools as one, in their order."""
+    """Several pools as one, in their order.
+
+    An instance of the second has ``1:`` before its name, since the pools of two runs name theirs alike.
+    """
 
     def __init__(self, parts: Sequence[Cutouts]) -> None:
         self._parts = list(parts)
@@ -196,9 +206,10 @@ class JoinedCutouts:
         part, offset = self._locate(index)
         return part.name(offset)
 
-    def file(self, index: int) -> str:
+    def instance(self, index: int) -> str:
         part, offset = self._locate(index)
-        return part.file(offset)
+        number = self._parts.index(part)
+        return f"{number}:{part.instance(offset)}" if number else part.instance(offset)
 
     def column(self, name: str) -> np.ndarray:
         return np.concatenate([part.column(name) for part in self._parts])
@@ -251,9 +262,9 @@ class InstancePool:
         """Path of an instance."""
         return self._cutouts.name(index)
 
-    def file(self, index: int) -> str:
-        """Name of an instance, as stage 1 gave it."""
-        return self._cutouts.file(index)
+    def instance(self, index: int) -> str:
+        """Name of an instance, the same as long as it is in the pool."""
+        return self._cutouts.instance(index)
 
     def column(self, name: str) -> np.ndarray:
         """A number that the index has for each instance (``clip_white``, ``area``, …): float64 (N,).

@@ -91,6 +91,8 @@ def train_round(
 def _check(cfg: CfgNode, folder: str, ranks: Ranks) -> None:
     if cfg.SOLVER.ACCUMULATION_STEPS != 1:
         raise UserError("SOLVER.ACCUMULATION_STEPS: Detectron2's trainer has no such thing, set it to 1")
+    if cfg.INPUT.ACTIVE_SELECT:
+        raise UserError("INPUT.ACTIVE_SELECT: Detectron2's trainer has no such thing, set it to False")
     if cfg.SOLVER.AMP.ENABLED and ranks.device.type != "cuda":
         raise UserError("SOLVER.AMP.ENABLED: Detectron2's mixed precision needs a GPU, set it to False")
     if "://" in folder:

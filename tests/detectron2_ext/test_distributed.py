@@ -35,7 +35,7 @@ def in_two_processes(work: str, folder: str) -> None:
     torchrun("torch.distributed.run", script, work, folder, check=True)
 
 
-@pytest.mark.parametrize("work", ["regression", "detector"])
+@pytest.mark.parametrize("work", ["regression", "detector", "selection"])
 def test_two_processes_train_as_one_does_with_the_same_batches(work: str, tmp_path: Path) -> None:
     in_two_processes(work, str(tmp_path / "two"))
     ten_steps(work, str(tmp_path / "one"))
@@ -61,6 +61,41 @@ def test_two_processes_train_as_one_does_with_the_same_batches(work: str, tmp_pa
     for alone, together in zip(*lines, strict=True):
         assert together["total_loss"] == pytest.approx(alone["total_loss"], rel=1e-5)
         assert together["images_per_second"] * together["time"] == pytest.approx(4)  # of both
+
+
+def test_two_processes_decide_together_as_one_does_and_remember_the_same(tmp_path: Path) -> None:
+    in_two_processes("selection", str(tmp_path / "two"))
+    ten_steps("selection", str(tmp_path / "one"))
+    (one,), two = (
+        [torch.load(tmp_path / of / f"rank{rank}.pth", weights_only=True) for rank in range(ranks)]
+        for of, ranks in (("one", 1), ("two", 2))
+    )
+    for name in ("gradient", "scores"):
+        assert torch.equal(two[0]["selection"][name], two[1]["selection"][name])
+        torch.testing.assert_close(
+            two[0]["selection"][name], one["selection"][name], rtol=1e-3, atol=1e-5, msg=name
+        )
+    scores = {d["iteration"]: (d["score"], d["accepted"]) for d in one["decisions"]}
+    assert {accepted for _, accepted in scores.values()} == {True, False}
+    assert len(two[0]["decisions"]) == len(one["decisions"]) == 40 and two[1]["decisions"] == []
+    for decision in two[0]["decisions"]:
+        score, accepted = scores[decision["iteration"]]
+        assert decision["score"] == pytest.approx(score, rel=1e-3) and decision["accepted"] == accepted
+
+
+def test_processes_that_decide_each_for_its_part_learn_one_network_and_share_one_cache(
+    tmp_path: Path,
+) -> None:
+    in_two_processes("apart", str(tmp_path))
+    ranks = [torch.load(tmp_path / f"rank{rank}.pth", weights_only=True) for rank in range(2)]
+    assert_equal_weights(ranks[0]["shared"], ranks[1]["shared"])
+    for name in ("gradient", "scores"):
+        assert torch.equal(ranks[0]["selection"][name], ranks[1]["selection"][name])
+    assert ranks[0]["selection"]["updates"] == 10 and len(ranks[0]["selection"]["scores"]) == 20
+    said = {(d["iteration"], d["process"]): d for d in ranks[0]["decisions"]}
+    assert len(said) == 20
+    different = [n for n in range(10) if said[n, 0]["accepted"] != said[n, 1]["accepted"]]
+    assert different and all(said[n, 0]["score"] != said[n, 1]["score"] for n in range(10))
 
 
 def test_a_signal_to_one_process_ends_all_after_the_same_iteration_with_a_checkpoint(tmp_path: Path) -> None:

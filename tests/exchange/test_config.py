@@ -193,6 +193,16 @@ THEIRS = {  # as the released configurations of MRCA say it, and of BSGAL
         _BASE_: base.yaml
         SOLVER: {CHECKPOINT_PERIOD: 9000, IMS_PER_BATCH: 16}
         MODEL: {META_ARCHITECTURE: FeedbackRCNN, ROI_HEADS: {NAME: DeticCascadeROIHeadsLogits}}""",
+    "bsgal": """
+        _BASE_: base.yaml
+        SOLVER: {MAX_ITER: 90000, CHECKPOINT_PERIOD: 10000, IMS_PER_BATCH: 16, BASE_LR: 0.0001, MODEL_EMA: 0.999}
+        MODEL: {WEIGHTS: models/baseline_R50.pth, ACTIVE_ONLY_GT_TEST: true, ACTIVE_GRAD_COMPARE: true,
+          ACTIVE_GRAD_SAVE: true, ACTIVE_GRAD_UPDATE: MOMENTUM0.1, ACTIVE_MODE: paste_only, ONLY_PASTE_SUP: true,
+          ACTIVE_SEED: 1, ACTIVE_FORWARD_ONCE: true, ACTIVE_ONCE_MODE: only_paste_-0.05}
+        INPUT: {INST_POOL: true, INST_POOL_PATH: pool.json, INST_POOL_FORMAT: RGBA, USE_COPY_METHOD: syn_copy,
+          USE_INSTABOOST: false, MASK_FORMAT: bitmask, CP_METHOD: [basic], RANDOM_ROTATE: false,
+          INST_POOL_SAMPLE_TYPE: cas_random, TRAIN_SIZE: 640, ACTIVE_SELECT: true}
+        TEST: {EVAL_PERIOD: 30000}""",
 }
 
 
@@ -207,7 +217,7 @@ def test_a_released_yaml_has_its_loss_and_folder_and_one_line_says_what_has_no_e
     cfg = load_config(str(theirs / "mrca.yaml"))
     assert cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_PER == "foreground" and cfg.OUTPUT_DIR == "./output/mrca"
     (line,) = caplog.messages
-    idle = ("INPUT.LOG_SCP_PARAM", "MODEL.ACTIVE_MODE", "INPUT.INST_POOL_PATH", "INPUT.INST_POOL_ROOT")
+    idle = ("INPUT.LOG_SCP_PARAM", "INPUT.INST_POOL_PATH", "INPUT.INST_POOL_ROOT")
     assert sorted(re.findall(r"[A-Z_.]+\.[A-Z_]+", line)) == sorted(idle)
     load_config(str(theirs / "mrca.yaml"), ["INPUT.INST_POOL", "True"])
     assert "INST_POOL_PATH" not in caplog.messages[1]
@@ -222,7 +232,6 @@ def test_the_released_feed_yaml_belongs_to_the_run_that_is_trained_by_the_other(
 @pytest.mark.parametrize(
     ("key", "value", "instead"),
     [
-        ("INPUT.ACTIVE_SELECT", "True", "False"),
         ("INPUT.USE_INSTABOOST", "True", "False"),
         ("MODEL.WITH_CAPTION", "True", "False"),
         ("WITH_IMAGE_LABELS", "True", "False"),
@@ -236,7 +245,40 @@ def test_a_key_that_would_teach_something_else_is_refused_and_says_how_to_switch
         load_config(str(theirs / "mrca.yaml"), [key, value])
 
 
+def test_bsgals_released_yaml_asks_for_what_its_configuration_here_does(theirs, caplog):
+    cfg = load_config(str(theirs / "bsgal.yaml"))
+    (line,) = caplog.messages
+    assert re.findall(r"[A-Z_]+\.[A-Z_.]+", line) == ["MODEL.ONLY_PASTE_SUP", "MODEL.ACTIVE_SEED"]
+    ours = dict(flatten(load_config(str(REPOSITORY / "configs/baselines/BSGAL_R50.yaml"))))
+    selecting = [key for key in ours if ".ACTIVE_" in key]
+    assert len(selecting) == 12 and ours["INPUT.ACTIVE_SELECT"] is True
+    theirs_ = dict(flatten(cfg))
+    for key in (*selecting, "SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH", "SOLVER.MODEL_EMA", "MODEL.WEIGHTS"):
+        assert theirs_[key] == ours[key], key
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "instead"),
+    [
+        ("MODEL.ACTIVE_GRAD_NORM", "False", "True"),
+        ("MODEL.ACTIVE_TEST", "random", "'select'"),
+        ("MODEL.ACTIVE_TEST_INS", "all", "'one'"),
+        ("MODEL.ACTIVE_LOSS", "cls_stage0", "'cls'"),
+    ],
+)
+def test_a_selection_that_decides_otherwise_is_refused_and_only_told_of_where_nothing_is_selected(
+    theirs, caplog, key, value, instead
+):
+    path = str(theirs / "bsgal.yaml")
+    with pytest.raises(UserError, match=rf"sets {key} to .*leave it out or set it to {instead}"):
+        load_config(path, [key, value])
+    load_config(path, [key, value, "INPUT.ACTIVE_SELECT", "False"])
+    assert key in caplog.messages[-1]
+
+
 def test_a_key_is_either_live_or_without_effect():
     live = {key for key, _ in flatten(load_config(str(REPOSITORY / "configs/MRCA/MRCA_R50.yaml")))}
-    refused, ignored = yaml.safe_load((REPOSITORY / "exchange/foreign_keys.yaml").read_text()).values()
-    assert live.isdisjoint(refused) and live.isdisjoint(ignored) and refused.keys().isdisjoint(ignored)
+    kinds = yaml.safe_load((REPOSITORY / "exchange/foreign_keys.yaml").read_text())
+    assert list(kinds) == ["refused", "selecting", "ignored"]
+    keys = [*live, *(key for kind in kinds.values() for key in kind)]
+    assert len(set(keys)) == len(keys)

@@ -45,6 +45,16 @@ def test_the_pool_is_the_kept_rows_of_its_rounds_in_order(layout):
     assert list(PoolIndex(layout, [1], dropped_too=True)) == ROUND_1
 
 
+def test_instances_that_are_left_out_are_so_in_other_processes_too(layout):
+    write_index(layout, 0, ROUND_0)
+    write_index(layout, 1, ROUND_1)
+    left_out = frozenset([ROUND_0[0].file, ROUND_1[0].file, "another.png"])
+    index = PoolIndex(layout, [0, 1], left_out=left_out)
+    for one in (index, pickle.loads(pickle.dumps(index))):
+        assert list(one) == [ROUND_0[2], ROUND_1[1]] and one.file(1) == ROUND_1[1].file
+    assert list(PoolIndex(layout, [1], dropped_too=True, left_out=left_out)) == [ROUND_1[1]]
+
+
 def test_an_index_from_before_there_was_a_foreground_column_is_read(layout, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(pool_index, "_SCHEMA", pool_index._OLDER)

@@ -21,6 +21,7 @@ from PIL import Image
 
 from diSegmenter.pool.foreign import read_xpaste
 from exchange.config import load_config
+from exchange.decisions import Decision, always_refused, read_decisions, write_decisions
 from exchange.errors import UserError
 from exchange.feedback import Feedback, read_feedback
 from exchange.images import MAX_PIXELS, BadImage, decode_rgba, encode_png, read_record
@@ -156,6 +157,19 @@ def test_a_pool_index_with_bytes_changed(file, data, pool):
         )
     finally:
         path.write_bytes(whole[str(path)])
+
+
+@FUZZING
+@given(data=st.data())
+def test_a_table_of_decisions_with_bytes_changed(data, tmp_path):
+    layout = RunLayout(str(tmp_path))
+    write_decisions(layout, 0, 9, [Decision(n, 0, f"{n}.png", 3, 0.5, -0.05, n > 1) for n in range(3)])
+    (path,) = map(Path, layout.decision_parts(0).values())
+    check_reading(
+        lambda path: (read_decisions(layout, [0]).to_pylist(), always_refused(layout, [0], 1)),
+        path,
+        data.draw(mutated_bytes(path.read_bytes())),
+    )
 
 
 @FUZZING

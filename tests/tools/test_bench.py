@@ -23,6 +23,7 @@ from tools.benchmarks import (
     matting,
     paste,
     pool,
+    selection,
     times_as_much,
     times_faster,
     train_step,
@@ -271,3 +272,47 @@ def test_a_training_step_is_compared_in_seconds_after_the_losses_of_the_first(me
     assert (result["ours"], result["other"], result["ratio"], result["met"]) == (2.0, 2.5, 1.25, False)
     assert result["images_per_second"] == train_step._BATCH["cpu"] / 2.0
     assert result["largest_relative_loss_difference"] == 0.5
+
+
+def test_a_step_with_a_selection_is_compared_with_a_plain_one_and_cheaper_ones_stand_beside(measured):
+    def parts(clock):
+        settings = SimpleNamespace(
+            MODEL=SimpleNamespace(DEVICE="cpu"), SOLVER=SimpleNamespace(IMS_PER_BATCH=8)
+        )
+        seconds = {"plain": 2.0, "refused": 7.0}
+        for layers in selection._LAYERS:
+            seconds |= {f"{layers}, every 1": 5.0, f"{layers}, none due": 3.0}
+        seconds["heads, every 1"] = 2.5
+        steps = {name: clock.work(taken) for name, taken in seconds.items()}
+        replaced = {"_config": lambda *_: settings, "_agreement": lambda cfg, steps: {"steps": steps}}
+        return replaced | {"_steps": lambda cfg: steps}
+
+    result = measured("selection", parts)
+    assert (result["ours"], result["other"], result["ratio"], result["met"]) == (2.5, 2.0, 1.25, True)
+    assert result["steps"]["refused"] == {"seconds": 7.0, "ratio": 3.5}
+    assert result["steps"]["all, every 4"] == {"seconds": 3.5, "ratio": 1.75}
+    assert result["agreement"] == {"steps": 150} and "all, none due" not in result["steps"]
+
+
+def test_scores_beside_the_exact_one_are_of_their_own_caches(monkeypatch):
+    monkeypatch.setattr(selection, "_LAYERS", {"all": [], "classifiers": ["cls_score"]})
+    network = nn.ModuleDict(
+        {"roi_heads": nn.ModuleDict({"cls_score": nn.Linear(1, 1)}), "fc2": nn.Linear(1, 1)}
+    )
+    cache = selection.Watched(network)
+    gradients = torch.tensor([[1.0, 2, 3, 4], [4, -3, 2, 1], [1, 1, -1, 0.5]])
+    for gradient in gradients:
+        cache.update(gradient)
+    judged = torch.tensor([1.0, 0.5, -2, 1])
+    exact = cache.cosine(judged)
+    expected = {}
+    for momentum in (0.1, 0.9):
+        for every in (1, 2):
+            running = torch.zeros(4)
+            for gradient in gradients[::every]:
+                running = momentum * running + (1 - momentum) * gradient
+            for layers, part in (("all", slice(0, 4)), ("classifiers", slice(0, 2))):
+                pair = running[part], judged[part]
+                expected[momentum, layers, every] = float(torch.cosine_similarity(*pair, dim=0))
+    assert {which: cache.others[which][0] for which in expected} == pytest.approx(expected, rel=1e-5)
+    assert exact == pytest.approx(expected[0.1, "all", 1], rel=1e-5)

@@ -17,6 +17,7 @@ from PIL import Image
 
 from exchange import files
 from exchange.cutouts import encode_cutout
+from exchange.decisions import Decision, write_decisions
 from exchange.errors import UserError
 from exchange.images import encode_png
 from exchange.layout import RunLayout
@@ -134,6 +135,26 @@ def test_scores_that_are_damaged_are_named(content, layout):
     files.write_json(path, content)
     with pytest.raises(UserError, match=re.escape(path)):
         page(layout.root)
+
+
+def test_a_selection_is_told_round_by_round_and_class_by_class(layout):
+    assert 'id="selection"' not in page(layout.root)
+    for round_, scores in ((0, [0.1, 0.2, 0.3, -0.2]), (1, [0.5])):
+        rows = [
+            Decision(n, 0, f"{round_}{id_}.png", id_, score, -0.05, score > 0)
+            for n, score in enumerate(scores)
+            for id_ in ((1, 3) if n == 3 else (1,))
+        ]
+        write_decisions(layout, round_, 10 * round_ + 10, rows)
+    rows = [row for row in Rows(page(layout.root)).rows if row]
+    assert ["round 0", "4", "75.0 %", "0.025", "0.150", "0.225", "1"] in rows
+    assert ["round 1", "1", "100.0 %", "0.500", "0.500", "0.500", "0"] in rows
+    assert rows[rows.index(["class", "group", "pasted", "refused"]) + 1 :][:2] == [
+        ["blue disc", "rare", "1", "100.0 %"],
+        ["red disc", "common", "5", "20.0 %"],
+    ]
+    text = files.read_bytes(f"{layout.root}/report/classes.csv").decode()
+    assert [row["refused, %"] for row in csv.DictReader(io.StringIO(text))] == ["20.0", "", "100.0", ""]
 
 
 def test_what_comes_from_outside_shows_as_text_on_the_page_and_in_what_it_loads(layout):

@@ -107,7 +107,9 @@ def test_what_was_pasted_is_named_in_the_picture_and_in_its_record(settings, mon
     item |= {"instances": instances, "paste_info": pasted}
     batches = [[item | {"paste_info": []}], [item]]
     monkeypatch.setattr(sheets, "build_train_loader", lambda cfg, **_: batches)
-    monkeypatch.setattr(sheets, "build_pool", lambda *_: Mock(file=lambda index: f"01_0001_000{index}.png"))
+    monkeypatch.setattr(
+        sheets, "build_pool", lambda *_: Mock(instance=lambda index: f"01_0001_000{index}.png")
+    )
     drawn, draw = [], sheets.draw_objects
     monkeypatch.setattr(sheets, "draw_objects", lambda *given: drawn.append(given[3]) or draw(*given))
     run(monkeypatch, "data", "--config", settings, "--num", 2)

@@ -124,7 +124,8 @@ def _of_run(number: int, label: str, run: RunContent, in_full: bool) -> list[Col
             is_number=False,
         ),
     ]
-    return [*made, *kept, *dropped, *rounds, *change, drift, *told]
+    refused = [Column(f"{label}refused, %", lambda of: of[number].refused_share)] if run.selections else []
+    return [*made, *kept, *dropped, *refused, *rounds, *change, drift, *told]
 
 
 def _reasons(category: Category) -> str:

@@ -22,6 +22,7 @@ from exchange.manifest import Manifest, read_round
 from exchange.pool_index import PoolIndex
 from exchange.seconds import read_seconds
 from tools.run_report.confusions import TakenFor, read_confusions
+from tools.run_report.selection import read_selections
 from tools.run_report.settings import read_settings
 
 # In the order of a round.
@@ -47,6 +48,7 @@ class Category:
         reasons: how many of its instances were dropped for which reason.
         drift: how far its classifier row moved in the last round that says so.
         taken_for: validation objects by what they were taken for, see ``read_confusions``.
+        pasted, refused: how often an instance was pasted where a selection decided, and how often that refused.
     """
 
     id: int
@@ -60,6 +62,13 @@ class Category:
     ap: dict[int, float | None] = field(default_factory=dict)
     drift: float | None = None
     taken_for: TakenFor = field(default_factory=dict)
+    pasted: int = 0
+    refused: int = 0
+
+    @property
+    def refused_share(self) -> float | None:
+        """Percent of what was pasted of it that was not learnt from; None where nothing was decided."""
+        return 100 * self.refused / self.pasted if self.pasted else None
 
     @property
     def known(self) -> list[float]:
@@ -109,6 +118,7 @@ class RunContent:
         control: that of ``RUN/control``, a run without generated data beside it.
         metrics: the lines of ``train/metrics.json``.
         seconds: by round and work, of all processes added up.
+        selections: what a gradient selection did, in the rounds that have one.
 
     Raises UserError where the folder holds no run, or a file that is read is damaged.
     """
@@ -118,6 +128,7 @@ class RunContent:
         self.settings, self.versions = read_settings(layout)
         self.start = _feedback(layout.feedback_history(-1))
         self.rounds = _rounds(layout)
+        self.selections = read_selections(layout, [round_.number for round_ in self.rounds])
         control = RunLayout(files.join(layout.root, "control"))
         self.control = _feedback(control.feedback_file)
         self.metrics, self.control_metrics = _metrics(layout), _metrics(control)
@@ -180,7 +191,17 @@ class RunContent:
                 category.drift = category.drift if drift is None else drift
         for id_, taken_for in read_confusions(self.layout, self.feedbacks).items():
             found.setdefault(id_, Category(id_, str(id_))).taken_for = taken_for
+        for selection in self.selections:
+            for id_, pasted in selection.pasted.items():
+                category = found.setdefault(id_, Category(id_, str(id_)))
+                category.pasted += pasted
+                category.refused += selection.refused.get(id_, 0)
         return dict(sorted(found.items()))
+
+    def most_refused(self, count: int = 8) -> list[Category]:
+        """The classes of which the largest share was refused, if any was."""
+        refused = [category for category in self.categories.values() if category.refused]
+        return sorted(refused, key=lambda category: -(category.refused_share or 0))[:count]
 
     def movers(self, count: int = 8) -> tuple[list[Category], list[Category]]:
         """The classes that gained most and that lost most."""

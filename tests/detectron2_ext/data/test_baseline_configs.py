@@ -59,6 +59,7 @@ def test_the_family_of_the_release_trains_its_backbone_in_half_precision_and_the
         ("CopyPaste", True, False),
         ("XPaste", False, True),
         ("XPaste_CopyPaste", True, True),
+        ("BSGAL", False, True),
     ],
 )
 @pytest.mark.parametrize("network", ["R50", "SwinL"])
@@ -67,6 +68,19 @@ def test_a_baseline_pastes_from_where_its_method_does(name, network, from_images
     pasters = build_pasters(cfg, reader=None, images=None, pool=None, feedback=None, round_=0, seed=0)
     assert [isinstance(paster, ImagePaster) for paster in pasters] == [True] * from_images
     assert (cfg.INPUT.USE_COPY_METHOD in ("syn_copy", "both")) == from_pool == cfg.INPUT.INST_POOL
+
+
+@pytest.mark.parametrize("name", ["baselines/BSGAL_R50", "baselines/BSGAL_SwinL", "digits/BSGAL_digits"])
+def test_bsgal_is_x_paste_with_the_selection_of_its_release(name):
+    bsgal, x_paste = (
+        dict(flatten(load_config(str(REPOSITORY / f"configs/{path}.yaml"))))
+        for path in (name, name.replace("BSGAL", "XPaste"))
+    )
+    differing = {key for key in bsgal if bsgal[key] != x_paste[key] and ".ACTIVE_" not in key}
+    shorter = {"MODEL.WEIGHTS", "SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH"} if name.endswith("R50") else set()
+    assert differing == {"OUTPUT_DIR"} | shorter
+    assert bsgal["INPUT.ACTIVE_SELECT"] and bsgal["MODEL.ACTIVE_ONCE_MODE"] == "only_paste_-0.05"
+    assert bsgal["MODEL.ACTIVE_GRAD_UPDATE"] == "MOMENTUM0.1" and bsgal["MODEL.ACTIVE_GRAD_LAYERS"] == []
 
 
 @pytest.mark.parametrize(

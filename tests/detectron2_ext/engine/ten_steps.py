@@ -1,4 +1,4 @@
-"""Ten iterations in as many processes as there are: ``ten_steps.py {regression,detector,stopped} FOLDER``."""
+"""Ten iterations in as many processes as there are: ``ten_steps.py WORK FOLDER``, WORK a key of ``_WORKS``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from detectron2_ext.engine.metrics import Reporter
 from detectron2_ext.engine.state import TrainingState
 from detectron2_ext.modeling import build_model
 from exchange.stopping import Stopped, listening
+from tests.detectron2_ext.engine.selected import batch_of, selecting_config
 from tests.detectron2_ext.engine.tiny import TinyLoader, TinyNet, tiny_config
 from tests.detectron2_ext.modeling.network_scenes import scene, small_config
 
@@ -76,7 +78,42 @@ def detector(ranks: Ranks) -> tuple[CfgNode, nn.Module, Batches]:
     return cfg, build_model(cfg), (batch[ranks.rank :: ranks.world_size] for batch in batches)
 
 
-_WORKS = {"regression": regression, "detector": detector, "stopped": stopped}
+def selection(ranks: Ranks) -> tuple[CfgNode, nn.Module, Batches]:
+    """The detector with a gradient selection for all processes together, whose threshold some batches reach.
+
+    As of the other losses, those of test images and of pasted objects are means over a process's boxes, of which all
+    images have equally many.
+    """
+    cfg = selecting_config(
+        MODEL__ACTIVE_TOGETHER=True,
+        MODEL__ROI_BOX_CASCADE_HEAD__IOUS=[0.95, 0.95, 0.95],
+        MODEL__ACTIVE_ONCE_MODE="only_paste_dynamic_0.5",
+        **{"SOLVER__OPTIMIZER": "SGD", "SOLVER__BASE_LR": 0.1, "SOLVER__MODEL_EMA": 0.9},
+        **{"SOLVER__MAX_ITER": 10, "SOLVER__WARMUP_ITERS": 2},
+    )
+    batches = (batch_of(iteration, 4)[ranks.rank :: ranks.world_size] for iteration in range(10))
+    return cfg, build_model(cfg), batches
+
+
+def apart(ranks: Ranks) -> tuple[CfgNode, nn.Module, Batches]:
+    """As the selection, but each process decides for itself, and the last one's images have no test images."""
+    cfg, model, batches = selection(ranks)
+    cfg.MODEL.ACTIVE_TOGETHER = False
+
+    def without_tests() -> Batches:
+        for batch in batches:
+            yield [record | {"test": None} for record in batch] if ranks.rank else batch
+
+    return cfg, model, without_tests()
+
+
+_WORKS = {
+    "regression": regression,
+    "detector": detector,
+    "stopped": stopped,
+    "selection": selection,
+    "apart": apart,
+}
 
 
 def ten_steps(work: str, folder: str) -> None:
@@ -104,6 +141,9 @@ def ten_steps(work: str, folder: str) -> None:
             )
         ranks.share(state.evaluated)
         content = {"own": state.model.state_dict(), "shared": state.evaluated.state_dict()}
+        if state.cache:
+            content["selection"] = state.cache.state_dict()
+            content["decisions"] = [asdict(decision) for decision in state.cache.decisions]
         torch.save(content | {"iterations": state.iteration}, f"{folder}/rank{ranks.rank}.pth")
 
 

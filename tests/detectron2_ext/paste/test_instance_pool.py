@@ -105,6 +105,7 @@ def test_joined_pools_are_one_after_the_other(write_pool, index_of):
         assert joined.categories[index] == expected.categories[original]
         np.testing.assert_array_equal(joined.load(index), expected.load(original))
     assert joined.name(2) == expected.name(0)
+    assert joined.instance(1) == expected.instance(3) and joined.instance(2) == f"1:{expected.instance(0)}"
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (65, 97), (129, 33), (31, 200), (15, 15)])
