@@ -182,4 +182,6 @@ def read_cut_out(layout: RunLayout, name: str) -> PoolInstance | None:
     instance = read_record(PoolInstance, layout.segmented(name))
     if instance is None or instance.file != name:
         return None
-    return instance if not instance.area or is_whole_cutout(layout.cutout(name)) else None
+    *_, width, height = instance.bbox
+    is_there = not instance.area or is_whole_cutout(layout.cutout(name), (height, width))
+    return instance if is_there else None

@@ -1,13 +1,15 @@
-"""A cut-out on disk: the object as a lossless WebP image, and behind it, in the same file, its halves.
+"""A cut-out on disk: the object as a lossless WebP image, and behind it, in the same file, its halves as plain pixels.
 
 Pasting averages an object by halves until it is less than twice as large as it is to be, and most objects are pasted
-small: where the half that this ends at is stored, nothing larger is decoded. A program that knows WebP alone sees the
-whole object.
+small: where the half that this ends at is stored, nothing is decoded. A program that knows WebP alone sees the whole
+object.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,7 @@ from exchange.errors import UserError
 
 _SMALLEST = 16  # pixels of a stored half's shorter side: what is smaller is made in no time
 _Pixels = npt.NDArray[np.uint8]
+Size = tuple[int, int]  # height, width
 
 
 def encode_cutout(image: _Pixels, alpha: _Pixels, bbox: list[int]) -> bytes:
@@ -30,11 +33,18 @@ def encode_cutout(image: _Pixels, alpha: _Pixels, bbox: list[int]) -> bytes:
     window = np.s_[y : y + height, x : x + width]
     pixels = np.dstack([image[window][..., :3], alpha[window]])
     buffer = io.BytesIO()
-    while True:
-        Image.fromarray(pixels).save(buffer, format="WEBP", lossless=True, exact=True, method=0)
-        if min(pixels.shape[:2]) < 2 * _SMALLEST:
-            return buffer.getvalue()
+    Image.fromarray(pixels).save(buffer, format="WEBP", lossless=True, exact=True, method=0)
+    for _ in _halves((height, width)):
         pixels = _halve(pixels)
+        buffer.write(pixels.tobytes())
+    return buffer.getvalue()
+
+
+def _halves(size: Size) -> Iterator[Size]:
+    """The sizes of what is stored behind an object of ``size``."""
+    while min(size) >= 2 * _SMALLEST:
+        size = size[0] // 2, size[1] // 2
+        yield size
 
 
 def _halve(pixels: _Pixels) -> _Pixels:
@@ -45,25 +55,43 @@ def _halve(pixels: _Pixels) -> _Pixels:
     return ((rows[:, ::2] + rows[:, 1::2] + 2) >> 2).astype(np.uint8)
 
 
-def split_cutout(data: bytes) -> list[bytes]:
-    """The images in a cut-out's file, each half as large as the one before: one in older pools.
+def read_half(data: bytes, size: Size, target: Size) -> _Pixels | None:
+    """The last half that pasting makes on its way from ``size`` to ``target``, or the last of them that is stored.
 
-    The last one ends where the file ends, whether it is whole or not.
+    Args:
+        data: a cut-out's file.
+        size: of the whole object.
+
+    Returns:
+        RGBA uint8 (h, w, 4), read only; None where the way has no half, or the file, of an older pool, has none.
+
+    Raises:
+        ValueError: what is behind the object is not its halves.
     """
-    images: list[bytes] = []
-    start = 0
-    while start < len(data) or not images:
-        is_webp = data[start : start + 4] == b"RIFF"
-        end = start + 8 + int.from_bytes(data[start + 4 : start + 8], "little") if is_webp else len(data)
-        images.append(data[start:end])
-        start = end
-    return images
+    start = _end_of_whole(data)
+    if start == len(data):
+        return None
+    stored = list(_halves(size))
+    starts = list(itertools.accumulate((4 * h * w for h, w in stored), initial=start))
+    if starts[-1] != len(data):
+        raise ValueError(f"{len(data) - start} bytes of halves, not {starts[-1] - start}")
+    passed = [half for half in stored if half[0] >= target[0] and half[1] >= target[1]]
+    if not passed:
+        return None
+    (height, width), at = passed[-1], starts[len(passed) - 1]
+    return np.frombuffer(data, np.uint8, 4 * height * width, at).reshape(height, width, 4)
 
 
-def is_whole_cutout(path: str) -> bool:
-    """Whether the file ``path`` is there and each WebP image in it as long as it says."""
+def is_whole_cutout(path: str, size: Size) -> bool:
+    """Whether the file ``path`` is there, with all of an object of ``size`` and, if it has any, all of its halves."""
     try:
-        last = split_cutout(files.read_bytes(path))[-1]
+        data = files.read_bytes(path)
     except UserError:
         return False
-    return last[:4] == b"RIFF" and len(last) == 8 + int.from_bytes(last[4:8], "little")
+    behind = len(data) - _end_of_whole(data)
+    return data[:4] == b"RIFF" and behind in (0, sum(4 * height * width for height, width in _halves(size)))
+
+
+def _end_of_whole(data: bytes) -> int:
+    """Where the WebP image ends by its own word; in the oldest pools it is a PNG image, with nothing behind it."""
+    return 8 + int.from_bytes(data[4:8], "little") if data[:4] == b"RIFF" else len(data)

@@ -11,7 +11,7 @@ import numpy as np
 from detectron2_ext.data.images import decode_rgba, read_gray, read_rgba
 from exchange import files
 from exchange.annotations import read_annotations
-from exchange.cutouts import split_cutout
+from exchange.cutouts import read_half
 from exchange.errors import UserError
 from exchange.images import BadImage
 from exchange.layout import RunLayout
@@ -81,17 +81,18 @@ class IndexedCutouts:
         return self._index.size(index)
 
     def read(self, index: int, size: tuple[int, int] | None = None) -> np.ndarray:
+        name, known = self.name(index), self.size(index)
         try:
-            images = split_cutout(self._index.read(index))
-        except UserError as error:
-            raise BadImage(str(error)) from error
-        (height, width), chosen = self.size(index), 0
-        while size and chosen + 1 < len(images) and height >= 2 * size[0] and width >= 2 * size[1]:
-            height, width, chosen = height // 2, width // 2, chosen + 1
-        pixels = decode_rgba(images[chosen], self.name(index))
-        if pixels.shape[:2] != (height, width):
+            data = self._index.read(index)
+            half = read_half(data, known, size) if size else None
+        except (UserError, ValueError) as error:
+            raise BadImage(f"{name}: {error}") from error
+        if half is not None:
+            return half
+        pixels = decode_rgba(data, name)
+        if pixels.shape[:2] != known:
             found = f"{pixels.shape[1]} x {pixels.shape[0]}"
-            raise BadImage(f"{self.name(index)}: {found} pixels, but by the index {width} x {height}")
+            raise BadImage(f"{name}: {found} pixels, but by the index {known[1]} x {known[0]}")
         return pixels
 
 

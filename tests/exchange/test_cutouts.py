@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from exchange import files
-from exchange.cutouts import encode_cutout, is_whole_cutout, split_cutout
+from exchange.cutouts import encode_cutout, is_whole_cutout, read_half
 from exchange.images import decode_rgba
 
 
@@ -14,16 +14,17 @@ def pixels():
     return np.random.default_rng(0).integers(0, 256, (67, 130, 4), np.uint8)
 
 
-def test_each_image_is_the_mean_of_the_one_before_down_to_16_pixels(pixels):
-    images = [
-        decode_rgba(data, "") for data in split_cutout(encode_cutout(pixels, pixels[..., 3], [0, 0, 130, 67]))
-    ]
-    assert [image.shape for image in images] == [(67, 130, 4), (33, 65, 4), (16, 32, 4)]
-    np.testing.assert_array_equal(images[0], pixels)
-    for whole, half in zip(images, images[1:], strict=False):
-        height, width = half.shape[:2]
-        means = whole[: 2 * height, : 2 * width].reshape(height, 2, width, 2, 4).mean(axis=(1, 3))
+def test_each_half_is_the_mean_of_what_is_before_it_down_to_16_pixels(pixels):
+    data = encode_cutout(pixels, pixels[..., 3], [0, 0, 130, 67])
+    np.testing.assert_array_equal(decode_rgba(data, ""), pixels)
+    before = pixels
+    for height, width in ((33, 65), (16, 32)):
+        half = read_half(data, (67, 130), (height, width))
+        means = before[: 2 * height, : 2 * width].reshape(height, 2, width, 2, 4).mean(axis=(1, 3))
         np.testing.assert_array_equal(half, np.floor(means + 0.5))
+        before = half
+    assert read_half(data, (67, 130), (34, 65)) is None and read_half(data, (67, 130), (33, 66)) is None
+    assert read_half(data, (67, 130), (1, 1)).shape == (16, 32, 4)
 
 
 def test_what_is_outside_of_the_box_is_left_out_and_alpha_is_the_mask_s(pixels):
@@ -39,20 +40,27 @@ def test_other_programs_see_the_whole_object(pixels):
     np.testing.assert_array_equal(seen[..., [2, 1, 0, 3]], pixels)
 
 
-def test_a_file_that_ends_too_early_is_not_whole(pixels, tmp_path):
+def test_a_file_that_ends_too_early_is_not_whole_but_older_ones_have_no_halves(pixels, tmp_path):
     path = str(tmp_path / "cutout.webp")
     data = encode_cutout(pixels, pixels[..., 3], [0, 0, 130, 67])
-    ends = set(np.cumsum([len(image) for image in split_cutout(data)]).tolist())
-    assert not is_whole_cutout(path)
+    whole = len(data) - 4 * (33 * 65 + 16 * 32)
+    assert not is_whole_cutout(path, (67, 130))
     for end in (
-        *range(0, 20),
-        *range(len(data) // 2, len(data), 501),
-        *(e + d for e in ends for d in (-1, 0, 1, 9)),
+        *range(20),
+        whole - 1,
+        whole,
+        whole + 1,
+        whole + 4 * 33 * 65,
+        len(data) - 1,
+        len(data),
+        len(data) + 1,
     ):
-        files.write_bytes(path, (data + b"RIFF beyond")[:end])
-        assert is_whole_cutout(path) == (end in ends), end  # without the last half it is as in older pools
+        files.write_bytes(path, (data + b"beyond")[:end])
+        assert is_whole_cutout(path, (67, 130)) == (end in (whole, len(data))), end
+    assert read_half(data[:whole], (67, 130), (5, 5)) is None
 
 
-@pytest.mark.parametrize("data", [b"", b"RIFF", b"RIFF\0\0\0\0", b"\x89PNG no image", b"RIFF" * 1000])
-def test_damaged_bytes_are_split_to_an_end(data):
-    assert b"".join(split_cutout(data)) == data
+@pytest.mark.parametrize("data", [b"RIFF\0\0\0\0more", b"RIFF\xff\xff\xff\xff", b"RIFF"])
+def test_what_is_behind_an_object_is_its_halves_or_refused(data):
+    with pytest.raises(ValueError, match="bytes of halves"):
+        read_half(data, (67, 130), (5, 5))
