@@ -2,6 +2,7 @@
 """Speed against something else on the same machine, on the same work, in the same run.
 
 Prints both sides and their ratio as a table. NAME is one of tools/benchmarks/: each measures medians of several turns.
+On a new GPU: bench precision guidance segment loader --device cuda --json gpu.json.
 With --profile, prints where the time goes instead; paste and train_step can tell.
 Benchmarks are not tests: no test asserts a time.
 """
@@ -32,7 +33,9 @@ _WORKLOAD = "lvis_size"  # is a command of its own and measures nothing
 def build_parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__, "paste --profile")
     names = [module.name for module in pkgutil.iter_modules(benchmarks.__path__) if module.name != _WORKLOAD]
-    parser.add_argument("name", choices=names, help="what to measure")
+    parser.add_argument(
+        "names", nargs="+", choices=names, metavar="NAME", help=f"what to measure: {', '.join(names)}"
+    )
     parser.add_argument(
         "--json",
         metavar="FILE",
@@ -50,20 +53,24 @@ def main() -> None:
 
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no GPU on this machine; leave the option out")
-    benchmark = importlib.import_module(f"tools.benchmarks.{args.name}")
+    benchmarks = {name: importlib.import_module(f"tools.benchmarks.{name}") for name in args.names}
     if args.profile:
-        if not hasattr(benchmark, "profile"):
-            raise UserError(f"{args.name} has no profile: leave --profile out, or take paste or train_step")
-        print(benchmark.profile(args.device))
+        for name, benchmark in benchmarks.items():
+            if not hasattr(benchmark, "profile"):
+                raise UserError(f"{name} has no profile: leave --profile out, or take paste or train_step")
+            print(benchmark.profile(args.device))
         return
-    measured = benchmark.measure(args.device)
-    result = {"name": args.name, **measured, "device": _device_name(args.device), "versions": versions()}
+    about = {"device": _device_name(args.device), "versions": versions()}
+    results = []
+    for name, benchmark in benchmarks.items():
+        results.append({"name": name, **benchmark.measure(args.device), **about})
+        if args.json != "-":
+            print(as_table(results[-1]), flush=True)
+    whole = results[0] if len(results) == 1 else results
     if args.json == "-":
-        print(json.dumps(result, indent=2))
-        return
-    if args.json:
-        files.write_json(args.json, result)
-    print(as_table(result))
+        print(json.dumps(whole, indent=2))
+    elif args.json:
+        files.write_json(args.json, whole)
 
 
 def as_table(result: Mapping[str, Any]) -> str:

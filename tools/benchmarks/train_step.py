@@ -53,16 +53,16 @@ def measure(device: str) -> dict[str, Any]:
     learning = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     for name, parameter in original.named_parameters():
         parameter.requires_grad_(name in learning)  # Detectron2's clipping fails where a gradient stays away
-    batch = [_image(seed) for seed in range(_BATCH[device])]
+    batch = [noise_image(seed) for seed in range(_BATCH[device])]
     sides = {
         "ours": _own_step(cfg, network, batch, device),
         "other": _detectron2_step(cfg, original.to(device), batch, device),
     }
-    first = {name: _seeded(step) for name, step in sides.items()}
+    first = {name: seeded(step) for name, step in sides.items()}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(_TURNS[device]):
         for name, step in sides.items():
-            seconds[name].append(_timed(step, device))
+            seconds[name].append(timed(step, device))
     own, other = (statistics.median(seconds[name]) for name in sides)
     return {
         "ours": own,
@@ -79,10 +79,10 @@ def measure(device: str) -> dict[str, Any]:
 def profile(device: str) -> str:
     """Share of a step's own time, by operator, and its parts; of this project's side alone."""
     cfg, _, network = _own_network(device)
-    step = _own_step(cfg, network, [_image(seed) for seed in range(_BATCH[device])], device)
-    _timed(step, device)
+    step = _own_step(cfg, network, [noise_image(seed) for seed in range(_BATCH[device])], device)
+    timed(step, device)
     with torch.profiler.profile() as profiler:
-        _timed(step, device)
+        timed(step, device)
     key = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
     seconds = {event.key: getattr(event, key) / 1e6 for event in profiler.key_averages()}
     total = sum(seconds.values())
@@ -152,39 +152,41 @@ def _detectron2_step(cfg: CfgNode, network: nn.Module, batch: list[dict[str, Any
     return step
 
 
-def _seeded(step: Step) -> dict[str, Tensor]:
+def seeded(step: Step) -> dict[str, Tensor]:
+    """The losses of a step that draws the same boxes every time."""
     torch.manual_seed(1)
     return step()
 
 
-def _timed(step: Step, device: str) -> float:
+def timed(step: Step, device: str) -> float:
+    """Seconds of a step."""
     if device == "cuda":
         torch.cuda.synchronize()
     started = time.perf_counter()
-    _seeded(step)
+    seeded(step)
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started
 
 
-def _image(seed: int) -> dict[str, Any]:
+def noise_image(seed: int, side: int = _SIZE) -> dict[str, Any]:
     """Noise with ellipses, in this project's format."""
     generator = torch.Generator().manual_seed(seed)
-    size = torch.exp(torch.rand(_OBJECTS, 2, generator=generator) * 2.5) * 24
-    corner = torch.rand(_OBJECTS, 2, generator=generator) * (_SIZE - size)
+    size = torch.exp(torch.rand(_OBJECTS, 2, generator=generator) * 2.5) * side / 27
+    corner = torch.rand(_OBJECTS, 2, generator=generator) * (side - size)
     boxes = torch.cat([corner, corner + size], dim=1)
     center, radius = (corner + size / 2)[:, :, None, None], (size / 2)[:, :, None, None]
-    pixels = torch.arange(_SIZE) + 0.5
+    pixels = torch.arange(side) + 0.5
     distance = ((pixels[None, None] - center[:, 0]) / radius[:, 0]) ** 2
     masks = distance + ((pixels[None, :, None] - center[:, 1]) / radius[:, 1]) ** 2 <= 1
     instances = Instances(
-        (_SIZE, _SIZE),
+        (side, side),
         gt_boxes=boxes,
         gt_classes=torch.randint(0, _CLASSES, (_OBJECTS,), generator=generator),
         gt_masks=BitMasks.from_full(masks),
     )
-    image = torch.randint(0, 256, (3, _SIZE, _SIZE), generator=generator, dtype=torch.uint8)
-    return {"image": image, "height": _SIZE, "width": _SIZE, "file_name": f"{seed}", "instances": instances}
+    image = torch.randint(0, 256, (3, side, side), generator=generator, dtype=torch.uint8)
+    return {"image": image, "height": side, "width": side, "file_name": f"{seed}", "instances": instances}
 
 
 def _as_detectron2(record: dict[str, Any]) -> dict[str, Any]:
