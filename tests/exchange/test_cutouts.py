@@ -58,6 +58,8 @@ def test_a_file_that_ends_too_early_is_not_whole_but_older_ones_have_no_halves(p
         files.write_bytes(path, (data + b"beyond")[:end])
         assert is_whole_cutout(path, (67, 130)) == (end in (whole, len(data))), end
     assert read_half(data[:whole], (67, 130), (5, 5)) is None
+    files.write_bytes(path, b"WAVE" + data[4:])
+    assert not is_whole_cutout(path, (67, 130))
 
 
 @pytest.mark.parametrize("data", [b"RIFF\0\0\0\0more", b"RIFF\xff\xff\xff\xff", b"RIFF"])

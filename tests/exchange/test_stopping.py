@@ -50,6 +50,14 @@ def test_a_signal_that_is_put_off_is_known_at_once_and_raised_when_the_block_is_
         pytest.fail("Ctrl-C did not insist")
 
 
+def test_after_a_block_that_puts_off_a_signal_is_raised_at_once_again(listening):
+    with put_off():
+        pass
+    with pytest.raises(Stopped, match="SIGTERM"):
+        ask(signal.SIGTERM)
+        pytest.fail("it was put off")
+
+
 def test_an_error_in_a_block_that_puts_off_is_not_hidden_by_the_signal(listening):
     with pytest.raises(KeyError), put_off():
         ask(signal.SIGTERM)

@@ -1,5 +1,7 @@
 """Twins of guided images: what is drawn of them, and that they change nothing else."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from exchange.feedback import write_feedback
 from exchange.images import read_rgba
 from exchange.layout import RunLayout
 from exchange.manifest import read_round
-from exchange.twins import read_twins, twins_record
+from exchange.twins import read_twins, twins_record, write_twins
 from generator.pipelines import PipelineSource
 from generator.plan import PromptBook, plan_round
 from generator.twins import choose_twins
@@ -71,7 +73,13 @@ def test_they_are_drawn_once_and_again_where_they_are_gone_or_damaged(world, lay
     run(world, monkeypatch, *options)
     path = world.run / "pictures/twins_rd01.png"
     whole = path.read_bytes()
-    for rest in (None, whole[:-9]):
+    twins, images = read_twins(str(path))
+    others = dataclasses.replace(twins, files=["01_0001_0009.png", "01_0001_0008.png"])
+    write_twins(str(path), others, images)
+    of_others = path.read_bytes()
+    write_twins(str(path), dataclasses.replace(twins, criterion=twins.criterion[:1]), images)
+    assert twins_record(str(path)) is None
+    for rest in (None, whole[:-9], of_others):
         path.unlink()
         if rest:
             path.write_bytes(rest)

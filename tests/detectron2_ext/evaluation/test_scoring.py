@@ -130,12 +130,16 @@ def test_coco_looks_at_the_best_100_objects_of_an_image_and_lvis_at_300(lvis: bo
 
 
 def test_predictions_that_lvis_cannot_judge_change_nothing() -> None:
-    world, predictions = random_world(1, lvis=True)
+    world, predictions = random_world(1, lvis=True, num_images=6, num_classes=12)
     truth = CocoTruth(world.file)
     everything = Predictions.concatenate(
         [Predictions.from_instances(image_id, found, 300) for image_id, found in predictions.items()]
     )
     judged = truth.counted(everything)
+    pairs = {(image["id"], category) for image in world.images for category in image["neg_category_ids"]}
+    pairs |= {(a["image_id"], a["category_id"]) for a in world.annotations if a["area"] > 0}
+    found = zip(everything.image_ids, world.category_ids[everything.class_indices], strict=True)
+    assert judged.tolist() == [pair in pairs for pair in found]
     assert 0 < judged.sum() < len(everything)
     assert truth.score(everything.select(judged)) == truth.score(everything)
     for image in world.images:

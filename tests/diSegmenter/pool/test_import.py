@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import itertools
 import os
@@ -31,7 +32,7 @@ def imported(layout, foreign):
     index = PoolIndex(layout, layout.pool_rounds())
     assert len(index) == count
     assert read_annotations(layout.pool_categories()).categories == CATEGORIES
-    assert files.exists(layout.annotations_done(0))
+    assert files.exists(layout.annotations_done(0)) and not files.exists(layout.pool_parts(0))
     return index, [decode_rgba(index.read(row), "") for row in range(count)], left_out
 
 
@@ -63,7 +64,7 @@ def test_a_folder_per_class_comes_in(layout, tmp_path):
     index, cutouts, _ = imported(layout, read_folders(root, IDS))
     assert index.category_ids.tolist() == [7, 3]
     assert [cutout.shape[0] for cutout in cutouts] == [15, 11]
-    assert (index[1].model, index[1].prompt) == ("test", f"{root}/red disc/b.png")
+    assert (index[1].objects, index[1].model, index[1].prompt) == (1, "test", f"{root}/red disc/b.png")
 
 
 def test_the_objects_of_a_coco_file_come_in_but_no_crowds(layout, tmp_path):
@@ -93,6 +94,10 @@ def test_what_does_not_decode_or_shows_nothing_is_left_out_and_named(layout, tmp
     index, _, left_out = imported(layout, read_folders(root, IDS))
     assert len(index) == 1 and len(left_out) == 2
     assert "b.png does not decode" in left_out[0] and "c.png shows no object" in left_out[1]
+    files.remove(f"{root}/red disc/a.png")
+    with pytest.raises(UserError, match=r"none of 2 instances can be imported; the first: .*b.png"):
+        import_round(layout, read_folders(root, IDS), CATEGORIES, "test")
+    assert layout.pool_rounds() == [0] and not files.exists(layout.pool_parts(1))
 
 
 def test_a_second_import_is_a_round_of_its_own(layout, tmp_path):
@@ -164,6 +169,9 @@ def test_parts_of_another_import_are_not_taken_for_this_one_s(layout, monkeypatc
         import_round(layout, discs([]), CATEGORIES, "test")
     with pytest.raises(UserError, match=r"rd00\.parts holds a part of another import"):
         import_round(layout, discs([])[1:], CATEGORIES, "test")
+    others = [dataclasses.replace(instance, category_id=7) for instance in discs([])]
+    with pytest.raises(UserError, match=r"rd00\.parts holds a part of another import"):
+        import_round(layout, others, CATEGORIES, "test")
 
 
 @pytest.mark.parametrize(
