@@ -23,6 +23,7 @@ from tools.benchmarks import (
     matting,
     paste,
     pool,
+    precision,
     selection,
     times_as_much,
     times_faster,
@@ -46,6 +47,27 @@ def test_the_result_names_benchmark_machine_and_versions(monkeypatch, tmp_path, 
     assert json.loads(capsys.readouterr().out) == result
     assert result["name"] == "pool" and result["ratio"] == 2.0 and result["device"].startswith("cpu")
     assert result["versions"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_several_benchmarks_are_told_one_after_the_other_and_land_in_one_file(monkeypatch, tmp_path, capsys):
+    for module, ratio in ((pool, 2.0), (paste, 3.0)):
+        monkeypatch.setattr(module, "measure", lambda _, ratio=ratio: {"ratio": ratio})
+    path = tmp_path / "result.json"
+    monkeypatch.setattr(sys, "argv", ["bench.py", "paste", "pool", "--json", str(path)])
+    bench.main()
+    assert re.findall(r"ratio +(\d)", capsys.readouterr().out) == ["3", "2"]
+    assert [(r["name"], r["ratio"]) for r in json.loads(path.read_text())] == [("paste", 3.0), ("pool", 2.0)]
+
+
+def test_the_fastest_form_of_a_step_is_told_against_float32(monkeypatch):
+    forms = {name: precision.FORMS[name] for name in ("float32", "float32, channels last")}
+    monkeypatch.setattr(precision, "FORMS", forms)
+    seconds = iter([4.0] * precision._TURNS + [1.0] * precision._TURNS)
+    monkeypatch.setattr(precision, "timed", lambda step, device: next(seconds))
+    told = precision.measure("cpu")
+    assert (told["ours"], told["other"], told["ratio"], told["fastest"]) == (2.0, 0.5, 4.0, [*forms][1])
+    first, last = told["networks"]["smallest network"].values()
+    assert first["losses"] == 0.0 and last["losses"] < 1e-5
 
 
 def test_an_unknown_benchmark_and_a_missing_gpu_are_refused(monkeypatch, capsys):
