@@ -299,9 +299,8 @@ def open_to_read(path: str) -> Iterator[BinaryIO]:
 
 def read_bytes(path: str) -> bytes:
     """The content of ``path``; raises UserError where there is no such file."""
-    if (
-        "://" not in path
-    ):  # training reads thousands a second, and finding the file system takes longer than that
+    if "://" not in path:
+        # The training reads thousands a second, and finding the file system takes longer than reading.
         with _missing_is_told(path), open(path, "rb") as file:
             return file.read()
     filesystem, local = _locate(path)
