@@ -193,7 +193,8 @@ def test_a_run_folder_of_other_settings_is_refused_with_exit_code_2(finished):
 def test_the_run_has_its_page_with_what_training_saw_and_the_log_of_each_stage(finished):
     run = finished / "run"
     page = (run / "report.html").read_text()
-    assert page.count("data:image/webp;base64,") == 2 and "red zero" in page
+    # Of two rounds what training saw and how images were divided; of the guided one eight images and their twins.
+    assert page.count("data:image/webp;base64,") == 2 * 2 + 8 * 2 and "red zero" in page
     assert {path.name for path in (run / "report/A").glob("*.webp")} == {"rd00_000.webp", "rd01_000.webp"}
     logs = {path.name: path.read_text().splitlines() for path in (run / "logs").iterdir()}
     assert set(logs) == {"generate_0of1.log", "segment_0of1.log", "train.log"}

@@ -14,9 +14,9 @@ from detectron2_ext.engine import checkpoints as checkpoints_module
 from detectron2_ext.engine import round as engine_round
 from exchange import files
 from exchange.config import REPOSITORY
+from exchange.cutouts import encode_cutout
 from exchange.decisions import Decision, read_decisions, write_decisions
 from exchange.errors import UserError
-from exchange.images import encode_cutout
 from exchange.layout import RunLayout
 from exchange.pool_index import write_index
 from tests.detectron2_ext.engine.selected import SELECTING
