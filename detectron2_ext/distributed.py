@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-# The others wait while the first process scores a validation set or the pool of a round is being made.
 _T = TypeVar("_T")
+# The others wait while the first process scores a validation set or the pool of a round is being made.
 _PATIENCE = datetime.timedelta(days=3)
 
 

@@ -77,10 +77,10 @@ def judge_round(
     """
     known = {instance.file: instance for instance in cut_out}
     instances, unreadable, left = [], [], 0
-    names = {i.file for manifest in read_round(layout, round_) for i in manifest.instances}
+    names = sorted({i.file for manifest in read_round(layout, round_) for i in manifest.instances})
     with ThreadPoolExecutor(_READERS) as threads:
-        found = threads.map(lambda name: known.get(name) or read_cut_out(layout, name), sorted(names))
-    for name, instance in zip(sorted(names), found, strict=True):
+        found = threads.map(lambda name: known.get(name) or read_cut_out(layout, name), names)
+    for name, instance in zip(names, found, strict=True):
         if instance is not None:
             instances.append(instance)
         elif _decodes(layout.raw(name)):

@@ -15,12 +15,7 @@ from diSegmenter.cut_out import CutOut, Cutter
 from exchange import files
 from exchange.cutouts import encode_cutout, is_whole_cutout
 from exchange.errors import UserError
-from exchange.images import (
-    BadImage,
-    encode_png,
-    read_record,
-    read_rgba,
-)
+from exchange.images import BadImage, encode_png, read_record, read_rgba
 from exchange.layout import RunLayout
 from exchange.manifest import GeneratedInstance, is_complete, read_round
 from exchange.pool_index import PoolInstance

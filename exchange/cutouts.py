@@ -34,10 +34,16 @@ def encode_cutout(image: _Pixels, alpha: _Pixels, bbox: list[int]) -> bytes:
     pixels = np.dstack([image[window][..., :3], alpha[window]])
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="WEBP", lossless=True, exact=True, method=0)
-    for _ in _halves((height, width)):
+    return buffer.getvalue() + _behind(pixels)
+
+
+def _behind(pixels: _Pixels) -> bytes:
+    """The halves of an object, as they are stored."""
+    stored = []
+    for _ in _halves(pixels.shape[:2]):
         pixels = _halve(pixels)
-        buffer.write(pixels.tobytes())
-    return buffer.getvalue()
+        stored.append(pixels.tobytes())
+    return b"".join(stored)
 
 
 def _halves(size: Size) -> Iterator[Size]:
@@ -90,6 +96,16 @@ def is_whole_cutout(path: str, size: Size) -> bool:
         return False
     behind = len(data) - _end_of_whole(data)
     return data[:4] == b"RIFF" and behind in (0, sum(4 * height * width for height, width in _halves(size)))
+
+
+def without_halves(data: bytes) -> bytes:
+    """The file of a cut-out as in older pools."""
+    return data[: _end_of_whole(data)]
+
+
+def has_its_halves(data: bytes, pixels: _Pixels) -> bool:
+    """Whether behind an object, RGBA uint8 (H, W, 4), are its halves, or nothing as in older pools."""
+    return data[_end_of_whole(data) :] in (b"", _behind(pixels))
 
 
 def _end_of_whole(data: bytes) -> int:

@@ -95,12 +95,9 @@ def list_dir(path: str) -> list[str]:
 
 def names(folder: str, prefix: str) -> set[str]:
     """The names in ``folder`` that begin with ``prefix``; an object store looks up no others."""
-    filesystem, local = _locate(folder)
-    if _is_object_store(filesystem):
-        found = [posixpath.basename(path) for path in filesystem.find(local, maxdepth=1, prefix=prefix)]
-    else:
-        found = list_dir(folder)
-    return {name for name in found if name.startswith(prefix)}
+    if _is_object_store(_locate(folder)[0]):
+        return set(entries(folder, prefix))
+    return {name for name in list_dir(folder) if name.startswith(prefix)}
 
 
 @dataclass(frozen=True)

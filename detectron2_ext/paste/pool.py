@@ -208,8 +208,8 @@ class JoinedCutouts:
         return part.name(offset)
 
     def instance(self, index: int) -> str:
+        number = self._number(index)
         part, offset = self._locate(index)
-        number = self._parts.index(part)
         return f"{number}:{part.instance(offset)}" if number else part.instance(offset)
 
     def column(self, name: str) -> np.ndarray:
@@ -224,8 +224,11 @@ class JoinedCutouts:
         return part.read(offset, size)
 
     def _locate(self, index: int) -> tuple[Cutouts, int]:
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        number = self._number(index)
         return self._parts[number], index - int(self._starts[number])
+
+    def _number(self, index: int) -> int:
+        return int(np.searchsorted(self._starts, index, side="right")) - 1
 
 
 class InstancePool:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from exchange import files
 from exchange.annotations import read_annotations
+from exchange.cutouts import has_its_halves
 from exchange.errors import UserError
 from exchange.images import BadImage, decode_rgba
 from exchange.layout import RunLayout
@@ -103,13 +104,17 @@ def _of_instance(
     except UserError as error:
         return None, [*problems, Problem(instance.file, str(error), again)]
     try:
-        alpha = decode_rgba(data, path)[..., 3] > 0  # with its bounds, which a pool from elsewhere needs
+        pixels = decode_rgba(data, path)  # with its bounds, which a pool from elsewhere needs
     except BadImage as error:
         return None, [*problems, Problem(path, str(error), f"remove it and {again}")]
+    alpha = pixels[..., 3] > 0
     x, y, width, height = instance.bbox
     fits = 0 <= x <= x + width <= instance.width and 0 <= y <= y + height <= instance.height
     tight = alpha[0].any() and alpha[-1].any() and alpha[:, 0].any() and alpha[:, -1].any()
     if not fits or not tight or alpha.shape != (height, width) or alpha.sum() != instance.area:
         what = f"box {instance.bbox} and area {instance.area} are not those of the mask"
+        problems.append(Problem(path, what, f"remove it and {again}"))
+    if not has_its_halves(data, pixels):
+        what = "what is behind the object is not its halves, which training would paste"
         problems.append(Problem(path, what, f"remove it and {again}"))
     return sha256(data).digest()[:16], problems

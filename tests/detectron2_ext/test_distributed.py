@@ -107,17 +107,15 @@ def test_a_signal_to_one_process_ends_all_after_the_same_iteration_with_a_checkp
 
 
 FAILS_BESIDE_ANOTHER = """
-import os, sys, time
-from pathlib import Path
+import os, signal, sys
 from exchange.errors import UserError, run_cli
 
 def main():
-    works = Path(sys.argv[1])
+    pipe = sys.argv[1]
     if os.environ["RANK"] == "0":
-        works.touch()
-        time.sleep(600)  # until torchrun ends it, since the other failed
-    while not works.exists():
-        time.sleep(0.01)
+        open(pipe, "w").close()  # when the other listens
+        signal.pause()  # until torchrun ends it, since that one failed
+    open(pipe).read()
     raise UserError("images/2.png does not decode: replace it")
 
 run_cli(main)
@@ -129,7 +127,8 @@ def test_the_last_line_is_what_failed_and_not_that_the_other_process_was_stopped
 ) -> None:
     script = tmp_path / "fails.py"
     script.write_text(FAILS_BESIDE_ANOTHER)
-    done = torchrun("detectron2_ext.engine.torchrun", script, str(tmp_path / "works"), capture_output=True)
+    os.mkfifo(tmp_path / "pipe")
+    done = torchrun("detectron2_ext.engine.torchrun", script, str(tmp_path / "pipe"), capture_output=True)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == "error: images/2.png does not decode: replace it"
     assert "stopped" not in done.stderr

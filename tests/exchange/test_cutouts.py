@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from exchange import files
-from exchange.cutouts import encode_cutout, is_whole_cutout, read_half
+from exchange.cutouts import encode_cutout, has_its_halves, is_whole_cutout, read_half, without_halves
 from exchange.images import decode_rgba
 
 
@@ -25,6 +25,13 @@ def test_each_half_is_the_mean_of_what_is_before_it_down_to_16_pixels(pixels):
         before = half
     assert read_half(data, (67, 130), (34, 65)) is None and read_half(data, (67, 130), (33, 66)) is None
     assert read_half(data, (67, 130), (1, 1)).shape == (16, 32, 4)
+
+
+def test_halves_of_another_object_are_told_and_none_are_fine(pixels):
+    data = encode_cutout(pixels, pixels[..., 3], [0, 0, 130, 67])
+    assert has_its_halves(data, pixels) and has_its_halves(without_halves(data), pixels)
+    assert not has_its_halves(data[:-1] + bytes([data[-1] ^ 1]), pixels)
+    assert not has_its_halves(data[:-1], pixels)
 
 
 def test_what_is_outside_of_the_box_is_left_out_and_alpha_is_the_mask_s(pixels):

@@ -14,12 +14,12 @@ from exchange.layout import RunLayout
 from exchange.locks import only_one
 
 HOLD = """
-import sys, time
+import signal, sys
 from exchange.layout import RunLayout
 from exchange.locks import only_one
 with only_one(RunLayout(sys.argv[1]), "train"):
     print("there", flush=True)
-    time.sleep(600)
+    signal.pause()
 """
 
 

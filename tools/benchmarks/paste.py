@@ -33,7 +33,7 @@ from detectron2_ext.paste.pasters import PoolPaster
 from detectron2_ext.paste.plan import Scattered, StatisticalSize, UniformDraws, class_sizes
 from detectron2_ext.paste.pool import ImagesWithMasks, IndexedCutouts, InstancePool
 from exchange import files
-from exchange.cutouts import encode_cutout
+from exchange.cutouts import encode_cutout, without_halves
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolInstance, write_index
 from tools.benchmarks import times_as_much
@@ -136,7 +136,7 @@ def _sides(folder: Path) -> dict[str, TrainMapper]:
     before = RunLayout(str(folder / "before"))
     for row in rows:
         data = files.read_bytes(layout.pool(row.cutout))
-        files.write_bytes(before.pool(row.cutout), data[: 8 + int.from_bytes(data[4:8], "little")])
+        files.write_bytes(before.pool(row.cutout), without_halves(data))
     write_index(before, 0, rows)
     pools = {
         "ours": IndexedCutouts(layout, [0]),

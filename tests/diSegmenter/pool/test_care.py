@@ -116,6 +116,11 @@ def forget_an_annotation(layout):
     files.write_json(layout.annotations(0), content)
 
 
+def append(layout):
+    path = PoolIndex(layout, [0]).name(1)
+    files.write_bytes(path, files.read_bytes(path) + b"more")
+
+
 def loosen(layout):
     """A cut-out with an empty column, and the index says so."""
     index = PoolIndex(layout, [0])
@@ -134,6 +139,7 @@ def loosen(layout):
         (lambda run: change(run, 0, 1, width=20), "rd00.arrow", "box"),
         (lambda run: change(run, 0, 1, height=20), "rd00.arrow", "box"),
         (loosen, "00_0007_0001.webp", "box"),
+        (append, "00_0007_0001.webp", "not its halves"),
         (lambda run: change(run, 0, 1, area=3), "00_0007_0001.webp", "area 3"),
         (lambda run: change(run, 0, 1, category_id=8), "00_0007_0001.png", "category 8"),
         (lambda run: change(run, 0, 1, cutout="../../x"), "rd00.arrow", "leads out of"),
