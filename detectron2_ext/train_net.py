@@ -77,12 +77,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.execvpe(
             "bash", launch, {"MRCA_PYTHON": sys.executable} | os.environ
         )  # which starts this by torchrun
+    cfg = load_config(args.config, args.opts)
 
-    from detectron2_ext.distributed import join_ranks  # only now: seconds that --help should not take
+    # Only now: seconds that --help and a mistake in the configuration should not take.
+    from detectron2_ext.distributed import join_ranks
     from detectron2_ext.engine.round import TrainingRun
 
     engine = build_engine(args.engine)
-    cfg = load_config(args.config, args.opts)
     with join_ranks(cfg.MODEL.DEVICE) as ranks:
         if not ranks.is_first:
             logging.disable(logging.INFO)

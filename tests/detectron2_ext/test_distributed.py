@@ -13,9 +13,12 @@ from typing import Any
 import pytest
 import torch
 
+from detectron2_ext.distributed import Ranks
 from exchange.config import REPOSITORY
 from tests.detectron2_ext.engine.ten_steps import ten_steps
 from tests.detectron2_ext.engine.tiny import TinyLoader, assert_equal_weights
+
+ALIKE = ("regression", "detector", "selection")
 
 
 def torchrun(module: str, script: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -29,24 +32,38 @@ def torchrun(module: str, script: Path, *arguments: str, **options: Any) -> subp
     return subprocess.run(command, env=environment, text=True, timeout=240, **options)
 
 
-def in_two_processes(work: str, folder: str) -> None:
-    """Runs :func:`ten_steps`."""
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The works of :mod:`ten_steps`, each in a folder of its name, by two processes that start once for all."""
+    folder = tmp_path_factory.mktemp("two")
     script = REPOSITORY / "tests/detectron2_ext/engine/ten_steps.py"
-    torchrun("torch.distributed.run", script, work, folder, check=True)
+    torchrun("torch.distributed.run", script, str(folder), check=True)
+    return folder
 
 
-@pytest.mark.parametrize("work", ["regression", "detector", "selection"])
-def test_two_processes_train_as_one_does_with_the_same_batches(work: str, tmp_path: Path) -> None:
-    in_two_processes(work, str(tmp_path / "two"))
-    ten_steps(work, str(tmp_path / "one"))
-    one, two = (
-        torch.load(tmp_path / name / "model_0000009.pth", weights_only=True) for name in ("one", "two")
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same by this process alone, as far as it is to come out alike."""
+    folder = tmp_path_factory.mktemp("one")
+    for work in ALIKE:
+        ten_steps(work, str(folder / work), Ranks(0, 1, torch.device("cpu")))
+    return folder
+
+
+def of_each_rank(folder: Path) -> list[Any]:
+    return [torch.load(path, weights_only=True) for path in sorted(folder.glob("rank*.pth"))]
+
+
+@pytest.mark.parametrize("work", ALIKE)
+def test_two_processes_train_as_one_does_with_the_same_batches(work: str, one: Path, two: Path) -> None:
+    alone, together = (
+        torch.load(folder / work / "model_0000009.pth", weights_only=True) for folder in (one, two)
     )
     for part in ("model", "model_ema"):
-        for name, tensor in one[part].items():
+        for name, tensor in alone[part].items():
             if "running" not in name:  # a statistic of each process's own images
-                torch.testing.assert_close(two[part][name], tensor, rtol=1e-5, atol=2e-7)
-    ranks = [torch.load(tmp_path / f"two/rank{rank}.pth", weights_only=True) for rank in range(2)]
+                torch.testing.assert_close(together[part][name], tensor, rtol=1e-5, atol=2e-7)
+    ranks = of_each_rank(two / work)
     assert_equal_weights(ranks[0]["shared"], ranks[1]["shared"])
     if work == "regression":  # its buffer is a statistic as batch norm's are
         for rank, weights in enumerate(ranks):
@@ -55,39 +72,31 @@ def test_two_processes_train_as_one_does_with_the_same_batches(work: str, tmp_pa
                 running = 0.5 * running + float(torch.stack([r["image"] for r in batch]).double().mean())
             assert weights["own"]["running"].tolist() == pytest.approx([running] * 2, rel=1e-5)
     lines = [
-        [json.loads(line) for line in (tmp_path / name / "metrics.json").read_text().splitlines()]
-        for name in ("one", "two")
+        [json.loads(line) for line in (folder / work / "metrics.json").read_text().splitlines()]
+        for folder in (one, two)
     ]
-    for alone, together in zip(*lines, strict=True):
-        assert together["total_loss"] == pytest.approx(alone["total_loss"], rel=1e-5)
-        assert together["images_per_second"] * together["time"] == pytest.approx(4)  # of both
+    for expected, found in zip(*lines, strict=True):
+        assert found["total_loss"] == pytest.approx(expected["total_loss"], rel=1e-5)
+        assert found["images_per_second"] * found["time"] == pytest.approx(4)  # of both
 
 
-def test_two_processes_decide_together_as_one_does_and_remember_the_same(tmp_path: Path) -> None:
-    in_two_processes("selection", str(tmp_path / "two"))
-    ten_steps("selection", str(tmp_path / "one"))
-    (one,), two = (
-        [torch.load(tmp_path / of / f"rank{rank}.pth", weights_only=True) for rank in range(ranks)]
-        for of, ranks in (("one", 1), ("two", 2))
-    )
+def test_two_processes_decide_together_as_one_does_and_remember_the_same(one: Path, two: Path) -> None:
+    (alone,), (first, second) = (of_each_rank(folder / "selection") for folder in (one, two))
     for name in ("gradient", "scores"):
-        assert torch.equal(two[0]["selection"][name], two[1]["selection"][name])
+        assert torch.equal(first["selection"][name], second["selection"][name])
         torch.testing.assert_close(
-            two[0]["selection"][name], one["selection"][name], rtol=1e-3, atol=1e-5, msg=name
+            first["selection"][name], alone["selection"][name], rtol=1e-3, atol=1e-5, msg=name
         )
-    scores = {d["iteration"]: (d["score"], d["accepted"]) for d in one["decisions"]}
+    scores = {d["iteration"]: (d["score"], d["accepted"]) for d in alone["decisions"]}
     assert {accepted for _, accepted in scores.values()} == {True, False}
-    assert len(two[0]["decisions"]) == len(one["decisions"]) == 40 and two[1]["decisions"] == []
-    for decision in two[0]["decisions"]:
+    assert len(first["decisions"]) == len(alone["decisions"]) == 40 and second["decisions"] == []
+    for decision in first["decisions"]:
         score, accepted = scores[decision["iteration"]]
         assert decision["score"] == pytest.approx(score, rel=1e-3) and decision["accepted"] == accepted
 
 
-def test_processes_that_decide_each_for_its_part_learn_one_network_and_share_one_cache(
-    tmp_path: Path,
-) -> None:
-    in_two_processes("apart", str(tmp_path))
-    ranks = [torch.load(tmp_path / f"rank{rank}.pth", weights_only=True) for rank in range(2)]
+def test_processes_that_decide_each_for_its_part_learn_one_network_and_share_one_cache(two: Path) -> None:
+    ranks = of_each_rank(two / "apart")
     assert_equal_weights(ranks[0]["shared"], ranks[1]["shared"])
     for name in ("gradient", "scores"):
         assert torch.equal(ranks[0]["selection"][name], ranks[1]["selection"][name])
@@ -98,12 +107,11 @@ def test_processes_that_decide_each_for_its_part_learn_one_network_and_share_one
     assert different and all(said[n, 0]["score"] != said[n, 1]["score"] for n in range(10))
 
 
-def test_a_signal_to_one_process_ends_all_after_the_same_iteration_with_a_checkpoint(tmp_path: Path) -> None:
-    in_two_processes("stopped", str(tmp_path))
-    ranks = [torch.load(tmp_path / f"rank{rank}.pth", weights_only=True) for rank in range(2)]
+def test_a_signal_to_one_process_ends_all_after_the_same_iteration_with_a_checkpoint(two: Path) -> None:
+    ranks = of_each_rank(two / "stopped")
     assert [weights["iterations"] for weights in ranks] == [4, 4]
     assert_equal_weights(ranks[0]["shared"], ranks[1]["shared"])
-    assert (tmp_path / "last_checkpoint").read_text() == "model_0000003.pth"
+    assert (two / "stopped/last_checkpoint").read_text() == "model_0000003.pth"
 
 
 FAILS_BESIDE_ANOTHER = """

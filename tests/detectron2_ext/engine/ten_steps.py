@@ -1,4 +1,7 @@
-"""Ten iterations in as many processes as there are: ``ten_steps.py WORK FOLDER``, WORK a key of ``_WORKS``."""
+"""Ten iterations of several works, one after the other, in as many processes as there are.
+
+``ten_steps.py FOLDER``: of all of ``WORKS``, each in a folder of its name.
+"""
 
 from __future__ import annotations
 
@@ -107,45 +110,50 @@ def apart(ranks: Ranks) -> tuple[CfgNode, nn.Module, Batches]:
     return cfg, model, without_tests()
 
 
-_WORKS = {
+WORKS = {
     "regression": regression,
     "detector": detector,
-    "stopped": stopped,
     "selection": selection,
     "apart": apart,
+    "stopped": stopped,
 }
 
 
-def ten_steps(work: str, folder: str) -> None:
+def ten_steps(work: str, folder: str, ranks: Ranks) -> None:
     """Leaves checkpoint and metrics of the ten iterations in ``folder``, and each process's weights.
 
     ``rankN.pth`` has its ``own`` trained ones, and the ``shared`` ones that it evaluates, after so many ``iterations``.
     """
+    torch.manual_seed(ranks.rank)  # the first process decides about the starting weights
+    cfg, model, batches = WORKS[work](ranks)
+    state = TrainingState.start(model, cfg)
+    reporting = Reporter(f"{folder}/metrics.json", 0, 10, "round 0", ranks)
+    with suppress(Stopped), listening(), reporting as reporter:
+        train(
+            state,
+            TrainingStep.from_config(state, ranks, cfg),
+            batches,
+            10,
+            checkpoints=RunCheckpoints(folder, 10, 1),
+            checkpoint_period=5,
+            reporter=reporter,
+            log_period=2,
+            seed=0,
+            ranks=ranks,
+        )
+    ranks.share(state.evaluated)
+    content = {"own": state.model.state_dict(), "shared": state.evaluated.state_dict()}
+    if state.cache:
+        content["selection"] = state.cache.state_dict()
+        content["decisions"] = [asdict(decision) for decision in state.cache.decisions]
+    torch.save(content | {"iterations": state.iteration}, f"{folder}/rank{ranks.rank}.pth")
+
+
+def main(folder: str) -> None:
     with join_ranks("cpu") as ranks:
-        torch.manual_seed(ranks.rank)  # the first process decides about the starting weights
-        cfg, model, batches = _WORKS[work](ranks)
-        state = TrainingState.start(model, cfg)
-        reporting = Reporter(f"{folder}/metrics.json", 0, 10, "round 0", ranks)
-        with suppress(Stopped), listening(), reporting as reporter:
-            train(
-                state,
-                TrainingStep.from_config(state, ranks, cfg),
-                batches,
-                10,
-                checkpoints=RunCheckpoints(folder, 10, 1),
-                checkpoint_period=5,
-                reporter=reporter,
-                log_period=2,
-                seed=0,
-                ranks=ranks,
-            )
-        ranks.share(state.evaluated)
-        content = {"own": state.model.state_dict(), "shared": state.evaluated.state_dict()}
-        if state.cache:
-            content["selection"] = state.cache.state_dict()
-            content["decisions"] = [asdict(decision) for decision in state.cache.decisions]
-        torch.save(content | {"iterations": state.iteration}, f"{folder}/rank{ranks.rank}.pth")
+        for work in WORKS:
+            ten_steps(work, f"{folder}/{work}", ranks)
 
 
 if __name__ == "__main__":
-    ten_steps(*sys.argv[1:])
+    main(sys.argv[1])
