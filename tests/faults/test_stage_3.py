@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import signal
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from diSegmenter.pool.add import import_round
 from diSegmenter.pool.foreign import ForeignInstance
@@ -14,7 +16,8 @@ from exchange import files
 from exchange.annotations import read_annotations
 from exchange.layout import RunLayout
 from tests.detectron2_ext.engine.small_run import write_config
-from tests.faults.kills import KILLS, kill_repeatedly
+from tests.detectron2_ext.engine.tiny import assert_equal_weights
+from tests.faults.kills import KILLS, die, kill_repeatedly
 from tests.faults.processes import train
 
 CLOCK = ("time", "data_time", "images_per_second", "eta_seconds", "memory_mib")
@@ -82,3 +85,28 @@ def test_killed_twenty_times_it_ends_in_the_same_checkpoints_and_feedback(run, p
     assert kills >= KILLS
     finish(layout, options)
     assert outputs(layout) == whole
+
+
+@pytest.mark.bits
+def test_a_training_without_rounds_goes_on_after_a_kill_as_if_there_had_been_none(preloaded, tmp_path):
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        write_config(tmp_path / name, rounds=False, MAX_ITER=8, CHECKPOINT_PERIOD=3)
+    whole, killed = (["--config", str(tmp_path / name / "config.yaml")] for name in ("whole", "killed"))
+    arguments = (train, [*killed, "DATALOADER.NUM_WORKERS", "1"], 9, "in its place")
+    process = preloaded.Process(target=die, args=arguments)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    done = [json.loads(line) for line in (tmp_path / "killed/run/train/metrics.json").open()]
+    assert 3 <= done[-1]["iteration"] < 8
+    train(killed)
+    train([*whole, "TEST.EVAL_PERIOD", "5"])  # which changes nothing
+    states = [
+        torch.load(tmp_path / name / "run/train/model_0000007.pth", weights_only=True)
+        for name in ("whole", "killed")
+    ]
+    for part in ("model", "model_ema"):
+        assert_equal_weights(states[0][part], states[1][part])
+    for one, other in zip(*(s["optimizer"]["state"].values() for s in states), strict=True):
+        assert_equal_weights(one, other)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -157,35 +155,6 @@ def test_starting_weights_are_evaluated_even_after_the_training(finished: Path, 
     told = read_feedback(str(run / "feedback/initial.json"))
     assert (told.round, told.iteration, told.checkpoint) == (-1, 0, str(run / "train/model_initial.pth"))
     assert read_feedback(str(run / "feedback.json")).round == 1
-
-
-@pytest.mark.bits
-def test_a_killed_and_resumed_run_without_rounds_equals_the_uninterrupted_one_bit_by_bit(
-    tmp_path: Path,
-) -> None:
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-        write_config(tmp_path / name, rounds=False, MAX_ITER=20, CHECKPOINT_PERIOD=3)
-    options = ["--config", str(tmp_path / "killed/config.yaml"), "DATALOADER.NUM_WORKERS", "1"]
-    code = f"from tests.faults.kills import die; die(train_net.main, {options}, 9, 'in its place')"
-    killed = [sys.executable, "-c", f"from detectron2_ext import train_net; {code}"]
-    # In the same environment as the calls below: as many threads, the same kernels.
-    with subprocess.Popen(killed, cwd=REPOSITORY, start_new_session=True) as process:
-        assert process.wait() == -signal.SIGKILL
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # its loader process
-    first_stop = json.loads((tmp_path / "killed/run/train/metrics.json").read_text().splitlines()[-1])
-    assert first_stop["iteration"] < 20
-    call(tmp_path / "killed/config.yaml")
-    call(tmp_path / "whole/config.yaml", "TEST.EVAL_PERIOD", "15")  # which changes nothing
-    states = [
-        torch.load(tmp_path / name / "run/train/model_0000019.pth", weights_only=True)
-        for name in ("whole", "killed")
-    ]
-    for part in ("model", "model_ema"):
-        assert_equal_weights(states[0][part], states[1][part])
-    for one, other in zip(*(s["optimizer"]["state"].values() for s in states), strict=True):
-        assert_equal_weights(one, other)
 
 
 _BOTH_SETS = ("DATASETS.TEST", "[small_val, small_train]")
