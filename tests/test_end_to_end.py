@@ -13,15 +13,19 @@ import torch
 import yaml
 from PIL import Image
 
+from detectron2_ext import train_net
 from detectron2_ext.data.loader import build_dataset, build_test_mapper
 from detectron2_ext.modeling import build_model
 from detectron2_ext.modeling.builder import load_feedback_network
+from diSegmenter import segmentAndFilter
 from exchange import files
 from exchange.annotations import read_annotations
 from exchange.config import load_config
+from exchange.errors import UserError
 from exchange.feedback import read_feedback
 from exchange.layout import RunLayout
 from exchange.manifest import is_complete, read_round
+from generator import generate
 from tools import run_status as status
 from tools.build_lvis_digits import build
 
@@ -184,10 +188,12 @@ def test_the_averaged_weights_of_the_last_checkpoint_are_those_that_were_evaluat
     assert found and found == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_run_folder_of_other_settings_is_refused_with_exit_code_2(finished):
-    done = run_rounds(finished, "--staleness", "0", "SEED", "5")
-    assert done.returncode == 2
-    assert "belongs to a run with SEED 0, not 5" in done.stderr
+@pytest.mark.parametrize("stage", [generate, segmentAndFilter, train_net])
+def test_each_stage_refuses_a_run_folder_of_other_settings(stage, finished, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(finished))
+    monkeypatch.setattr(sys, "argv", ["stage", "--config", str(finished / "x.yaml"), "SEED", "5"])
+    with pytest.raises(UserError, match="belongs to a run with SEED 0, not 5"):
+        stage.main()
 
 
 def test_the_run_has_its_page_with_what_training_saw_and_the_log_of_each_stage(finished):

@@ -47,7 +47,7 @@ def undisturbed(layout, config, tmp_path) -> dict[str, bytes]:
 @pytest.mark.bits
 def test_killed_twenty_times_it_ends_in_the_same_pool(layout, config, undisturbed, preloaded):
     options = ["--config", config]
-    assert kill_repeatedly(preloaded, segment_and_filter, options, furthest=9) >= KILLS
+    assert kill_repeatedly(preloaded, segment_and_filter, options, furthest=11) >= KILLS
     assert tree(layout) == undisturbed
 
 

@@ -298,8 +298,10 @@ WEIGHTED = ("INPUT.INST_POOL_SAMPLE_TYPE", "weighted", "INPUT.INST_POOL_SIZE", "
 WEIGHTED += ("INPUT.INST_POOL_SIZE_RANGE", "[0.5, 0.5]")
 
 
-@pytest.mark.parametrize("latest_only", [False, True])
-@pytest.mark.parametrize("weight", ["class", "clip_white", "area"])
+@pytest.mark.parametrize(
+    ("weight", "latest_only"),
+    [("class", False), ("class", True), ("clip_white", True), ("area", False)],
+)
 def test_instances_of_the_runs_pool_are_weighted_by_what_the_settings_name(
     configure, filled_lvis, index_of, tmp_path, weight, latest_only
 ):
