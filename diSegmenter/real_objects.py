@@ -156,13 +156,14 @@ def mean_features(objects: RealObjects, frame: Frame, encode: Encode, batch_size
 
     A category whose images do not decode has none. Raises UserError where more than 5 % of the images do not.
     """
+    root = f"{objects.image_folder.rstrip('/')}/" if objects.image_folder else ""
     names, groups = objects.annotations.file_names(), list(objects.by_image())
     features: list[np.ndarray] = []
     unreadable: list[str] = []
 
     def framed(group: list[int]) -> list[np.ndarray] | str:
         image = objects.annotations.object_images[objects.chosen[group[0]]]
-        path = files.join(objects.image_folder, names[image])
+        path = f"{root}{names[image]}"
         try:
             pixels = read_upright(path, tuple(objects.annotations.image_sizes[image].tolist()))
         except BadImage as error:
