@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from detectron2_ext.modeling.described import DescribedWeights, last_checkpoint,
 from detectron2_ext.modeling.weights import load_weights
 from detectron2_ext.paste.pool import IndexedCutouts, InstancePool
 from diSegmenter.build_similarity import build_similarity
+from diSegmenter.segment_round import Similarities
 from exchange import files
 from exchange.catalog import read_training_set
 from exchange.command_line import quiet_model_libraries
@@ -38,7 +40,7 @@ Values = Iterable[tuple[int, float]]  # row of the index and value, in any order
 class ByClip:
     """The larger of the two CLIP scores in the index."""
 
-    made_from = {"column": "clip"}
+    made_from: dict[str, Any] = {"column": "clip"}
 
     def __call__(self, layout: RunLayout, round_: int, index: PoolIndex) -> Values:
         return enumerate(np.fmax(index.column("clip_white"), index.column("clip_black")).tolist())
@@ -51,12 +53,15 @@ class BySimilarity:
     """
 
     def __init__(self, config: str | None, device: torch.device) -> None:
-        self._config, self._device = config, device
         cfg = load_config(config) if config else None
         if cfg is not None and not cfg.SEGMENTER.SIMILARITY_MODEL:
             raise UserError(f"{config} has no SEGMENTER.SIMILARITY_MODEL: name the model that is to compare")
-        node = {} if cfg is None else {k: v for k, v in cfg.SEGMENTER.items() if k.startswith("SIMILARITY_")}
-        self._cfg, self.made_from = cfg, {"column": "similarity", **node}
+        self._cfg, self._device = cfg, device
+        self._compare: Similarities | None = None
+        self.made_from: dict[str, Any] = {"column": "similarity"}
+        if cfg is not None:
+            settings = {key: value for key, value in cfg.SEGMENTER.items() if key.startswith("SIMILARITY_")}
+            self.made_from |= settings | {"TRAIN": cfg.DATASETS.TRAIN, "SEED": cfg.SEED}
 
     def __call__(self, layout: RunLayout, round_: int, index: PoolIndex) -> Values:
         known = index.column("similarity")
@@ -71,11 +76,13 @@ class BySimilarity:
                     "SEGMENTER.SIMILARITY_MODEL"
                 )
             return
-        compare = build_similarity(self._cfg, layout, *read_training_set(self._cfg), self._device)
+        if self._compare is None:
+            training_set = read_training_set(self._cfg)
+            self._compare = build_similarity(self._cfg, layout, *training_set, self._device)
         for rows in _batches(unknown):
             pictures = [_picture(layout, index, row) for row in rows]
             images, alphas = zip(*pictures, strict=True)
-            found = compare(images, alphas, index.category_ids[rows].tolist())
+            found = self._compare(images, alphas, index.category_ids[rows].tolist())
             yield from ((row, value) for row, value in zip(rows, found, strict=True) if value is not None)
 
 
@@ -87,7 +94,7 @@ class ByEntropy:
         load_weights(detector, weights.path, use_ema=True, content=weights.content)
         network = build_feedback_network(weights.cfg, detector)
         self._network, self._device = network.to(device).eval().requires_grad_(False), device
-        self.made_from = {"checkpoint": _name(weights)}
+        self.made_from = _told(weights)
 
     @torch.inference_mode()
     def __call__(self, layout: RunLayout, round_: int, index: PoolIndex) -> Values:
@@ -110,7 +117,7 @@ class ByGradient:
                 f"{weights.path} was trained on other categories than DATASETS.TRAIN has: take a checkpoint of that set"
             )
         layers = list(weights.cfg.MODEL.ACTIVE_GRAD_LAYERS) or list(BOX_HEADS)
-        self.made_from = {"checkpoint": _name(weights), "layers": layers, "images": num_tests}
+        self.made_from = _told(weights) | {"layers": layers, "images": num_tests}
 
     def __call__(self, layout: RunLayout, round_: int, index: PoolIndex) -> Values:
         cfg, dataset = self._weights.cfg, self._dataset
@@ -169,8 +176,8 @@ def _batches(rows: list[int]) -> list[list[int]]:
     return [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
 
 
-def _name(weights: DescribedWeights) -> str:
-    return weights.path.rsplit("/", 1)[-1]
+def _told(weights: DescribedWeights) -> dict[str, Any]:
+    return {"checkpoint": weights.path.rsplit("/", 1)[-1], "sha256": files.sha256(weights.path)}
 
 
 def _on_white(index: PoolIndex, row: int) -> tuple[np.ndarray, np.ndarray]:
