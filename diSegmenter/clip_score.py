@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoProcessor
 
-from exchange.config import model_source
-from exchange.errors import UserError
+from diSegmenter.pretrained import load_pretrained
 
 _TEXTS_AT_ONCE = 64
 
@@ -87,14 +86,5 @@ def load_clip_scorer(
     name: str, revision: str, prompts: Mapping[int, str], device: torch.device
 ) -> ClipScorer:
     """Loads the model ``name``, a folder or a hub name; raises UserError where that fails."""
-    source = model_source(name)
-    try:
-        model = AutoModel.from_pretrained(source, revision=revision)
-        processor = AutoProcessor.from_pretrained(source, revision=revision)
-    except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"the CLIP model {name} does not load ({first_line}): correct SEGMENTER.CLIP_MODEL to a "
-            "folder or a hub name that you can reach"
-        ) from error
-    return ClipScorer(model.float(), processor, prompts, device)
+    model, processor = load_pretrained(name, revision, AutoProcessor, "CLIP model", "SEGMENTER.CLIP_MODEL")
+    return ClipScorer(model, processor, prompts, device)

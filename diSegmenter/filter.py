@@ -1,4 +1,4 @@
-"""Which instances are kept: the threshold of the CLIP score, and what the mask must be like."""
+"""Which instances are kept: the thresholds of CLIP score and similarity, and what the mask must be like."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class InstanceFilter:
     max_objects: int
     drop_touching_border: bool
     clip_tolerance: float = 0.0
+    similarity_threshold: float = -1.0
 
     def in_words(self) -> str:
         """What is kept, for a person to read."""
@@ -30,6 +31,8 @@ class InstanceFilter:
             words.append(f"an object that covers {' and '.join(bounds)} of its image")
         if self.max_objects:
             words.append(f"at most {self.max_objects} objects in its mask")
+        if self.similarity_threshold > -1:
+            words.append(f"a similarity to real objects of {self.similarity_threshold:g} or more")
         if self.drop_touching_border:
             words.append("an object that does not touch the border")
         return f"Kept is what has {', '.join(words)}."
@@ -72,6 +75,8 @@ class InstanceFilter:
             return "several objects"
         if self.drop_touching_border and touches:
             return "touches the border"
+        if instance.similarity is not None and instance.similarity < self.similarity_threshold:
+            return "similarity"
         if instance.clip_score is not None and instance.clip_score < self.clip_threshold:
             return "CLIP score"
         return ""

@@ -35,8 +35,9 @@ from exchange.run import add_round_arguments, chosen_rounds, claim_run, open_run
 from exchange.seconds import Stopwatch
 from exchange.shards import Shard, choose_gpu, choose_shard
 
-_WRITES = ("pool/segmented", "pool/cutouts", "pool/index", "pool/annotations", "pictures")
+_WRITES = ("pool", "pool/segmented", "pool/cutouts", "pool/index", "pool/annotations", "pictures")
 _log = logging.getLogger("segmentAndFilter")
+RoundCutter = Callable[[int, Iterable[Listing]], list[PoolInstance]]
 
 
 def main() -> None:
@@ -45,7 +46,7 @@ def main() -> None:
     _log.info("run folder: %s", run_layout(cfg).root)
     shard = choose_shard(args.share, args.num_shares, "--share", "--num-shares")
     rounds = chosen_rounds(args, cfg)
-    dataset = read_training_set(cfg)[0]
+    dataset, image_folder = read_training_set(cfg)
     cfg = with_classes_of(cfg, dataset)
     layout = open_run(cfg, *_WRITES)
     process = f"segment_{shard.index}of{shard.count}"
@@ -54,7 +55,8 @@ def main() -> None:
         if args.refilter is not None:
             refilter(cfg, layout, dataset, rounds, args.refilter)
         else:
-            cut_out_and_filter(cfg, layout, dataset, rounds, shard, args, Stopwatch(layout, process))
+            segmenter = functools.partial(build_segmenter, cfg, layout, dataset, image_folder, shard)
+            cut_out_and_filter(cfg, layout, dataset, rounds, segmenter, args, Stopwatch(layout, process))
 
 
 def cut_out_and_filter(
@@ -62,7 +64,7 @@ def cut_out_and_filter(
     layout: RunLayout,
     dataset: AnnotationFile,
     rounds: Sequence[int],
-    shard: Shard,
+    segmenter: Callable[[int], RoundCutter],
     args: argparse.Namespace,
     watch: Stopwatch,
 ) -> None:
@@ -76,7 +78,7 @@ def cut_out_and_filter(
     if not unfinished:
         _log.info("the rounds of %s are in its pool: nothing to do", layout.root)
         return
-    segment = build_segmenter(cfg, layout, dataset, shard, choose_gpu(args.gpu))
+    segment = segmenter(choose_gpu(args.gpu))
     num_shards = 1 if args.div == -1 else args.div
     for round_ in unfinished:
         files.remove(layout.annotations_done(round_))  # lost something: it is not finished for anybody
@@ -134,15 +136,17 @@ def build_filter(cfg: CfgNode, clip_threshold: float) -> InstanceFilter:
         max_objects=cfg.SEGMENTER.MAX_OBJECTS,
         drop_touching_border=cfg.SEGMENTER.DROP_TOUCHING_BORDER,
         clip_tolerance=cfg.SEGMENTER.CLIP_TOLERANCE,
+        similarity_threshold=cfg.SEGMENTER.SIMILARITY_THRESHOLD if cfg.SEGMENTER.SIMILARITY_MODEL else -1.0,
     )
 
 
 def build_segmenter(
-    cfg: CfgNode, layout: RunLayout, dataset: AnnotationFile, shard: Shard, gpu: int
-) -> Callable[[int, Iterable[Listing]], list[PoolInstance]]:
+    cfg: CfgNode, layout: RunLayout, dataset: AnnotationFile, image_folder: str, shard: Shard, gpu: int
+) -> RoundCutter:
     """The models and what drives them; imported here, since the rest of the script does without torch."""
     import torch
 
+    from diSegmenter.build_similarity import build_similarity
     from diSegmenter.clip_score import load_clip_scorer
     from diSegmenter.cut_out import BestOf, InTurn, OneModel
     from diSegmenter.foreground import load_foreground
@@ -164,12 +168,15 @@ def build_segmenter(
             choice, name, revision, node.TRUST_REMOTE_CODE, node.INPUT_SIZE, device, reading
         )
         models.append(OneModel("alpha" if choice == "alpha" else name, InTurn(loaded), clean, scorer))
+    if node.SIMILARITY_MODEL:
+        claim_run(cfg)  # since the pool gets the features of real objects
     return RoundSegmenter(
         layout,
         models[0] if len(models) == 1 else BestOf(models),
         cfg.SEGMENTER.BATCH_SIZE,
         cfg.SEGMENTER.WORKERS,
         shard,
+        InTurn(build_similarity(cfg, layout, dataset, image_folder, device)),
     )
 
 

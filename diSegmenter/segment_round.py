@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -63,6 +63,14 @@ def follow_round(
 
 
 Item = tuple[GeneratedInstance, str]
+Similarities = Callable[[Sequence[np.ndarray], Sequence[np.ndarray], Sequence[int]], Sequence[float | None]]
+
+
+def not_measured(
+    images: Sequence[np.ndarray], alphas: Sequence[np.ndarray], category_ids: Sequence[int]
+) -> list[None]:
+    """In place of a similarity to real objects."""
+    return [None] * len(images)
 
 
 class RoundSegmenter:
@@ -74,6 +82,7 @@ class RoundSegmenter:
         cut_out: gives masks and scores; called from several threads.
         workers: threads, each with a batch of its own: while one has a model, the others decode and write.
         shard: this process takes the images whose names hash to its index, modulo the number of shards.
+        similarity: of images, masks and category ids to real objects; called from several threads.
     """
 
     def __init__(
@@ -83,12 +92,14 @@ class RoundSegmenter:
         batch_size: int,
         workers: int,
         shard: Shard,
+        similarity: Similarities = not_measured,
     ) -> None:
         self._layout = layout
         self._cut_out = cut_out
         self._batch_size = batch_size
         self._workers = workers
         self._shard = shard
+        self._similarity = similarity
 
     def __call__(self, round_: int, listed: Iterable[Listing]) -> list[PoolInstance]:
         """Segments the images that ``listed`` yields (see ``follow_round``) as they come.
@@ -135,8 +146,10 @@ class RoundSegmenter:
         if not readable:
             return []
         items, images = zip(*readable, strict=True)
-        found = self._cut_out(images, [generated.category_id for generated, _ in items])
-        return [self._write(round_, *each) for each in zip(items, images, found, strict=True)]
+        category_ids = [generated.category_id for generated, _ in items]
+        found = self._cut_out(images, category_ids)
+        similarities = self._similarity(images, [cut_out.alpha for cut_out in found], category_ids)
+        return [self._write(round_, *each) for each in zip(items, images, found, similarities, strict=True)]
 
     def _read(self, name: str) -> np.ndarray | None:
         try:
@@ -144,7 +157,9 @@ class RoundSegmenter:
         except BadImage:
             return None
 
-    def _write(self, round_: int, item: Item, image: np.ndarray, found: CutOut) -> PoolInstance:
+    def _write(
+        self, round_: int, item: Item, image: np.ndarray, found: CutOut, similarity: float | None
+    ) -> PoolInstance:
         generated, model = item
         alpha = found.alpha
         instance = PoolInstance(
@@ -163,6 +178,7 @@ class RoundSegmenter:
             prompt=generated.prompt,
             cutout=self._layout.cutout_name(generated.file),
             foreground=found.foreground,
+            similarity=None if similarity is None else round(similarity, 4),
         )
         if instance.area:
             cutout = encode_cutout(image, alpha, instance.bbox)

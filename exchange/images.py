@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from exchange import files
@@ -48,6 +48,23 @@ def decode_rgba(data: bytes, name: str) -> _Pixels:
             return np.asarray(image.convert("RGBA"))
     except _DAMAGES as error:
         raise BadImage(f"{name} does not decode: {error}") from error
+
+
+def read_upright(path: str, size: tuple[int, int]) -> _Pixels:
+    """A photograph, turned as its EXIF orientation asks: RGB uint8 (H, W, 3).
+
+    ``size``: (height, width) that its annotation says. Raises BadImage, also where it has another.
+    """
+    try:
+        with Image.open(io.BytesIO(files.read_bytes(path))) as image:
+            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (*_DAMAGES, UserError) as error:
+        raise BadImage(f"{path} does not decode: {error}") from error
+    if pixels.shape[:2] != size:
+        raise BadImage(
+            f"{path} has {pixels.shape[1]} x {pixels.shape[0]} pixels, not {size[1]} x {size[0]} as annotated"
+        )
+    return pixels
 
 
 def encode_png(pixels: _Pixels, record: dict[str, Any] | None = None) -> bytes:

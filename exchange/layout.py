@@ -161,6 +161,18 @@ class RunLayout:
         """Names of the instances that a person took out, see diSegmenter/pool/drop.py."""
         return files.join(self.root, "pool/dropped.json")
 
+    def real_features(self) -> str:
+        """What the training set's objects look like, see diSegmenter/real_objects.py."""
+        return files.join(self.root, "pool/real_features.safetensors")
+
+    def rank(self, round_: int, kind: str) -> str:
+        """How good the instances of a round are by one measure, see exchange/pool_rank.py."""
+        return files.join(self.root, "pool/rank", f"rd{round_:02}.{kind}.arrow")
+
+    def rank_done(self, round_: int, kind: str) -> str:
+        """What :meth:`rank` was made from; the marker that it is whole."""
+        return files.join(self.root, "pool/rank", f"rd{round_:02}.{kind}.json")
+
     def annotations(self, round_: int) -> str:
         """The pool of a round, cumulative, in LVIS/COCO format; there while the pool is small."""
         return files.join(self.root, "pool/annotations", f"rd{round_:02}.json")

@@ -1,4 +1,4 @@
-"""One process for one work of a run: the second is refused and told who is at it."""
+"""One process for one work of a run: the second is refused and told who is at it, or has to wait."""
 
 import hashlib
 import os
@@ -24,11 +24,7 @@ def only_one(layout: RunLayout, work: str) -> Iterator[None]:
 
     Raises UserError, naming process and host, where another process holds it.
     """
-    folder = layout.locks_dir
-    if "://" in folder:
-        digest = hashlib.sha256(folder.encode()).hexdigest()[:16]
-        folder = os.path.join(tempfile.gettempdir(), f"mrca-locks-{digest}")
-    files.make_dirs(folder)
+    folder = _folder(layout)
     owner = os.path.join(folder, f"{work}.owner")
     try:
         with FileLock(os.path.join(folder, f"{work}.lock"), timeout=0):
@@ -40,3 +36,19 @@ def only_one(layout: RunLayout, work: str) -> Iterator[None]:
         raise UserError(
             f"{layout.root}: {who} is at '{work}' already: wait for it, or end it and start this again"
         ) from error
+
+
+@contextmanager
+def in_turn(layout: RunLayout, work: str) -> Iterator[None]:
+    """Holds the same lock, as soon as no other process does."""
+    with FileLock(os.path.join(_folder(layout), f"{work}.lock")):
+        yield
+
+
+def _folder(layout: RunLayout) -> str:
+    folder = layout.locks_dir
+    if "://" in folder:
+        digest = hashlib.sha256(folder.encode()).hexdigest()[:16]
+        folder = os.path.join(tempfile.gettempdir(), f"mrca-locks-{digest}")
+    files.make_dirs(folder)
+    return folder

@@ -27,7 +27,7 @@ FORMAT_VERSION = b"1"
 _AGAIN = "remove it and run stage 2 again (tools/pool.py verify names everything that is damaged)"
 _ROWS_PER_BATCH = 1 << 16
 _ROWS_AT_ONCE = 256  # of those, as objects
-_OPTIONAL = ("clip_white", "clip_black")
+_OPTIONAL = ("clip_white", "clip_black", "similarity")
 _PART = r"[^./\\\x00][^/\\\x00]*"
 _NAMES = {"file": rf"\A{_PART}\z", "cutout": rf"\A{_PART}(/{_PART})*\z"}
 _HINTS = {"file": ", which is no plain file name", "cutout": ", which leads out of the pool"}
@@ -52,10 +52,15 @@ _SCHEMA = pa.schema(
         ("offset", pa.int64()),
         ("length", pa.int64()),
         ("foreground", pa.string()),
+        ("similarity", pa.float64()),
     ],
     metadata={"format": FORMAT_VERSION},
 )
-_OLDER = _SCHEMA.remove(_SCHEMA.get_field_index("foreground"))
+_ADDED = {"foreground": "", "similarity": None}  # what a pool from before there was the column has in it
+# Newest first: the columns of each came one after the other.
+_SCHEMAS = [_SCHEMA]
+for _name in reversed(_ADDED):
+    _SCHEMAS.append(_SCHEMAS[-1].remove(_SCHEMAS[-1].get_field_index(_name)))
 # In a file of their own, since they are most of the bytes and no draw reads them: a page that is touched brings
 # its neighbours into memory.
 _OUTLINES = pa.schema([("segmentation", pa.list_(pa.list_(pa.int32())))], metadata=_SCHEMA.metadata)
@@ -75,6 +80,7 @@ class PoolInstance:
         reason: why the instance was dropped; empty for a kept one.
         seed, model, prompt: where it comes from.
         foreground: the model that cut it out; empty in pools older than this field.
+        similarity: mean cosine with real objects of the class, see diSegmenter/similarity.py; None: not measured.
         cutout: path, below the pool folder, of the file with the RGBA cut-out, cropped to ``bbox``: all of it
             if ``length`` is -1, else ``length`` bytes from ``offset`` on.
     """
@@ -98,6 +104,7 @@ class PoolInstance:
     offset: int = 0
     length: int = -1
     foreground: str = ""
+    similarity: float | None = None
 
     @property
     def clip_score(self) -> float | None:
@@ -269,20 +276,23 @@ def _open(path: str, schema: pa.Schema) -> list[pa.RecordBatch]:
     if not files.exists(path):
         raise UserError(f"there is no pool index {path}: run stage 2 for that round, or tools/pool.py import")
     try:
-        batches = open_batches(path, [_SCHEMA, _OLDER] if schema is _SCHEMA else [schema])
+        batches = open_batches(path, _SCHEMAS if schema is _SCHEMA else [schema])
         if batches is None:
             raise UserError(f"{path} is a pool index of another version: {_AGAIN}")
         if schema is _SCHEMA:
+            batches = [batch if batch.schema == schema else _of_today(batch) for batch in batches]
             for batch in batches:
                 _check_rows(batch)
-        return [batch if batch.schema == schema else _of_today(batch) for batch in batches]
+        return batches
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}): {_AGAIN}") from error
 
 
 def _of_today(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """A batch of an index from before there was the column ``foreground``."""
-    return pa.record_batch([*batch.columns, pa.repeat("", batch.num_rows)], schema=_SCHEMA)
+    """A batch of an index from before there were the columns that it lacks."""
+    lacking = [_SCHEMA.field(name) for name in _ADDED if name not in batch.schema.names]
+    columns = [pa.array([_ADDED[field.name]] * batch.num_rows, field.type) for field in lacking]
+    return pa.record_batch([*batch.columns, *columns], schema=_SCHEMA)
 
 
 def _check_rows(batch: pa.RecordBatch) -> None:

@@ -1,4 +1,4 @@
-"""Instance pools: bring foreign ones in, copy, check, count and slim them.
+"""Instance pools: bring foreign ones in, copy, check, count, rank and slim them.
 
 RUN is a run folder (or its URL); one that does not exist yet is made by import and merge. The categories are
 those of --annotations, else the pool's own.
@@ -28,6 +28,7 @@ from exchange.command_line import add_command, make_parser
 from exchange.errors import UserError, run_cli
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex
+from exchange.pool_rank import KINDS
 
 
 def main() -> None:
@@ -103,6 +104,8 @@ def build_parser() -> argparse.ArgumentParser:
                 metavar="R",
                 help="all of these rounds; with --class, of these classes alone",
             )
+        elif name == "rank":
+            add_rank_arguments(command)
         elif name == "prune":
             command.add_argument("--originals", action="store_true", help="remove generated images and masks")
             command.add_argument(
@@ -112,6 +115,47 @@ def build_parser() -> argparse.ArgumentParser:
                 "--duplicates", action="store_true", help="drop instances that equal an earlier one"
             )
     return parser
+
+
+def add_rank_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--by",
+        choices=KINDS,
+        required=True,
+        help="gradient: BSGAL's score; entropy: a segmenter's uncertainty; clip: of cut-out and name; similarity: to "
+        "real objects",
+    )
+    command.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="network of gradient and entropy, one of a run or exported (default: the last of RUN)",
+    )
+    command.add_argument(
+        "--config",
+        metavar="FILE",
+        help="YAML with SEGMENTER.SIMILARITY_MODEL, for instances without a similarity (default: they stay unknown)",
+    )
+    command.add_argument(
+        "--images", type=int, default=8, metavar="N", help="training images of a class that gradient looks at"
+    )
+    command.add_argument(
+        "--device", default="", metavar="D", help="cpu or cuda (default: a GPU if there is one)"
+    )
+
+
+def rank_pool(layout: RunLayout, args: argparse.Namespace) -> None:
+    if args.images < 1:
+        raise UserError(f"--images {args.images}: gradient looks at one image of a class at least")
+    from tools.pool_rank import build_measure, rank  # only now: seconds that --help should not take
+
+    measure = build_measure(layout, args.by, args.config, args.checkpoint, args.images, args.device)
+    for round_, values in rank(layout, args.by, measure):
+        if values is None:
+            print(f"round {round_}: was ranked before")
+            continue
+        known = values[~np.isnan(values)]
+        shown = " ".join(f"{q:.3f}" for q in np.quantile(known, [0.05, 0.5, 0.95])) if len(known) else "none"
+        print(f"round {round_}: ranked {len(known)} of {len(values)} instances (5 %, median, 95 %: {shown})")
 
 
 def categories_of(layout: RunLayout, annotations: str | None) -> list[dict[str, Any]]:
@@ -175,17 +219,22 @@ def verify_pool(layout: RunLayout, args: argparse.Namespace) -> None:
 
 
 def show_stats(layout: RunLayout, args: argparse.Namespace) -> None:
-    print(f"{'round':>6} {'made':>8} {'kept':>8}  CLIP score of the kept ones (5 %, median, 95 %)")
+    print(
+        f"{'round':>6} {'made':>8} {'kept':>8}  CLIP score of the kept ones (5 %, median, 95 %); dropped by"
+    )
     counts: Counter[int] = Counter()
     for round_ in layout.pool_rounds():
         index = PoolIndex(layout, [round_], dropped_too=True)
-        kept = index.column("reason") == ""
+        reasons = index.column("reason")
+        kept = reasons == ""
         scores = np.fmax(index.column("clip_white"), index.column("clip_black"))[kept]  # NaN: not measured
         scores = scores[~np.isnan(scores)]
         shown = (
             " ".join(f"{q:.1f}" for q in np.quantile(scores, [0.05, 0.5, 0.95])) if len(scores) else "none"
         )
-        print(f"{round_:6} {len(index):8} {kept.sum():8}  {shown}")
+        dropped = Counter(reasons[~kept].tolist()).most_common()
+        why = "; " + ", ".join(f"{reason} {count}" for reason, count in dropped) if dropped else ""
+        print(f"{round_:6} {len(index):8} {kept.sum():8}  {shown}{why}")
         ids, numbers = np.unique(index.category_ids[kept], return_counts=True)
         counts.update(dict(zip(ids.tolist(), numbers.tolist(), strict=True)))
     if args.per_class:
@@ -243,6 +292,11 @@ COMMANDS = {
     ),
     "verify": (verify_pool, "check that every file of the pool is whole", "runs/quickstart"),
     "stats": (show_stats, "count what was made and kept", "runs/quickstart --per-class"),
+    "rank": (
+        rank_pool,
+        "measure how good each instance is, for INPUT.INST_POOL_WEIGHT and INPUT.INST_POOL_RANK",
+        "runs/quickstart --by gradient",
+    ),
     "prune": (prune_pool, "remove what training does not read", "runs/quickstart --originals --dropped"),
     "pack": (pack_pool, "put the cut-outs of a round into one tar file", "runs/quickstart"),
 }

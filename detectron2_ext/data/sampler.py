@@ -11,7 +11,7 @@ from torch.utils.data import Sampler
 from detectron2_ext.data.dataset import DetectionDataset, class_frequencies
 
 # What a generator is for: equal positions in the training then still draw independently of each other.
-EPOCHS, VIEW, PASTE, REPLACEMENT, PASTE_COUNTS, PASTE_ORDER, TEST_IMAGE = range(7)
+EPOCHS, VIEW, PASTE, REPLACEMENT, PASTE_COUNTS, PASTE_ORDER, TEST_IMAGE, RANKED = range(8)
 
 
 def generator(seed: int, purpose: int, *position: int) -> np.random.Generator:

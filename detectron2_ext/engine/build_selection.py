@@ -1,21 +1,33 @@
-"""From the keys of BSGAL's release (``INPUT.ACTIVE_SELECT``, ``MODEL.ACTIVE_…``) to a gradient selection."""
+"""From the keys of BSGAL's release (``INPUT.ACTIVE_SELECT``, ``MODEL.ACTIVE_…``) to a gradient selection or rank."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 from torch.amp import GradScaler
 
+from detectron2_ext.data.dataset import DetectionDataset
+from detectron2_ext.data.loader import is_bgr
+from detectron2_ext.data.view import SceneReader
 from detectron2_ext.distributed import Ranks
 from detectron2_ext.engine.gradient_cache import GradientCache
+from detectron2_ext.engine.gradient_rank import GradientRank
 from detectron2_ext.engine.gradient_selection import GradientSelection, Threshold
+from detectron2_ext.engine.train_loader import build_augmentation
+from detectron2_ext.modeling.builder import build_detector
+from detectron2_ext.modeling.described import DescribedWeights
+from detectron2_ext.modeling.weights import load_weights
+from detectron2_ext.paste.build import build_single_paster
+from detectron2_ext.paste.pool import InstancePool
 from exchange.config import choose
 from exchange.errors import UserError
 
+BOX_HEADS = ("roi_heads.box_head", "roi_heads.box_predictor")
 _NUMBER = r"-?\d+(?:\.\d+)?"
 _FIXED = re.compile(rf"only_paste_({_NUMBER})")
 _QUEUED = re.compile(rf"only_paste_dynamic_({_NUMBER})")
@@ -49,14 +61,14 @@ def build_cache(model: nn.Module, cfg: CfgNode) -> GradientCache | None:
         if node[name] < 1:
             raise UserError(f"MODEL.{name} is {node[name]}: it is 1 or more")
     momentum = _read_momentum(node.ACTIVE_GRAD_UPDATE) if node.ACTIVE_GRAD_SAVE else 0.0
-    return GradientCache(list(_chosen(model, cfg).values()), momentum)
+    return GradientCache(list(_chosen(model, cfg.MODEL.ACTIVE_GRAD_LAYERS).values()), momentum)
 
 
 def build_selection(
     cfg: CfgNode, model: nn.Module, cache: GradientCache, scaler: GradScaler, ranks: Ranks
 ) -> GradientSelection:
     """The selection of a training of ``model``; ``scaler``: of its losses. ``cache``: see :func:`build_cache`."""
-    chosen = _chosen(model, cfg)
+    chosen = _chosen(model, cfg.MODEL.ACTIVE_GRAD_LAYERS)
     return GradientSelection(
         model,
         list(chosen.values()),
@@ -72,9 +84,45 @@ def build_selection(
     )
 
 
-def _chosen(model: nn.Module, cfg: CfgNode) -> dict[str, nn.Parameter]:
+def build_gradient_rank(
+    cfg: CfgNode,
+    weights: DescribedWeights,
+    dataset: DetectionDataset,
+    pool: InstancePool,
+    device: torch.device,
+    num_tests: int,
+) -> GradientRank:
+    """BSGAL's score of each instance of ``pool`` by the averaged weights of a checkpoint.
+
+    Gradients are those in MODEL.ACTIVE_GRAD_LAYERS, or where that is empty in the box heads, which is much cheaper than
+    in all parameters. Raises UserError for weights that are not of their settings.
+    """
+    draws = torch.Generator(device)
+    model = build_detector(cfg, generator=draws)
+    load_weights(model, weights.path, use_ema=True, content=weights.content)
+    model = model.to(device).eval().requires_grad_(True)
+    chosen = _chosen(model, cfg.MODEL.ACTIVE_GRAD_LAYERS or list(BOX_HEADS))
+    model.requires_grad_(False)
+    for parameter in chosen.values():
+        parameter.requires_grad_(True)
+    images = dataset.trainable_images()
+    return GradientRank(
+        model,
+        list(chosen.values()),
+        draws,
+        SceneReader(dataset, build_augmentation(cfg)),
+        images,
+        pool,
+        build_single_paster(cfg, dataset, pool),
+        cfg.SEED,
+        num_tests,
+        through_backbone=any(name.startswith("backbone.") for name in chosen),
+        bgr=is_bgr(cfg),
+    )
+
+
+def _chosen(model: nn.Module, parts: Sequence[str]) -> dict[str, nn.Parameter]:
     """The parameters that learn and whose name contains one of MODEL.ACTIVE_GRAD_LAYERS, all if that is empty."""
-    parts = cfg.MODEL.ACTIVE_GRAD_LAYERS
     learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if missing := [part for part in parts if not any(part in name for name in learning)]:
         raise UserError(

@@ -14,6 +14,14 @@ from exchange.decisions import Decision
 _QUEUE = 100  # scores that a threshold from the queue looks at
 
 
+def flat_gradient(total: Tensor, parameters: Sequence[nn.Parameter], retain_graph: bool = False) -> Tensor:
+    """Of a scalar, in all parameters in their order: float (P,)."""
+    gradients = torch.autograd.grad(
+        total, parameters, retain_graph=retain_graph, allow_unused=True, materialize_grads=True
+    )
+    return torch.cat([gradient.flatten() for gradient in gradients])
+
+
 class GradientCache:
     """A running gradient of test images: after each of them ``G ← m G + (1 - m) g`` (BSGAL; Zhu et al., 2024).
 

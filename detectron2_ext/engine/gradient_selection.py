@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from detectron2_ext.data.loader import Batch
 from detectron2_ext.distributed import Ranks
-from detectron2_ext.engine.gradient_cache import GradientCache
+from detectron2_ext.engine.gradient_cache import GradientCache, flat_gradient
 from exchange.decisions import Decision
 
 Losses = Callable[..., dict[str, Tensor]]
@@ -157,10 +157,7 @@ class GradientSelection:
     def _gradient(self, losses: dict[str, Tensor], retain_graph: bool = False) -> Tensor:
         """Of the sum of ``losses``, in the parameters: float (P,)."""
         total = self._scaler.scale(torch.stack(list(losses.values())).sum())
-        gradients = torch.autograd.grad(
-            total, self._parameters, retain_graph=retain_graph, allow_unused=True, materialize_grads=True
-        )
-        return torch.cat([gradient.flatten() for gradient in gradients]) / self._scaler.get_scale()
+        return flat_gradient(total, self._parameters, retain_graph) / self._scaler.get_scale()
 
     def _of_all(self, gradient: Tensor) -> Tensor:
         """The gradient that decides: of this process's part, or of all of them."""

@@ -72,7 +72,7 @@ def build_train_loader(
         raise UserError(f"data set {named} has no image with an object: nothing to train on")
     round_ = start_iteration // round_iterations(cfg)
     reader, copied_from = (
-        SceneReader(dataset, _build_augmentation(cfg), build_recoloring(cfg, part, dataset, images))
+        SceneReader(dataset, build_augmentation(cfg), build_recoloring(cfg, part, dataset, images))
         for part in ("dst", "src")
     )
     pasters = build_pasters(cfg, copied_from, images, pool, feedback, round_, seed)
@@ -88,7 +88,8 @@ def build_train_loader(
     return BatchLoader(loader, SkippedFiles(len(images)))
 
 
-def _build_augmentation(cfg: CfgNode) -> ResizeCropFlip:
+def build_augmentation(cfg: CfgNode) -> ResizeCropFlip:
+    """How training images are seen."""
     choose(cfg, "INPUT.CUSTOM_AUG", {"EfficientDetResizeCrop": None})
     return ResizeCropFlip(cfg.INPUT.TRAIN_SIZE, tuple(cfg.INPUT.SCALE_RANGE), flip_probability(cfg))
 

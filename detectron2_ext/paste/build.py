@@ -46,6 +46,7 @@ from detectron2_ext.paste.pool import (
     JoinedCutouts,
     OpaquePart,
 )
+from detectron2_ext.paste.ranks import highest, shares_no_higher
 from detectron2_ext.paste.recolor import RecolorObjects, color_jitter, photometric
 from detectron2_ext.paste.sources import (
     AnyImage,
@@ -62,6 +63,8 @@ from exchange.decisions import always_refused
 from exchange.errors import UserError
 from exchange.feedback import Feedback
 from exchange.layout import RunLayout
+from exchange.pool_index import PoolIndex
+from exchange.pool_rank import KINDS, read_rank
 from exchange.run import round_iterations
 
 _log = logging.getLogger(__name__)
@@ -109,8 +112,7 @@ def build_pasters(
     unknown = [name for name in cfg.INPUT.CP_METHOD if name not in BLENDS]
     if unknown or not cfg.INPUT.CP_METHOD:
         raise UserError(f"INPUT.CP_METHOD is {cfg.INPUT.CP_METHOD}: choose from {', '.join(BLENDS)}")
-    blends = [BLENDS[name] for name in cfg.INPUT.CP_METHOD]
-    occlude = Occlusion(cfg.INPUT.OCCLUSION_MOVED_BOX, cfg.INPUT.OCCLUSION_FEW_PIXELS)
+    blends, occlude = [BLENDS[name] for name in cfg.INPUT.CP_METHOD], _build_occlusion(cfg)
     of_images = partial(
         ImagePaster,
         reader,
@@ -132,9 +134,22 @@ def build_pasters(
     return by_method[method]
 
 
+def build_single_paster(cfg: CfgNode, dataset: DetectionDataset, pool: InstancePool) -> PoolPaster:
+    """Pastes instance ``k`` of the pool into the ``k``-th image, as large and blended as in training."""
+    sizes = _build_size(cfg, dataset, None, 0)
+    plan = Scattered(pool.categories, lambda k, image_classes, rng: np.array([k]), sizes)
+    blends = [BLENDS[name] for name in cfg.INPUT.CP_METHOD]
+    return PoolPaster(pool, plan, _build_augmentations(cfg), blends, _build_occlusion(cfg))
+
+
+def _build_occlusion(cfg: CfgNode) -> Occlusion:
+    return Occlusion(cfg.INPUT.OCCLUSION_MOVED_BOX, cfg.INPUT.OCCLUSION_FEW_PIXELS)
+
+
 def _cutouts_of_run(
-    cfg: CfgNode, layout: RunLayout, rounds: Sequence[int], left_out: Collection[str] = frozenset()
+    cfg: CfgNode, layout: RunLayout, rounds: Sequence[int], left_out: frozenset[str] = frozenset()
 ) -> Cutouts:
+    left_out |= _not_among_highest(cfg, layout, rounds, left_out)
     if cfg.INPUT.INST_POOL_CROP:
         return IndexedCutouts(layout, rounds, left_out)
     return ImagesWithMasks.of_run(layout, rounds, left_out)
@@ -154,9 +169,31 @@ def _refused_before(cfg: CfgNode, layout: RunLayout, round_: int) -> frozenset[s
     return refused
 
 
+def _not_among_highest(
+    cfg: CfgNode, layout: RunLayout, rounds: Sequence[int], left_out: Collection[str]
+) -> frozenset[str]:
+    """The instances that INPUT.INST_POOL_RANK leaves out of those that nothing else does."""
+    kind, share = cfg.INPUT.INST_POOL_RANK, cfg.INPUT.INST_POOL_KEEP
+    if not kind:
+        return frozenset()
+    choose(cfg, "INPUT.INST_POOL_RANK", dict.fromkeys(KINDS))
+    if not 0 < share <= 1:
+        raise UserError(f"INPUT.INST_POOL_KEEP is {share}: it is above 0, up to 1")
+    index = PoolIndex(layout, rounds, left_out=left_out)
+    names = index.column("file")
+    kept = highest(read_rank(layout, rounds, kind, names.tolist()), index.category_ids, share)
+    _log.info("%d of %d instances are pasted, the highest by %s", kept.sum(), len(kept), kind)
+    return frozenset(names[~kept].tolist())
+
+
 def _finished_pool(cfg: CfgNode) -> Cutouts:
     path = from_repository(cfg.INPUT.INST_POOL_PATH)
     if path.endswith(".json"):
+        if cfg.INPUT.INST_POOL_RANK:
+            raise UserError(
+                f"INPUT.INST_POOL_RANK is {cfg.INPUT.INST_POOL_RANK}, but an annotation file has no ranks: import the "
+                "pool (mrca pool import) and rank it, or leave the key out"
+            )
         images = ImagesWithMasks.of_annotations(path, from_repository(cfg.INPUT.INST_POOL_ROOT))
         return OpaquePart(images, largest=cfg.USE_LARGEST_PART)
     layout = RunLayout(path)
@@ -268,6 +305,8 @@ def _build_draws(
 
 def _weights(kind: str, dataset: DetectionDataset, pool: InstancePool) -> np.ndarray:
     """Weight of each instance of the pool: (N,)."""
+    if kind in KINDS:
+        return shares_no_higher(pool.column(kind), pool.categories)
     if kind != "class":
         return pool.column(kind)
     real = np.bincount(dataset.classes[~dataset.crowd], minlength=dataset.num_classes)

@@ -16,6 +16,7 @@ from exchange.errors import UserError
 from exchange.images import BadImage
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex
+from exchange.pool_rank import KINDS, read_rank
 
 
 class Cutouts(Protocol):
@@ -56,6 +57,7 @@ class IndexedCutouts:
     def __init__(
         self, layout: RunLayout, rounds: Sequence[int], left_out: Collection[str] = frozenset()
     ) -> None:
+        self._layout, self._sources = layout, list(rounds)
         self._index = PoolIndex(layout, rounds, left_out=left_out)
         self.category_ids, self.rounds = self._index.category_ids, self._index.rounds
 
@@ -66,9 +68,12 @@ class IndexedCutouts:
         return self._index.file(index)
 
     def column(self, name: str) -> np.ndarray:
+        if name in KINDS:
+            return read_rank(self._layout, self._sources, name, self._index.column("file").tolist())
         if name not in ("clip_white", "clip_black", "area"):
             raise UserError(
-                f"INPUT.INST_POOL_WEIGHT is {name!r}: choose class, clip_white, clip_black or area"
+                f"INPUT.INST_POOL_WEIGHT is {name!r}: choose class, clip_white, clip_black, area or a rank "
+                f"({', '.join(KINDS)})"
             )
         values = self._index.column(name).astype(np.float64)
         if not np.isfinite(values).all():
@@ -271,7 +276,8 @@ class InstancePool:
         return self._cutouts.instance(index)
 
     def column(self, name: str) -> np.ndarray:
-        """A number that the index has for each instance (``clip_white``, ``area``, …): float64 (N,).
+        """A number of each instance: of the index (``clip_white``, ``area``, …), or a rank, NaN where nobody knows it:
+        float64 (N,).
 
         Raises UserError where there is no such number.
         """

@@ -8,7 +8,11 @@ from tests.diSegmenter.conftest import pool_instance
 
 GOOD = pool_instance(0, 1, 0, width=100, height=50, bbox=[20, 10, 40, 30], area=1000, clip_black=26.0)
 CHECKS = InstanceFilter(
-    clip_threshold=25.0, area_share=(0.05, 0.95), max_objects=1, drop_touching_border=True
+    clip_threshold=25.0,
+    area_share=(0.05, 0.95),
+    max_objects=1,
+    drop_touching_border=True,
+    similarity_threshold=0.6,
 )
 
 
@@ -28,6 +32,8 @@ def test_a_good_instance_is_kept():
         ({"bbox": [60, 10, 40, 30]}, "touches the border"),
         ({"bbox": [20, 20, 40, 30]}, "touches the border"),
         ({"segmentation": []}, "no object"),
+        ({"similarity": 0.59}, "similarity"),
+        ({"similarity": 0.6}, ""),
     ],
 )
 def test_each_check_drops_with_its_reason(change, reason):
@@ -89,9 +95,10 @@ def test_raw_masks_differ_from_the_digits_in_what_cleans_alone():
             "a CLIP score of 25 or more, an object that covers more than 1 % of its image.",
         ),
         (
-            (20.5, (0.05, 0.95), 2, True, 1.5),
+            (20.5, (0.05, 0.95), 2, True, 1.5, 0.6),
             "a CLIP score of 20.5 or more (or up to 1.5 below the best of the class), an object that covers more "
-            "than 5 % and less than 95 % of its image, at most 2 objects in its mask, an "
+            "than 5 % and less than 95 % of its image, at most 2 objects in its mask, a similarity to real "
+            "objects of 0.6 or more, an "
             "object that does not touch the border.",
         ),
     ],

@@ -6,6 +6,7 @@ from unittest.mock import Mock
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from diSegmenter import segmentAndFilter
 from diSegmenter.annotate import MaskCleaner
@@ -112,6 +113,8 @@ def test_the_latest_round_alone_without_an_annotation_file_is_a_choice(monkeypat
 
 def test_every_key_of_the_segmenter_reaches_what_it_is_for(monkeypatch, config, layout):
     built = {name: Mock() for name in ("RoundSegmenter", "load_foreground", "load_clip_scorer", "OneModel")}
+    monkeypatch.setattr("diSegmenter.cut_out.InTurn", lambda model: model)
+    monkeypatch.setattr("diSegmenter.build_similarity.build_similarity", lambda *given: given)
     monkeypatch.setattr("diSegmenter.segment_round.RoundSegmenter", built["RoundSegmenter"])
     monkeypatch.setattr("diSegmenter.foreground.load_foreground", built["load_foreground"])
     monkeypatch.setattr("diSegmenter.cut_out.OneModel", built["OneModel"])
@@ -125,14 +128,16 @@ def test_every_key_of_the_segmenter_reaches_what_it_is_for(monkeypatch, config, 
     }  # fmt: skip
     cfg = load_config(config, [text for key, v in values.items() for text in (f"SEGMENTER.{key}", str(v))])
     dataset = read_annotations(cfg.DATASETS.CUSTOM[0][1])
-    segmentAndFilter.build_segmenter(cfg, layout, dataset, Shard(1, 4), 0)
+    segmentAndFilter.build_segmenter(cfg, layout, dataset, "images", Shard(1, 4), 0)
     assert built["load_foreground"].call_args.args[:5] == ("sam2", "f", "r", True, 48)
     reading = OnnxReading([0.5, 0.6, 0.7], [1.0, 2.0, 3.0], -2, ["minmax"])
     assert built["load_foreground"].call_args.args[6] == reading
     texts = {3: "one red disc", 7: "one blue_disc"}
     assert built["load_clip_scorer"].call_args.args[:3] == ("c", "s", texts)
     assert built["OneModel"].call_args.args[::2] == ("f", MaskCleaner(9, False))
-    assert built["RoundSegmenter"].call_args.args[1:] == (built["OneModel"].return_value, 3, 2, Shard(1, 4))
+    similarity = (cfg, layout, dataset, "images", torch.device("cpu"))
+    expected = (built["OneModel"].return_value, 3, 2, Shard(1, 4), similarity)
+    assert built["RoundSegmenter"].call_args.args[1:] == expected
     assert segmentAndFilter.build_filter(cfg, 23.0) == InstanceFilter(23.0, (0.1, 0.8), 2, True, 1.5)
 
 

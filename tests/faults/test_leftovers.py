@@ -15,7 +15,7 @@ STAGES = {
     draw: (["--num-rounds", "0"], "pool/raw", "pool/manifests", "pictures"),
     segment_and_filter: (
         ["--num-rounds", "0"],
-        *("pool/segmented", "pool/cutouts", "pool/index", "pool/annotations", "pictures"),
+        *("pool", "pool/segmented", "pool/cutouts", "pool/index", "pool/annotations", "pictures"),
     ),
     train: (["MODEL.WEIGHTS", "/nowhere.pth"], "train", "train/inference", "feedback"),
 }

@@ -40,7 +40,8 @@ def test_stats_count_kept_and_dropped_and_name_the_classes_as_the_newest_round_d
 ):
     call(monkeypatch, "stats", layout.root, "--per-class")
     _, first, second, *classes = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert first == ["0", "24", "21", "21.0", "30.0", "39.0"] and second == ["1", "0", "0", "none"]
+    assert first == ["0", "24", "21", "21.0", "30.0", "39.0;", "CLIP", "score", "3"]
+    assert second == ["1", "0", "0", "none"]
     names = [["kite", str(one["id"])] for one in CATEGORIES]
     assert classes == [["21", *names[0]], *(["0", *name] for name in names[1:])]
 

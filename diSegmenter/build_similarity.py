@@ -1,0 +1,44 @@
+"""From the keys ``SEGMENTER.SIMILARITY_…`` to what compares cut-outs with real objects."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from fvcore.common.config import CfgNode
+
+from diSegmenter.real_objects import RealObjects, read_or_make
+from diSegmenter.segment_round import Similarities, not_measured
+from diSegmenter.similarity import SURROUNDINGS, Framing, Similarity, load_image_encoder
+from exchange.annotations import AnnotationFile
+from exchange.config import choose
+from exchange.layout import RunLayout
+
+_log = logging.getLogger(__name__)
+
+
+def build_similarity(
+    cfg: CfgNode, layout: RunLayout, dataset: AnnotationFile, image_folder: str, device: torch.device
+) -> Similarities:
+    """The similarity to the objects of ``dataset``, whose features are made unless the pool of the run has them.
+
+    Without a model nothing is compared. Raises UserError for a model that does not load, for a setting with a value
+    that there is not, and where the images of ``dataset`` are not in ``image_folder``.
+    """
+    node = cfg.SEGMENTER
+    if not node.SIMILARITY_MODEL:
+        return not_measured
+    framing = Framing(node.SIMILARITY_PADDING, choose(cfg, "SEGMENTER.SIMILARITY_SURROUNDINGS", SURROUNDINGS))
+    encode = load_image_encoder(node.SIMILARITY_MODEL, node.SIMILARITY_REVISION, device)
+    objects = RealObjects.of_each_class(dataset, image_folder, node.SIMILARITY_OBJECTS, cfg.SEED)
+    names = ("SIMILARITY_MODEL", "SIMILARITY_REVISION", "SIMILARITY_PADDING", "SIMILARITY_SURROUNDINGS")
+    key = objects.digest([node[name] for name in names])
+    means = read_or_make(layout, objects, key, framing, encode, node.BATCH_SIZE, node.WORKERS)
+    if unknown := [name for category_id, name in dataset.category_names.items() if category_id not in means]:
+        _log.warning(
+            "%d categories have no real object to compare with (%s): what is drawn for them is kept, its similarity "
+            "unknown",
+            len(unknown),
+            ", ".join(unknown),
+        )
+    return Similarity(encode, framing, means)

@@ -1,0 +1,141 @@
+"""``mrca pool rank``: what it measures, what it does again, and what it asks for."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from detectron2_ext.modeling import load_feedback_network
+from diSegmenter.build_similarity import build_similarity
+from exchange import files
+from exchange.catalog import read_training_set
+from exchange.config import load_config
+from exchange.errors import UserError
+from exchange.images import encode_png
+from exchange.layout import RunLayout
+from exchange.pool_index import write_index
+from exchange.pool_rank import read_rank
+from tests.detectron2_ext.engine.small_run import write_config
+from tests.digits_run import CONFIG, write_run, write_scenes
+from tests.diSegmenter.conftest import clip_folder, pool_instance  # noqa: F401
+from tools import pool
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def layout(tmp_path):
+    """Two rounds of two instances of canvases of 64 pixels, the second of each without any score."""
+    layout, rng = RunLayout(str(tmp_path / "run")), np.random.default_rng(0)
+    for round_ in (0, 1):
+        rows = []
+        for category, scores in ((2, {"clip_white": 5.0 + round_, "similarity": 0.25}), (5, {})):
+            lacking = {"clip_white": None, "clip_black": None}
+            box = {"width": 64, "height": 64, "bbox": [20, 10, 24, 30], "area": 720}
+            rows.append(pool_instance(round_, category, 0, **box | lacking | scores))
+            pixels = rng.integers(0, 256, (30, 24, 4), dtype=np.uint8)
+            files.write_bytes(layout.pool(rows[-1].cutout), encode_png(pixels))
+        write_index(layout, round_, rows)
+    return layout
+
+
+def call(monkeypatch, capsys, layout, *arguments):
+    monkeypatch.setattr(sys, "argv", ["pool.py", "rank", layout.root, *map(str, arguments)])
+    pool.main()
+    return capsys.readouterr().out.splitlines()
+
+
+def values(layout, kind):
+    names = [f"0{round_}_000{category}_0000.png" for round_ in (0, 1) for category in (2, 5)]
+    return read_rank(layout, [0, 1], kind, names)
+
+
+def on_white(layout, name):
+    cutout = pool.PoolIndex(layout, [int(name[:2])])
+    pixels = np.asarray(pool_image(cutout.read(0 if "_0002_" in name else 1)), np.float64)
+    canvas = np.full((64, 64, 3), 255.0)
+    share = pixels[..., 3:] / 255
+    canvas[10:40, 20:44] = np.rint(share * pixels[..., :3] + (1 - share) * 255)
+    return canvas
+
+
+def pool_image(data):
+    import io
+
+    from PIL import Image
+
+    return Image.open(io.BytesIO(data))
+
+
+def test_clip_is_the_larger_score_and_what_has_none_is_unknown(monkeypatch, capsys, layout):
+    lines = call(monkeypatch, capsys, layout, "--by", "clip")
+    assert [line[: line.index(" (")] for line in lines] == [
+        f"round {r}: ranked 1 of 2 instances" for r in (0, 1)
+    ]
+    np.testing.assert_array_equal(values(layout, "clip"), [5.0, np.nan, 6.0, np.nan])
+
+
+def test_entropy_is_that_of_the_segmenter_on_white_and_is_taken_again_only_where_it_is_missing(
+    monkeypatch, capsys, layout, tmp_path
+):
+    checkpoint = write_run(tmp_path / "run")
+    call(monkeypatch, capsys, layout, "--by", "entropy", "--device", "cpu")
+    network = load_feedback_network(load_config(CONFIG), checkpoint)
+    expected = []
+    for name in ("00_0002_0000.png", "00_0005_0000.png", "01_0002_0000.png", "01_0005_0000.png"):
+        image = torch.from_numpy(on_white(layout, name) / 255).permute(2, 0, 1)[None].float()
+        p = network(image)[0].double().softmax(0)
+        expected.append(float(-(p * p.log()).sum()))
+    np.testing.assert_allclose(values(layout, "entropy"), expected, rtol=1e-3, atol=1e-6)
+    assert call(monkeypatch, capsys, layout, "--by", "entropy") == [
+        f"round {r}: was ranked before" for r in (0, 1)
+    ]
+    files.remove(layout.rank_done(1, "entropy"))
+    before, again = call(monkeypatch, capsys, layout, "--by", "entropy")
+    assert before == "round 0: was ranked before" and again.startswith("round 1: ranked 2 of 2")
+
+
+def test_similarity_comes_from_the_index_and_is_measured_where_it_is_unknown(
+    monkeypatch,
+    capsys,
+    layout,
+    tmp_path,
+    clip_folder,  # noqa: F811
+):
+    call(monkeypatch, capsys, layout, "--by", "similarity")
+    np.testing.assert_array_equal(values(layout, "similarity"), [0.25, np.nan, 0.25, np.nan])
+    config = write_config(tmp_path)
+    with pytest.raises(UserError, match=r"config\.yaml has no SEGMENTER.SIMILARITY_MODEL"):
+        call(monkeypatch, capsys, layout, "--by", "similarity", "--config", config)
+    node = {"SIMILARITY_MODEL": clip_folder, "SIMILARITY_PADDING": 2}
+    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"SEGMENTER": node}))
+    call(monkeypatch, capsys, layout, "--by", "similarity", "--config", config)
+    cfg = load_config(str(config))
+    compare = build_similarity(cfg, RunLayout(str(tmp_path / "other")), *read_training_set(cfg), CPU)
+    images = [on_white(layout, f"0{r}_0005_0000.png").astype(np.uint8) for r in (0, 1)]
+    alphas = []
+    for r in (0, 1):
+        alphas.append(np.zeros((64, 64), np.uint8))
+        alphas[-1][10:40, 20:44] = np.asarray(pool_image(pool.PoolIndex(layout, [r]).read(1)))[..., 3]
+    first, second = compare(images, alphas, [5, 5])
+    np.testing.assert_allclose(values(layout, "similarity"), [0.25, first, 0.25, second], atol=1e-6)
+
+
+def test_gradient_ranks_by_the_last_checkpoint_and_its_training_set(monkeypatch, capsys, layout, tmp_path):
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        call(monkeypatch, capsys, layout, "--by", "gradient")
+    write_scenes(tmp_path / "scenes", 6)
+    custom = [["scenes", str(tmp_path / "scenes" / "scenes.json"), str(tmp_path / "scenes")]]
+    write_run(tmp_path / "run", "DATASETS.TRAIN", "[scenes]", "DATASETS.CUSTOM", str(custom))
+    lines = call(monkeypatch, capsys, layout, "--by", "gradient", "--images", 2, "--device", "cpu")
+    found = values(layout, "gradient")
+    shown = {c for c in (2, 5) if c in (1 + 7 * n % 30 for n in range(6))}
+    known = [category in shown for category in (2, 5, 2, 5)]
+    assert (np.isnan(found) != known).all() and (np.abs(found[known]) <= 1).all()
+    assert lines[0].startswith(f"round 0: ranked {sum(known[:2])} of 2")
+    path = tmp_path / "scenes" / "scenes.json"
+    path.write_text(path.read_text().replace('"id": 30', '"id": 31').replace('"id":30', '"id":31'))
+    with pytest.raises(UserError, match="was trained on other categories than DATASETS.TRAIN has"):
+        call(monkeypatch, capsys, layout, "--by", "gradient")
