@@ -95,6 +95,14 @@ class PipelineSource:
         except _LOADING_ERRORS as error:
             raise UserError(_explain("GENERATOR.MODEL", self.name, error)) from error
 
+    def check(self) -> None:
+        """Raises UserError unless there is such a pipeline, of a kind that can be drawn with."""
+        if "vae" not in self.index:
+            raise UserError(
+                f"{self.name} ({self.index.get('_class_name')}) has no VAE: take a pipeline that draws latents, such "
+                "as those of Stable Diffusion, SDXL and Flux"
+            )
+
     def load(self) -> Any:
         """The whole pipeline."""
         return self._load(without=())
@@ -115,6 +123,7 @@ class PipelineSource:
         return {"revision": self.revision, "token": os.environ.get("HF_TOKEN")}
 
     def _load(self, without: tuple[str, ...]) -> Any:
+        self.check()
         # diffusers wants to be told, too, which parts a pipeline was saved without (SD3's T5, say)
         absent = {
             part: None

@@ -34,7 +34,7 @@ def draw(batch, left_out=0):
 
 
 def make(layout, plan, begin=lambda images: draw, shard=WHOLE, guided=True):
-    return produce(layout, 2, plan, shard, 3, "model", guided, begin)
+    return produce(layout, 2, plan, shard, 3, guided, begin)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 10])
