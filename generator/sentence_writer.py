@@ -139,9 +139,8 @@ class LanguageModel:
                 pad_token_id=self._tokenizer.pad_token_id or self._tokenizer.eos_token_id,
             )[0, length:]
         written: str = self._tokenizer.decode(answer, skip_special_tokens=True)
-        found = written.rpartition("</think>")[
-            2
-        ].splitlines()  # what a model thinks aloud before is no answer
+        # What a model thinks aloud is no answer
+        found = written.rpartition("</think>")[2].splitlines()
         return found[:-1] if len(answer) == room else found
 
     def _encode(self, text: str) -> Any:
