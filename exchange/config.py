@@ -206,6 +206,11 @@ def flatten(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield f"{prefix}{key}", value
 
 
+def default_of(key: str) -> Any:
+    """The value of a setting such as ``GENERATOR.MODEL`` where nothing gives it another."""
+    return dict(flatten(_defaults()))[key]
+
+
 @functools.cache
 def _defaults() -> dict[str, Any]:
     content: dict[str, Any] = yaml.safe_load((_HERE / "defaults.yaml").read_text())

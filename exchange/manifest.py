@@ -16,7 +16,8 @@ _LONGEST_NAME = 200  # bytes; file systems take 255, of which a writer adds some
 @dataclass(frozen=True)
 class GeneratedInstance:
     """One generated image. ``criterion_before`` is guidance's criterion at the first guided step, before
-    anything was shifted, ``criterion_after`` that of the finished image; None where nothing was guided."""
+    anything was shifted, ``criterion_after`` that of the finished image; None where nothing was guided. ``model`` is
+    what drew it, empty in files of older versions, which have one for all."""
 
     file: str
     category_id: int
@@ -27,6 +28,7 @@ class GeneratedInstance:
     guided: bool
     criterion_before: float | None = None
     criterion_after: float | None = None
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,6 @@ class Manifest:
     round: int
     shard: int
     num_shards: int
-    model: str
     complete: bool
     asked: dict[int, int]
     instances: list[GeneratedInstance]

@@ -95,7 +95,9 @@ def allocate(
         raise UserError("the exponents in GENERATOR are too large for drift and AP of this round: lower them")
     share = weight / math.fsum(weight)
     maximum = total if rule.maximum is None else rule.maximum
-    return Allocation(share, _whole(_bounded(share, total, rule.minimum, maximum), total, category_ids))
+    return Allocation(
+        share, largest_remainder(_bounded(share, total, rule.minimum, maximum), total, category_ids)
+    )
 
 
 def _factor(values: FloatArray | None, exponent: float) -> FloatArray | float:
@@ -131,12 +133,13 @@ def _bounded(share: FloatArray, total: int, minimum: int, maximum: int) -> Float
     return parts
 
 
-def _whole(parts: FloatArray, total: int, category_ids: IntArray) -> IntArray:
-    """Rounds ``parts`` to whole numbers with the sum ``total`` by largest remainder."""
-    # Rounded, so that parts that are equal but for the last bits are a tie, which the category id breaks.
+def largest_remainder(parts: FloatArray, total: int, rank: IntArray) -> IntArray:
+    """Rounds ``parts`` (K,) to whole numbers with the sum ``total``; of two that are alike that of the lower ``rank``
+    (K,) is rounded up first."""
+    # Rounded, so that parts that are equal but for the last bits are a tie, which the rank breaks.
     parts = parts.round(9)
     images = np.floor(parts).astype(np.int64)
-    order = np.lexsort((category_ids, -parts, -(parts - images).round(9)))
+    order = np.lexsort((rank, -parts, -(parts - images).round(9)))
     images[order[: total - images.sum()]] += 1
     return images
 

@@ -1,19 +1,25 @@
 """The parts of stage 1 from the configuration: the only place that knows its keys."""
 
+import math
+import reprlib
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from exchange.config import from_repository
+from exchange.config import default_of, from_repository
 from exchange.errors import UserError
 from exchange.feedback import Feedback
 from generator.allocation import AllocationRule
 from generator.criteria import CRITERIA
 from generator.guidance import Classifier, Guidance
 from generator.pipelines import PipelineSource, Tuning, load_tiny_autoencoder
-from generator.plan import PromptBook
+from generator.plan import Model, PromptBook, Sentences
 from generator.prompt_embeddings import Embedding, EmbeddingFolder, PromptEmbeddings
-from generator.sampling import Sampler, Sampling
+from generator.prompt_files import read_prompts
+from generator.sampling import Sampler, Samplers, Sampling
 
 
 def build_allocation_rule(cfg: CfgNode) -> AllocationRule:
@@ -36,9 +42,43 @@ def build_allocation_rule(cfg: CfgNode) -> AllocationRule:
         ) from error
 
 
-def build_prompt_book(cfg: CfgNode) -> PromptBook:
-    """Templates and how names are written in them."""
-    return PromptBook(tuple(cfg.GENERATOR.TEMPLATES), cfg.GENERATOR.NAMES)
+def build_prompt_book(cfg: CfgNode, categories: Iterable[str]) -> PromptBook:
+    """Templates, how names are written in them, and the sentences of ``categories`` (names), if there are files."""
+    node, sentences = cfg.GENERATOR, None
+    if node.PROMPT_FOLDER:
+        of_category = read_prompts(from_repository(node.PROMPT_FOLDER), categories)
+        sentences = Sentences(of_category, node.PROMPT_SHARE)
+    return PromptBook(tuple(node.TEMPLATES), node.NAMES, sentences)
+
+
+def chosen_models(cfg: CfgNode) -> list[Model]:
+    """What draws: GENERATOR.MODELS, or the one of GENERATOR.MODEL; UserError for entries that are none."""
+    node = cfg.GENERATOR
+    if not node.MODELS:
+        return [Model(node.MODEL, 1.0, node.REVISION)]
+    if node.MODEL not in ("", default_of("GENERATOR.MODEL")):
+        raise UserError(
+            f"GENERATOR.MODEL {node.MODEL!r} and GENERATOR.MODELS both say what draws: leave one of them out, or set "
+            "MODEL to '' where another YAML gives it"
+        )
+    models = [_model(entry, node.REVISION) for entry in node.MODELS]
+    names = [model.name for model in models]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"GENERATOR.MODELS names {twice!r} twice: add its shares up")
+    return models
+
+
+def _model(entry: Any, revision: str) -> Model:
+    """The entry [name, share] or [name, share, revision] of GENERATOR.MODELS."""
+    if isinstance(entry, list) and len(entry) in (2, 3):
+        name, share, own = (*entry, revision)[:3]
+        is_share = type(share) in (int, float) and 0 < share < math.inf
+        if name and isinstance(name, str) and is_share and isinstance(own, str):
+            return Model(name, float(share), own)
+    raise UserError(
+        f"GENERATOR.MODELS holds {reprlib.repr(entry)}: it takes entries [name, share] with a share above 0, or "
+        "[name, share, revision]"
+    )
 
 
 def load_classifier(cfg: CfgNode, feedback: Feedback, device: torch.device) -> Classifier:
@@ -85,14 +125,18 @@ def build_guidance(cfg: CfgNode, classifier: Classifier, decoder: nn.Module | No
     )
 
 
-def build_sampler(cfg: CfgNode, device: torch.device, limit: int) -> Sampler:
+def build_sampler(cfg: CfgNode, device: torch.device, limit: int) -> Samplers:
     """What draws batches, at most ``limit`` images at once; models are loaded when they are first needed."""
+    return Samplers({model.name: _sampler(cfg, model, device, limit) for model in chosen_models(cfg)})
+
+
+def _sampler(cfg: CfgNode, model: Model, device: torch.device, limit: int) -> Sampler:
     node = cfg.GENERATOR
     tuning = Tuning(node.GUIDANCE_CHECKPOINTING, node.CHANNELS_LAST, node.COMPILE)
-    source = PipelineSource(node.MODEL, node.REVISION, node.DTYPE, device, tuning)
+    source = PipelineSource(model.name, model.revision, node.DTYPE, device, tuning)
     store: dict[str, Embedding] | EmbeddingFolder = {}
     if node.EMBEDDING_CACHE:
-        key = f"{node.MODEL} {node.REVISION} {node.DTYPE} {node.CFG_SCALE > 1} {node.MAX_SEQUENCE_LENGTH}"
+        key = f"{model.name} {model.revision} {node.DTYPE} {node.CFG_SCALE > 1} {node.MAX_SEQUENCE_LENGTH}"
         store = EmbeddingFolder(from_repository(node.EMBEDDING_CACHE), key)
     embeddings = PromptEmbeddings(source, node.CFG_SCALE > 1, node.MAX_SEQUENCE_LENGTH, store)
     return Sampler(source, embeddings, Sampling(node.IMAGE_SIZE, node.STEPS, node.CFG_SCALE), limit)

@@ -33,14 +33,14 @@ from exchange.seconds import Stopwatch
 from exchange.shards import choose_gpu, choose_shard
 from exchange.waiting import wait_for
 from generator.allocation import AllocationRule, FloatArray, allocate, as_text, save_report, table_rows
-from generator.plan import PlannedImage, plan_round
+from generator.plan import PlannedImage, plan_round, share_among
 
 if TYPE_CHECKING:
     import torch
 
     from generator.guidance import Guidance
     from generator.production import Draw
-    from generator.sampling import Sampler
+    from generator.sampling import Samplers
 
 _log = logging.getLogger("generator")
 
@@ -110,16 +110,17 @@ def main() -> None:
 
     import torch  # only now, with what needs it: seconds that --help should not take
 
-    from generator.build import build_guidance, build_prompt_book, build_sampler
+    from generator.build import build_guidance, build_prompt_book, build_sampler, chosen_models
     from generator.pipelines import choose_device
     from generator.production import produce
     from generator.twins import choose_twins, draw_twins
 
     quiet_model_libraries()
     device = torch.device("cpu") if args.dry_run else choose_device(choose_gpu(args.gpu))
-    rule, book = allocation_rule(args, cfg), build_prompt_book(cfg)
+    rule, models = allocation_rule(args, cfg), chosen_models(cfg)
     build_guidance(cfg, torch.nn.Identity())  # so that a wrong setting is told before the first round
     annotations = read_training_set(cfg)[0]
+    book = build_prompt_book(cfg, annotations.category_names.values())
     cfg = with_classes_of(cfg, annotations)
     counts = annotations.instance_counts()
     layout = open_run(cfg, "pool/raw", "pool/manifests", "pictures", trains=False)
@@ -148,11 +149,12 @@ def main() -> None:
             sys.stdout.write(f"round {round_}: {allocation.images.sum()} images\n{as_text(rows)}")
             continue
         plan = plan_round(annotations.categories, allocation.images, book, cfg.SEED, round_)
+        plan = share_among(plan, models)
         guide = feedback if cfg.GENERATOR.GUIDANCE_SCALE > 0 else None
         guidance = functools.cache(functools.partial(load_guidance, cfg, guide, device))
         twins = choose_twins(plan, cfg.GENERATOR.TWINS) if guide is not None and shard.index == 0 else []
         begin = functools.partial(prepare, cfg, sampler, guidance, twins)
-        made = produce(layout, round_, plan, shard, batch_size, cfg.GENERATOR.MODEL, guide is not None, begin)
+        made = produce(layout, round_, plan, shard, batch_size, guide is not None, begin)
         _log.info("round %d, shard %s: all %d images are there", round_, shard, len(made.instances))
         if twins:
             draw_twins(layout.twins(round_), twins, functools.partial(prepare_twins, sampler, guidance))
@@ -219,7 +221,7 @@ def load_guidance(cfg: CfgNode, feedback: Feedback | None, device: torch.device)
 
 def prepare(
     cfg: CfgNode,
-    sampler: Sampler,
+    sampler: Samplers,
     guidance: Callable[[], Guidance | None],
     twins: Sequence[PlannedImage],
     images: Sequence[PlannedImage],
@@ -234,7 +236,9 @@ def prepare(
     return functools.partial(sampler.sample, guidance=steering)
 
 
-def prepare_twins(sampler: Sampler, guidance: Callable[[], Guidance], images: Sequence[PlannedImage]) -> Draw:
+def prepare_twins(
+    sampler: Samplers, guidance: Callable[[], Guidance], images: Sequence[PlannedImage]
+) -> Draw:
     """The same for twins: guidance that looks and does not shift, so that it tells its criterion of them, too."""
     sampler.prepare(images)
     return functools.partial(sampler.sample, guidance=dataclasses.replace(guidance(), scale=0.0))

@@ -12,9 +12,16 @@ from detectron2_ext.modeling.builder import build_detector, build_feedback_netwo
 from detectron2_ext.modeling.described import DescribedWeights, last_checkpoint, read_described
 from detectron2_ext.modeling.weights import load_weights
 from exchange.errors import UserError
-from generator.build import build_guidance, build_prompt_book, build_sampler, load_gradient_decoder
+from exchange.shards import Shard
+from generator.build import (
+    build_guidance,
+    build_prompt_book,
+    build_sampler,
+    chosen_models,
+    load_gradient_decoder,
+)
 from generator.pipelines import choose_device
-from generator.plan import plan_round
+from generator.plan import batches_of_shard, plan_round, share_among
 
 
 class Painter:
@@ -27,7 +34,8 @@ class Painter:
         cfg = self.cfg = weights.cfg
         self._categories = [{"id": category.id, "name": category.name} for category in weights.categories]
         device = choose_device(0) if cfg.MODEL.DEVICE != "cpu" else torch.device("cpu")
-        self._book, self._guidance = build_prompt_book(cfg), None
+        self._book = build_prompt_book(cfg, [category.name for category in weights.categories])
+        self._guidance = None
         if guided and cfg.GENERATOR.GUIDANCE_SCALE > 0:
             detector = build_detector(cfg)
             load_weights(detector, weights.path, use_ema=True, content=weights.content)
@@ -48,7 +56,8 @@ class Painter:
     def draw(self, name: str, num: int, seed: int = 0) -> list[Image.Image]:
         """``num`` images of the category ``name``: those that round 0 of a run with this ``seed`` begins with.
 
-        Raises UserError for a name that is none of the checkpoint's categories.
+        Several generators (GENERATOR.MODELS) share them, and not as they share a round. Raises UserError for a name
+        that is none of the checkpoint's categories.
         """
         names = [category["name"] for category in self._categories]
         if name not in names:
@@ -57,8 +66,10 @@ class Painter:
             )
         counts = np.array([num if known == name else 0 for known in names], dtype=np.int64)
         plan = plan_round(self._categories, counts, self._book, seed, round_=0)
+        plan = share_among(plan, chosen_models(self.cfg))
         self._sampler.prepare(plan)
-        size = self.cfg.GENERATOR.BATCH_SIZE
-        batches = [plan[start : start + size] for start in range(0, num, size)]
-        drawn = [image for batch in batches for image in self._sampler.sample(batch, self._guidance)]
-        return [Image.fromarray(image.pixels) for image in drawn]
+        pixels = {}
+        for batch in batches_of_shard(plan, self.cfg.GENERATOR.BATCH_SIZE, Shard()):
+            for image, drawn in zip(batch, self._sampler.sample(batch, self._guidance), strict=True):
+                pixels[image.file] = drawn.pixels
+        return [Image.fromarray(pixels[image.file]) for image in plan]

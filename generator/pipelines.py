@@ -24,7 +24,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _TEXT_PARTS = ("tokenizer", "text_encoder")
 _IMAGE_PARTS = ("transformer", "unet", "vae", "safety_checker", "image_encoder", "feature_extractor")
 # What diffusers and transformers let through for a model that is not whole, or not of a kind that they have.
-_LOADING_ERRORS = (
+LOADING_ERRORS = (
     *(OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError),
     *(SafetensorError, StrictDataclassError),
 )
@@ -92,8 +92,16 @@ class PipelineSource:
         """The pipeline's ``model_index.json``: its class, and library and class of its parts."""
         try:
             return dict(diffusers.DiffusionPipeline.load_config(model_source(self.name), **self._hub))
-        except _LOADING_ERRORS as error:
-            raise UserError(_explain("GENERATOR.MODEL", self.name, error)) from error
+        except LOADING_ERRORS as error:
+            raise UserError(explain_loading("GENERATOR.MODEL", self.name, error)) from error
+
+    def check(self) -> None:
+        """Raises UserError unless there is such a pipeline, of a kind that can be drawn with."""
+        if "vae" not in self.index:
+            raise UserError(
+                f"{self.name} ({self.index.get('_class_name')}) has no VAE: take a pipeline that draws latents, such "
+                "as those of Stable Diffusion, SDXL and Flux"
+            )
 
     def load(self) -> Any:
         """The whole pipeline."""
@@ -115,6 +123,7 @@ class PipelineSource:
         return {"revision": self.revision, "token": os.environ.get("HF_TOKEN")}
 
     def _load(self, without: tuple[str, ...]) -> Any:
+        self.check()
         # diffusers wants to be told, too, which parts a pipeline was saved without (SD3's T5, say)
         absent = {
             part: None
@@ -125,8 +134,8 @@ class PipelineSource:
             pipeline = diffusers.DiffusionPipeline.from_pretrained(
                 model_source(self.name), dtype=DTYPES[self.dtype], use_safetensors=True, **absent, **self._hub
             )
-        except _LOADING_ERRORS as error:
-            raise UserError(_explain("GENERATOR.MODEL", self.name, error)) from error
+        except LOADING_ERRORS as error:
+            raise UserError(explain_loading("GENERATOR.MODEL", self.name, error)) from error
         vae = pipeline.vae
         if self.dtype == "float16" and vae is not None and vae.config.get("force_upcast"):
             raise UserError(
@@ -149,12 +158,13 @@ def load_tiny_autoencoder(name: str, dtype: str, device: torch.device) -> diffus
         model = diffusers.AutoencoderTiny.from_pretrained(
             model_source(name), dtype=DTYPES[dtype], use_safetensors=True, token=os.environ.get("HF_TOKEN")
         )
-    except _LOADING_ERRORS as error:
-        raise UserError(_explain("GENERATOR.GUIDANCE_DECODER", name, error)) from error
+    except LOADING_ERRORS as error:
+        raise UserError(explain_loading("GENERATOR.GUIDANCE_DECODER", name, error)) from error
     return model.to(device).eval().requires_grad_(False)
 
 
-def _explain(key: str, name: str, error: BaseException) -> str:
+def explain_loading(key: str, name: str, error: BaseException) -> str:
+    """The sentence for the model ``name``, given as ``key``, that did not load."""
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)

@@ -29,7 +29,6 @@ def produce(
     plan: Sequence[PlannedImage],
     shard: Shard,
     batch_size: int,
-    model: str,
     guided: bool,
     begin: Callable[[Sequence[PlannedImage]], Draw],
 ) -> Manifest:
@@ -37,10 +36,9 @@ def produce(
 
     Args:
         plan: all images of the round.
-        batch_size: the batches that the plan is cut into before it is divided among shards. One of which an
-            image is missing is drawn whole, so that its pixels are the same as without the interruption;
-            only what is missing is written.
-        model: name of the pipeline, for the manifest.
+        batch_size: the batches that each model's images are cut into before they are divided among shards. One
+            of which an image is missing is drawn whole, so that its pixels are the same as without the
+            interruption; only what is missing is written.
         guided: whether the plan's images are guided; images that are not as planned count as missing.
         begin: gets the images to draw and returns what draws a batch; called only if something is missing,
             since it may load models.
@@ -49,7 +47,7 @@ def produce(
         UserError: another process draws this shard, or the disk is full.
     """
     started = time.monotonic()
-    batches = list(batches_of_shard(plan, batch_size, shard))
+    batches = batches_of_shard(plan, batch_size, shard)
     images = [image for batch in batches for image in batch]
     asked = dict(Counter(image.category_id for image in images))
     path = layout.manifest(round_, shard.index, shard.count)
@@ -66,7 +64,7 @@ def produce(
             made = [records[image.file] for image in images if image.file in records]
             seconds = round(seconds_before + time.monotonic() - started, 3)
             complete = len(made) == len(images)
-            manifest = Manifest(round_, shard.index, shard.count, model, complete, asked, made, seconds)
+            manifest = Manifest(round_, shard.index, shard.count, complete, asked, made, seconds)
             write_manifest(layout, manifest)
             return manifest
 
@@ -127,6 +125,7 @@ def _record(
         template=image.template,
         prompt=image.prompt,
         guided=guided,
+        model=image.model,
         criterion_before=before,
         criterion_after=after,
     )

@@ -1,10 +1,10 @@
-"""Sampling one batch of images, of any classes."""
+"""Sampling one batch of images, of any classes and models."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor
 from exchange.errors import UserError
 from generator.guidance import Guidance, guided
 from generator.pipelines import PipelineSource
-from generator.plan import PlannedImage
+from generator.plan import PlannedImage, by_model
 from generator.prompt_embeddings import PromptEmbeddings
 
 _log = logging.getLogger(__name__)
@@ -57,6 +57,16 @@ class Sampler:
     ) -> None:
         self._source, self._embeddings, self._sampling, self._limit = source, embeddings, sampling, limit
         self._pipeline: Any = None
+
+    def check(self) -> None:
+        """Raises UserError unless there is such a pipeline, of a kind that can be drawn with."""
+        self._source.check()
+
+    def release(self) -> None:
+        """Lets go of what draws, and of its memory on the GPU."""
+        self._pipeline = None
+        if self._source.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def prepare(self, images: Sequence[PlannedImage]) -> None:
         """Encodes the images' prompts, then loads what draws."""
@@ -109,6 +119,39 @@ class Sampler:
         return [
             SampledImage(each, _finite(first), _finite(last), count) for each, first, last, count in values
         ]
+
+
+class Samplers:
+    """A sampler for each model by its name, of which one is loaded at a time."""
+
+    def __init__(self, samplers: Mapping[str, Sampler]) -> None:
+        self._samplers = samplers
+        self._prepared: dict[str, list[PlannedImage]] = {}
+        self._loaded: str | None = None
+
+    def prepare(self, images: Sequence[PlannedImage]) -> None:
+        """Looks whether the models of all ``images`` are there, and loads that of the first one."""
+        self._prepared = by_model(images)
+        for name in self._prepared:
+            self._samplers[name].check()
+        if images:
+            self._load(images[0].model)
+
+    def sample(self, batch: Sequence[PlannedImage], guidance: Guidance | None = None) -> list[SampledImage]:
+        """Images of what has been prepared, model by model; UserError as :meth:`Sampler.sample`."""
+        drawn: dict[str, SampledImage] = {}
+        for name, images in by_model(batch).items():
+            if name != self._loaded:
+                self._load(name)
+            made = self._samplers[name].sample(images, guidance)
+            drawn |= zip((image.file for image in images), made, strict=True)
+        return [drawn[image.file] for image in batch]
+
+    def _load(self, name: str) -> None:
+        if self._loaded is not None and self._loaded != name:
+            self._samplers[self._loaded].release()
+        self._loaded = name
+        self._samplers[name].prepare(self._prepared[name])
 
 
 def _finite(value: float) -> float | None:

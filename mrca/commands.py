@@ -70,6 +70,12 @@ COMMANDS = {
         '"red three" --num 20 --run runs/quickstart --out threes',
         "generate",
     ),
+    "write-prompts": Command(
+        "tools.write_prompts",
+        "prompts for each category, written by a language model",
+        "prompts --model Qwen/Qwen2.5-7B-Instruct --num 32",
+        "generate",
+    ),
     "export": Command(
         "tools.export",
         "the weights that are evaluated, with names and settings, as one small file",

@@ -23,18 +23,18 @@ from exchange.config import add_config_arguments, load_config
 from exchange.errors import UserError, run_cli
 from exchange.feedback import read_feedback
 from exchange.run import run_layout
-from generator.plan import PlannedImage, plan_round
+from generator.plan import PlannedImage, by_model, plan_round, share_among
 
 if TYPE_CHECKING:
     import torch
 
     from diSegmenter.clip_score import ClipScorer
     from generator.guidance import Guidance
-    from generator.sampling import Sampler
+    from generator.sampling import Samplers
 
 
 def draw_all(
-    sampler: Sampler, guidance: Guidance | None, plan: list[PlannedImage], batch_size: int
+    sampler: Samplers, guidance: Guidance | None, plan: list[PlannedImage], batch_size: int
 ) -> torch.Tensor:
     """Images of the plan in [0, 1], (N, 3, H, W)."""
     import torch
@@ -96,7 +96,13 @@ def main() -> None:
     import torch  # only now, with what needs it: seconds that --help should not take
 
     from diSegmenter.clip_score import load_clip_scorer
-    from generator.build import build_guidance, build_prompt_book, build_sampler, load_classifier
+    from generator.build import (
+        build_guidance,
+        build_prompt_book,
+        build_sampler,
+        chosen_models,
+        load_classifier,
+    )
     from generator.pipelines import choose_device
 
     cfg = load_config(args.config, args.opts)
@@ -104,7 +110,9 @@ def main() -> None:
     annotations = read_training_set(cfg)[0]
     num_classes = len(annotations.categories)
     per_class = np.full(num_classes, -(-args.pairs // num_classes))
-    plan = plan_round(annotations.categories, per_class, build_prompt_book(cfg), cfg.SEED, 1)[: args.pairs]
+    book = build_prompt_book(cfg, annotations.category_names.values())
+    plan = plan_round(annotations.categories, per_class, book, cfg.SEED, 1)[: args.pairs]
+    plan = [image for images in by_model(share_among(plan, chosen_models(cfg))).values() for image in images]
     feedback = read_feedback(args.feedback or run_layout(cfg).feedback_history(-1))
     guidance = build_guidance(cfg, load_classifier(cfg, feedback, device))
     sampler = build_sampler(cfg, device, limit=cfg.GENERATOR.BATCH_SIZE)

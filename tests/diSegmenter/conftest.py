@@ -63,7 +63,7 @@ def generate(
     asked = {
         category["id"]: sum(i.category_id == category["id"] for i in instances) for category in CATEGORIES
     }
-    write_manifest(layout, Manifest(round_, shard, num_shards, "tiny", complete, asked, instances, 1.0))
+    write_manifest(layout, Manifest(round_, shard, num_shards, complete, asked, instances, 1.0))
     return instances
 
 

@@ -106,7 +106,7 @@ def test_feedback_of_another_format_or_inconsistent_is_refused(tmp_path, change,
 
 def make_manifest(shard, complete=True, file="00_0001_0000.png", num_shards=2):
     made = GeneratedInstance(file, 1, 0, 7, "a photo of {}", "a photo of x", False)
-    return Manifest(0, shard, num_shards, "m", complete, {1: 4}, [made], 1.0)
+    return Manifest(0, shard, num_shards, complete, {1: 4}, [made], 1.0)
 
 
 def test_a_round_is_complete_when_all_its_shards_are(tmp_path):
@@ -151,7 +151,10 @@ def test_a_manifest_that_names_a_file_elsewhere_is_refused(tmp_path, file):
         ({"instances": {}}, "'instances' is no list"),
         ({"shard": 2}, "out of range"),
         ({"seconds": -1.0}, "out of range"),
-        ({"model": "\ud800"}, "'model'"),
+        (
+            {"instances": [{**dataclasses.asdict(make_manifest(0).instances[0]), "model": "\ud800"}]},
+            "'model'",
+        ),
     ],
 )
 def test_a_manifest_with_values_that_no_generator_writes_is_refused(tmp_path, change, message):

@@ -33,7 +33,7 @@ from tests.diSegmenter.conftest import disc_image, png, pool_instance
 from tests.faults.mutations import FUZZING, memory_bounded, mutated_bytes, mutated_json
 
 INSTANCE = GeneratedInstance("00_0003_0000.png", 3, 0, 1, "a photo of {}", "a photo of red disc", False)
-MANIFEST = Manifest(0, 0, 1, "m", True, {3: 1}, [INSTANCE], 1.5)
+MANIFEST = Manifest(0, 0, 1, True, {3: 1}, [INSTANCE], 1.5)
 FEEDBACK = Feedback(
     0, 9, "c.pth", "ab", "d", [3, 7], [1.0, None], [2.0, 3.0], [0.1, 0.2], 1.0, 2.0, None, 2.0, 3.0, "t"
 )

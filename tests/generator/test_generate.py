@@ -267,4 +267,4 @@ def test_manifest_names_what_was_drawn(world, monkeypatch):
     content = json.loads(Path(layout.manifest(0, 0, 1)).read_text())
     prompts = {record["prompt"] for record in content["instances"] if record["category_id"] == 2}
     assert prompts and all("bat animal" in prompt for prompt in prompts)
-    assert content["model"] == world.settings["GENERATOR"]["MODEL"]
+    assert {record["model"] for record in content["instances"]} == {world.settings["GENERATOR"]["MODEL"]}

@@ -52,6 +52,12 @@ def test_folder_without_a_pipeline_is_named(tmp_path):
         source(tmp_path).load()
 
 
+def test_a_pipeline_of_pixels_is_refused_by_its_kind(tmp_path):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "IFPipeline", "unet": ["a", "b"]}))
+    with pytest.raises(UserError, match=r"\(IFPipeline\) has no VAE"):
+        source(tmp_path).check()
+
+
 @pytest.mark.parametrize("damage", ["only .bin", "cut off", "a text for a number"])
 @pytest.mark.parametrize(("part", "key"), [("text_encoder", "hidden_size"), ("transformer", "num_layers")])
 def test_damaged_part_of_a_pipeline_is_named(part, key, damage, saved_sd3, tmp_path):

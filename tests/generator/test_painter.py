@@ -10,9 +10,15 @@ from PIL import Image
 from exchange import files
 from exchange.config import load_config
 from exchange.errors import UserError
-from generator.build import build_guidance, build_prompt_book, build_sampler, load_classifier
+from generator.build import (
+    build_guidance,
+    build_prompt_book,
+    build_sampler,
+    chosen_models,
+    load_classifier,
+)
 from generator.painter import Painter
-from generator.plan import plan_round
+from generator.plan import plan_round, share_among
 from tests.digits_run import CATEGORIES, CONFIG, write_run
 from tools import draw
 
@@ -35,7 +41,8 @@ def test_images_are_those_that_stage_1_draws_guided_by_the_checkpoint(run, guide
     cfg = load_config(CONFIG, FAST)
     feedback = SimpleNamespace(checkpoint=run.checkpoint, checkpoint_sha256=files.sha256(run.checkpoint))
     counts = np.array([3 * (category["name"] == "red three") for category in CATEGORIES])
-    plan = plan_round(CATEGORIES, counts, build_prompt_book(cfg), run_seed=5, round_=0)
+    plan = plan_round(CATEGORIES, counts, build_prompt_book(cfg, []), run_seed=5, round_=0)
+    plan = share_among(plan, chosen_models(cfg))
     device = torch.device("cpu")
     sampler = build_sampler(cfg, device, limit=2)
     sampler.prepare(plan)

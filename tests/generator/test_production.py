@@ -14,7 +14,7 @@ from exchange.layout import RunLayout
 from exchange.locks import only_one
 from exchange.manifest import read_manifest, write_manifest
 from exchange.shards import Shard
-from generator.plan import PromptBook, batches_of_shard, plan_round
+from generator.plan import Model, PromptBook, batches_of_shard, plan_round, share_among
 from generator.production import produce
 from generator.sampling import SampledImage
 
@@ -34,7 +34,7 @@ def draw(batch, left_out=0):
 
 
 def make(layout, plan, begin=lambda images: draw, shard=WHOLE, guided=True):
-    return produce(layout, 2, plan, shard, 3, "model", guided, begin)
+    return produce(layout, 2, plan, shard, 3, guided, begin)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 10])
@@ -45,6 +45,17 @@ def test_shards_divide_the_batches_evenly_and_leave_none_out(plan, count):
     assert {tuple(batch) for batch in itertools.chain(*shards)} == {
         tuple(batch) for batch in batches_of_shard(plan, 2, WHOLE)
     }
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_batch_is_of_one_model_and_a_shard_takes_one_model_after_the_other(plan, count):
+    shared = share_among(plan, [Model("a", 1, "main"), Model("b", 2, "main")])
+    for index in range(count):
+        batches = batches_of_shard(shared, 2, Shard(index, count))
+        of_batches = [{image.model for image in batch} for batch in batches]
+        assert all(len(names) == 1 for names in of_batches)
+        models = [name for names in of_batches for name in names]
+        assert len(list(itertools.groupby(models))) == len(set(models))
 
 
 def test_only_what_is_to_be_drawn_is_prepared(tmp_path, plan):

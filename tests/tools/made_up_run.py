@@ -51,7 +51,7 @@ def write_made_up_run(
                 if images:
                     files.write_bytes(layout.raw(name), encode_png(disc_image(4 + number)), durable=False)
         asked = dict.fromkeys(ids, per_class)
-        write_manifest(layout, Manifest(round_, 0, 1, "tiny", True, asked, generated, 60.0))
+        write_manifest(layout, Manifest(round_, 0, 1, True, asked, generated, 60.0))
         write_index(layout, round_, rows)
         verdicts = [{"file": row.file, "kept": not row.reason} for row in rows]
         content = {"settings": FILTER, "unreadable": ["a.png"], "instances": verdicts}

@@ -98,7 +98,7 @@ def test_a_finished_run_has_a_point_for_each_round_with_all_that_it_generated_by
         for round_, shard, count in ((0, 0, 2), (0, 1, 1), (1, 0, 4)):
             one = GeneratedInstance("00_0001_0000.png", 1, 0, 7, "{}", "x", False)
             shards = 2 - round_
-            write_manifest(layout, Manifest(round_, shard, shards, "m", True, {1: 4}, [one] * count, 1.0))
+            write_manifest(layout, Manifest(round_, shard, shards, True, {1: 4}, [one] * count, 1.0))
         return 0
 
     monkeypatch.setattr(compare.stopping, "run", run_rounds)
