@@ -211,6 +211,7 @@ def _build_roi_heads(
         selection=DetectionSelection(
             heads.SCORE_THRESH_TEST, heads.NMS_THRESH_TEST, cfg.TEST.DETECTIONS_PER_IMAGE
         ),
+        num_extra_classes=heads.NUM_EXTRA_CLASSES,
     )
 
 
