@@ -46,7 +46,9 @@ class Predictor:
     """
 
     def __init__(self, weights: DescribedWeights, device: str = "") -> None:
-        self.cfg, self.categories = weights.cfg, weights.categories
+        self.cfg = weights.cfg
+        num_reported = len(weights.categories) - self.cfg.MODEL.ROI_HEADS.NUM_EXTRA_CLASSES
+        self.categories = weights.categories[:num_reported]
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model = build_detector(self.cfg)
         load_weights(model, weights.path, use_ema=True, content=weights.content)

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from fvcore.common.config import CfgNode
 
 from exchange import files
-from exchange.catalog import read_training_set, with_classes_of
+from exchange.catalog import read_training_set, with_classes_of, with_extra_categories
 from exchange.command_line import make_parser
 from exchange.config import REPOSITORY, add_config_arguments, from_repository, load_config
 from exchange.errors import UserError, run_cli
@@ -147,7 +147,7 @@ def evaluate_only(cfg: CfgNode, ranks: Ranks, engine: Engine, given: bool, per_c
         )
     test_sets = {name: read_test_set(cfg, name)[0] for name in cfg.DATASETS.TEST}
     for test_set in test_sets.values():
-        cfg = with_classes_of(cfg, test_set)
+        cfg = with_classes_of(cfg, with_extra_categories(cfg, test_set))
     model = modeling.build_detector(cfg).to(ranks.device)
     modeling.load_weights(model, checkpoint, use_ema=True)
     for name, test_set in test_sets.items():

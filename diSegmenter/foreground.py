@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -73,17 +74,38 @@ class MattingForeground:
         return [alphas[i] for i in range(len(images))]
 
 
-class BoxPromptedSam2(nn.Module):
-    """SAM 2 as a foreground network: what it finds in a box that covers nearly all of the image.
+Prompt = Callable[[int], dict[str, torch.Tensor]]
+"""The side S of an image in pixels to what SAM 2 is asked: arguments of the model, each for a batch of one."""
 
-    Of the masks that the model offers, the one that it trusts most. Takes float (N, 3, S, S) of the model's
-    own S; returns logits (N, 1, S / 4, S / 4).
+
+def inner_box(side: int, margin: float = 0.05) -> dict[str, torch.Tensor]:
+    """A box that covers nearly all of the image, with a ``margin`` of its side."""
+    near, far = margin * side, (1 - margin) * side
+    return {"input_boxes": torch.tensor([[[near, near, far, far]]])}
+
+
+def corners(side: int) -> dict[str, torch.Tensor]:
+    """The four pixels in the corners as points of what is sought (DiverGen, with its margin of 0)."""
+    last = side - 1.0
+    points = torch.tensor([[[[0.0, 0.0], [last, 0.0], [0.0, last], [last, last]]]])
+    return {"input_points": points, "input_labels": torch.ones(1, 1, 4, dtype=torch.int64)}
+
+
+class PromptedSam2(nn.Module):
+    """SAM 2 as a foreground network: of the masks that it offers for a prompt, the one that it trusts most.
+
+    Takes float (N, 3, S, S) of the model's own S; returns logits (N, 1, S / 4, S / 4).
+
+    Args:
+        prompt: what it is asked.
+        of_background: the prompt is about the background, and the object is the rest.
     """
 
-    def __init__(self, model: nn.Module, margin: float = 0.05) -> None:
+    def __init__(self, model: nn.Module, prompt: Prompt = inner_box, of_background: bool = False) -> None:
         super().__init__()
         self.model = model
-        self._margin = margin
+        self._prompt = prompt
+        self._sign = -1.0 if of_background else 1.0  # of logits: sigmoid(-x) = 1 - sigmoid(x)
 
     @property
     def side(self) -> int:
@@ -91,12 +113,20 @@ class BoxPromptedSam2(nn.Module):
         return self.model.config.prompt_encoder_config.image_size
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        side = pixels.shape[-1]
-        near, far = self._margin * side, (1 - self._margin) * side
-        box = torch.tensor([near, near, far, far], device=pixels.device).expand(len(pixels), 1, 4)
-        output = self.model(pixel_values=pixels, input_boxes=box)
+        count, device = len(pixels), pixels.device
+        asked = {
+            name: value.to(device).expand(count, *value.shape[1:])
+            for name, value in self._prompt(pixels.shape[-1]).items()
+        }
+        output = self.model(pixel_values=pixels, **asked)
         best = output.iou_scores[:, 0].argmax(-1)
-        return output.pred_masks[torch.arange(len(pixels), device=pixels.device), 0, best][:, None]
+        return self._sign * output.pred_masks[torch.arange(count, device=device), 0, best][:, None]
+
+
+_SAM2: dict[str, Callable[[nn.Module], PromptedSam2]] = {
+    "sam2": PromptedSam2,
+    "sam2_background": partial(PromptedSam2, prompt=corners, of_background=True),
+}
 
 
 def image_alpha(images: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -116,7 +146,7 @@ def load_foreground(
     """Loads the foreground model ``name``: see ``load_network``, and ``find_onnx`` for what is in an ONNX file.
 
     Args:
-        choice: ``matting``, ``onnx``, ``sam2`` or ``alpha``, see SEGMENTER.FOREGROUND.
+        choice: ``matting``, ``onnx``, ``sam2``, ``sam2_background`` or ``alpha``, see SEGMENTER.FOREGROUND.
         input_size: pixels of a side of the square that a matting network sees, unless its ONNX file fixes it.
         onnx_reading: what an ONNX file does not say of its network.
 
@@ -130,10 +160,12 @@ def load_foreground(
         return MattingForeground(
             onnx, size, device, onnx_reading.mean, onnx_reading.std, onnx_reading.opacity
         )
-    if choice not in ("matting", "sam2"):
-        raise UserError(f"SEGMENTER.FOREGROUND is {choice!r}: it takes matting, onnx, sam2 or alpha")
+    if choice != "matting" and choice not in _SAM2:
+        raise UserError(
+            f"SEGMENTER.FOREGROUND is {choice!r}: it takes matting, onnx, {', '.join(_SAM2)} or alpha"
+        )
     network = load_network(choice, name, revision, trust_remote_code)
-    side = network.side if isinstance(network, BoxPromptedSam2) else input_size
+    side = network.side if isinstance(network, PromptedSam2) else input_size
     return MattingForeground(network, (side, side), device)
 
 
@@ -144,7 +176,7 @@ def load_network(choice: str, name: str, revision: str, trust_remote_code: bool)
     ``trust_remote_code``.
 
     Args:
-        choice: ``matting`` or ``sam2``.
+        choice: ``matting``, ``sam2`` or ``sam2_background``.
 
     Raises:
         UserError: it cannot be loaded.
@@ -154,8 +186,8 @@ def load_network(choice: str, name: str, revision: str, trust_remote_code: bool)
     if trust_remote_code and not _is_ours(source):
         _log.warning("SEGMENTER.TRUST_REMOTE_CODE is set: %s at %s may run its own code here", name, revision)
     try:
-        if choice == "sam2":
-            return BoxPromptedSam2(Sam2Model.from_pretrained(source, revision=revision).float())
+        if choice in _SAM2:
+            return _SAM2[choice](Sam2Model.from_pretrained(source, revision=revision).float())
         return AutoModelForImageSegmentation.from_pretrained(
             source, revision=revision, trust_remote_code=trusted
         ).float()

@@ -26,17 +26,26 @@ def frequency(image_count: int) -> str:
 class AnnotationFile:
     """An annotation file, as :func:`read_annotations` checks it: N images, M annotations and C categories.
 
-    ``arrays``: those of :data:`~exchange.annotation_reader.SCHEMA`, to be read only.
+    ``arrays``: those of :data:`~exchange.annotation_reader.SCHEMA`, to be read only. ``num_extra``: so many of the
+    categories, the last ones, are not the file's own.
     """
 
     path: str
     arrays: Arrays
+    num_extra: int = 0
 
     @classmethod
     def of_records(cls, path: str, **parts: Sequence[Mapping[str, Any]]) -> "AnnotationFile":
         """What a file with these lists ``images``, ``annotations`` and ``categories`` would be; ``path`` is for
         messages. Raises UserError as :func:`read_annotations`."""
         return cls(path, made_in_memory(SCHEMA, partial(write_arrays, path, parts)))
+
+    def with_extra_categories(self, path: str, records: Sequence[Mapping[str, Any]]) -> "AnnotationFile":
+        """The same with more categories, which nothing in it shows: checked ``records`` of the file ``path``, sorted by
+        id, whose ids are above those of the file's own."""
+        categories = json.dumps([*self.categories, *records]).encode()
+        arrays = {**self.arrays, "categories": np.frombuffer(categories, dtype=np.uint8)}
+        return AnnotationFile(f"{self.path} + {path}", arrays, len(records))
 
     @cached_property
     def categories(self) -> list[dict[str, Any]]:

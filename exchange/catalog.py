@@ -68,7 +68,9 @@ def dataset_paths(name: str, cfg: CfgNode) -> tuple[str, str]:
 
 
 def read_training_set(cfg: CfgNode) -> tuple[AnnotationFile, str]:
-    """Annotations and image folder of DATASETS.TRAIN.
+    """Annotations and image folder of DATASETS.TRAIN; its categories are the classes of the run.
+
+    Those of DATASETS.EXTRA_CATEGORIES are among them, see :func:`with_extra_categories`.
 
     Several sets become one: images and annotations are numbered anew, as ids may collide, and the images' names begin
     with their folders, so that the folder returned is empty. Raises UserError where none is named, for sets of
@@ -80,23 +82,55 @@ def read_training_set(cfg: CfgNode) -> tuple[AnnotationFile, str]:
     parts = [(read_annotations(file), folder) for file, folder in paths]
     whole, root = parts[0]
     if len(parts) == 1:
-        return whole, root
+        return with_extra_categories(cfg, whole), root
     for part, _ in parts:
         if part.category_names != whole.category_names:
             raise UserError(
                 f"DATASETS.TRAIN: the categories of {part.path} are not those of {whole.path}: train on sets with the "
                 "same ids and names"
             )
-    return join(parts), ""
+    return with_extra_categories(cfg, join(parts)), ""
+
+
+def with_extra_categories(cfg: CfgNode, annotations: AnnotationFile) -> AnnotationFile:
+    """A data set with the categories of DATASETS.EXTRA_CATEGORIES, if there are any, as classes behind its own.
+
+    A record that the data set has, too, by its id and name, is the data set's. Raises UserError where another one has
+    not an id above the data set's, or has a name of it, where there is no other, and for a file in another format.
+    """
+    if not cfg.DATASETS.EXTRA_CATEGORIES:
+        return annotations
+    path = from_repository(cfg.DATASETS.EXTRA_CATEGORIES)
+    content = files.read_json(path)
+    records = content.get("categories") if isinstance(content, dict) else content
+    if not isinstance(records, list):
+        raise UserError(
+            f"{path} (DATASETS.EXTRA_CATEGORIES) is no list of categories, and has none: name another"
+        )
+    listed = AnnotationFile.of_records(path, images=[], annotations=[], categories=records).categories
+    names = annotations.category_names
+    extra = [record for record in listed if names.get(record["id"]) != record["name"]]
+    last = max(names, default=-1)
+    for record in extra:
+        if record["id"] <= last or record["name"] in names.values():
+            raise UserError(
+                f"{path} (DATASETS.EXTRA_CATEGORIES): category {record['id']}, {record['name']!r}, is not beyond those "
+                f"of {annotations.path}: give it an id above {last} and a name that is not there, or leave it out"
+            )
+    if not extra:
+        raise UserError(
+            f"{path} lists no category that {annotations.path} has not: leave DATASETS.EXTRA_CATEGORIES out"
+        )
+    return annotations.with_extra_categories(path, extra)
 
 
 def with_classes_of(cfg: CfgNode, annotations: AnnotationFile) -> CfgNode:
-    """``cfg`` with MODEL.ROI_HEADS.NUM_CLASSES as many as ``annotations`` has categories.
+    """``cfg`` with NUM_CLASSES and NUM_EXTRA_CLASSES of MODEL.ROI_HEADS by the categories of ``annotations``.
 
-    Raises UserError where the setting is another number.
+    Raises UserError where the former setting is another number, with or without the extra ones.
     """
     given, categories = cfg.MODEL.ROI_HEADS.NUM_CLASSES, len(annotations.categories)
-    if given not in (0, categories):
+    if given not in (0, categories - annotations.num_extra, categories):
         raise UserError(
             f"{annotations.path} has {categories} categories, but MODEL.ROI_HEADS.NUM_CLASSES is {given}: leave that "
             "out, or name another data set in DATASETS"
@@ -104,6 +138,7 @@ def with_classes_of(cfg: CfgNode, annotations: AnnotationFile) -> CfgNode:
     known = cfg.clone()
     known.defrost()
     known.MODEL.ROI_HEADS.NUM_CLASSES = categories
+    known.MODEL.ROI_HEADS.NUM_EXTRA_CLASSES = annotations.num_extra
     known.freeze()
     return known
 

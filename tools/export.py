@@ -2,7 +2,7 @@
 
 A quarter of the checkpoint's size, with the names of the categories and all settings as metadata; MODEL.WEIGHTS,
 mrca predict, mrca draw and Predictor read it. Other weights of the network, such as a published baseline, are
-described by --config.
+described by --config. Categories that only the pool had (DATASETS.EXTRA_CATEGORIES) are cut off.
 """
 
 import argparse
@@ -39,7 +39,12 @@ def main() -> None:
         build_detector,
         load_weights,
     )  # only now: seconds that --help should not take
-    from detectron2_ext.modeling.described import Category, read_described, write_described
+    from detectron2_ext.modeling.described import (
+        Category,
+        read_described,
+        without_extra_categories,
+        write_described,
+    )
 
     content = None
     if args.config:
@@ -52,7 +57,7 @@ def main() -> None:
         cfg, categories, content = described.cfg, described.categories, described.content
     model = build_detector(cfg)
     load_weights(model, args.checkpoint, use_ema=True, content=content)
-    write_described(args.out, model.state_dict(), cfg, categories)
+    write_described(args.out, *without_extra_categories(model.state_dict(), cfg, categories))
     print(args.out)
 
 

@@ -17,7 +17,7 @@ from tabulate import tabulate
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from exchange import files
-from exchange.catalog import read_training_set
+from exchange.catalog import read_training_set, with_classes_of
 from exchange.command_line import make_parser
 from exchange.config import add_config_arguments, load_config
 from exchange.errors import UserError, run_cli
@@ -108,6 +108,7 @@ def main() -> None:
     cfg = load_config(args.config, args.opts)
     device = choose_device(0)
     annotations = read_training_set(cfg)[0]
+    cfg = with_classes_of(cfg, annotations)
     num_classes = len(annotations.categories)
     per_class = np.full(num_classes, -(-args.pairs // num_classes))
     book = build_prompt_book(cfg, annotations.category_names.values())

@@ -22,7 +22,7 @@ from detectron2_ext.paste.build import build_pool
 from detectron2_ext.structures import Instances
 from diSegmenter.report import contact_sheet
 from exchange import files
-from exchange.catalog import read_training_set, with_classes_of
+from exchange.catalog import read_training_set, with_classes_of, with_extra_categories
 from exchange.feedback import read_feedback, source_round
 from exchange.layout import RunLayout
 from exchange.pasted import Pasted
@@ -91,7 +91,8 @@ def prediction_sheet(cfg: CfgNode, checkpoint: str, num: int, min_score: float) 
     """``num`` images spread over the first test set: what is in them, and right of it what ``checkpoint`` finds."""
     name = cfg.DATASETS.TEST[0]
     dataset = build_dataset(cfg, name)
-    model = build_model(with_classes_of(cfg, read_test_set(cfg, name)[0]))
+    test_set = with_extra_categories(cfg, read_test_set(cfg, name)[0])
+    model = build_model(with_classes_of(cfg, test_set))
     load_weights(model, checkpoint, use_ema=True)
     model.eval()
     mapper = build_test_mapper(cfg, dataset)

@@ -57,7 +57,9 @@ def make_feedback(
 
     ``checkpoint``: path of the round's last checkpoint, ``weights``: those in it that were evaluated; ``before``:
     path of the checkpoint of the round before, None for the starting weights. Without learned rows there is no drift.
+    ``category_ids``: of all classes of the network; those that the evaluation does not know, the last ones, have no AP.
     """
+    unknown: list[float | None] = [None] * (len(category_ids) - len(evaluation.box_ap))
     moved: list[float | None] = [None] * len(category_ids)
     if before is not None and not any(map(_FIXED_ROWS.fullmatch, weights)):
         old = read_checkpoint(before)
@@ -72,8 +74,8 @@ def make_feedback(
         checkpoint_sha256=files.sha256(checkpoint),
         dataset=dataset,
         categories=category_ids,
-        box_ap=evaluation.box_ap,
-        mask_ap=evaluation.mask_ap,
+        box_ap=[*evaluation.box_ap, *unknown],
+        mask_ap=[*evaluation.mask_ap, *unknown],
         drift=moved,
         mean_box_ap=evaluation.box["AP"] or 0.0,
         mean_mask_ap=evaluation.mask["AP"] or 0.0,

@@ -25,6 +25,7 @@ from detectron2_ext.modeling import build_detector, load_weights
 from detectron2_ext.paste.build import build_pool
 from exchange import files
 from exchange.annotations import AnnotationFile
+from exchange.catalog import with_extra_categories
 from exchange.config import from_repository
 from exchange.errors import UserError
 from exchange.feedback import read_feedback, source_round, write_feedback
@@ -238,7 +239,7 @@ class TrainingRun:
                 weights=state.evaluated.state_dict(),
                 before=self._checkpoints.path(before) if round_ >= 0 else None,
                 dataset=name,
-                category_ids=read_test_set(cfg, name)[0].category_ids.tolist(),
+                category_ids=with_extra_categories(cfg, read_test_set(cfg, name)[0]).category_ids.tolist(),
             )
             write_feedback(layout, feedback)
             _log.info("wrote %s", layout.feedback_history(round_))

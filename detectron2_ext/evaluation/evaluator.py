@@ -24,7 +24,7 @@ from detectron2_ext.evaluation.scoring import CocoTruth, Evaluation, Truth
 from detectron2_ext.structures import Instances
 from exchange import files
 from exchange.annotations import AnnotationFile, read_annotations
-from exchange.catalog import dataset_paths
+from exchange.catalog import dataset_paths, with_extra_categories
 from exchange.config import choose
 from exchange.errors import UserError
 
@@ -52,13 +52,16 @@ def validate(
 
 
 def read_test_set(cfg: CfgNode, name: str) -> tuple[AnnotationFile, str]:
-    """Annotations and image folder of a data set; raises UserError if its classes are not the network's."""
+    """Annotations and image folder of a data set; raises UserError if its classes are not the network's.
+
+    DATASETS.EXTRA_CATEGORIES, of which it has no objects, are not among its categories.
+    """
     annotation_file, image_root = dataset_paths(name, cfg)
     annotations = read_annotations(annotation_file)
-    expected = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    if expected not in (0, len(annotations.categories)):
+    expected, whole = cfg.MODEL.ROI_HEADS.NUM_CLASSES, with_extra_categories(cfg, annotations)
+    if expected not in (0, len(annotations.categories), len(whole.categories)):
         raise UserError(
-            f"{annotation_file} has {len(annotations.categories)} categories, but "
+            f"{whole.path} has {len(whole.categories)} categories, but "
             f"MODEL.ROI_HEADS.NUM_CLASSES, or the number of categories of DATASETS.TRAIN, is {expected}: the two have "
             "to have the same, name another data set in DATASETS.TEST"
         )

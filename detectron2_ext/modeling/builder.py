@@ -24,7 +24,7 @@ from detectron2_ext.modeling.swin import SWIN_SIZES, SwinTransformer
 from detectron2_ext.modeling.text_classifier import TextBoxPredictor, TextClassifier, read_text_features
 from detectron2_ext.modeling.weights import load_weights
 from detectron2_ext.roi_pooler import RoiPooler
-from exchange.config import choose
+from exchange.config import choose, from_repository
 from exchange.errors import UserError
 
 _FEEDBACK_OUTPUTS = {"FeedbackRCNN": "logits", "EmbedRCNN": "embedding"}
@@ -211,6 +211,7 @@ def _build_roi_heads(
         selection=DetectionSelection(
             heads.SCORE_THRESH_TEST, heads.NMS_THRESH_TEST, cfg.TEST.DETECTIONS_PER_IMAGE
         ),
+        num_extra_classes=heads.NUM_EXTRA_CLASSES,
     )
 
 
@@ -237,7 +238,7 @@ def _class_weights(model: CfgNode, class_image_counts: Sequence[int] | None) -> 
     source = "the training annotations"
     if box.CAT_FREQ_PATH:
         source = f"MODEL.ROI_BOX_HEAD.CAT_FREQ_PATH {box.CAT_FREQ_PATH}"
-        class_image_counts = _read_image_counts(box.CAT_FREQ_PATH)
+        class_image_counts = _read_image_counts(from_repository(box.CAT_FREQ_PATH))
     if class_image_counts is None:
         return torch.ones(num_classes)
     if len(class_image_counts) != num_classes:

@@ -11,6 +11,7 @@ import safetensors.torch
 from fvcore.common.config import CfgNode
 from torch import Tensor
 
+from detectron2_ext.modeling.extra_classes import without_extra_classes
 from detectron2_ext.modeling.weights import read_weight_file
 from exchange import files
 from exchange.config import config_of_text
@@ -79,6 +80,20 @@ def last_checkpoint(run: str) -> str:
             f"{run} holds no checkpoint, there is no {marker}: give a run folder that was trained in"
         )
     return files.join(folder, files.read_bytes(marker).decode(errors="replace").strip())
+
+
+def without_extra_categories(
+    weights: Mapping[str, Tensor], cfg: CfgNode, categories: Sequence[Category]
+) -> tuple[dict[str, Tensor], CfgNode, Sequence[Category]]:
+    """Weights, settings and categories of a network without DATASETS.EXTRA_CATEGORIES, which detects the same."""
+    num_extra = cfg.MODEL.ROI_HEADS.NUM_EXTRA_CLASSES
+    cut = cfg.clone()
+    cut.defrost()
+    cut.MODEL.ROI_HEADS.NUM_CLASSES -= num_extra
+    cut.MODEL.ROI_HEADS.NUM_EXTRA_CLASSES = 0
+    cut.DATASETS.EXTRA_CATEGORIES = ""
+    cut.freeze()
+    return without_extra_classes(weights, num_extra), cut, categories[: len(categories) - num_extra]
 
 
 def write_described(

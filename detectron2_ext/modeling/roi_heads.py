@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from detectron2_ext.modeling.boxes import BoxCoder, clip_to_image, has_area
 from detectron2_ext.modeling.centernet import Proposals
+from detectron2_ext.modeling.extra_classes import without_extra_classes
 from detectron2_ext.modeling.federated_loss import FederatedClassSampler, sigmoid_classification_loss
 from detectron2_ext.modeling.layers import fill_fan_in, fill_fan_out
 from detectron2_ext.modeling.postprocessing import DetectionSelection
@@ -152,6 +154,7 @@ class CascadeRoiHeads(nn.Module):
         sampler: draws the boxes of the first stage in training; its threshold is the first stage's.
         class_sampler: draws the classes that the classification loss covers; None for all of them.
         selection: turns boxes and scores into detections.
+        num_extra_classes: so many of the classes, the last ones, are never detected.
     """
 
     def __init__(
@@ -170,9 +173,11 @@ class CascadeRoiHeads(nn.Module):
         sampler: RoiSampler,
         class_sampler: FederatedClassSampler | None,
         selection: DetectionSelection,
+        num_extra_classes: int = 0,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.num_extra_classes = num_extra_classes
         self.box_pooler = box_pooler
         self.box_head = nn.ModuleList(box_heads)
         self.box_predictor = nn.ModuleList(box_predictors)
@@ -246,7 +251,8 @@ class CascadeRoiHeads(nn.Module):
         for stage in range(self.num_stages):
             if stage > 0:
                 rois = self._relabel(boxes, rois.image_index, sizes, truth, stage)
-            logits, deltas = self._run_stage(stage, features, rois.boxes, rois.image_index)
+            hidden = self._hidden(stage, features, rois.boxes, rois.image_index)
+            logits, deltas = self.box_predictor[stage](hidden)
             yield stage, rois, logits, deltas
             boxes = self.box_coders[stage].decode(deltas.detach(), rois.boxes)
 
@@ -257,16 +263,19 @@ class CascadeRoiHeads(nn.Module):
         image_sizes: Sequence[tuple[int, int]],
         proposals: Sequence[Proposals],
     ) -> list[Instances]:
-        """Detections of each image; ``pred_masks`` are probabilities float32 (N, S, S) over the box."""
+        """Detections of each image; ``pred_masks`` are probabilities float32 (N, S, S) over the box.
+
+        They are those of a network without the extra classes, to the last bit.
+        """
         sizes = torch.tensor(image_sizes, device=features[0].device)
         boxes = torch.cat([of_image.boxes for of_image in proposals])
         counts = [len(of_image.boxes) for of_image in proposals]
         image_index = _image_index(counts, boxes.device)
-        probability = boxes.new_zeros(len(boxes), self.num_classes)
+        probability = boxes.new_zeros(len(boxes), self.num_classes - self.num_extra_classes)
         for stage in range(self.num_stages):
             if stage > 0:
                 boxes = clip_to_image(boxes, sizes[image_index])
-            logits, deltas = self._run_stage(stage, features, boxes, image_index)
+            logits, deltas = self._predict_reported(stage, self._hidden(stage, features, boxes, image_index))
             probability += logits[:, :-1].float().sigmoid() / self.num_stages
             boxes = self.box_coders[stage].decode(deltas, boxes)
         proposal_scores = torch.cat([of_image.scores for of_image in proposals])
@@ -289,12 +298,21 @@ class CascadeRoiHeads(nn.Module):
         for of_image, masks_of_image in zip(detections, masks.split(counts), strict=True):
             of_image.pred_masks = masks_of_image
 
-    def _run_stage(
-        self, stage: int, features: Sequence[Tensor], boxes: Tensor, image_index: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _hidden(self, stage: int, features: Sequence[Tensor], boxes: Tensor, image_index: Tensor) -> Tensor:
         pooled = self.box_pooler(features, boxes, image_index)
         pooled = ScaleGradient.apply(pooled, 1 / self.num_stages)
-        return self.box_predictor[stage](self.box_head[stage](pooled))
+        return self.box_head[stage](pooled)
+
+    def _predict_reported(self, stage: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """What the stage's predictor gives, without extra classes.
+
+        Their rows are cut before the product and not their columns after it: sums round by the product's shape.
+        """
+        predictor = self.box_predictor[stage]
+        if not self.num_extra_classes:
+            return predictor(hidden)
+        weights = {**dict(predictor.named_parameters()), **dict(predictor.named_buffers())}
+        return functional_call(predictor, without_extra_classes(weights, self.num_extra_classes), (hidden,))
 
     def _relabel(
         self, boxes: Tensor, image_index: Tensor, sizes: Tensor, truth: GroundTruth, stage: int

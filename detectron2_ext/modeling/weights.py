@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from detectron2_ext.modeling.extra_classes import with_extra_classes
 from detectron2_ext.modeling.plain_pickle import PlainUnpickler
 from exchange import files
 from exchange.errors import UserError
@@ -57,6 +58,9 @@ def load_weights(
 ) -> LoadReport:
     """Loads a checkpoint of the network or of its backbone into ``model``, in place.
 
+    Where ``model`` has extra classes (MODEL.ROI_HEADS.NUM_EXTRA_CLASSES), a file of the data set's classes alone is
+    welcome: what the classifiers have of the extra ones keeps its initial values.
+
     Args:
         path: ``.pth`` (``{"model": …, "model_ema": …}`` or names and tensors), ``.pkl`` (pre-trained
             backbones in Detectron2's format) or ``.safetensors``.
@@ -73,8 +77,9 @@ def load_weights(
     content = read_weight_file(path, sha256) if content is None else content
     average = content.get("model_ema")
     report = LoadReport(path, averaged=use_ema and isinstance(average, dict) and len(average) > 0)
-    weights = _weights_of(content, report)
     expected = model.state_dict()
+    extra = getattr(getattr(model, "roi_heads", None), "num_extra_classes", 0)
+    weights = with_extra_classes(_weights_of(content, report), expected, extra)
     if any(name.startswith(("roi_heads.", "proposal_generator.")) for name in weights):
         chosen = _match_network(weights, expected, report, new_classifier)
     else:

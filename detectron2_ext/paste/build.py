@@ -29,6 +29,7 @@ from detectron2_ext.paste.plan import (
     PastePlan,
     RandomDraws,
     Scattered,
+    SeenOrNot,
     SizeRule,
     StatisticalSize,
     UniformDraws,
@@ -309,19 +310,30 @@ def _weights(kind: str, dataset: DetectionDataset, pool: InstancePool) -> np.nda
         return shares_no_higher(pool.column(kind), pool.categories)
     if kind != "class":
         return pool.column(kind)
-    real = np.bincount(dataset.classes[~dataset.crowd], minlength=dataset.num_classes)
+    real = _real_objects(dataset)
     pooled = np.bincount(pool.categories, minlength=dataset.num_classes)
     return (1 / np.maximum(real, 1) / np.maximum(pooled, 1))[pool.categories]
+
+
+def _real_objects(dataset: DetectionDataset) -> np.ndarray:
+    """Number of training objects of each class, crowds not counted: int64 (C,)."""
+    return np.bincount(dataset.classes[~dataset.crowd], minlength=dataset.num_classes)
 
 
 def _build_size(cfg: CfgNode, dataset: DetectionDataset, feedback: Feedback | None, round_: int) -> SizeRule:
     if cfg.INPUT.INST_POOL_AREA_CERTAINTY > 0:
         return UniformSize(cfg.INPUT.INST_POOL_AREA_CERTAINTY, cfg.INPUT.INST_POOL_AREA_CERTAINTY)
-    kinds = {
-        "statistics": lambda: StatisticalSize(
-            class_sizes(dataset), _size_factors(cfg, dataset, feedback, round_)
-        ),
-        "uniform": lambda: UniformSize(*cfg.INPUT.INST_POOL_SIZE_RANGE),
+
+    def statistics() -> SizeRule:
+        return StatisticalSize(class_sizes(dataset), _size_factors(cfg, dataset, feedback, round_))
+
+    def uniform() -> SizeRule:
+        return UniformSize(*cfg.INPUT.INST_POOL_SIZE_RANGE)
+
+    kinds: dict[str, Callable[[], SizeRule]] = {
+        "statistics": statistics,
+        "uniform": uniform,
+        "statistics_or_uniform": lambda: SeenOrNot(_real_objects(dataset) > 0, statistics(), uniform()),
         "native": lambda: native_size,
     }
     return choose(cfg, "INPUT.INST_POOL_SIZE", kinds)()

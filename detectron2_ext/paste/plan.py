@@ -222,6 +222,22 @@ class UniformSize:
         return rng.uniform(self._low, self._high)
 
 
+class SeenOrNot:
+    """``statistics_or_uniform`` (DiverGen): one rule for the classes that have training boxes, another for the rest.
+
+    ``seen``: which have, bool (C,).
+    """
+
+    def __init__(self, seen: np.ndarray, of_seen: SizeRule, of_unseen: SizeRule) -> None:
+        self._seen, self._of_seen, self._of_unseen = seen, of_seen, of_unseen
+
+    def __call__(
+        self, class_index: int, image_size: tuple[int, int], rng: np.random.Generator
+    ) -> float | None:
+        rule = self._of_seen if self._seen[class_index] else self._of_unseen
+        return rule(class_index, image_size, rng)
+
+
 def native_size(class_index: int, image_size: tuple[int, int], rng: np.random.Generator) -> None:
     """``native``: the pixels that the cut-out has."""
 

@@ -1,4 +1,5 @@
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from transformers import (
 )
 
 from diSegmenter import foreground as foreground_module
-from diSegmenter.foreground import BoxPromptedSam2, MattingForeground, load_foreground
+from diSegmenter.foreground import MattingForeground, PromptedSam2, load_foreground, load_network
 from exchange.errors import UserError
 from tests.diSegmenter.conftest import disc_image
 
@@ -100,21 +101,44 @@ def test_a_choice_that_does_not_exist_is_named():
         load_foreground("mating", "", "main", False, 32, CPU)
 
 
-def test_sam_2_gives_the_mask_that_it_trusts_most_in_a_box_of_nine_tenths_of_the_image():
-    asked = []
+def offered_masks(asked):
+    """A SAM 2 that offers three masks of each of two images, and notes what it is asked."""
 
-    def model(pixel_values, input_boxes):
-        asked.append(input_boxes)
+    def model(pixel_values, **prompt):
+        asked.append(prompt)
         trust = torch.tensor([[[0.1, 0.9, 0.5]], [[0.3, 0.1, 0.5]]])
         masks = torch.arange(3.0).view(1, 1, 3, 1, 1).expand(2, 1, 3, 16, 16)
         return SimpleNamespace(iou_scores=trust, pred_masks=masks)
 
-    logits = BoxPromptedSam2(model)(torch.zeros(2, 3, 40, 40))
-    torch.testing.assert_close(asked[0], torch.tensor([[[2.0, 2.0, 38.0, 38.0]]]).expand(2, 1, 4))
+    return model
+
+
+def test_sam_2_gives_the_mask_that_it_trusts_most_in_a_box_of_nine_tenths_of_the_image():
+    asked = []
+    logits = PromptedSam2(offered_masks(asked))(torch.zeros(2, 3, 40, 40))
+    assert asked[0].keys() == {"input_boxes"}
+    torch.testing.assert_close(
+        asked[0]["input_boxes"], torch.tensor([[[2.0, 2.0, 38.0, 38.0]]]).expand(2, 1, 4)
+    )
     assert logits.shape == (2, 1, 16, 16) and logits[:, 0, 0, 0].tolist() == [1.0, 2.0]
 
 
-def test_sam_2_loads_and_gives_a_mask_of_each_image(tmp_path):
+def test_the_background_is_what_sam_2_finds_at_the_four_corners_and_the_object_the_rest(monkeypatch):
+    asked = []
+    monkeypatch.setattr(Sam2Model, "from_pretrained", Mock())
+    network = load_network("sam2_background", "a name", "main", False)
+    network.model = Mock(side_effect=offered_masks(asked))
+    logits = network(torch.zeros(2, 3, 40, 40))
+    points, labels = asked[0]["input_points"], asked[0]["input_labels"]
+    assert asked[0].keys() == {"input_points", "input_labels"}
+    assert labels.shape == (2, 1, 4) and (labels == 1).all()  # all of them are of what is sought
+    for of_image in points[:, 0].tolist():
+        assert sorted(of_image) == [[0.0, 0.0], [0.0, 39.0], [39.0, 0.0], [39.0, 39.0]]
+    assert logits[:, 0, 0, 0].tolist() == [-1.0, -2.0]
+
+
+@pytest.mark.parametrize("choice", ["sam2", "sam2_background"])
+def test_sam_2_loads_and_gives_a_mask_of_each_image(tmp_path, choice):
     torch.manual_seed(0)
     backbone = Sam2HieraDetConfig(
         hidden_size=8,
@@ -140,5 +164,5 @@ def test_sam_2_loads_and_gives_a_mask_of_each_image(tmp_path):
         Sam2Config(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
     )
     model.save_pretrained(tmp_path)
-    alphas = load_foreground("sam2", str(tmp_path), "main", False, 512, CPU)(IMAGES)
+    alphas = load_foreground(choice, str(tmp_path), "main", False, 512, CPU)(IMAGES)
     assert [alpha.shape for alpha in alphas] == [image.shape[:2] for image in IMAGES]

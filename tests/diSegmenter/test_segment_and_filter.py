@@ -21,7 +21,7 @@ from exchange.layout import RunLayout
 from exchange.locks import only_one
 from exchange.pool_index import PoolIndex
 from exchange.shards import Shard
-from tests.diSegmenter.conftest import generate, write_settings
+from tests.diSegmenter.conftest import CATEGORIES, generate, write_settings
 from tests.diSegmenter.small_onnx import save_dark
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -79,6 +79,20 @@ def test_a_round_is_cut_out_by_the_onnx_form_of_a_network_as_by_torch(monkeypatc
     for name in files.list_dir(layout.segmented("")):
         expected, mask = (cv2.imread(run.segmented(name), 0).astype(int) for run in (layout, other))
         assert expected.max() > 250 and np.abs(mask - expected).max() <= 1
+
+
+def test_an_extra_category_is_cut_out_and_in_the_pool_as_any(monkeypatch, config, layout, tmp_path):
+    files.write_json(
+        str(tmp_path / "train.json"), {"images": [], "annotations": [], "categories": CATEGORIES[:1]}
+    )
+    files.write_json(str(tmp_path / "extra.json"), CATEGORIES[1:])
+    generate(layout, 0, 6)
+    extra = ["DATASETS.EXTRA_CATEGORIES", str(tmp_path / "extra.json")]
+    call(monkeypatch, "--config", config, "--round", "1", *extra)
+    index = PoolIndex(layout, [0])
+    assert index.category_ids.tolist().count(7) == 3
+    assert np.isfinite(index.column("clip_white")).all()
+    assert read_annotations(layout.pool_categories()).category_names == {3: "red disc", 7: "blue_disc"}
 
 
 def test_rounds_and_shares_are_chosen_on_the_command_line(monkeypatch, config, layout):

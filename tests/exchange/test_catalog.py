@@ -3,7 +3,7 @@ import json
 import pytest
 import yaml
 
-from exchange.catalog import builtin_datasets, dataset_paths, read_training_set
+from exchange.catalog import builtin_datasets, dataset_paths, read_training_set, with_classes_of
 from exchange.config import REPOSITORY, load_config
 from exchange.errors import UserError
 
@@ -83,3 +83,63 @@ def test_several_training_sets_become_one_with_numbers_of_its_own_and_whole_path
 def test_training_sets_of_different_categories_are_refused(halves):
     with pytest.raises(UserError, match=r"the categories of .*b\.json are not those of .*a\.json"):
         read_training_set(halves([(5, "cat")], [(5, "dog")]))
+
+
+@pytest.fixture
+def beyond(halves, tmp_path):
+    """The configuration of two sets with the categories 5, 9 and what a file says as DATASETS.EXTRA_CATEGORIES."""
+
+    def write(content, *settings):
+        halves([(5, "cat"), (9, "dog")], [(9, "dog"), (5, "cat")])
+        path = tmp_path / "extra.json"
+        path.write_text(json.dumps(content))
+        return load_config(str(tmp_path / "x.yaml"), ["DATASETS.EXTRA_CATEGORIES", str(path), *settings])
+
+    return write
+
+
+EXTRA = [{"id": 30, "name": "tench"}, {"id": 12, "name": "ant", "def": "it digs"}]
+
+
+@pytest.mark.parametrize("content", [EXTRA, {"categories": EXTRA}, [{"id": 5, "name": "cat"}, *EXTRA]])
+def test_extra_categories_are_the_last_classes_of_a_run_and_have_no_instances(beyond, content):
+    cfg = beyond(content)
+    whole, _ = read_training_set(cfg)
+    assert whole.category_names == {5: "cat", 9: "dog", 12: "ant", 30: "tench"}
+    assert whole.categories[2]["def"] == "it digs" and whole.num_extra == 2
+    assert whole.instance_counts().tolist() == [1, 2, 0, 0] == whole.image_counts().tolist()
+    heads = with_classes_of(cfg, whole).MODEL.ROI_HEADS
+    assert (heads.NUM_CLASSES, heads.NUM_EXTRA_CLASSES) == (4, 2)
+
+
+@pytest.mark.parametrize("given", [2, 4])
+def test_the_number_of_classes_may_count_the_extra_ones_or_not(beyond, given):
+    cfg = beyond(EXTRA, "MODEL.ROI_HEADS.NUM_CLASSES", str(given))
+    assert with_classes_of(cfg, read_training_set(cfg)[0]).MODEL.ROI_HEADS.NUM_CLASSES == 4
+    wrong = beyond(EXTRA, "MODEL.ROI_HEADS.NUM_CLASSES", "3")
+    with pytest.raises(UserError, match=r"has 4 categories, but MODEL\.ROI_HEADS\.NUM_CLASSES is 3"):
+        with_classes_of(wrong, read_training_set(wrong)[0])
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ([{"id": 7, "name": "ant"}], "category 7, 'ant', is not beyond those of .*give it an id above 9"),
+        ([{"id": 9, "name": "ant"}], "category 9, 'ant', is not beyond"),
+        ([{"id": 12, "name": "cat"}], "category 12, 'cat', is not beyond"),
+        (
+            [{"id": 9, "name": "dog"}],
+            "lists no category that .* has not: leave DATASETS.EXTRA_CATEGORIES out",
+        ),
+        ([{"id": 12, "name": 3}], "extra.json.*name"),
+        ([*EXTRA, EXTRA[0]], "extra.json lists an id twice"),
+        ({"images": []}, r"\(DATASETS.EXTRA_CATEGORIES\) is no list of categories"),
+        ([12], "extra.json"),
+    ],
+)
+def test_extra_categories_that_are_not_beyond_the_data_set_s_are_refused_in_one_sentence(
+    beyond, content, sentence
+):
+    with pytest.raises(UserError, match=sentence) as error:
+        read_training_set(beyond(content))
+    assert "\n" not in str(error.value)

@@ -268,3 +268,29 @@ def test_manifest_names_what_was_drawn(world, monkeypatch):
     prompts = {record["prompt"] for record in content["instances"] if record["category_id"] == 2}
     assert prompts and all("bat animal" in prompt for prompt in prompts)
     assert {record["model"] for record in content["instances"]} == {world.settings["GENERATOR"]["MODEL"]}
+
+
+def test_an_extra_category_is_planned_as_a_class_without_instances_whose_ap_is_unknown(
+    world, monkeypatch, capsys, tmp_path
+):
+    (tmp_path / "extra.json").write_text(json.dumps([{"id": 12, "name": "tench"}]))
+    layout, extra = RunLayout(str(world.run)), ("DATASETS.EXTRA_CATEGORIES", str(tmp_path / "extra.json"))
+    known = {"box_ap": [10.0] * 4 + [None], "mask_ap": [10.0, 20.0, 30.0, 40.0, None], "drift": [1.0] * 5}
+    write_feedback(layout, feedback(1, categories=[1, 2, 5, 9, 12], **known))
+    run(world, monkeypatch, "--st-rd", "2", "--round", "3", "--dry-run", *extra)
+    table = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    weights = {
+        "1": 10.0,
+        "2": 20 / 2,
+        "5": 30 / 5,
+        "9": 40 / 20,
+        "12": 25.0,
+    }  # AP / N, that of 12 the mean / 1
+    shares = {row[0]: float(row[-2]) for row in table}
+    total = sum(weights.values())
+    assert shares == pytest.approx({key: weight / total for key, weight in weights.items()}, abs=1e-6)
+    assert sum(int(row[-1]) for row in table) == 5 * 3  # GENERATOR.PER_CLASS
+    layout = run(world, monkeypatch, "--round", "1", *extra)
+    (manifest,) = read_round(layout, 0)
+    drawn = [record for record in manifest.instances if record.category_id == 12]
+    assert len(drawn) == manifest.asked[12] > 0 and all("tench" in record.prompt for record in drawn)

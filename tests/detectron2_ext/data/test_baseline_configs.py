@@ -83,6 +83,25 @@ def test_bsgal_is_x_paste_with_the_selection_of_its_release(name):
     assert bsgal["MODEL.ACTIVE_GRAD_UPDATE"] == "MOMENTUM0.1" and bsgal["MODEL.ACTIVE_GRAD_LAYERS"] == []
 
 
+def test_divergen_is_x_paste_with_a_pool_of_its_own_and_more_categories():
+    divergen, x_paste = (
+        dict(flatten(load_config(str(REPOSITORY / f"configs/baselines/{name}_SwinL.yaml"))))
+        for name in ("DiverGen", "XPaste")
+    )
+    differing = {key for key in divergen if divergen[key] != x_paste[key]}
+    assert {key for key in differing if not key.startswith(("GENERATOR.", "SEGMENTER."))} == {
+        "OUTPUT_DIR",
+        "DATASETS.EXTRA_CATEGORIES",
+        *("MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.ROI_BOX_HEAD.CAT_FREQ_PATH"),
+        *("INPUT.INST_POOL", "INPUT.INST_POOL_PATH", "INPUT.INST_POOL_FEED"),
+        *("INPUT.INST_POOL_SIZE", "INPUT.INST_POOL_SIZE_RANGE", "SOLVER.ROUND_ITERS"),
+    }
+    assert divergen["SOLVER.MAX_ITER"] == divergen["SOLVER.ROUND_ITERS"] == 180000
+    assert round(divergen["GENERATOR.PER_CLASS"] * divergen["MODEL.ROI_HEADS.NUM_CLASSES"], -4) == 1_200_000
+    assert divergen["INPUT.INST_POOL_SIZE_RANGE"] == [0.05, 0.3] and divergen["INPUT.TRAIN_SIZE"] == 896
+    assert divergen["SEGMENTER.FOREGROUND"] == ["sam2_background"]
+
+
 @pytest.mark.parametrize(
     "folder", ["baselines/{}_R50", "baselines/{}_SwinL", "baselines/coco/{}_R50", "digits/{}_digits"]
 )

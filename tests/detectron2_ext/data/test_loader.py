@@ -194,7 +194,7 @@ def test_test_images_are_seen_once_in_order_by_all_ranks_together(configure):
         ("INPUT.INST_POOL_SAMPLE_TYPE", "all", "choose from uniform"),
         ("INPUT.USE_COPY_METHOD", "p:2", "choose from none, syn_copy, self_copy, both, p:0.5"),
         ("INPUT.USE_COPY_METHOD", "copy", "choose from none"),
-        ("INPUT.INST_POOL_SIZE", "large", "choose from statistics, uniform, native"),
+        ("INPUT.INST_POOL_SIZE", "large", "choose from statistics, uniform, statistics_or_uniform, native"),
         ("INPUT.FORMAT", "RBG", "choose from RGB, BGR"),
         ("INPUT.RANDOM_FLIP", "sometimes", "choose from horizontal, none"),
         ("DATALOADER.SAMPLER_TRAIN", "Other", "choose from RepeatFactorTrainingSampler"),

@@ -114,10 +114,11 @@ def write_config(folder: Path, rounds: bool = True, **solver: object) -> Path:
     return config
 
 
-def write_pool(layout: RunLayout, round_: int) -> None:
-    """What stage 2 leaves of a round: a square of each category."""
+def write_pool(layout: RunLayout, round_: int, extra: tuple[int, ...] = ()) -> None:
+    """What stage 2 leaves of a round: a square of each category, and of the ``extra`` ones."""
     instances = []
-    for category_id, colour in zip((2, 5, 9), _COLOURS, strict=True):
+    colours = (*_COLOURS, *[(255, 255, 40)] * len(extra))
+    for category_id, colour in zip((2, 5, 9, *extra), colours, strict=True):
         name = layout.instance_name(round_, category_id, 0)
         buffer = io.BytesIO()
         Image.new("RGBA", (24, 24), (*colour, 255)).save(buffer, "PNG")

@@ -1,6 +1,7 @@
 import gzip
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from network_scenes import CONFIGS, small_config
 from detectron2_ext.modeling import FeedbackNetwork, build_model
 from detectron2_ext.modeling.centernet import ProposalSelection
 from detectron2_ext.modeling.postprocessing import DetectionSelection
-from exchange.config import load_config
+from exchange.config import REPOSITORY, load_config
 from exchange.errors import UserError
 
 # Name and shape of every parameter and buffer in the reference's checkpoints, built with 37 classes.
@@ -98,17 +99,16 @@ def test_untrained_layers_start_as_in_the_method():
     assert torch.cat(tables, 1).std().item() == pytest.approx(0.02, rel=0.03)
 
 
-def test_chances_of_the_federated_loss_follow_the_image_counts(tmp_path):
+def test_chances_of_the_federated_loss_follow_the_image_counts(tmp_path, monkeypatch):
     counts = [100, 4, 0, 1, 25]
     network = build_model(small_config(), counts)
     assert network.roi_heads.box_predictor[2].freq_weight.tolist() == [10, 2, 0, 1, 5]
     records = [{"id": 5 - n, "image_count": count} for n, count in enumerate(reversed(counts))]
     (tmp_path / "categories.json").write_text(json.dumps(records))
-    cfg = small_config(ROI_BOX_HEAD__CAT_FREQ_PATH=tmp_path / "categories.json")
-    assert torch.equal(
-        build_model(cfg).roi_heads.box_predictor[0].freq_weight,
-        network.roi_heads.box_predictor[0].freq_weight,
-    )
+    monkeypatch.chdir(tmp_path)  # where a relative path does not begin
+    for path in (tmp_path / "categories.json", os.path.relpath(tmp_path / "categories.json", REPOSITORY)):
+        read = build_model(small_config(ROI_BOX_HEAD__CAT_FREQ_PATH=path)).roi_heads.box_predictor[0]
+        assert torch.equal(read.freq_weight, network.roi_heads.box_predictor[0].freq_weight)
 
 
 def test_image_counts_of_other_categories_are_refused(tmp_path):

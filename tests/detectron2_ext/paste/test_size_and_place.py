@@ -72,6 +72,23 @@ def test_sizes_follow_the_class_statistics_within_their_limits():
     assert plain(1, (100, 640), rng) == 0.1  # 10 pixels of the height
 
 
+def test_classes_without_a_training_box_alone_may_have_sizes_of_a_range(small_lvis):
+    image = small_lvis.add_image(64, 48)
+    small_lvis.add_object(image, 0, [1, 1, 16, 12])  # always 0.25
+    small_lvis.add_object(image, 1, [1, 1, 16, 12], iscrowd=1)  # counts as none
+    cfg = load_config(
+        str(REPOSITORY / "configs/MRCA/MRCA_R50.yaml"),
+        ["INPUT.INST_POOL_SIZE", "statistics_or_uniform", "INPUT.INST_POOL_SIZE_RANGE", "[0.05, 0.3]"],
+    )
+    rule, rng = _build_size(cfg, small_lvis.read(), None, 0), np.random.default_rng(0)
+    drawn = np.array([[rule(c, (480, 640), rng) for c in range(3)] for _ in range(2000)])
+    np.testing.assert_allclose(drawn[:, 0], 0.25, rtol=1e-5)
+    for of_class in (1, 2):
+        np.testing.assert_allclose(
+            np.quantile(drawn[:, of_class], [0, 0.5, 1]), [0.05, 0.175, 0.3], atol=0.01
+        )
+
+
 @pytest.mark.parametrize("size", ["statistics", "uniform", "native"])
 def test_a_certain_area_is_that_of_every_object_whatever_the_size_rule(size):
     cfg = load_config(
