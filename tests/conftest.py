@@ -69,6 +69,15 @@ def cache_of_annotation_files(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["MRCA_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def nothing_waits_for_the_disk() -> Iterator[None]:
+    """No test of ours cuts the power, and thousands of small files would take minutes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        patch.setattr(os, "sync", lambda: None)
+        yield
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     folder = Path(__file__).parent
     slow = [folder / name for name in SLOW]

@@ -21,7 +21,7 @@ from tools.run_status import look
 
 __all__ = ["root", "server"]
 NAMES = ["red disc", "blue disc"]
-SETTINGS = b"""settings: {SOLVER.MAX_ITER: 20, SOLVER.ROUND_ITERS: 10, FEEDBACK.STALENESS: 0,
+SETTINGS = b"""settings: {SOLVER.MAX_ITER: 18, SOLVER.ROUND_ITERS: 10, FEEDBACK.STALENESS: 0,
   INPUT.USE_COPY_METHOD: syn_copy, INPUT.INST_POOL_FEED: true}
 versions: {}"""
 NOW = 1_800_000_000.0  # seconds since 1970
@@ -66,10 +66,11 @@ def test_a_trained_round_is_done_and_the_next_one_s_iterations_are_counted(layou
     files.write_bytes(
         f"{layout.train_dir}/metrics.json", b'{"iteration": 9}\n{"iteration": 14, "time": 30.0}\n'
     )
+    files.write_bytes(f"{layout.logs_dir}/train.log", b"12:00:00 INFO engine: PIXEL_ERROR 0.5\n")  # is none
     date(layout, rd00=60)
     found = look(layout, NOW, 900)
     assert (found.state, found.rounds_done, found.rounds) == ("running", 1, 2)
-    assert found.doing == ["round 1, stage 3: 4 of 10 iterations, 14 of 20 in all"]
+    assert found.doing == ["round 1, stage 3: 4 of 8 iterations, 14 of 18 in all"]
     assert found.skipped == ["round 1: 4 of 6 instances kept, 1 images do not decode"]
     assert found.quiet == 60 and "last sign of life: 0:01:00 ago" in found.lines()
 
@@ -86,12 +87,15 @@ def test_what_makes_the_pool_is_named_and_that_training_waits_for_it_and_since_w
 ):
     files.write_bytes(f"{layout.train_dir}/metrics.json", b'{"iteration": 10, "time": 30.0}\n')
     unmake_round(layout, complete)
+    files.write_bytes(f"{layout.annotations_done(1)}.x-1.tmp", b"")  # is not there yet
     date(layout, rd00=60)
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(NOW - 60))
     waiting = f"round 1, stage 3: waits for the pool of round 1 since {since}"
     assert look(layout, NOW, 900).doing == [sentence, waiting]
     os.utime(layout.raw(layout.instance_name(1, 2, 1)), (NOW - 5, NOW - 5))
     assert look(layout, NOW, 900).quiet == 5  # an image that was drawn is a sign of life
+    files.write_bytes(layout.settings_file, SETTINGS.replace(b"syn_copy", b"none"))  # trains without
+    assert look(layout, NOW, 900).doing[1] == "round 1, stage 3: 0 of 8 iterations, 10 of 18 in all"
 
 
 def test_a_run_without_a_pool_of_its_own_is_one_round_that_waits_for_nothing(layout):
@@ -101,7 +105,7 @@ def test_a_run_without_a_pool_of_its_own_is_one_round_that_waits_for_nothing(lay
         files.remove(path)
     found = look(layout, NOW, 900)
     assert (found.rounds_done, found.rounds) == (0, 1)
-    assert found.doing == ["round 0, stage 3: 10 of 20 iterations, 10 of 20 in all"]
+    assert found.doing == ["round 0, stage 3: 10 of 18 iterations, 10 of 18 in all"]
     files.write_bytes(layout.feedback_history(0), b"{}")
     assert look(layout, NOW, 900).state == "finished"
 
@@ -119,7 +123,12 @@ def test_the_time_that_is_left_is_that_of_the_rounds_before_or_at_least_that_of_
     date(layout, initial=2600, rd00=600)  # a round took 2000 s, of which the next has had 600
     assert look(layout, NOW, 900).left == 2000 - 600
     date(layout, initial=900, rd00=600)
-    assert look(layout, NOW, 900).left == 10 * 30.0
+    assert look(layout, NOW, 900).left == 8 * 30.0
+    files.write_bytes(layout.settings_file, SETTINGS.replace(b"18", b"38"))  # four rounds
+    for round_ in (1, 2):
+        files.write_bytes(layout.feedback_history(round_), b"{}")
+    date(layout, initial=26_600, rd00=22_600, rd01=18_600, rd02=600)
+    assert look(layout, NOW, 900).left == 4000 - 600  # the median
     files.remove(layout.feedback_history(0))
     files.remove(f"{layout.train_dir}/metrics.json")
     assert look(layout, NOW, 900).left is None
