@@ -99,11 +99,6 @@ def test_adding_a_round_leaves_the_other_files_alone(tmp_path):
     assert Path(layout.pool_index(0)).stat() == before
 
 
-def test_an_index_travels_to_other_processes(layout):
-    write_index(layout, 0, ROUND_0)
-    assert list(pickle.loads(pickle.dumps(PoolIndex(layout, [0])))) == [ROUND_0[0], ROUND_0[2]]
-
-
 def test_forked_processes_read_the_parents_map(tmp_path):
     layout = RunLayout(str(tmp_path))
     write_index(layout, 0, ROUND_0)
