@@ -2,6 +2,7 @@ import dataclasses
 import functools
 import itertools
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ import pytest
 from diSegmenter.pool import add
 from diSegmenter.pool.add import import_round
 from diSegmenter.pool.foreign import ForeignInstance, read_coco, read_folders, read_xpaste
+from diSegmenter.pool.move import merge
 from exchange import files
 from exchange.annotations import read_annotations
 from exchange.errors import UserError
 from exchange.images import BadImage, decode_rgba
 from exchange.layout import RunLayout
+from exchange.locks import only_one
 from exchange.pool_index import PoolIndex
 from tests.diSegmenter.conftest import CATEGORIES, disc_image, png
 
@@ -110,6 +113,21 @@ def test_a_second_import_is_a_round_of_its_own(layout, tmp_path):
     files.remove(layout.pool_index(0))
     import_round(layout, read_folders(root, IDS), CATEGORIES, "test")
     assert PoolIndex(layout, layout.pool_rounds()).rounds.tolist() == [1, 2]  # nothing is overwritten
+
+
+def test_what_comes_in_beside_an_import_is_a_round_of_its_own(layout, monkeypatch):
+    @contextmanager
+    def late(layout, work):
+        monkeypatch.undo()
+        import_round(layout, discs([]), CATEGORIES, "the one that was at it until now")
+        yield
+        assert files.exists(layout.annotations_done(1))
+
+    monkeypatch.setattr(add, "only_one", late)
+    import_round(layout, discs([]), CATEGORIES, "test")
+    assert layout.pool_rounds() == [0, 1]
+    with only_one(layout, "import"), pytest.raises(UserError, match="'import' already"):
+        merge(layout, layout, CATEGORIES)
 
 
 class Killed(BaseException):
