@@ -4,8 +4,9 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -51,6 +52,17 @@ def listening() -> Iterator[None]:
     for number, handler in before.items():
         signal.signal(number, handler)
     stopping._Requests.number = None
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs a script with these arguments."""
+
+    def run(script: ModuleType, *arguments: object) -> None:
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
+        script.main()
+
+    return run
 
 
 @pytest.fixture(autouse=True)

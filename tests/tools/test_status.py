@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-import sys
 import time
 
 import pytest
@@ -134,11 +133,12 @@ def test_the_time_that_is_left_is_that_of_the_rounds_before_or_at_least_that_of_
     assert look(layout, NOW, 900).left is None
 
 
-def test_a_run_that_is_finished_running_waiting_or_failed_ends_with_its_code(layout, monkeypatch, capsys):
+def test_a_run_that_is_finished_running_waiting_or_failed_ends_with_its_code(
+    layout, monkeypatch, capsys, call
+):
     def code(*options: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["status.py", layout.root, *options])
         with pytest.raises(SystemExit) as end:
-            status.main()
+            call(status, layout.root, *options)
         return int(str(end.value.code))
 
     monkeypatch.setattr(status.time, "time", lambda: NOW)
@@ -178,7 +178,7 @@ def test_a_stage_that_a_signal_ended_is_said_to_be_stopped_until_it_is_started_a
     assert look(layout, NOW, 900).state == "running"
 
 
-def test_watching_ends_with_the_run(layout, monkeypatch, capsys):
+def test_watching_ends_with_the_run(layout, monkeypatch, capsys, call):
     slept = []
 
     def sleep(seconds: float) -> None:
@@ -188,9 +188,8 @@ def test_watching_ends_with_the_run(layout, monkeypatch, capsys):
             write_made_up_run(layout.root, NAMES)
 
     monkeypatch.setattr(status.time, "sleep", sleep)
-    monkeypatch.setattr(sys, "argv", ["status.py", layout.root, "--watch", "--every", "7"])
     with pytest.raises(SystemExit, match="0"):
-        status.main()
+        call(status, layout.root, "--watch", "--every", 7)
     assert slept == [7, 7] and capsys.readouterr().out.count("1 of 2 rounds are done") == 2
 
 
@@ -218,10 +217,9 @@ def test_of_a_bucket_a_few_small_reads_tell_it(root, tmp_path, monkeypatch):
     assert len(calls) < 25
 
 
-def test_a_folder_without_a_run_is_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["status.py", str(tmp_path)])
+def test_a_folder_without_a_run_is_one_sentence(tmp_path, call):
     with pytest.raises(UserError, match="holds no run, as it has no run.yaml"):
-        status.main()
+        call(status, tmp_path)
 
 
 def _stage_that_fails(layout: RunLayout) -> None:
