@@ -181,7 +181,7 @@ def test_originals_that_a_killed_call_left_go_with_the_next_one(monkeypatch, con
     options = ["--config", config, "--round", "1", "SEGMENTER.KEEP_RAW", "False"]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(segmentAndFilter, "prune_originals", Mock(side_effect=KeyboardInterrupt))
-        call(patch, *options)
+        call(segmentAndFilter, *options)
     assert files.exists(layout.annotations_done(0)) and files.exists(layout.raw("00_0003_0000.png"))
     for _ in range(2):
         call(segmentAndFilter, *options)
@@ -198,7 +198,7 @@ def test_a_finished_round_that_lost_a_cut_out_is_not_called_finished_while_it_is
     files.remove(layout.cutout("00_0003_0000.png"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(segmentAndFilter, "judge_round", Mock(side_effect=KeyboardInterrupt))
-        call(patch, "--config", config, "--round", "1")
+        call(segmentAndFilter, "--config", config, "--round", "1")
     assert not files.exists(layout.annotations_done(0))
 
 

@@ -33,13 +33,17 @@ def black(height: int = 100, width: int = 120) -> Scene:
 
 def test_a_pool_paster_tells_what_it_pasted_where(write_pool):
     pool = pool_at(write_pool(5))
+    pool.load = Mock(wraps=pool.load)
     plan = [Placement(4, 0.3, None), Placement(1, 0.2, (7, 9))]
     scene = black()
     infos = PoolPaster(pool, lambda *_: iter(plan), [], [basic])(scene, 0, np.random.default_rng(1), [])
     assert [info.pool_index for info in infos] == [4, 1]
     assert [info.class_index for info in infos] == [1, 1] == [o.class_index for o in scene.objects]
-    for info, (_, area_root, corner), pasted in zip(infos, plan, scene.objects, strict=True):
+    for info, (_, area_root, corner), pasted, loaded in zip(
+        infos, plan, scene.objects, pool.load.call_args_list, strict=True
+    ):
         x1, y1, x2, y2 = info.box
+        assert loaded.args == (info.pool_index, (y2 - y1, x2 - x1))  # which says the half to begin with
         assert (x2 - x1) * (y2 - y1) == pytest.approx(area_root**2 * 100 * 120, rel=0.1)
         assert corner is None or (x1, y1) == corner
         assert info.round == -1 and pasted.source == PASTED
