@@ -114,17 +114,10 @@ def test_what_was_done_before_a_run_failed_is_reported_and_no_other_begins(tmp_p
 
 def test_a_finished_run_has_a_point_for_each_round_with_all_that_it_generated_by_then(tmp_path, monkeypatch):
     def run_rounds(command, *, env, **_):
+        asked = "--config x/Ours.yaml --num-gpus 2 SOLVER.MAX_ITER 4 OUTPUT_DIR {} SEED 3"
         assert command[1:] == [
-            *(
-                str(REPOSITORY / "tools/run_rounds.py"),
-                "--config",
-                "x/Ours.yaml",
-                "--num-gpus",
-                "2",
-                "SOLVER.MAX_ITER",
-                "4",
-            ),
-            *("OUTPUT_DIR", str(tmp_path / "Ours/seed3"), "SEED", "3"),
+            str(REPOSITORY / "tools/run_rounds.py"),
+            *asked.format(tmp_path / "Ours/seed3").split(),
         ]
         assert env["OMP_NUM_THREADS"] == "5"
         layout = RunLayout(str(tmp_path / "Ours/seed3"))
