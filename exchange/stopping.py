@@ -112,6 +112,5 @@ def end_children() -> None:
 def kill_children() -> None:
     """Ends them at once, with what they have started in their sessions."""
     for child in list(_children):
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+        child.kill()
+        wait(child)

@@ -4,8 +4,9 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -53,6 +54,17 @@ def listening() -> Iterator[None]:
     stopping._Requests.number = None
 
 
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs a script with these arguments."""
+
+    def run(script: ModuleType, *arguments: object) -> None:
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
+        script.main()
+
+    return run
+
+
 @pytest.fixture(autouse=True)
 def logs_of_runs_are_closed() -> Iterator[None]:
     """A process logs to one run; here it would log to all that came before."""
@@ -67,6 +79,15 @@ def logs_of_runs_are_closed() -> Iterator[None]:
 def cache_of_annotation_files(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Nothing is written to the home folder, nor read from what is there."""
     os.environ["MRCA_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def nothing_waits_for_the_disk() -> Iterator[None]:
+    """No test of ours cuts the power, and thousands of small files would take minutes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        patch.setattr(os, "sync", lambda: None)
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

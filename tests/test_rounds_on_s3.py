@@ -1,7 +1,6 @@
 """Two rounds of all three stages in a bucket: whatever one writes, the others find there."""
 
 import re
-import sys
 from pathlib import Path
 
 from detectron2_ext import train_net
@@ -18,13 +17,12 @@ from tests.smallest_run import write_smallest_run
 __all__ = ["root", "server"]
 
 
-def test_two_rounds_of_all_three_stages_guidance_and_evaluation(server, root, tmp_path, monkeypatch, capsys):
+def test_two_rounds_of_all_three_stages_guidance_and_evaluation(server, root, tmp_path, call, capsys):
     config, layout = write_smallest_run(root, tmp_path), RunLayout(root)
     for round_ in ("0", "1"):
         options = ["--config", config, "--st_rd", round_, "--num-rounds", "1"]
         for stage in (generate, segmentAndFilter):
-            monkeypatch.setattr(sys, "argv", ["stage", *options])
-            stage.main()
+            call(stage, *options)
         train_net.main(["--config", config])
     assert [{i.guided for m in read_round(layout, r) for i in m.instances} for r in (0, 1)] == [
         {False},

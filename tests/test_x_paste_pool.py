@@ -1,6 +1,5 @@
 """A pool of X-Paste's, brought in by tools/pool.py, trains with the settings of configs/baselines/XPaste_R50.yaml."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -74,13 +73,11 @@ def config(tmp_path: Path) -> str:
     return str(tmp_path / "x_paste.yaml")
 
 
-def test_an_x_paste_pool_is_imported_and_trained_on(config, tmp_path, monkeypatch, capsys):
+def test_an_x_paste_pool_is_imported_and_trained_on(config, tmp_path, monkeypatch, capsys, call):
     (tmp_path / "theirs").mkdir()
     listed = write_x_paste_pool(tmp_path / "theirs", np.random.default_rng(0))
     target, categories = str(tmp_path / "pool"), str(tmp_path / "images/train.json")
-    arguments = ["import", target, listed, "--from", "xpaste", "--annotations", categories]
-    monkeypatch.setattr(sys, "argv", ["pool.py", *arguments])
-    command.main()
+    call(command, "import", target, listed, "--from", "xpaste", "--annotations", categories)
     assert f"imported {3 * PER_FORM} instances into {target}, left out 0" in capsys.readouterr().out
 
     trained_on = []

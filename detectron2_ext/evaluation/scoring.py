@@ -205,7 +205,7 @@ class CocoTruth(Truth):
             )
 
     def in_order(self, predictions: Predictions) -> Predictions:
-        return predictions.select(np.lexsort((predictions.image_ids, predictions.class_indices)))
+        return predictions.select(np.argsort(predictions.class_indices, kind="stable"))
 
     def summarize(self, precision: npt.NDArray[np.float64]) -> tuple[Summary, list[float | None]]:
         summary = {

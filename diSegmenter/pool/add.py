@@ -48,9 +48,9 @@ def import_round(
         How many instances there are now, and a sentence for each one that was left out.
 
     Raises:
-        UserError: none can be imported, or the import of another pool has not come to its end.
+        UserError: none can be imported, the import of another pool has not come to its end, or another process is
+            importing or merging.
     """
-    round_ = _round_to_import(layout)
     counts: Counter[int] = Counter()
     left_out: list[str] = []
     parts = 0
@@ -59,6 +59,7 @@ def import_round(
         ThreadPoolExecutor(workers) as threads,
         tqdm(desc="import", unit=" instances") as progress,
     ):
+        round_ = _round_to_import(layout)
         for part in _parts(foreign):
             names = []
             for instance in part:
@@ -67,12 +68,12 @@ def import_round(
             left_out += _import_part(layout, round_, parts, names, part, source, threads)
             parts += 1
             progress.update(len(part))
-    if len(left_out) == counts.total():
+        if len(left_out) == counts.total():
+            files.remove_folder(layout.pool_parts(round_))
+            raise UserError(f"none of {len(left_out)} instances can be imported; the first: {left_out[:1]}")
+        count = join_parts(layout, round_, parts)
+        finish_import(layout, round_, categories)
         files.remove_folder(layout.pool_parts(round_))
-        raise UserError(f"none of {len(left_out)} instances can be imported; the first: {left_out[:1]}")
-    count = join_parts(layout, round_, parts)
-    finish_import(layout, round_, categories)
-    files.remove_folder(layout.pool_parts(round_))
     return count, left_out
 
 

@@ -17,29 +17,34 @@ from diSegmenter.pool.annotation_file import write_lvis
 from exchange import files
 from exchange.images import decode_rgba, encode_png
 from exchange.layout import RunLayout
+from exchange.locks import only_one
 from exchange.pool_index import PoolIndex, write_index
 
 _FILES_PER_PACK = 10_000
 
 
 def merge(layout: RunLayout, other: RunLayout, categories: Sequence[dict[str, Any]]) -> int:
-    """Appends each round of ``other`` to the pool of ``layout`` as a new round; returns how many came."""
+    """Appends each round of ``other`` to the pool of ``layout`` as a new round; returns how many came.
+
+    Raises UserError where another process is importing or merging.
+    """
     total = 0
-    for round_ in other.pool_rounds():
-        index, target = PoolIndex(other, [round_]), next_round(layout)
-        counts: Counter[int] = Counter()
-        rows = []
-        for row in tqdm(range(len(index)), desc=f"merge round {round_}", unit=" instances"):
-            instance = index[row]
-            name = layout.instance_name(target, instance.category_id, counts[instance.category_id])
-            counts[instance.category_id] += 1
-            files.write_bytes(layout.cutout(name), index.read(row))
-            cutout = layout.cutout_name(name)
-            moved = {"file": name, "round": target, "cutout": cutout, "offset": 0, "length": -1}
-            rows.append(dataclasses.replace(instance, **moved))
-        write_index(layout, target, rows)
-        finish_import(layout, target, categories)
-        total += len(rows)
+    with only_one(layout, "import"):
+        for round_ in other.pool_rounds():
+            index, target = PoolIndex(other, [round_]), next_round(layout)
+            counts: Counter[int] = Counter()
+            rows = []
+            for row in tqdm(range(len(index)), desc=f"merge round {round_}", unit=" instances"):
+                instance = index[row]
+                name = layout.instance_name(target, instance.category_id, counts[instance.category_id])
+                counts[instance.category_id] += 1
+                files.write_bytes(layout.cutout(name), index.read(row))
+                cutout = layout.cutout_name(name)
+                moved = {"file": name, "round": target, "cutout": cutout, "offset": 0, "length": -1}
+                rows.append(dataclasses.replace(instance, **moved))
+            write_index(layout, target, rows)
+            finish_import(layout, target, categories)
+            total += len(rows)
     return total
 
 

@@ -124,7 +124,7 @@ def test_predictor_and_model_weights_read_what_was_exported(run, exported, photo
     np.testing.assert_array_equal(ours.scores, theirs.scores)
 
 
-def test_weights_of_others_are_exported_with_the_names_of_a_configuration(photos, tmp_path, monkeypatch):
+def test_weights_of_others_are_exported_with_the_names_of_a_configuration(photos, tmp_path, call):
     folder, _ = photos
     weights, out = (
         str(REPOSITORY / "assets/digits/segmenter/model.safetensors"),
@@ -136,8 +136,7 @@ def test_weights_of_others_are_exported_with_the_names_of_a_configuration(photos
         "DATASETS.TRAIN",
         "[scenes]",
     ]
-    monkeypatch.setattr("sys.argv", ["export.py", weights, out, "--config", CONFIG, *custom])
-    export.main()
+    call(export, weights, out, "--config", CONFIG, *custom)
     assert [vars(category) for category in read_described(out).categories] == CATEGORIES
 
 

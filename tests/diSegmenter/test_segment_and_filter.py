@@ -32,11 +32,6 @@ def config(tmp_path, foreground_folder, clip_folder):
     return write_settings(tmp_path, foreground_folder, clip_folder, CLIP_THRESHOLD=-100.0, BATCH_SIZE=4)
 
 
-def call(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["segmentAndFilter.py", *arguments])
-    segmentAndFilter.main()
-
-
 def test_the_script_runs_from_its_own_folder_and_from_the_top(config, layout):
     for round_ in (0, 1):
         generate(layout, round_, 6)
@@ -63,65 +58,65 @@ def test_what_cannot_go_on_ends_with_exit_code_2_and_one_line(config, layout):
     assert "SEGMENTER.CLIP_THRESHOLD" in result.stderr and "Traceback" not in result.stderr
 
 
-def test_a_file_that_is_no_onnx_network_is_named_with_its_key(monkeypatch, config, layout):
+def test_a_file_that_is_no_onnx_network_is_named_with_its_key(call, config, layout):
     onnx = ["SEGMENTER.FOREGROUND", "onnx", "SEGMENTER.FOREGROUND_MODEL", config]  # a YAML is none
     with pytest.raises(UserError, match=r"SEGMENTER\.FOREGROUND_MODEL"):
-        call(monkeypatch, "--config", config, *onnx)
+        call(segmentAndFilter, "--config", config, *onnx)
 
 
-def test_a_round_is_cut_out_by_the_onnx_form_of_a_network_as_by_torch(monkeypatch, config, layout, tmp_path):
+def test_a_round_is_cut_out_by_the_onnx_form_of_a_network_as_by_torch(call, config, layout, tmp_path):
     other, network = RunLayout(str(tmp_path / "onnx")), save_dark(tmp_path / "dark.onnx", (1, 3, 32, 32))
     onnx = ["OUTPUT_DIR", other.root, "SEGMENTER.FOREGROUND", "onnx", "SEGMENTER.FOREGROUND_MODEL", network]
     for run, settings in ((layout, []), (other, [*onnx, "SEGMENTER.TRUST_REMOTE_CODE", "False"])):
         generate(run, 0, 6)
-        call(monkeypatch, "--config", config, "--round", "1", *settings)
+        call(segmentAndFilter, "--config", config, "--round", "1", *settings)
     assert set(PoolIndex(other, [0], dropped_too=True).column("foreground")) == {network}
     for name in files.list_dir(layout.segmented("")):
         expected, mask = (cv2.imread(run.segmented(name), 0).astype(int) for run in (layout, other))
         assert expected.max() > 250 and np.abs(mask - expected).max() <= 1
 
 
-def test_an_extra_category_is_cut_out_and_in_the_pool_as_any(monkeypatch, config, layout, tmp_path):
+def test_an_extra_category_is_cut_out_and_in_the_pool_as_any(call, config, layout, tmp_path):
     files.write_json(
         str(tmp_path / "train.json"), {"images": [], "annotations": [], "categories": CATEGORIES[:1]}
     )
     files.write_json(str(tmp_path / "extra.json"), CATEGORIES[1:])
     generate(layout, 0, 6)
     extra = ["DATASETS.EXTRA_CATEGORIES", str(tmp_path / "extra.json")]
-    call(monkeypatch, "--config", config, "--round", "1", *extra)
+    call(segmentAndFilter, "--config", config, "--round", "1", *extra)
     index = PoolIndex(layout, [0])
     assert index.category_ids.tolist().count(7) == 3
     assert np.isfinite(index.column("clip_white")).all()
     assert read_annotations(layout.pool_categories()).category_names == {3: "red disc", 7: "blue_disc"}
 
 
-def test_rounds_and_shares_are_chosen_on_the_command_line(monkeypatch, config, layout):
+def test_rounds_and_shares_are_chosen_on_the_command_line(call, config, layout):
     generate(layout, 0, 9)
-    call(monkeypatch, "--config", config, "--round", "1", "--share", "0", "--num-shares", "2")
+    call(segmentAndFilter, "--config", config, "--round", "1", "--share", "0", "--num-shares", "2")
     assert 0 < len(files.list_dir(layout.segmented(""))) < 9
     assert not files.exists(layout.annotations_done(0))
-    call(monkeypatch, "--config", config, "--round", "1", "--share", "1", "--num-shares", "2")
+    call(segmentAndFilter, "--config", config, "--round", "1", "--share", "1", "--num-shares", "2")
     assert len(read_annotations(layout.annotations(0)).object_images) == 9
     assert not files.exists(layout.annotations_done(1))
     with pytest.raises(UserError, match="--share 2"):
-        call(monkeypatch, "--config", config, "--share", "2", "--num-shares", "2")
+        call(segmentAndFilter, "--config", config, "--share", "2", "--num-shares", "2")
 
 
-def test_div_is_the_number_of_stage_1_s_shards_as_in_the_release(monkeypatch, config, layout):
+def test_div_is_the_number_of_stage_1_s_shards_as_in_the_release(call, config, layout):
     generate(layout, 0, 3)
     with pytest.raises(UserError, match="round 0 in 1 shards, not in 3"):
-        call(monkeypatch, "--config-file", config, "--round", "1", "--div", "3")
-    call(monkeypatch, "--config-file", config, "--round", "1", "--div", "-1")
+        call(segmentAndFilter, "--config-file", config, "--round", "1", "--div", "3")
+    call(segmentAndFilter, "--config-file", config, "--round", "1", "--div", "-1")
     assert files.exists(layout.annotations_done(0))
 
 
-def test_the_latest_round_alone_without_an_annotation_file_is_a_choice(monkeypatch, config, layout):
+def test_the_latest_round_alone_without_an_annotation_file_is_a_choice(call, config, layout):
     for round_ in (0, 1):
         generate(layout, round_, 4)
     options = ["--config", config, "--num-rounds", "1", "SEGMENTER.LATEST_ROUND_ONLY", "True"]
-    call(monkeypatch, *options, "--st_rd", "1")
+    call(segmentAndFilter, *options, "--st_rd", "1")
     assert {a["round"] for a in files.read_json(layout.annotations(1))["annotations"]} == {1}
-    call(monkeypatch, *options, "SEGMENTER.ANNOTATION_FILE_LIMIT", "0")
+    call(segmentAndFilter, *options, "SEGMENTER.ANNOTATION_FILE_LIMIT", "0")
     assert files.exists(layout.annotations_done(0)) and not files.exists(layout.annotations(0))
 
 
@@ -155,9 +150,7 @@ def test_every_key_of_the_segmenter_reaches_what_it_is_for(monkeypatch, config, 
     assert segmentAndFilter.build_filter(cfg, 23.0) == InstanceFilter(23.0, (0.1, 0.8), 2, True, 1.5)
 
 
-def test_of_several_models_each_gets_its_name_and_clip_chooses(
-    monkeypatch, config, layout, foreground_folder
-):
+def test_of_several_models_each_gets_its_name_and_clip_chooses(call, config, layout, foreground_folder):
     several = [
         "SEGMENTER.FOREGROUND",
         "[alpha, matting]",
@@ -165,7 +158,7 @@ def test_of_several_models_each_gets_its_name_and_clip_chooses(
         f"['', {foreground_folder}]",
     ]
     generate(layout, 0, 4)
-    call(monkeypatch, "--config", config, "--round", "1", *several)
+    call(segmentAndFilter, "--config", config, "--round", "1", *several)
     chosen = PoolIndex(layout, [0], dropped_too=True)
     assert set(chosen.column("foreground")) <= {"alpha", foreground_folder}
     cfg = load_config(
@@ -179,84 +172,82 @@ def test_of_several_models_each_gets_its_name_and_clip_chooses(
     assert segmentAndFilter.chosen_foregrounds(cfg) == [("matting", "a", "main"), ("sam2", "b", "main")]
 
 
-def test_a_second_call_leaves_every_file_as_it_is(monkeypatch, config, layout):
+def test_a_second_call_leaves_every_file_as_it_is(call, config, layout):
     generate(layout, 0, 5)
-    call(monkeypatch, "--config", config, "--round", "1")
+    call(segmentAndFilter, "--config", config, "--round", "1")
     written = [path for path in Path(layout.root).rglob("*.*") if path.parent.name not in ("logs", "locks")]
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in written}
-    call(monkeypatch, "--config", config, "--round", "1")
+    call(segmentAndFilter, "--config", config, "--round", "1")
     written = [path for path in Path(layout.root).rglob("*.*") if path.parent.name not in ("logs", "locks")]
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in written} == before
 
 
-def test_another_threshold_needs_no_model(monkeypatch, config, layout):
+def test_another_threshold_needs_no_model(monkeypatch, config, layout, call):
     for round_ in (0, 1):
         generate(layout, round_, 6)
-    call(monkeypatch, "--config", config)
+    call(segmentAndFilter, "--config", config)
     scores = {instance.file: instance.clip_score for instance in PoolIndex(layout, [0, 1])}
     threshold = sorted(scores.values())[5]
     monkeypatch.setattr(segmentAndFilter, "build_segmenter", None)
-    call(monkeypatch, "--config", config, "--refilter", str(threshold))
+    call(segmentAndFilter, "--config", config, "--refilter", str(threshold))
     kept = set(read_annotations(layout.annotations(1)).file_names())
     assert kept == {name for name, score in scores.items() if score >= threshold}
     assert 0 < len(kept) < 12
     assert files.read_json(layout.verdicts(0))["settings"]["clip_threshold"] == threshold
 
 
-def test_originals_that_a_killed_call_left_go_with_the_next_one(monkeypatch, config, layout):
+def test_originals_that_a_killed_call_left_go_with_the_next_one(monkeypatch, config, layout, call):
     generate(layout, 0, 5)
     options = ["--config", config, "--round", "1", "SEGMENTER.KEEP_RAW", "False"]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(segmentAndFilter, "prune_originals", Mock(side_effect=KeyboardInterrupt))
-        call(patch, *options)
+        call(segmentAndFilter, *options)
     assert files.exists(layout.annotations_done(0)) and files.exists(layout.raw("00_0003_0000.png"))
     for _ in range(2):
-        call(monkeypatch, *options)
+        call(segmentAndFilter, *options)
         assert not [name for name in files.list_dir(layout.raw("")) if name.startswith("00")]
         assert not files.list_dir(layout.segmented(""))
     assert len(PoolIndex(layout, [0])) == 5
 
 
 def test_a_finished_round_that_lost_a_cut_out_is_not_called_finished_while_it_is_mended(
-    monkeypatch, config, layout
+    monkeypatch, config, layout, call
 ):
     generate(layout, 0, 5)
-    call(monkeypatch, "--config", config, "--round", "1")
+    call(segmentAndFilter, "--config", config, "--round", "1")
     files.remove(layout.cutout("00_0003_0000.png"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(segmentAndFilter, "judge_round", Mock(side_effect=KeyboardInterrupt))
-        call(patch, "--config", config, "--round", "1")
+        call(segmentAndFilter, "--config", config, "--round", "1")
     assert not files.exists(layout.annotations_done(0))
 
 
-def test_dropped_cut_outs_that_were_pruned_come_back_the_way_that_the_message_says(
-    monkeypatch, config, layout
-):
+def test_dropped_cut_outs_that_were_pruned_come_back_the_way_that_the_message_says(call, config, layout):
     generate(layout, 0, 6)
     options = ["--config", config, "--round", "1"]
-    call(monkeypatch, *options)
-    call(monkeypatch, *options, "--refilter", "101")
+    call(segmentAndFilter, *options)
+    call(segmentAndFilter, *options, "--refilter", "101")
     assert prune_dropped(layout, 0) == 6
-    call(monkeypatch, *options, "--refilter", "101")  # which needs none of them
+    call(segmentAndFilter, *options, "--refilter", "101")  # which needs none of them
     with pytest.raises(
         UserError, match=f"6 cut-outs of round 0 are gone.* remove {layout.annotations_done(0)} "
     ):
-        call(monkeypatch, *options, "--refilter", "-100")
+        call(segmentAndFilter, *options, "--refilter", "-100")
     files.remove(layout.annotations_done(0))
-    call(monkeypatch, *options)
-    call(monkeypatch, *options, "--refilter", "-100")
+    call(segmentAndFilter, *options)
+    call(segmentAndFilter, *options, "--refilter", "-100")
     assert len(PoolIndex(layout, [0])) == 6
 
 
-def test_refiltering_nothing_is_an_error(monkeypatch, config):
+def test_refiltering_nothing_is_an_error(call, config):
     with pytest.raises(UserError, match="--refilter"):
-        call(monkeypatch, "--config", config, "--refilter", "3")
+        call(segmentAndFilter, "--config", config, "--refilter", "3")
 
 
-def test_a_second_process_at_the_same_share_is_refused_and_one_at_another_is_not(monkeypatch, config, layout):
+def test_a_second_process_at_the_same_share_is_refused_and_one_at_another_is_not(call, config, layout):
     generate(layout, 0, 3)
     with only_one(layout, "segment_1of2"):
         with pytest.raises(UserError, match="is at 'segment_1of2' already"):
-            call(monkeypatch, "--config", config, "--round", "1", "--share", "1", "--num-shares", "2")
+            call(segmentAndFilter, "--config", config, "--round", "1", "--share", "1", "--num-shares", "2")
         assert not files.list_dir(layout.pool("segmented"))
-        call(monkeypatch, "--config", config, "--round", "1", "--share", "0", "--num-shares", "2")
+        call(segmentAndFilter, "--config", config, "--round", "1", "--share", "0", "--num-shares", "2")

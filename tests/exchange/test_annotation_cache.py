@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -255,13 +254,11 @@ def test_a_killed_reader_leaves_nothing_that_is_taken_for_an_entry(path, monkeyp
     assert [folder.suffix for folder, _ in arrays.entries()] == [""]
 
 
-def test_the_cache_is_cleared_from_the_command_line(path, monkeypatch, capsys):
+def test_the_cache_is_cleared_from_the_command_line(path, call, capsys):
     file = read_annotations(path)
-    monkeypatch.setattr(sys, "argv", ["cache.py"])
-    cache.main()
+    call(cache)
     assert str(arrays.cache_folder()) in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", ["cache.py", "--clear"])
-    cache.main()
+    call(cache, "--clear")
     assert capsys.readouterr().out.startswith("removed") and not arrays.entries()
     assert_is(file, CONTENT)  # who has it open keeps it
 

@@ -20,6 +20,17 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path):
     assert os.listdir(tmp_path / "a") == ["b.bin"]
 
 
+@pytest.mark.parametrize("durable", [True, False])
+def test_what_shall_outlive_a_power_failure_is_on_the_disk_before_it_is_in_its_place(
+    tmp_path, durable, monkeypatch
+):
+    done, replace = [], os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: done.append(os.fstat(file).st_size))
+    monkeypatch.setattr(os, "replace", lambda *paths: done.append("moved") or replace(*paths))
+    files.write_bytes(str(tmp_path / "x"), b"abc", durable)
+    assert done == [3] * durable + ["moved"]
+
+
 def test_json_round_trips_on_a_local_path_and_on_another_file_system(tmp_path):
     for root in (str(tmp_path), "memory://exchange-test"):
         files.write_json(files.join(root, "x", "y.json"), {"a": [1, None]})

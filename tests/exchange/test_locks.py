@@ -46,3 +46,12 @@ def test_what_fails_with_the_lock_gives_it_back(tmp_path):
         raise KeyError
     with only_one(layout, "train"):
         assert sorted(os.listdir(tmp_path / "locks")) == ["train.lock", "train.owner"]
+
+
+@pytest.mark.parametrize(("owner", "said"), [(b"process \xff", "process \ufffd"), (None, "a process")])
+def test_the_second_is_refused_where_the_first_does_not_say_who_it_is_too(owner, said, tmp_path):
+    layout, path = RunLayout(str(tmp_path)), tmp_path / "locks/train.owner"
+    with only_one(layout, "train"):
+        path.write_bytes(owner) if owner else path.unlink()
+        with pytest.raises(UserError, match=f": {said} is at 'train' already"), only_one(layout, "train"):
+            pytest.fail("two at once")

@@ -1,8 +1,6 @@
 import dataclasses
 import math
-import multiprocessing
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +14,7 @@ from tests.diSegmenter.conftest import pool_instance
 
 
 def instance(round_: int, category_id: int, number: int, reason: str = "") -> PoolInstance:
-    segmentation = [[number, 2, 30, 2, 30, 40 + number], [1, 2, 3, 4, 5, 6]]
+    segmentation = [[number, 2, 30, 2, 30, 40 + number], [1, 2, 64, 4, 5, 48]]  # to the edge
     values = {"width": 64, "height": 48, "bbox": [number, 2, 31, 39], "area": 700 + number, "seed": 1 << 62}
     values |= {"segmentation": segmentation, "clip_black": 26.25, "reason": reason}
     return pool_instance(round_, category_id, number, **values)
@@ -32,7 +30,8 @@ ROUND_0 = [instance(0, 9, 0), instance(0, 4, 1, "CLIP score"), instance(0, 4, 2)
 ROUND_1 = [instance(1, 7, 0, "too small"), instance(1, 7, 1)]
 
 
-def test_the_pool_is_the_kept_rows_of_its_rounds_in_order(layout):
+def test_the_pool_is_the_kept_rows_of_its_rounds_in_order(layout, monkeypatch):
+    monkeypatch.setattr(pool_index, "_ROWS_AT_ONCE", 2)
     write_index(layout, 0, ROUND_0)
     write_index(layout, 1, ROUND_1)
     index = PoolIndex(layout, [0, 1])
@@ -79,6 +78,8 @@ def test_a_score_that_nobody_measured_is_nan_in_its_column(layout):
     write_index(layout, 0, [dataclasses.replace(ROUND_0[0], clip_white=None, clip_black=None)])
     index = PoolIndex(layout, [0])
     assert np.isnan(index.column("clip_white")).all() and index[0].clip_score is None
+    assert dataclasses.replace(index[0], clip_black=9.0).clip_score == 9.0
+    assert dataclasses.replace(index[0], clip_white=10.0, clip_black=9.0).clip_score == 10.0
 
 
 def test_a_cut_out_is_a_file_or_a_piece_of_one(layout):
@@ -91,30 +92,6 @@ def test_a_cut_out_is_a_file_or_a_piece_of_one(layout):
     files.write_bytes(layout.pool("cutouts/rd00.tar"), b"abcdef")
     with pytest.raises(UserError, match="cut off"):
         index.read(1)
-
-
-def test_adding_a_round_leaves_the_other_files_alone(tmp_path):
-    layout = RunLayout(str(tmp_path))
-    write_index(layout, 0, ROUND_0)
-    before = Path(layout.pool_index(0)).stat()
-    write_index(layout, 1, ROUND_1)
-    assert Path(layout.pool_index(0)).stat() == before
-
-
-def test_an_index_travels_to_other_processes(layout):
-    write_index(layout, 0, ROUND_0)
-    assert list(pickle.loads(pickle.dumps(PoolIndex(layout, [0])))) == [ROUND_0[0], ROUND_0[2]]
-
-
-def test_forked_processes_read_the_parents_map(tmp_path):
-    layout = RunLayout(str(tmp_path))
-    write_index(layout, 0, ROUND_0)
-    index = PoolIndex(layout, [0])
-    queue = multiprocessing.get_context("fork").Queue()
-    process = multiprocessing.get_context("fork").Process(target=lambda: queue.put(index[1].file))
-    process.start()
-    assert queue.get(timeout=30) == ROUND_0[2].file
-    process.join()
 
 
 def test_a_missing_index_is_named(layout):

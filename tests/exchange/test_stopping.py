@@ -64,11 +64,29 @@ def test_an_error_in_a_block_that_puts_off_is_not_hidden_by_the_signal(listening
         raise KeyError
 
 
-def test_a_signal_that_is_ignored_stays_so_as_under_nohup(listening):
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+def test_a_signal_that_is_ignored_stays_so_as_under_nohup_and_all_do_as_before_afterwards(listening):
+    before = {signal.SIGHUP: signal.SIG_IGN, signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: print}
+    for number, handler in before.items():
+        signal.signal(number, handler)
     with stopping.listening():
         ask(signal.SIGHUP)
-    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
+# When its end of the pipe is closed, what the child has started says whether it is still there.
+PARENT = "exec 3<&0; (read line <&3; echo survived) & trap 'sleep 0.1; exit 7' TERM; echo there; wait"
+
+
+@pytest.mark.parametrize(("finish", "code"), [(stopping.end_children, 7), (stopping.kill_children, -9)])
+def test_children_have_ended_with_what_they_started_and_are_not_ended_twice(finish, code, monkeypatch):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    children = [stopping.start(["sh", "-c", PARENT], **pipes) for _ in range(2)]
+    assert [child.stdout.readline() for child in children] == ["there\n"] * 2
+    finish()
+    assert [child.returncode for child in children] == [code] * 2
+    assert [child.communicate()[0] for child in children] == [""] * 2
+    monkeypatch.setattr(os, "killpg", lambda *_: pytest.fail("the number may be another process's by now"))
+    finish()
 
 
 HEARS = "import signal; [signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]\n"

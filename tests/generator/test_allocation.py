@@ -53,8 +53,9 @@ def test_each_factor_has_its_own_switch_and_exponent(rule, weight):
 
 
 def test_class_without_ap_or_drift_takes_the_mean_of_the_others():
-    given_nan = shares(AllocationRule(), [2, 4, 8], [NAN, 5, 1], [10, NAN, 40])
-    np.testing.assert_allclose(given_nan, shares(AllocationRule(), [2, 4, 8], [3, 5, 1], [10, 25, 40]))
+    given_nan = shares(AllocationRule(), [2, 4, 8, 1], [NAN, 5, 1, 9], [10, NAN, 40, 10])
+    known = shares(AllocationRule(), [2, 4, 8, 1], [5, 5, 1, 9], [10, 20, 40, 10])
+    np.testing.assert_allclose(given_nan, known)
 
 
 @pytest.mark.parametrize("nothing", [[NAN] * 3, [0.0] * 3, None])
@@ -101,8 +102,9 @@ def test_largest_remainder_gets_the_image_and_the_lower_id_in_a_tie():
     assert images.tolist() == [2, 1, 0]
 
 
-def test_balanced_mode_gives_every_class_the_same():
-    images = allocate(AllocationRule(per_class=4, balanced=True), ids(3), np.array([1, 9, 99])).images
+@pytest.mark.parametrize("how", [{"balanced": True}, {"minimum": 4, "maximum": 4}])
+def test_every_class_gets_the_same_when_asked_or_bound_to(how):
+    images = allocate(AllocationRule(per_class=4, **how), ids(3), np.array([1, 9, 99])).images
     assert images.tolist() == [4, 4, 4]
 
 
@@ -115,13 +117,8 @@ def test_bounds_hold_and_what_they_cut_off_goes_to_the_others_in_proportion():
 
 @pytest.mark.parametrize(
     "wrong",
-    [
-        {"ap_mode": "up"},
-        {"minimum": 5},
-        {"maximum": 3},
-        {"per_class": 0},
-        {"drift_exponent": -1.0},
-    ],
+    [{"ap_mode": "up"}, {"minimum": 5}, {"maximum": 3}, {"per_class": 0}]
+    + [{f"{factor}_exponent": -1.0} for factor in ("frequency", "drift", "ap")],
 )
 def test_impossible_rule_is_refused(wrong):
     with pytest.raises(ValueError):

@@ -53,11 +53,10 @@ def test_images_are_those_that_stage_1_draws_guided_by_the_checkpoint(run, guide
         np.testing.assert_array_equal(np.asarray(ours), theirs.pixels)
 
 
-def test_the_command_writes_the_same_images_and_without_guidance_others(run, guided, tmp_path, monkeypatch):
+def test_the_command_writes_the_same_images_and_without_guidance_others(run, guided, tmp_path, call):
     source = ["red three", "--num", "3", "--seed", "5", "--run", run.folder]
     for out, options in (("guided", []), ("unguided", ["--unguided"])):
-        monkeypatch.setattr("sys.argv", ["draw.py", *source, "--out", str(tmp_path / out), *options, *FAST])
-        draw.main()
+        call(draw, *source, "--out", tmp_path / out, *options, *FAST)
     for number, image in enumerate(guided):
         same, other = (
             Image.open(tmp_path / out / f"red three {number:04}.png") for out in ("guided", "unguided")

@@ -62,10 +62,12 @@ def test_only_what_is_to_be_drawn_is_prepared(tmp_path, plan):
     layout = RunLayout(str(tmp_path))
     make(layout, plan)
     (tmp_path / "pool/raw" / plan[4].file).unlink()
+    os.utime(there := tmp_path / "pool/raw" / plan[3].file, (0, 0))
     write_manifest(layout, dataclasses.replace(read_manifest(layout.manifest(2, 0, 1)), seconds=100.0))
     prepared = []
     assert make(layout, plan, lambda images: prepared.extend(images) or draw).seconds > 100  # of both calls
     assert prepared == plan[3:6]  # the whole batch, so that its pixels are the same
+    assert there.stat().st_mtime == 0  # and only what was missing is written
 
 
 def test_images_made_in_another_way_than_planned_are_drawn_again(tmp_path, plan):

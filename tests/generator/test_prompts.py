@@ -28,7 +28,7 @@ def test_names_are_raw_or_cleaned():
     assert PromptBook(["a {}"], "raw").prompt(BAT, 0) == ("a {}", "a bat_(animal)")
     assert PromptBook(["a {}"], "clean").prompt(BAT, 0) == ("a {}", "a bat animal")
     assert (
-        clean_name("monitor_(computer_equipment) computer_monitor")
+        clean_name("monitor_(computer_equipment) [computer_monitor]")
         == "monitor computer equipment computer monitor"
     )
 
@@ -41,7 +41,7 @@ def test_synonyms_and_definitions_fill_the_templates_that_ask_for_them():
         "the bat animal",
         "the flying mouse",
     }
-    assert book.prompt({"id": 1, "name": "cow"}, 4)[1] == "cow: cow"
+    assert book.prompt({"id": 1, "name": "cow", "synonyms": [], "def": ""}, 4)[1] == "cow: cow"
 
 
 @pytest.mark.parametrize("templates", [[], ["a photo"], ["{} of {other}"], ["{"], ["{} and {}"]])

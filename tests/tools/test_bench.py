@@ -4,7 +4,6 @@ import importlib
 import itertools
 import json
 import re
-import sys
 from collections import defaultdict
 from types import SimpleNamespace
 
@@ -31,30 +30,29 @@ from tools.benchmarks import (
 )
 
 
-def test_the_result_names_benchmark_machine_and_versions(monkeypatch, tmp_path, capsys):
+def test_the_result_names_benchmark_machine_and_versions(monkeypatch, tmp_path, capsys, call):
     monkeypatch.setattr(
         pool, "measure", lambda _: {"ours": {"a_draw": {"seconds": 1 / 3}}, "ratio": 2.0, "met": True}
     )
     path = tmp_path / "result.json"
-    monkeypatch.setattr(sys, "argv", ["bench.py", "pool", "--json", str(path)])
-    bench.main()
+    call(bench, "pool", "--json", str(path))
     result = json.loads(path.read_text())
     table = dict(re.split(r"  +", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert table["name"] == "pool" and table["ratio"] == "2" and table["met"] == "yes"
     assert table["ours: a draw: seconds"] == "0.3333" and "versions: torch" in table
-    monkeypatch.setattr(sys, "argv", ["bench.py", "pool", "--json", "-"])
-    bench.main()
+    call(bench, "pool", "--json", "-")
     assert json.loads(capsys.readouterr().out) == result
     assert result["name"] == "pool" and result["ratio"] == 2.0 and result["device"].startswith("cpu")
     assert result["versions"]["torch"] == torch.__version__.split("+")[0]
 
 
-def test_several_benchmarks_are_told_one_after_the_other_and_land_in_one_file(monkeypatch, tmp_path, capsys):
+def test_several_benchmarks_are_told_one_after_the_other_and_land_in_one_file(
+    monkeypatch, tmp_path, capsys, call
+):
     for module, ratio in ((pool, 2.0), (paste, 3.0)):
         monkeypatch.setattr(module, "measure", lambda _, ratio=ratio: {"ratio": ratio})
     path = tmp_path / "result.json"
-    monkeypatch.setattr(sys, "argv", ["bench.py", "paste", "pool", "--json", str(path)])
-    bench.main()
+    call(bench, "paste", "pool", "--json", str(path))
     assert re.findall(r"ratio +(\d)", capsys.readouterr().out) == ["3", "2"]
     assert [(r["name"], r["ratio"]) for r in json.loads(path.read_text())] == [("paste", 3.0), ("pool", 2.0)]
 
@@ -70,27 +68,23 @@ def test_the_fastest_form_of_a_step_is_told_against_float32(monkeypatch):
     assert first["losses"] == 0.0 and last["losses"] < 1e-5
 
 
-def test_an_unknown_benchmark_and_a_missing_gpu_are_refused(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["bench.py", "everything"])
+def test_an_unknown_benchmark_and_a_missing_gpu_are_refused(monkeypatch, capsys, call):
     with pytest.raises(SystemExit):
-        bench.main()
+        call(bench, "everything")
     assert "paste" in capsys.readouterr().err
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(sys, "argv", ["bench.py", "pool", "--device", "cuda"])
     with pytest.raises(UserError, match="no GPU"):
-        bench.main()
+        call(bench, "pool", "--device", "cuda")
 
 
-def test_a_profile_is_printed_by_those_that_have_one(monkeypatch, capsys):
+def test_a_profile_is_printed_by_those_that_have_one(monkeypatch, capsys, call):
     monkeypatch.setattr(paste, "_PROFILED", 2)
     monkeypatch.setattr(paste, "_INSTANCES", 3)
-    monkeypatch.setattr(sys, "argv", ["bench.py", "paste", "--profile"])
-    bench.main()
+    call(bench, "paste", "--profile")
     table = capsys.readouterr().out
     assert "imdecode" in table and "together" in table
-    monkeypatch.setattr(sys, "argv", ["bench.py", "pool", "--profile"])
     with pytest.raises(UserError, match="pool has no profile"):
-        bench.main()
+        call(bench, "pool", "--profile")
 
 
 def test_without_the_other_side_the_training_step_is_not_measured(monkeypatch):

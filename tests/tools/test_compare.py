@@ -1,8 +1,13 @@
 """The comparison of methods: what it computes from finished runs, and that finished runs stay as they are."""
 
 import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from exchange import files
 from exchange.config import REPOSITORY
@@ -59,6 +64,7 @@ def test_a_finished_run_is_not_repeated_and_an_unfinished_one_goes_on(tmp_path, 
     monkeypatch.setattr(Run, "finish", finish)
     runs = [Run(f"{name}.yaml", seed, str(tmp_path), ()) for seed in (0, 1) for name in ("None", "Ours")]
     monkeypatch.setattr(compare.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(compare, "plot", lambda *_: None)
     finish(runs[0], 1, 4)
     table = compare.compare(runs, ["None", "Ours"], str(tmp_path), jobs=2, gpus=1)
     assert sorted(finished) == [("None", 0), ("None", 1), ("Ours", 0), ("Ours", 1)]
@@ -66,29 +72,52 @@ def test_a_finished_run_is_not_repeated_and_an_unfinished_one_goes_on(tmp_path, 
     assert {cells(table, name)[-1] for name in ("None", "Ours")} == {"2"}
 
 
-def test_a_run_that_fails_names_its_log_and_keeps_the_time_that_it_took(tmp_path):
+def test_a_run_that_fails_names_its_log_which_goes_on_and_keeps_the_time_that_it_took(tmp_path, monkeypatch):
     run = Run(str(tmp_path / "absent.yaml"), 0, str(tmp_path), ())
     files.write_json(str(tmp_path / "absent/seed0/seconds.json"), 1000.0)
+    monkeypatch.setattr(
+        compare.stopping, "run", lambda *_, stdout, stderr, env: stdout.write(b"a") + stderr.write(b"b")
+    )
     for _ in range(2):
         with pytest.raises(UserError, match=r"absent with seed 0 failed: mend what .*output\.txt ends with"):
             run.finish(gpus=1, threads=1)
-    assert "there is no configuration" in (tmp_path / "absent/seed0/output.txt").read_text()
+    assert (tmp_path / "absent/seed0/output.txt").read_text() == "ab" * 2
     assert files.read_json(str(tmp_path / "absent/seed0/seconds.json")) > 1000 and run.result() is None
+
+
+def test_what_was_done_before_a_run_failed_is_reported_and_no_other_begins(tmp_path, monkeypatch):
+    begun, reported, given_up, report = [], threading.Event(), threading.Event(), compare._report
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, **options):
+            super().shutdown(**options)
+            given_up.set()
+
+    def finish(self: Run, gpus: int, threads: int) -> None:
+        begun.append(self.seed)
+        if self.seed == 1:
+            assert reported.wait(60)
+            raise UserError("seed 1 failed")
+        assert self.seed == 0 or given_up.wait(60)
+        done = result(self.method, self.seed, 20.0)
+        files.write_json(files.join(self.folder, "result.json"), compare.asdict(done))
+
+    monkeypatch.setattr(Run, "finish", finish)
+    monkeypatch.setattr(compare, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(compare, "plot", lambda *_: None)
+    monkeypatch.setattr(compare, "_report", lambda *given: report(*given) and reported.set())
+    with pytest.raises(UserError, match="seed 1 failed"):
+        compare.compare([Run("a", seed, str(tmp_path), ()) for seed in range(4)], ["a"], str(tmp_path), 1, 1)
+    assert begun in ([0, 1], [0, 1, 2])  # what had begun by then comes to its end
+    assert cells((tmp_path / "comparison.md").read_text(), "a")[-1] == "1"
 
 
 def test_a_finished_run_has_a_point_for_each_round_with_all_that_it_generated_by_then(tmp_path, monkeypatch):
     def run_rounds(command, *, env, **_):
+        asked = "--config x/Ours.yaml --num-gpus 2 SOLVER.MAX_ITER 4 OUTPUT_DIR {} SEED 3"
         assert command[1:] == [
-            *(
-                str(REPOSITORY / "tools/run_rounds.py"),
-                "--config",
-                "x/Ours.yaml",
-                "--num-gpus",
-                "2",
-                "SOLVER.MAX_ITER",
-                "4",
-            ),
-            *("OUTPUT_DIR", str(tmp_path / "Ours/seed3"), "SEED", "3"),
+            str(REPOSITORY / "tools/run_rounds.py"),
+            *asked.format(tmp_path / "Ours/seed3").split(),
         ]
         assert env["OMP_NUM_THREADS"] == "5"
         layout = RunLayout(str(tmp_path / "Ours/seed3"))
@@ -131,9 +160,26 @@ def test_every_configuration_gets_every_seed_and_a_mistake_is_said_before_the_fi
             call("--configs", *configs, f"--{option}", 0)
     with pytest.raises(UserError, match="FORMATT"):
         call("--configs", *configs, tmp_path / "bad.yaml")
+    with pytest.raises(UserError, match="FORMATT"):
+        call("--configs", *configs, "INPUT.FORMATT", "RGB")
     with pytest.raises(UserError, match="the same file name"):
         call("--configs", *configs, tmp_path / "b/Ours.yaml")
     assert len(asked) == 1
+
+
+def test_the_plot_has_mean_and_sample_deviation_of_each_method_over_the_rounds_that_all_seeds_have(
+    tmp_path, monkeypatch
+):
+    drawn = []
+    monkeypatch.setattr(Axes, "errorbar", lambda _, *values, label, **style: drawn.append((label, *values)))
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **options: None)
+    one_more = result("Ours", 0, 21.0, 23.0, 99.0, generated=240)
+    plot([one_more, RESULTS[3], RESULTS[0]], ["None", "Ours"], str(tmp_path / "x.png"))
+    assert [label for label, *_ in drawn] == ["None", "Ours"] * 2
+    for (_, *of_none), (_, images, *of_ours), more in ((*drawn[:2], 10), (*drawn[2:], 0)):
+        assert [values.tolist() for values in of_none[1:]] == [[20 + more], [0]]
+        np.testing.assert_allclose(of_ours, [[27 + more, 29 + more], [72**0.5] * 2])
+        assert np.diff(images) == 240 and abs(images[0] - 240) < 24
 
 
 def test_classes_that_validation_lacks_leave_a_gap_and_not_a_zero(tmp_path):

@@ -1,5 +1,4 @@
 import importlib.util
-import sys
 
 import numpy as np
 import onnxruntime
@@ -18,14 +17,9 @@ DIGITS = "configs/digits/MRCA_digits.yaml"
 FOREGROUND = "assets/digits/foreground"
 
 
-def call(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["export_matting.py", *map(str, arguments)])
-    export_matting.main()
-
-
-def test_the_embedded_network_gives_the_same_masks_as_onnx_to_one_grey_level(monkeypatch, tmp_path, capsys):
+def test_the_embedded_network_gives_the_same_masks_as_onnx_to_one_grey_level(call, tmp_path, capsys):
     path = str(tmp_path / "digits.onnx")
-    call(monkeypatch, path, "--config", DIGITS)
+    call(export_matting, path, "--config", DIGITS)
     assert capsys.readouterr().out == f"{path}\n"
     batch, *size = onnxruntime.InferenceSession(path).get_inputs()[0].shape
     assert isinstance(batch, str) and size == [3, 64, 64]
@@ -40,15 +34,15 @@ def test_the_embedded_network_gives_the_same_masks_as_onnx_to_one_grey_level(mon
         assert np.abs(mask.astype(int) - other).max() <= 1
 
 
-def test_a_network_of_others_is_exported_only_with_the_users_word(monkeypatch, tmp_path):
+def test_a_network_of_others_is_exported_only_with_the_users_word(monkeypatch, tmp_path, call):
     theirs, out = save_foreground(tmp_path / "theirs"), tmp_path / "theirs.onnx"
     settings = ["SEGMENTER.FOREGROUND_MODEL", theirs, "SEGMENTER.INPUT_SIZE", "32"]
     with pytest.raises(UserError, match="SEGMENTER.TRUST_REMOTE_CODE: true"):
-        call(monkeypatch, out, "--config", DIGITS, *settings)
+        call(export_matting, out, "--config", DIGITS, *settings)
     assert not out.exists()
     seen = []
     monkeypatch.setattr("tools.matting_to_onnx.as_onnx", lambda *args: seen.append(args) or b"a network")
-    call(monkeypatch, out, "--config", DIGITS, *settings, "SEGMENTER.TRUST_REMOTE_CODE", "True")
+    call(export_matting, out, "--config", DIGITS, *settings, "SEGMENTER.TRUST_REMOTE_CODE", "True")
     assert out.read_bytes() == b"a network"
     assert isinstance(seen[0][0], nn.Module) and seen[0][1] == 32
 
@@ -69,14 +63,14 @@ def test_a_network_that_torch_cannot_export_is_one_sentence():
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript"])
-def test_what_cannot_be_exported_is_one_sentence(missing, monkeypatch, tmp_path):
+def test_what_cannot_be_exported_is_one_sentence(missing, monkeypatch, tmp_path, call):
     out = tmp_path / "out.onnx"
     with pytest.raises(UserError, match="give a name that ends in .onnx"):
-        call(monkeypatch, tmp_path / "out.pt", "--config", DIGITS)
+        call(export_matting, tmp_path / "out.pt", "--config", DIGITS)
     with pytest.raises(UserError, match="has 0 entries matting in SEGMENTER.FOREGROUND"):
-        call(monkeypatch, out, "--config", DIGITS, "SEGMENTER.FOREGROUND", "sam2")
+        call(export_matting, out, "--config", DIGITS, "SEGMENTER.FOREGROUND", "sam2")
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else real(name))
     with pytest.raises(UserError, match=f"needs {missing}, which is not installed"):
-        call(monkeypatch, out, "--config", DIGITS)
+        call(export_matting, out, "--config", DIGITS)
     assert not out.exists()

@@ -16,17 +16,12 @@ def run(tmp_path_factory):
     return folder
 
 
-def call(monkeypatch, *arguments):
-    monkeypatch.setattr("sys.argv", ["predict.py", *map(str, arguments)])
-    predict.main()
-
-
-def test_a_folder_becomes_pictures_and_results_that_coco_s_tools_read(run, tmp_path, monkeypatch, capsys):
+def test_a_folder_becomes_pictures_and_results_that_coco_s_tools_read(run, tmp_path, call, capsys):
     photos = tmp_path / "with spaces/und Ümläut"
     write_scenes(photos, 5)
     (photos / "broken.jpg").write_bytes(b"\xff\xd8 no")
     out = tmp_path / "with spaces/found"
-    call(monkeypatch, "--run", run, tmp_path / "with spaces", "--out", out, "--batch-size", 2, "--score", 0.3)
+    call(predict, "--run", run, tmp_path / "with spaces", "--out", out, "--batch-size", 2, "--score", 0.3)
     assert "in 5 images, 1 could not be read" in capsys.readouterr().out
     coco = COCO(str(out / "images.json"))
     results = coco.loadRes(str(out / "coco_instances_results.json"))
@@ -43,11 +38,11 @@ def test_a_folder_becomes_pictures_and_results_that_coco_s_tools_read(run, tmp_p
     assert len(predict.image_files(tmp_path / "with spaces", out)) == 6  # its own pictures are no input
 
 
-def test_a_folder_without_a_readable_image_is_refused_and_leaves_no_results(run, tmp_path, monkeypatch):
+def test_a_folder_without_a_readable_image_is_refused_and_leaves_no_results(run, tmp_path, call):
     for path, sentence in ((tmp_path / "no", "there is no folder"), (tmp_path, "holds no image")):
         with pytest.raises(UserError, match=sentence):
-            call(monkeypatch, "--run", run, path, "--out", tmp_path / "out")
+            call(predict, "--run", run, path, "--out", tmp_path / "out")
     (tmp_path / "broken.png").write_bytes(b"no")
     with pytest.raises(UserError, match="none of the 1 images"):
-        call(monkeypatch, "--run", run, tmp_path, "--out", tmp_path / "out")
+        call(predict, "--run", run, tmp_path, "--out", tmp_path / "out")
     assert not (tmp_path / "out/coco_instances_results.json").exists()

@@ -1,7 +1,6 @@
 """What the quickstart tells of a run of which only the pool's index and the cut-outs are left, as training reads it."""
 
 import io
-import sys
 from unittest.mock import Mock
 
 import numpy as np
@@ -73,7 +72,9 @@ def test_the_gain_is_drawn_from_the_baseline_on_beside_that_of_the_control():
     assert lines == rare | every
 
 
-def test_the_control_has_the_seed_and_the_settings_of_the_rounds_but_pastes_nothing(tmp_path, monkeypatch):
+def test_the_control_has_the_seed_and_the_settings_of_the_rounds_but_pastes_nothing(
+    tmp_path, monkeypatch, call
+):
     commands: list[list[str]] = []
     monkeypatch.setattr(quickstart.stopping, "start", lambda command, **_: commands.append(command))
     monkeypatch.setattr(quickstart.stopping, "wait", lambda _: 0)
@@ -82,8 +83,7 @@ def test_the_control_has_the_seed_and_the_settings_of_the_rounds_but_pastes_noth
     monkeypatch.setattr(quickstart, "write_overview", Mock())
     monkeypatch.setattr(quickstart, "write_report", Mock())
     monkeypatch.setattr(quickstart, "summarise", lambda *_: {"baseline": {}, "control": {}, "rounds": []})
-    monkeypatch.setattr(sys, "argv", ["quickstart.py", "--out", str(tmp_path), "--seed", "7"])
-    quickstart.main()
+    call(quickstart, "--out", tmp_path, "--seed", 7)
     commands[1] = commands[1][:-2]  # without --out
     alone, pasting = (dict(flatten(load_config(command[3], command[4:]))) for command in commands[:2])
     assert alone["SEED"] == pasting["SEED"] == 7

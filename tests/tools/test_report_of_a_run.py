@@ -7,7 +7,6 @@ import html
 import io
 import json
 import re
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -317,10 +316,9 @@ def test_a_run_of_which_little_is_there_yet_has_a_page(tmp_path):
         (["a", "--out", "page.htm"], "ends with .html"),
     ],
 )
-def test_what_a_user_can_get_wrong_is_one_sentence(arguments, sentence, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["report.py", *arguments])
+def test_what_a_user_can_get_wrong_is_one_sentence(arguments, sentence, call):
     with pytest.raises(UserError, match=sentence):
-        report.main()
+        call(report, *arguments)
 
 
 def test_a_chart_reaches_from_its_lowest_to_its_highest_value_and_thins_out_what_is_long():

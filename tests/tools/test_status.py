@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-import sys
 import time
 
 import pytest
@@ -21,7 +20,7 @@ from tools.run_status import look
 
 __all__ = ["root", "server"]
 NAMES = ["red disc", "blue disc"]
-SETTINGS = b"""settings: {SOLVER.MAX_ITER: 20, SOLVER.ROUND_ITERS: 10, FEEDBACK.STALENESS: 0,
+SETTINGS = b"""settings: {SOLVER.MAX_ITER: 18, SOLVER.ROUND_ITERS: 10, FEEDBACK.STALENESS: 0,
   INPUT.USE_COPY_METHOD: syn_copy, INPUT.INST_POOL_FEED: true}
 versions: {}"""
 NOW = 1_800_000_000.0  # seconds since 1970
@@ -66,10 +65,11 @@ def test_a_trained_round_is_done_and_the_next_one_s_iterations_are_counted(layou
     files.write_bytes(
         f"{layout.train_dir}/metrics.json", b'{"iteration": 9}\n{"iteration": 14, "time": 30.0}\n'
     )
+    files.write_bytes(f"{layout.logs_dir}/train.log", b"12:00:00 INFO engine: PIXEL_ERROR 0.5\n")  # is none
     date(layout, rd00=60)
     found = look(layout, NOW, 900)
     assert (found.state, found.rounds_done, found.rounds) == ("running", 1, 2)
-    assert found.doing == ["round 1, stage 3: 4 of 10 iterations, 14 of 20 in all"]
+    assert found.doing == ["round 1, stage 3: 4 of 8 iterations, 14 of 18 in all"]
     assert found.skipped == ["round 1: 4 of 6 instances kept, 1 images do not decode"]
     assert found.quiet == 60 and "last sign of life: 0:01:00 ago" in found.lines()
 
@@ -86,12 +86,15 @@ def test_what_makes_the_pool_is_named_and_that_training_waits_for_it_and_since_w
 ):
     files.write_bytes(f"{layout.train_dir}/metrics.json", b'{"iteration": 10, "time": 30.0}\n')
     unmake_round(layout, complete)
+    files.write_bytes(f"{layout.annotations_done(1)}.x-1.tmp", b"")  # is not there yet
     date(layout, rd00=60)
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(NOW - 60))
     waiting = f"round 1, stage 3: waits for the pool of round 1 since {since}"
     assert look(layout, NOW, 900).doing == [sentence, waiting]
     os.utime(layout.raw(layout.instance_name(1, 2, 1)), (NOW - 5, NOW - 5))
     assert look(layout, NOW, 900).quiet == 5  # an image that was drawn is a sign of life
+    files.write_bytes(layout.settings_file, SETTINGS.replace(b"syn_copy", b"none"))  # trains without
+    assert look(layout, NOW, 900).doing[1] == "round 1, stage 3: 0 of 8 iterations, 10 of 18 in all"
 
 
 def test_a_run_without_a_pool_of_its_own_is_one_round_that_waits_for_nothing(layout):
@@ -101,7 +104,7 @@ def test_a_run_without_a_pool_of_its_own_is_one_round_that_waits_for_nothing(lay
         files.remove(path)
     found = look(layout, NOW, 900)
     assert (found.rounds_done, found.rounds) == (0, 1)
-    assert found.doing == ["round 0, stage 3: 10 of 20 iterations, 10 of 20 in all"]
+    assert found.doing == ["round 0, stage 3: 10 of 18 iterations, 10 of 18 in all"]
     files.write_bytes(layout.feedback_history(0), b"{}")
     assert look(layout, NOW, 900).state == "finished"
 
@@ -119,17 +122,23 @@ def test_the_time_that_is_left_is_that_of_the_rounds_before_or_at_least_that_of_
     date(layout, initial=2600, rd00=600)  # a round took 2000 s, of which the next has had 600
     assert look(layout, NOW, 900).left == 2000 - 600
     date(layout, initial=900, rd00=600)
-    assert look(layout, NOW, 900).left == 10 * 30.0
+    assert look(layout, NOW, 900).left == 8 * 30.0
+    files.write_bytes(layout.settings_file, SETTINGS.replace(b"18", b"38"))  # four rounds
+    for round_ in (1, 2):
+        files.write_bytes(layout.feedback_history(round_), b"{}")
+    date(layout, initial=26_600, rd00=22_600, rd01=18_600, rd02=600)
+    assert look(layout, NOW, 900).left == 4000 - 600  # the median
     files.remove(layout.feedback_history(0))
     files.remove(f"{layout.train_dir}/metrics.json")
     assert look(layout, NOW, 900).left is None
 
 
-def test_a_run_that_is_finished_running_waiting_or_failed_ends_with_its_code(layout, monkeypatch, capsys):
+def test_a_run_that_is_finished_running_waiting_or_failed_ends_with_its_code(
+    layout, monkeypatch, capsys, call
+):
     def code(*options: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["status.py", layout.root, *options])
         with pytest.raises(SystemExit) as end:
-            status.main()
+            call(status, layout.root, *options)
         return int(str(end.value.code))
 
     monkeypatch.setattr(status.time, "time", lambda: NOW)
@@ -169,7 +178,7 @@ def test_a_stage_that_a_signal_ended_is_said_to_be_stopped_until_it_is_started_a
     assert look(layout, NOW, 900).state == "running"
 
 
-def test_watching_ends_with_the_run(layout, monkeypatch, capsys):
+def test_watching_ends_with_the_run(layout, monkeypatch, capsys, call):
     slept = []
 
     def sleep(seconds: float) -> None:
@@ -179,9 +188,8 @@ def test_watching_ends_with_the_run(layout, monkeypatch, capsys):
             write_made_up_run(layout.root, NAMES)
 
     monkeypatch.setattr(status.time, "sleep", sleep)
-    monkeypatch.setattr(sys, "argv", ["status.py", layout.root, "--watch", "--every", "7"])
     with pytest.raises(SystemExit, match="0"):
-        status.main()
+        call(status, layout.root, "--watch", "--every", 7)
     assert slept == [7, 7] and capsys.readouterr().out.count("1 of 2 rounds are done") == 2
 
 
@@ -209,10 +217,9 @@ def test_of_a_bucket_a_few_small_reads_tell_it(root, tmp_path, monkeypatch):
     assert len(calls) < 25
 
 
-def test_a_folder_without_a_run_is_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["status.py", str(tmp_path)])
+def test_a_folder_without_a_run_is_one_sentence(tmp_path, call):
     with pytest.raises(UserError, match="holds no run, as it has no run.yaml"):
-        status.main()
+        call(status, tmp_path)
 
 
 def _stage_that_fails(layout: RunLayout) -> None:

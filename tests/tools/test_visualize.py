@@ -1,5 +1,4 @@
 import json
-import sys
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -43,21 +42,16 @@ def settings(tmp_path):
     return path
 
 
-def run(monkeypatch, *arguments) -> None:
-    monkeypatch.setattr(sys, "argv", ["visualize.py", *map(str, arguments)])
-    visualize.main()
-
-
-def test_a_sheet_of_training_images_goes_to_the_runs_pictures(settings, monkeypatch, capsys):
-    run(monkeypatch, "data", "--config", settings, "--num", 3, "SOLVER.IMS_PER_BATCH", 2)
+def test_a_sheet_of_training_images_goes_to_the_runs_pictures(settings, monkeypatch, capsys, call):
+    call(visualize, "data", "--config", settings, "--num", 3, "SOLVER.IMS_PER_BATCH", 2)
     path = settings.parent / "run/pictures/data_rd00.png"
     assert capsys.readouterr().out.strip() == str(path)
     sheet = np.asarray(Image.open(path))
     assert (sheet[-300:, -300:] == sheet[0, 0]).all()  # the fourth cell, though there are two batches of two
     for color, expected in ((REAL, True), (PASTED, False)):
         assert (sheet == color).all(axis=-1).any() == expected
-    run(
-        monkeypatch,
+    call(
+        visualize,
         "data",
         "--config",
         settings,
@@ -71,7 +65,9 @@ def test_a_sheet_of_training_images_goes_to_the_runs_pictures(settings, monkeypa
     assert (np.asarray(Image.open(path)) == sheet).all()
 
 
-def test_training_images_are_those_of_the_newest_round_with_the_feedback_that_it_had(settings, monkeypatch):
+def test_training_images_are_those_of_the_newest_round_with_the_feedback_that_it_had(
+    settings, monkeypatch, call
+):
     asked = {}
     layout = RunLayout(str(settings.parent / "run"))
     for path in (layout.pool_index(3), layout.pool_index(0), layout.feedback_history(1)):
@@ -80,15 +76,15 @@ def test_training_images_are_those_of_the_newest_round_with_the_feedback_that_it
     monkeypatch.setattr(sheets, "build_pool", lambda cfg, layout, round_, dataset: round_)
     monkeypatch.setattr(sheets, "read_feedback", str)
     given = ("SOLVER.IMS_PER_BATCH", 2, "INPUT.INST_POOL_FEED", True)
-    run(monkeypatch, "data", "--config", settings, "--num", 5, *given)
+    call(visualize, "data", "--config", settings, "--num", 5, *given)
     assert (asked["start_iteration"], asked["num_iterations"]) == (27000, 3)
     assert (asked["pool"], asked["feedback"]) == (3, layout.feedback_history(1))
     assert (settings.parent / "run/pictures/data_rd03.png").exists()
-    run(monkeypatch, "data", "--config", settings, "--round", 0)
+    call(visualize, "data", "--config", settings, "--round", 0)
     assert (asked["start_iteration"], asked["pool"], asked["feedback"]) == (0, 0, None)
 
 
-def test_what_was_pasted_is_named_in_the_picture_and_in_its_record(settings, monkeypatch):
+def test_what_was_pasted_is_named_in_the_picture_and_in_its_record(settings, monkeypatch, call):
     masks = torch.zeros(3, 48, 64, dtype=torch.bool)
     boxes = torch.tensor([[9.0, 9, 40, 30], [10, 10, 20, 20], [0, 0, 8, 8]])
     instances = SimpleNamespace(gt_boxes=boxes, gt_classes=torch.zeros(3, dtype=torch.int64))
@@ -112,13 +108,13 @@ def test_what_was_pasted_is_named_in_the_picture_and_in_its_record(settings, mon
     )
     drawn, draw = [], sheets.draw_objects
     monkeypatch.setattr(sheets, "draw_objects", lambda *given: drawn.append(given[3]) or draw(*given))
-    run(monkeypatch, "data", "--config", settings, "--num", 2)
+    call(visualize, "data", "--config", settings, "--num", 2)
     record = read_record(Pasted, str(settings.parent / "run/pictures/data_rd00.png"))
     assert record == Pasted([2], ["01_0001_0005.png"], [1])
     assert drawn == [["kite"] * 3, ["kite", "kite 01_0001_0005", "kite"]]
 
 
-def test_predictions_are_those_of_the_average_in_images_spread_over_the_test_set(settings, monkeypatch):
+def test_predictions_are_those_of_the_average_in_images_spread_over_the_test_set(settings, monkeypatch, call):
     seen, loaded = [], []
 
     def network(batch):
@@ -152,7 +148,7 @@ def test_predictions_are_those_of_the_average_in_images_spread_over_the_test_set
     (train / "last_checkpoint").write_text("model_0000001.pth")
     (train / "model_0000001.pth").touch()
     for given in ((), ("MODEL.WEIGHTS", "/other.pth")):
-        run(monkeypatch, "predictions", "--config", settings, "--num", 2, "DATASETS.TEST", "['set']", *given)
+        call(visualize, "predictions", "--config", settings, "--num", 2, "DATASETS.TEST", "['set']", *given)
     assert loaded == [
         (network, path, {"use_ema": True}) for path in (f"{train}/model_0000001.pth", "/other.pth")
     ]
@@ -162,14 +158,14 @@ def test_predictions_are_those_of_the_average_in_images_spread_over_the_test_set
     assert side_by_side[0] == ((2 * 400 + 4, 300), "1 objects, 2 found, 1.png")
 
 
-def test_asking_for_no_image_is_refused(settings, monkeypatch):
+def test_asking_for_no_image_is_refused(settings, call):
     with pytest.raises(UserError, match="--num is 0"):
-        run(monkeypatch, "data", "--config", settings, "--num", 0)
+        call(visualize, "data", "--config", settings, "--num", 0)
 
 
-def test_predictions_without_a_checkpoint_are_refused(settings, monkeypatch):
+def test_predictions_without_a_checkpoint_are_refused(settings, call):
     with pytest.raises(UserError, match="has no checkpoint"):
-        run(monkeypatch, "predictions", "--config", settings)
+        call(visualize, "predictions", "--config", settings)
 
 
 def test_masks_are_tinted_and_outlined_where_they_are():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from detectron2_ext.engine.feedback import classifier_rows, drift, make_feedback
+from detectron2_ext.engine.feedback import classifier_rows, make_feedback
 from detectron2_ext.evaluation import Evaluation
 from exchange import files
 from exchange.errors import UserError
@@ -18,20 +18,6 @@ _NAME = "roi_heads.box_predictor.{}.cls_score.weight"
 def _weights(seed: int, num_classes: int = 3) -> dict[str, torch.Tensor]:
     draw = torch.Generator().manual_seed(seed)
     return {_NAME.format(stage): torch.randn(num_classes + 1, 5, generator=draw) for stage in (0, 2, 1)}
-
-
-def test_drift_of_a_class_is_read_from_its_own_row() -> None:
-    before = torch.zeros(3, 5)
-    now = before.clone()
-    now[1] = torch.tensor([3.0, 0.0, 4.0, 0.0, 0.0])
-    assert drift(now, before) == [0.0, 5.0, 0.0]
-
-
-def test_rows_are_those_of_the_last_stage_without_the_background() -> None:
-    weights = _weights(0)
-    rows = classifier_rows(weights, 3)
-    assert rows.dtype == torch.float64
-    assert torch.equal(rows, weights[_NAME.format(2)][:3].double())
 
 
 @pytest.mark.parametrize("averaged", [True, False])

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from detectron2_ext.distributed import Ranks
 from detectron2_ext.engine import checkpoints as checkpoints_module
+from detectron2_ext.engine import loop
 from detectron2_ext.engine import state as state_module
 from detectron2_ext.engine.checkpoints import RunCheckpoints, read_checkpoint
 from detectron2_ext.engine.loop import TrainingStep, seed_iteration, train
@@ -162,6 +164,17 @@ def test_each_process_of_a_training_draws_its_own_in_every_iteration(tmp_path: P
 
         _run(state, tmp_path / str(rank), 3, step=step, ranks=Ranks(rank, 1, torch.device("cpu")))
     assert len(set(drawn)) == 6
+
+
+def test_a_round_is_trained_with_the_seed_and_the_periods_of_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = tiny_config("SEED", "3", "SOLVER.CHECKPOINT_PERIOD", "7", "SOLVER.LOG_PERIOD", "5")
+    monkeypatch.setattr(loop, "train", train := Mock())
+    context = {"checkpoints": Mock(), "folder": str(tmp_path), "title": "", "ranks": ALONE}
+    loop.train_round(cfg, TrainingState.start(TinyNet(), cfg), TinyLoader(0, 4), 4, end=9, **context)
+    asked = {"seed": 3, "checkpoint_period": 7, "log_period": 5}
+    assert asked.items() <= train.call_args.kwargs.items() and train.call_args.args[3] == 4
 
 
 def test_checkpoints_of_ends_of_rounds_stay_and_others_go(tmp_path: Path) -> None:

@@ -238,13 +238,15 @@ def test_several_training_sets_are_trained_on_as_one(tmp_path: Path) -> None:
     assert len(run._dataset) == sum(len(content["images"]) for content in contents)
 
 
-def test_starting_weights_are_evaluated_before_round_0_if_a_pool_is_pasted(tmp_path: Path) -> None:
+def test_starting_weights_are_evaluated_before_round_0_if_a_pool_is_pasted(
+    finished: Path, tmp_path: Path
+) -> None:
     config = write_config(tmp_path)
     pasting = ("INPUT.USE_COPY_METHOD", "syn_copy", "INPUT.INST_POOL_FEED", "True", "FEEDBACK.TIMEOUT", "0")
     with pytest.raises(
         UserError, match=r"waited 0 s .* for the pool of round 0 .*pool/annotations/rd00\.done"
     ):
-        call(config, *pasting)
+        call(config, *pasting, "SEED", "1")
     feedback = read_feedback(str(tmp_path / "run/feedback/initial.json"))
     assert (feedback.round, feedback.iteration, feedback.drift) == (-1, 0, [None] * 3)
     assert feedback.checkpoint == str(tmp_path / "run/train/model_initial.pth")
@@ -252,16 +254,11 @@ def test_starting_weights_are_evaluated_before_round_0_if_a_pool_is_pasted(tmp_p
         tmp_path / "run/feedback/initial.json"
     ).read_bytes()
     assert not (tmp_path / "run/train/metrics.json").exists()
-
-
-def test_starting_weights_are_evaluated_on_request(finished: Path, tmp_path: Path) -> None:
-    call(write_config(tmp_path), "--eval-initial", "SEED", "1")
     start, other = (
         torch.load(folder / "run/train/model_initial.pth", weights_only=True)["model"]
         for folder in (tmp_path, finished)
     )
     assert not torch.equal(start[LAST_CLASSIFIER], other[LAST_CLASSIFIER])  # which the seed decides
-    assert read_feedback(str(tmp_path / "run/feedback.json")).round == -1
 
 
 def test_the_starting_weights_are_the_averaged_ones_of_model_weights(finished: Path, tmp_path: Path) -> None:

@@ -27,17 +27,18 @@ from exchange.errors import UserError
 from tests.detectron2_ext.evaluation.worlds import World, random_world
 
 
+def _all(predictions: dict[int, Any], limit: int = 300) -> Predictions:
+    return Predictions.concatenate(
+        [Predictions.from_instances(image_id, found, limit) for image_id, found in predictions.items()]
+    )
+
+
 def _score(world: World, predictions: dict[int, Any], limit: int = 300) -> Evaluation:
-    parts = [Predictions.from_instances(image_id, found, limit) for image_id, found in predictions.items()]
-    return CocoTruth(world.file).score(Predictions.concatenate(parts))
+    return CocoTruth(world.file).score(_all(predictions, limit))
 
 
-def _records(world: World, predictions: dict[int, Any], limit: int = 300) -> list[dict[str, Any]]:
-    return [
-        json.loads(record)
-        for image_id, found in predictions.items()
-        for record in Predictions.from_instances(image_id, found, limit).to_json(world.category_ids)
-    ]
+def _records(world: World, predictions: dict[int, Any]) -> list[dict[str, Any]]:
+    return [json.loads(record) for record in _all(predictions).to_json(world.category_ids)]
 
 
 def _content(world: World) -> dict[str, Any]:
@@ -132,9 +133,7 @@ def test_coco_looks_at_the_best_100_objects_of_an_image_and_lvis_at_300(lvis: bo
 def test_predictions_that_lvis_cannot_judge_change_nothing() -> None:
     world, predictions = random_world(1, lvis=True, num_images=6, num_classes=12)
     truth = CocoTruth(world.file)
-    everything = Predictions.concatenate(
-        [Predictions.from_instances(image_id, found, 300) for image_id, found in predictions.items()]
-    )
+    everything = _all(predictions)
     judged = truth.counted(everything)
     pairs = {(image["id"], category) for image in world.images for category in image["neg_category_ids"]}
     pairs |= {(a["image_id"], a["category_id"]) for a in world.annotations if a["area"] > 0}
@@ -158,9 +157,7 @@ def test_classes_scored_by_two_processes_have_the_same_scores(
     kind: Callable[[AnnotationFile], Truth], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world, predictions = random_world(4, lvis=True)
-    found = Predictions.concatenate(
-        [Predictions.from_instances(image_id, objects, 300) for image_id, objects in predictions.items()]
-    )
+    found = _all(predictions)
     alone, random_numbers = kind(world.file).score(found, 0), torch.get_rng_state()
     assert kind(world.file).score(found, 2) == alone
     assert torch.equal(torch.get_rng_state(), random_numbers)
@@ -180,9 +177,8 @@ def test_a_process_that_dies_while_it_scores_is_explained(monkeypatch: pytest.Mo
     world, predictions = random_world(4, lvis=True)
     truth = CocoTruth(world.file)
     monkeypatch.setattr(truth, "precision", lambda *arguments: os.kill(os.getpid(), signal.SIGKILL))
-    found = Predictions.concatenate([Predictions.from_instances(i, o, 300) for i, o in predictions.items()])
     with pytest.raises(UserError, match=r"a process that scores died .* leave it fewer cores"):
-        truth.score(found, 1)
+        truth.score(_all(predictions), 1)
 
 
 def test_a_network_that_finds_nothing_scores_zero_and_classes_without_objects_have_no_score() -> None:
@@ -203,26 +199,17 @@ def test_an_annotation_without_an_area_is_named(truth: Callable[[AnnotationFile]
         truth(world.file)
 
 
-def test_written_scores_are_read_exactly_and_boxes_to_five_decimals_of_a_pixel() -> None:
+def test_predictions_survive_the_way_through_bytes_and_json_boxes_to_five_decimals_of_a_pixel() -> None:
     world, predictions = random_world(4, lvis=True)
-    parts = [Predictions.from_instances(image_id, found, 300) for image_id, found in predictions.items()]
-    before = Predictions.concatenate(parts)
-    written = before.to_json(world.category_ids)
-    read = Predictions.from_json([json.loads(record) for record in written], world.category_ids)
-    assert read.scores.tolist() != [] and not any(" " in record for record in written)
-    np.testing.assert_array_equal(read.scores.astype(np.float32), before.scores.astype(np.float32))
-    np.testing.assert_allclose(read.boxes, before.boxes, rtol=0, atol=0.0000051)
-    assert max(len(str(value)) for value in read.boxes.ravel().tolist()) <= 10
-    assert read.counts.tolist() == before.counts.tolist()
-
-
-def test_predictions_survive_the_way_through_bytes_and_json() -> None:
-    world, predictions = random_world(4, lvis=True)
-    parts = [Predictions.from_instances(image_id, found, 300) for image_id, found in predictions.items()]
-    before = Predictions.concatenate([*parts, Predictions.concatenate([])])
-    for some in (before, before.select(np.zeros(0, np.int64))):
+    before = Predictions.concatenate([_all(predictions), Predictions.concatenate([])])
+    for some in (before.select(np.zeros(0, np.int64)), before):
         written = some.to_json(world.category_ids)
         read = Predictions.from_json([json.loads(record) for record in written], world.category_ids)
         assert read.to_json(world.category_ids) == written
         assert Predictions.from_bytes(some.to_bytes()).to_json(world.category_ids) == written
         assert len(read.select(np.zeros(len(read), bool))) == 0
+    assert read.scores.tolist() != [] and not any(" " in record for record in written)
+    np.testing.assert_array_equal(read.scores.astype(np.float32), before.scores.astype(np.float32))
+    np.testing.assert_allclose(read.boxes, before.boxes, rtol=0, atol=0.0000051)
+    assert max(len(str(value)) for value in read.boxes.ravel().tolist()) <= 10
+    assert read.counts.tolist() == before.counts.tolist()

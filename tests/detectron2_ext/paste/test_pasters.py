@@ -33,16 +33,20 @@ def black(height: int = 100, width: int = 120) -> Scene:
 
 def test_a_pool_paster_tells_what_it_pasted_where(write_pool):
     pool = pool_at(write_pool(5))
+    pool.load, pool.rounds = Mock(wraps=pool.load), np.arange(5)
     plan = [Placement(4, 0.3, None), Placement(1, 0.2, (7, 9))]
     scene = black()
     infos = PoolPaster(pool, lambda *_: iter(plan), [], [basic])(scene, 0, np.random.default_rng(1), [])
     assert [info.pool_index for info in infos] == [4, 1]
     assert [info.class_index for info in infos] == [1, 1] == [o.class_index for o in scene.objects]
-    for info, (_, area_root, corner), pasted in zip(infos, plan, scene.objects, strict=True):
+    for info, (_, area_root, corner), pasted, loaded in zip(
+        infos, plan, scene.objects, pool.load.call_args_list, strict=True
+    ):
         x1, y1, x2, y2 = info.box
+        assert loaded.args == (info.pool_index, (y2 - y1, x2 - x1))  # which says the half to begin with
         assert (x2 - x1) * (y2 - y1) == pytest.approx(area_root**2 * 100 * 120, rel=0.1)
         assert corner is None or (x1, y1) == corner
-        assert info.round == -1 and pasted.source == PASTED
+        assert info.round == info.pool_index and pasted.source == PASTED
 
 
 @pytest.mark.parametrize(("rule", "survivors"), [(RELEASED, 1), (Occlusion(-1, 12_000), 0)])
@@ -133,8 +137,9 @@ def test_objects_of_a_second_image_come_with_their_pixels_masks_and_places(small
     for category, box in enumerate(boxes):
         small_lvis.add_object(image, category, box)
     reader = SceneReader(small_lvis.read(), UPRIGHT)
-    paster = ImagePaster(reader, AnyImage(np.array([0])), [basic])
-    counts = []
+    counts, used = [], []
+    blends = [lambda *given, n=n: used.append(n) or basic(*given) for n in range(2)]
+    paster = ImagePaster(reader, AnyImage(np.array([0])), blends)
     for seed in range(400):
         scene = black(40, 90)
         infos = paster(scene, 0, np.random.default_rng(seed), [])
@@ -149,6 +154,7 @@ def test_objects_of_a_second_image_come_with_their_pixels_masks_and_places(small
         np.testing.assert_array_equal(scene.image, expected)
         assert [o.source for o in scene.objects] == [PASTED] * len(infos)
     np.testing.assert_allclose(np.bincount(counts, minlength=4) / 400, 0.25, atol=0.08)
+    assert abs(np.mean(used) - 0.5) < 0.1
 
 
 @pytest.mark.parametrize(("rule", "survivors"), [(RELEASED, 0), (Occlusion(10, 139), 1)])
@@ -169,13 +175,11 @@ def test_copied_objects_cover_those_below_together(small_lvis, rule, survivors):
         assert len(real) == (survivors if len(infos) == 2 else 1)
 
 
-def test_a_mixture_takes_each_side_as_often_as_asked():
-    chosen = []
-    first, second = (lambda *_, name=name: chosen.append(name) or [] for name in "ab")
-    paster = EitherPaster(0.3, [first], [second])
-    for seed in range(3000):
-        paster(black(), seed, np.random.default_rng(seed), [])
-    assert abs(chosen.count("a") / 3000 - 0.3) < 0.03 and len(chosen) == 3000
+def test_a_mixture_takes_all_of_a_side_as_often_as_asked():
+    a, b, c = (lambda *_, name=name: [name] for name in "abc")
+    paster = EitherPaster(0.3, [a, b], [c])
+    taken = ["".join(paster(black(), seed, np.random.default_rng(seed), [])) for seed in range(3000)]
+    assert set(taken) == {"ab", "c"} and abs(taken.count("ab") / 3000 - 0.3) < 0.03
 
 
 def cutout() -> np.ndarray:

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import re
-import sys
 import tarfile
 from collections import Counter
 from unittest.mock import Mock
@@ -235,7 +234,7 @@ def test_a_merged_pool_keeps_every_cut_out_until_its_duplicates_go(pool, tmp_pat
     assert pixels(out) == before and list(verify(out, IDS)) == []
 
 
-def test_an_exported_pool_comes_back_the_same(pool, tmp_path):
+def test_an_exported_pool_comes_back_the_same(pool, tmp_path, call):
     folders, coco, back = (str(tmp_path / name) for name in ("folders", "coco", "back"))
     backwards = dict(sorted(NAMES.items(), reverse=True))
     export_folders(pool, backwards, folders)
@@ -252,7 +251,7 @@ def test_an_exported_pool_comes_back_the_same(pool, tmp_path):
     }
     for kind, source in sources.items():
         root = ["--root", f"{coco}/images"] if kind == "coco" else []
-        run([back + kind, source, "--from", kind, "--annotations", annotations, *root], "import")
+        call(command, "import", back + kind, source, "--from", kind, "--annotations", annotations, *root)
         assert sorted(pixels(RunLayout(back + kind))) == sorted(pixels(pool))
         assert list(verify(RunLayout(back + kind), IDS)) == []
 
@@ -267,28 +266,28 @@ def test_classes_whose_names_no_folder_can_have_are_exported_apart(pool, tmp_pat
     )
 
 
-def run(arguments, name):
-    saved, sys.argv = sys.argv, ["pool.py", name, *arguments]
-    try:
-        command.main()
-    finally:
-        sys.argv = saved
-
-
-def test_the_command_verifies_counts_and_packs(layout, capsys):
-    run([layout.root], "verify")
-    run([layout.root, "--per-class"], "stats")
-    run([layout.root], "pack")
+def test_the_command_verifies_merges_counts_and_packs(layout, capsys, call):
+    call(command, "verify", layout.root)
+    call(command, "merge", f"{layout.root}2", f"{layout.root}/")
+    merged = RunLayout(f"{layout.root}2")
+    assert read_annotations(merged.pool_categories()).categories == CATEGORIES
+    assert pixels(merged) == pixels(layout)
+    call(command, "stats", layout.root, "--per-class")
+    call(command, "prune", layout.root, "--dropped")
+    call(command, "prune", layout.root, "--originals")
+    call(command, "pack", layout.root)
     printed = capsys.readouterr().out
-    assert "nothing is wrong" in printed and "red disc" in printed and "packed 4 cut-outs" in printed
+    assert "nothing is wrong" in printed and "red disc" in printed
+    done = ("removed 1 cut-outs", "removed 8 images and masks", "packed 3 cut-outs")
+    assert printed.endswith("".join(f"round {round_}: {what}\n" for what in done for round_ in (0, 1)))
     os.remove(layout.annotations_done(0))
     with pytest.raises(UserError, match="1 problems"):
-        run([layout.root], "verify")
+        call(command, "verify", layout.root)
 
 
-def test_a_folder_without_a_pool_is_named(tmp_path):
+def test_a_folder_without_a_pool_is_named(tmp_path, call):
     with pytest.raises(UserError, match="holds no pool"):
-        run([str(tmp_path)], "stats")
+        call(command, "stats", str(tmp_path))
 
 
 LENIENT = InstanceFilter(-100.0, (0.0, 1.1), 0, False)
@@ -329,25 +328,21 @@ def test_a_class_a_round_or_a_class_in_a_round_is_dropped_whole(classes, rounds,
 
 
 def test_the_command_drops_and_refuses_what_is_unknown_nothing_at_all_and_a_damaged_list(
-    layout, monkeypatch, capsys
+    layout, call, capsys
 ):
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["pool.py", "drop", layout.root, *arguments])
-        command.main()
-
     before = reasons(layout)
     with pytest.raises(UserError, match="has no instance nobody.png"):
-        call("nobody.png")
+        call(command, "drop", layout.root, "nobody.png")
     with pytest.raises(UserError, match="drop takes names"):
-        call()
+        call(command, "drop", layout.root)
     assert reasons(layout) == before and not files.exists(layout.dropped_by_hand())
     files.write_bytes(layout.dropped_by_hand(), b'{"a": 1}')
     with pytest.raises(UserError, match="dropped.json is damaged"):
-        call("--round", "0")
+        call(command, "drop", layout.root, "--round", 0)
     files.remove(layout.dropped_by_hand())
     record = {"settings": dataclasses.asdict(LENIENT), "unreadable": [], "instances": []}
     files.write_json(layout.verdicts(0), record)
-    call("--round", "0", "1")
+    call(command, "drop", layout.root, "--round", 0, 1)
     assert capsys.readouterr().out == "round 0: dropped 5 instances\nround 1: dropped 5 instances\n"
     told = files.read_json(layout.verdicts(0))
     assert told["settings"] == record["settings"] | {"area_share": [0.0, 1.1]}

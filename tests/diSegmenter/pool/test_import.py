@@ -2,6 +2,7 @@ import dataclasses
 import functools
 import itertools
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ import pytest
 from diSegmenter.pool import add
 from diSegmenter.pool.add import import_round
 from diSegmenter.pool.foreign import ForeignInstance, read_coco, read_folders, read_xpaste
+from diSegmenter.pool.move import merge
 from exchange import files
 from exchange.annotations import read_annotations
 from exchange.errors import UserError
 from exchange.images import BadImage, decode_rgba
 from exchange.layout import RunLayout
+from exchange.locks import only_one
 from exchange.pool_index import PoolIndex
 from tests.diSegmenter.conftest import CATEGORIES, disc_image, png
 
@@ -39,9 +42,10 @@ def imported(layout, foreign):
 def test_x_pastes_three_kinds_of_paths_come_in(layout, tmp_path, monkeypatch):
     monkeypatch.setattr(add, "_PART", 2)
     folder = str(tmp_path / "xpaste")
-    files.write_bytes(f"{folder}/images/0.png", png(disc_rgba(6, halo=90)))
+    clean = disc_rgba(6, halo=90)
+    files.write_bytes(f"{folder}/images/0.png", png(clean))
     files.write_bytes(f"{folder}/images/1.png", png(disc_image(9)))
-    mask = disc_rgba(9, halo=120)[..., 3]
+    mask = disc_rgba(9, halo=120)[..., 3].clip(max=200)
     mask[0, 0] = 255  # a speck, which X-Paste leaves out, too
     files.write_bytes(f"{folder}/masks/1.png", png(mask))
     files.write_bytes(f"{folder}/images/2.png", png(disc_rgba(4, halo=128)))
@@ -50,10 +54,10 @@ def test_x_pastes_three_kinds_of_paths_come_in(layout, tmp_path, monkeypatch):
     foreign = read_xpaste(f"{folder}/LVIS_instance_pools.json", folder, sorted(IDS.values()))
     index, cutouts, left_out = imported(layout, foreign)
     assert not left_out and index.category_ids.tolist() == [3, 7, 7]
-    assert cutouts[0].shape == (40, 48, 4)  # cropped already, as its star says: taken as it is
-    for cutout, radius in zip(cutouts[1:], (9, 4), strict=True):
+    np.testing.assert_array_equal(cutouts[0], clean)  # cropped already, as its star says: taken as it is
+    for cutout, radius, opaque in zip(cutouts[1:], (9, 4), (200, 255), strict=True):
         assert cutout.shape == (2 * radius + 1, 2 * radius + 1, 4)  # the halo is cut off
-        assert set(np.unique(cutout[..., 3])) == {0, 255}
+        assert set(np.unique(cutout[..., 3])) == {0, opaque}  # as soft as it was
 
 
 def test_a_folder_per_class_comes_in(layout, tmp_path):
@@ -109,6 +113,21 @@ def test_a_second_import_is_a_round_of_its_own(layout, tmp_path):
     files.remove(layout.pool_index(0))
     import_round(layout, read_folders(root, IDS), CATEGORIES, "test")
     assert PoolIndex(layout, layout.pool_rounds()).rounds.tolist() == [1, 2]  # nothing is overwritten
+
+
+def test_what_comes_in_beside_an_import_is_a_round_of_its_own(layout, monkeypatch):
+    @contextmanager
+    def late(layout, work):
+        monkeypatch.undo()
+        import_round(layout, discs([]), CATEGORIES, "the one that was at it until now")
+        yield
+        assert files.exists(layout.annotations_done(1))
+
+    monkeypatch.setattr(add, "only_one", late)
+    import_round(layout, discs([]), CATEGORIES, "test")
+    assert layout.pool_rounds() == [0, 1]
+    with only_one(layout, "import"), pytest.raises(UserError, match="'import' already"):
+        merge(layout, layout, CATEGORIES)
 
 
 class Killed(BaseException):
