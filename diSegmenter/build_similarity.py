@@ -34,6 +34,12 @@ def build_similarity(
     names = ("SIMILARITY_MODEL", "SIMILARITY_REVISION", "SIMILARITY_PADDING", "SIMILARITY_SURROUNDINGS")
     key = objects.digest([node[name] for name in names])
     means = read_or_make(layout, objects, key, framing, encode, node.BATCH_SIZE, node.WORKERS)
+    _log.info(
+        "compared with %d real objects of %d categories, at most %d of each (SEGMENTER.SIMILARITY_OBJECTS)",
+        len(objects.chosen),
+        len(means),
+        node.SIMILARITY_OBJECTS,
+    )
     if unknown := [name for category_id, name in dataset.category_names.items() if category_id not in means]:
         _log.warning(
             "%d categories have no real object to compare with (%s): what is drawn for them is kept, its similarity "
