@@ -51,7 +51,7 @@ def follow_round(
                 "number as --div, or leave the option out"
             )
         complete = is_complete(manifests)
-        new = [(i, m.model) for m in manifests for i in m.instances if i.file not in seen]
+        new = [(i, i.model) for m in manifests for i in m.instances if i.file not in seen]
         seen.update(instance.file for instance, _ in new)
         yield sum(sum(manifest.asked.values()) for manifest in manifests), new
         if complete:

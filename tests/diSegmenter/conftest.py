@@ -59,7 +59,9 @@ def generate(
         name = layout.instance_name(round_, category, number)
         files.write_bytes(layout.raw(name), png(disc_image(5 + number % 12)))
         template, seed = "a photo of {}", 1000 + number
-        instances.append(GeneratedInstance(name, category, number, seed, template, "a photo", False))
+        instances.append(
+            GeneratedInstance(name, category, number, seed, template, "a photo", False, model="tiny")
+        )
     asked = {
         category["id"]: sum(i.category_id == category["id"] for i in instances) for category in CATEGORIES
     }
