@@ -57,7 +57,15 @@ def test_the_table_counts_what_the_index_lists(layout, latest_only, pools):
 def test_the_overview_shows_the_cut_outs_of_the_last_round(layout, tmp_path, monkeypatch):
     train = str(tmp_path / "train.json")
     files.write_json(train, {"images": [], "annotations": [], "categories": CATEGORIES})
-    cfg = CfgNode({"DATASETS": {"TRAIN": ["discs"], "CUSTOM": [["discs", train, str(tmp_path)]]}})
+    cfg = CfgNode(
+        {
+            "DATASETS": {
+                "TRAIN": ["discs"],
+                "EXTRA_CATEGORIES": "",
+                "CUSTOM": [["discs", train, str(tmp_path)]],
+            }
+        }
+    )
     monkeypatch.setattr(sheets, "training_sheet", lambda *_: (Image.new("RGB", (9, 9)), None))
     overview.write_overview(cfg, layout, summarise(layout, layout, rounds=2), str(tmp_path / "a.png"))
     picture = np.asarray(Image.open(io.BytesIO(files.read_bytes(str(tmp_path / "a.png")))).convert("RGB"))
