@@ -62,12 +62,14 @@ def test_pixels_and_coordinates_move_alike(flip):
     assert (x1, x2) == ((14, 34) if flip else (30, 50))
 
 
-def test_an_image_is_decoded_no_larger_than_its_view_needs(small_lvis, monkeypatch):
+def test_an_image_is_decoded_no_larger_than_its_view_needs_and_changed_as_asked(small_lvis, monkeypatch):
     small_lvis.add_image(64, 48)
     read = Mock(return_value=np.zeros((12, 16, 3), np.uint8))
     monkeypatch.setattr(view_module, "read_image", read)
-    SceneReader(small_lvis.read(), ResizeCropFlip(16, (1.0, 1.0)))(0, np.random.default_rng(0))
+    change, rng = Mock(), np.random.default_rng(0)
+    scene = SceneReader(small_lvis.read(), ResizeCropFlip(16, (1.0, 1.0)), [change])(0, rng)
     assert read.call_args.args[1:] == ((48, 64), 0.25)
+    change.assert_called_once_with(scene, rng)
 
 
 def test_boxes_are_cut_at_the_border():
