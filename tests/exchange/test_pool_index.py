@@ -1,6 +1,7 @@
 import dataclasses
 import math
 import pickle
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -92,6 +93,15 @@ def test_a_cut_out_is_a_file_or_a_piece_of_one(layout):
     files.write_bytes(layout.pool("cutouts/rd00.tar"), b"abcdef")
     with pytest.raises(UserError, match="cut off"):
         index.read(1)
+
+
+def test_an_index_is_there_only_when_its_outlines_are(layout, monkeypatch):
+    monkeypatch.setattr(pool_index, "write_batches", written := Mock())
+    write_index(layout, 0, ROUND_0)
+    assert [call.args[0] for call in written.call_args_list] == [
+        layout.pool_outlines(0),
+        layout.pool_index(0),
+    ]
 
 
 def test_a_missing_index_is_named(layout):

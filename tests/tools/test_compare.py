@@ -161,7 +161,7 @@ def test_every_configuration_gets_every_seed_and_a_mistake_is_said_before_the_fi
     with pytest.raises(UserError, match="FORMATT"):
         call("--configs", *configs, tmp_path / "bad.yaml")
     with pytest.raises(UserError, match="FORMATT"):
-        call("--configs", *configs, "INPUT.FORMATT", "RGB")
+        call("INPUT.FORMATT", "RGB", "--configs", *configs)
     with pytest.raises(UserError, match="the same file name"):
         call("--configs", *configs, tmp_path / "b/Ours.yaml")
     assert len(asked) == 1

@@ -1,7 +1,10 @@
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 
-from detectron2_ext.data.view import ResizeCropFlip, View
+from detectron2_ext.data import view as view_module
+from detectron2_ext.data.view import ResizeCropFlip, SceneReader, View
 
 
 def draws(count: int, **options) -> list[View]:
@@ -57,6 +60,16 @@ def test_pixels_and_coordinates_move_alike(flip):
     rows, columns = np.flatnonzero(shown.any(axis=1)), np.flatnonzero(shown.any(axis=0))
     assert (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1) == (x1, y1, x2, y2)
     assert (x1, x2) == ((14, 34) if flip else (30, 50))
+
+
+def test_an_image_is_decoded_no_larger_than_its_view_needs_and_changed_as_asked(small_lvis, monkeypatch):
+    small_lvis.add_image(64, 48)
+    read = Mock(return_value=np.zeros((12, 16, 3), np.uint8))
+    monkeypatch.setattr(view_module, "read_image", read)
+    change, rng = Mock(), np.random.default_rng(0)
+    scene = SceneReader(small_lvis.read(), ResizeCropFlip(16, (1.0, 1.0)), [change])(0, rng)
+    assert read.call_args.args[1:] == ((48, 64), 0.25)
+    change.assert_called_once_with(scene, rng)
 
 
 def test_boxes_are_cut_at_the_border():

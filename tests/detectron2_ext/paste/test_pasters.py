@@ -19,6 +19,7 @@ from detectron2_ext.paste.plan import LikeAnotherImage, Placement
 from detectron2_ext.paste.pool import ImagesWithMasks, InstancePool
 from detectron2_ext.paste.sources import AnyImage
 from exchange.config import REPOSITORY, load_config
+from exchange.images import BadImage
 
 UPRIGHT = ResizeCropFlip(64, (1.0, 1.0), flip_probability=0.0)
 
@@ -69,7 +70,7 @@ def test_both_pasters_get_the_rule_of_the_settings_which_digits_scale_to_their_1
         assert [made[name].call_args.args[-1] for name in ("PoolPaster", "ImagePaster")] == [rule, rule]
 
 
-def test_a_cutout_that_cannot_be_read_does_not_keep_the_others_from_being_pasted(write_pool):
+def test_what_cannot_be_read_is_told_and_does_not_keep_the_others_from_being_pasted(write_pool):
     path = write_pool(3)
     (path.parent / "raw" / "00_0010_0000.png").unlink()
     plan = [Placement(0, 0.3, None), Placement(1, 0.3, None)]
@@ -78,6 +79,9 @@ def test_a_cutout_that_cannot_be_read_does_not_keep_the_others_from_being_pasted
         black(), 0, np.random.default_rng(1), skipped
     )
     assert [info.pool_index for info in infos] == [1] and len(skipped) == 1
+    reader = Mock(side_effect=BadImage("the second image"))
+    paster = ImagePaster(reader, AnyImage(np.array([0])), [basic])
+    assert paster(black(), 0, np.random.default_rng(1), skipped) == [] and skipped[1] == "the second image"
 
 
 def test_each_blend_and_augmentation_of_the_list_is_used(write_pool):
