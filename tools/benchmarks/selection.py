@@ -1,7 +1,7 @@
 """Gradient selection on LVIS-Digits: what a step costs, and whether cheaper scores decide as the exact one.
 
 ``ours`` and ``other`` are seconds (of the processor on a CPU, since machines are shared) of an accepted step with the
-selection of configs/digits/BSGAL_digits.yaml by the gradients of the box heads, and of a plain step on the same batch,
+selection of BSGAL's release by the gradients of the box heads, and of a plain step on the same batch,
 medians of turns taken alternately; ``steps`` has those of other selections, and of a refused one. Loading is not in
 them. ``agreement``: along one training by the exact score (all parameters, test images in each iteration, momentum
 0.1), the share of iterations in which another score decides as the exact one of its momentum, at the fixed threshold
@@ -113,8 +113,9 @@ class Watched(GradientCache):
 def _config(device: str, *overrides: str) -> CfgNode:
     run = os.environ.get("MRCA_SELECTION_RUN", "runs/quickstart")
     pool = ["INPUT.INST_POOL_FEED", "False", "INPUT.INST_POOL", "True", "INPUT.INST_POOL_PATH", run]
+    of_release = ["MODEL.ACTIVE_ONCE_MODE", f"only_paste_{_FIXED}", "MODEL.ACTIVE_GRAD_LAYERS", "[]"]
     path = str(REPOSITORY / "configs/digits/BSGAL_digits.yaml")
-    return load_config(path, [*pool, "MODEL.DEVICE", device, *overrides])
+    return load_config(path, [*pool, *of_release, "MODEL.DEVICE", device, *overrides])
 
 
 def _start(cfg: CfgNode, dataset: DetectionDataset, counts: Sequence[int]) -> TrainingState:

@@ -71,7 +71,7 @@ def test_a_baseline_pastes_from_where_its_method_does(name, network, from_images
 
 
 @pytest.mark.parametrize("name", ["baselines/BSGAL_R50", "baselines/BSGAL_SwinL", "digits/BSGAL_digits"])
-def test_bsgal_is_x_paste_with_the_selection_of_its_release(name):
+def test_bsgal_is_x_paste_with_a_selection_for_lvis_that_of_its_release(name):
     bsgal, x_paste = (
         dict(flatten(load_config(str(REPOSITORY / f"configs/{path}.yaml"))))
         for path in (name, name.replace("BSGAL", "XPaste"))
@@ -79,8 +79,10 @@ def test_bsgal_is_x_paste_with_the_selection_of_its_release(name):
     differing = {key for key in bsgal if bsgal[key] != x_paste[key] and ".ACTIVE_" not in key}
     shorter = {"MODEL.WEIGHTS", "SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH"} if name.endswith("R50") else set()
     assert differing == {"OUTPUT_DIR"} | shorter
-    assert bsgal["INPUT.ACTIVE_SELECT"] and bsgal["MODEL.ACTIVE_ONCE_MODE"] == "only_paste_-0.05"
-    assert bsgal["MODEL.ACTIVE_GRAD_UPDATE"] == "MOMENTUM0.1" and bsgal["MODEL.ACTIVE_GRAD_LAYERS"] == []
+    assert bsgal["INPUT.ACTIVE_SELECT"] and bsgal["MODEL.ACTIVE_GRAD_UPDATE"] == "MOMENTUM0.1"
+    for_lvis = name.startswith("baselines/")
+    mode = "only_paste_-0.05" if for_lvis else "only_paste_dynamic_0.5"
+    assert bsgal["MODEL.ACTIVE_ONCE_MODE"] == mode and (bsgal["MODEL.ACTIVE_GRAD_LAYERS"] == []) == for_lvis
 
 
 def test_divergen_is_x_paste_with_a_pool_of_its_own_and_more_categories():

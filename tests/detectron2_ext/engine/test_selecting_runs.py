@@ -131,7 +131,8 @@ def test_the_digits_configuration_takes_a_few_steps_and_tells_what_it_decided(tm
     assert {(row["category_id"], row["instance"]) for row in table} == {
         (instance.category_id, instance.file) for instance in instances
     }
-    assert all(-1 <= row["score"] <= 1 and row["threshold"] == -0.05 for row in table)
+    assert all(-1 <= row["score"] <= 1 for row in table)
+    assert all(row["accepted"] == (row["score"] >= row["threshold"]) for row in table)
 
 
 def test_to_leave_out_what_no_selection_refuses_is_an_error(tmp_path: Path) -> None:
