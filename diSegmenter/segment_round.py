@@ -22,7 +22,7 @@ from exchange.pool_index import PoolInstance
 from exchange.shards import Shard
 from exchange.waiting import Wait
 
-Listing = tuple[int, list[tuple[GeneratedInstance, str]]]
+Listing = tuple[int, list[GeneratedInstance]]
 
 
 def follow_round(
@@ -33,8 +33,7 @@ def follow_round(
     ``num_shards``: of stage 1, if the caller knows it; otherwise its manifests say it.
 
     Yields:
-        How many images the round will have, as far as is known, and those listed since the last time, each
-        with the name of the model that made it.
+        How many images the round will have, as far as is known, and those listed since the last time.
 
     Raises:
         UserError: nothing new was listed for ``timeout_s`` seconds and a shard is not complete, or there are others
@@ -51,8 +50,8 @@ def follow_round(
                 "number as --div, or leave the option out"
             )
         complete = is_complete(manifests)
-        new = [(i, i.model) for m in manifests for i in m.instances if i.file not in seen]
-        seen.update(instance.file for instance, _ in new)
+        new = [i for m in manifests for i in m.instances if i.file not in seen]
+        seen.update(instance.file for instance in new)
         yield sum(sum(manifest.asked.values()) for manifest in manifests), new
         if complete:
             return
@@ -62,7 +61,6 @@ def follow_round(
         wait.pause()
 
 
-Item = tuple[GeneratedInstance, str]
 Similarities = Callable[[Sequence[np.ndarray], Sequence[np.ndarray], Sequence[int]], Sequence[float | None]]
 
 
@@ -115,11 +113,11 @@ class RoundSegmenter:
             try:
                 for total, generated in listed:
                     progress.total = max(total // self._shard.count, progress.n)
-                    mine = [item for item in generated if self._is_mine(item[0].file)]
-                    found = list(threads.map(lambda item: self._earlier(item[0].file, there), mine))
+                    mine = [image for image in generated if self._is_mine(image.file)]
+                    found = list(threads.map(lambda image: self._earlier(image.file, there), mine))
                     done += [instance for instance in found if instance is not None]
                     progress.update(sum(instance is not None for instance in found))
-                    todo = [item for item, instance in zip(mine, found, strict=True) if instance is None]
+                    todo = [image for image, instance in zip(mine, found, strict=True) if instance is None]
                     batches = [
                         todo[at : at + self._batch_size] for at in range(0, len(todo), self._batch_size)
                     ]
@@ -139,17 +137,17 @@ class RoundSegmenter:
         """What an earlier call made of an image; ``there``: the masks that it left."""
         return read_cut_out(self._layout, name) if name in there else None
 
-    def _segment(self, round_: int, batch: Sequence[Item]) -> list[PoolInstance]:
+    def _segment(self, round_: int, batch: Sequence[GeneratedInstance]) -> list[PoolInstance]:
         """Decodes, cuts out, scores and writes a batch; other threads do the same with others meanwhile."""
-        decoded = [(item, self._read(item[0].file)) for item in batch]
-        readable = [(item, image) for item, image in decoded if image is not None]
+        decoded = [(generated, self._read(generated.file)) for generated in batch]
+        readable = [(generated, image) for generated, image in decoded if image is not None]
         if not readable:
             return []
-        items, images = zip(*readable, strict=True)
-        category_ids = [generated.category_id for generated, _ in items]
+        records, images = zip(*readable, strict=True)
+        category_ids = [generated.category_id for generated in records]
         found = self._cut_out(images, category_ids)
         similarities = self._similarity(images, [cut_out.alpha for cut_out in found], category_ids)
-        return [self._write(round_, *each) for each in zip(items, images, found, similarities, strict=True)]
+        return [self._write(round_, *each) for each in zip(records, images, found, similarities, strict=True)]
 
     def _read(self, name: str) -> np.ndarray | None:
         try:
@@ -158,9 +156,13 @@ class RoundSegmenter:
             return None
 
     def _write(
-        self, round_: int, item: Item, image: np.ndarray, found: CutOut, similarity: float | None
+        self,
+        round_: int,
+        generated: GeneratedInstance,
+        image: np.ndarray,
+        found: CutOut,
+        similarity: float | None,
     ) -> PoolInstance:
-        generated, model = item
         alpha = found.alpha
         instance = PoolInstance(
             file=generated.file,
@@ -174,7 +176,7 @@ class RoundSegmenter:
             clip_black=round(found.scores[1], 4),
             reason="",
             seed=generated.seed,
-            model=model,
+            model=generated.model,
             prompt=generated.prompt,
             cutout=self._layout.cutout_name(generated.file),
             foreground=found.foreground,

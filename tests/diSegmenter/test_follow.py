@@ -11,12 +11,12 @@ from tests.diSegmenter.conftest import generate
 
 def test_a_complete_round_comes_at_once(layout):
     instances = generate(layout, 0, 5, 0, 2) + generate(layout, 0, 5, 1, 2)
-    assert list(follow_round(layout, 0, timeout_s=0)) == [(5, [(i, "tiny") for i in instances])]
+    assert list(follow_round(layout, 0, timeout_s=0)) == [(5, instances)]
 
 
 def test_images_come_as_stage_1_lists_them_for_as_long_as_it_lists_some(layout, monkeypatch):
     def names(step):
-        return [instance.file for instance, _ in step[1]]
+        return [instance.file for instance in step[1]]
 
     generate(layout, 0, 2, complete=False)
     clock = [0.0]  # each step takes four of the five seconds in which there must be something new
