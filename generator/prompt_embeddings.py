@@ -144,5 +144,8 @@ def _warn_of_long_prompts(encoders: Any, prompts: Sequence[str]) -> None:
     long = [prompt for prompt in prompts if len(shortest(prompt).input_ids) > limit]
     if long:
         _log.warning(
-            "%d prompts have more than %d tokens and are cut off, such as %r", len(long), limit, long[0]
+            "%d prompts have more than %d tokens and are cut off by a text encoder, such as %r",
+            len(long),
+            limit,
+            long[0],
         )
