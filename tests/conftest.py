@@ -12,7 +12,7 @@ import pytest
 
 from exchange import stopping
 
-# Whole rounds, other processes, full-size networks, fuzzing. `-m "not slow"` leaves them out: the rest takes a minute.
+# Whole rounds, other processes, full-size networks, fuzzing. `-m "not slow"` leaves them out.
 SLOW = {
     "detectron2_ext/engine/test_round.py",
     "detectron2_ext/engine/test_round_watched.py",
