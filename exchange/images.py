@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from exchange import files
@@ -21,6 +23,7 @@ MAX_PIXELS = 64_000_000
 _PNG_END = b"IEND\xaeB`\x82"  # the last eight bytes of every whole PNG file
 _RECORD = "mrca"
 _DAMAGES = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for one
+_LYING = (5, 6, 7, 8)  # orientations in EXIF by which height and width change places
 _Pixels = npt.NDArray[np.uint8]
 T = TypeVar("T")
 
@@ -32,22 +35,15 @@ class BadImage(Exception):
 
 def read_rgba(path: str) -> _Pixels:
     """The image in ``path`` as uint8 (H, W, 4); alpha is 255 where the file has none. Raises BadImage."""
-    try:
-        data = files.read_bytes(path)
-    except UserError as error:
-        raise BadImage(str(error)) from error
-    return decode_rgba(data, path)
+    return decode_rgba(_read(path), path)
 
 
 def decode_rgba(data: bytes, name: str) -> _Pixels:
     """The same from the content of a file, which an error calls ``name``."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if max(image.size) > MAX_SIDE or image.width * image.height > MAX_PIXELS:
-                raise BadImage(f"{name} claims {image.width} x {image.height} pixels")
-            return np.asarray(image.convert("RGBA"))
-    except _DAMAGES as error:
-        raise BadImage(f"{name} does not decode: {error}") from error
+    with _opened(data, name) as image:
+        if max(image.size) > MAX_SIDE or image.width * image.height > MAX_PIXELS:
+            raise BadImage(f"{name} claims {image.width} x {image.height} pixels")
+        return np.asarray(image.convert("RGBA"))
 
 
 def read_upright(path: str, size: tuple[int, int]) -> _Pixels:
@@ -55,16 +51,34 @@ def read_upright(path: str, size: tuple[int, int]) -> _Pixels:
 
     ``size``: (height, width) that its annotation says. Raises BadImage, also where it has another.
     """
+    with _opened(_read(path), path) as image:
+        width, height = image.size
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        if orientation in _LYING:
+            width, height = height, width
+        if (height, width) != size:
+            raise BadImage(f"{path} has {width} x {height} pixels, not {size[1]} x {size[0]} as annotated")
+        # Without the rest of the EXIF data, which may be damaged and would be written anew.
+        pixels = Image.fromarray(np.asarray(image.convert("RGB")))
+    pixels.getexif()[ExifTags.Base.Orientation] = orientation
+    return np.asarray(ImageOps.exif_transpose(pixels))
+
+
+def _read(path: str) -> bytes:
     try:
-        with Image.open(io.BytesIO(files.read_bytes(path))) as image:
-            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (*_DAMAGES, UserError) as error:
-        raise BadImage(f"{path} does not decode: {error}") from error
-    if pixels.shape[:2] != size:
-        raise BadImage(
-            f"{path} has {pixels.shape[1]} x {pixels.shape[0]} pixels, not {size[1]} x {size[0]} as annotated"
-        )
-    return pixels
+        return files.read_bytes(path)
+    except UserError as error:
+        raise BadImage(str(error)) from error
+
+
+@contextmanager
+def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
+    """The image, of which only the head has been read; what Pillow raises for a damaged one becomes BadImage."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            yield image
+    except _DAMAGES as error:
+        raise BadImage(f"{name} does not decode: {error}") from error
 
 
 def encode_png(pixels: _Pixels, record: dict[str, Any] | None = None) -> bytes:

@@ -17,14 +17,14 @@ import yaml
 from fvcore.common.config import CfgNode
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from diSegmenter.pool.foreign import read_xpaste
 from exchange.config import load_config
 from exchange.decisions import Decision, always_refused, read_decisions, write_decisions
 from exchange.errors import UserError
 from exchange.feedback import Feedback, read_feedback
-from exchange.images import MAX_PIXELS, BadImage, decode_rgba, encode_png, read_record
+from exchange.images import MAX_PIXELS, BadImage, decode_rgba, encode_png, read_record, read_upright
 from exchange.layout import RunLayout
 from exchange.manifest import GeneratedInstance, Manifest, read_manifest
 from exchange.pool_index import PoolIndex, PoolInstance, write_index
@@ -213,6 +213,25 @@ def test_a_damaged_image_is_unreadable_or_an_image(kind, data):
         assert "x.png" in str(error)
     else:
         assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 4
+
+
+@pytest.mark.parametrize(
+    "kind_of_maker", [2, 1, 27]
+)  # a text, and what Pillow cannot write again: bytes, nothing
+def test_a_photograph_is_upright_whatever_else_its_exif_data_says(kind_of_maker, tmp_path):
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation], exif[ExifTags.Base.Make] = 6, "x" * 20
+    pixels = np.zeros((16, 24, 3), np.uint8)
+    pixels[:, 12:] = 255
+    Image.fromarray(pixels).save(buffer, "JPEG", exif=exif)
+    photo = bytearray(buffer.getvalue())
+    photo[photo.index(b"Exif") + 17] = kind_of_maker
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(photo)
+    upright = read_upright(str(path), (24, 16))
+    assert upright[:11].max() < 50 and upright[13:].min() > 200
+    with pytest.raises(BadImage, match=r"has 16 x 24 pixels, not 24 x 16 as annotated"):
+        read_upright(str(path), (16, 24))
 
 
 def test_an_image_that_claims_to_be_huge_is_refused():
