@@ -8,11 +8,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from detectron2_ext.modeling.builder import build_detector, build_feedback_network
+from detectron2_ext.modeling.builder import load_feedback_network
 from detectron2_ext.modeling.described import DescribedWeights, last_checkpoint, read_described
-from detectron2_ext.modeling.weights import load_weights
 from exchange.errors import UserError
-from exchange.shards import Shard
 from generator.build import (
     build_guidance,
     build_prompt_book,
@@ -21,7 +19,7 @@ from generator.build import (
     load_gradient_decoder,
 )
 from generator.pipelines import choose_device
-from generator.plan import batches_of_shard, plan_round, share_among
+from generator.plan import plan_round, share_among
 
 
 class Painter:
@@ -37,9 +35,7 @@ class Painter:
         self._book = build_prompt_book(cfg, [category.name for category in weights.categories])
         self._guidance = None
         if guided and cfg.GENERATOR.GUIDANCE_SCALE > 0:
-            detector = build_detector(cfg)
-            load_weights(detector, weights.path, use_ema=True, content=weights.content)
-            network = build_feedback_network(cfg, detector).to(device).eval().requires_grad_(False)
+            network = load_feedback_network(cfg, weights.path, content=weights.content, device=device)
             self._guidance = build_guidance(cfg, network, load_gradient_decoder(cfg, device))
         self._sampler = build_sampler(cfg, device, limit=cfg.GENERATOR.BATCH_SIZE)
 
@@ -68,8 +64,5 @@ class Painter:
         plan = plan_round(self._categories, counts, self._book, seed, round_=0)
         plan = share_among(plan, chosen_models(self.cfg))
         self._sampler.prepare(plan)
-        pixels = {}
-        for batch in batches_of_shard(plan, self.cfg.GENERATOR.BATCH_SIZE, Shard()):
-            for image, drawn in zip(batch, self._sampler.sample(batch, self._guidance), strict=True):
-                pixels[image.file] = drawn.pixels
-        return [Image.fromarray(pixels[image.file]) for image in plan]
+        drawn = self._sampler.draw(plan, self.cfg.GENERATOR.BATCH_SIZE, self._guidance)
+        return [Image.fromarray(image.pixels) for image in drawn]

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from exchange.errors import UserError
+from exchange.shards import Shard
 from generator.guidance import Guidance, guided
 from generator.pipelines import PipelineSource
-from generator.plan import PlannedImage, by_model
+from generator.plan import PlannedImage, batches_of_shard, by_model
 from generator.prompt_embeddings import PromptEmbeddings
 
 _log = logging.getLogger(__name__)
@@ -146,6 +147,15 @@ class Samplers:
             made = self._samplers[name].sample(images, guidance)
             drawn |= zip((image.file for image in images), made, strict=True)
         return [drawn[image.file] for image in batch]
+
+    def draw(
+        self, images: Sequence[PlannedImage], batch_size: int, guidance: Guidance | None = None
+    ) -> list[SampledImage]:
+        """All of what has been prepared, in batches as a round's only shard cuts them; in the order of ``images``."""
+        drawn: dict[str, SampledImage] = {}
+        for batch in batches_of_shard(images, batch_size, Shard()):
+            drawn |= zip((image.file for image in batch), self.sample(batch, guidance), strict=True)
+        return [drawn[image.file] for image in images]
 
     def _load(self, name: str) -> None:
         if self._loaded is not None and self._loaded != name:

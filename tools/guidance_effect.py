@@ -23,28 +23,10 @@ from exchange.config import add_config_arguments, load_config
 from exchange.errors import UserError, run_cli
 from exchange.feedback import read_feedback
 from exchange.run import run_layout
-from generator.plan import PlannedImage, by_model, plan_round, share_among
+from generator.plan import PlannedImage, plan_round, share_among
 
 if TYPE_CHECKING:
-    import torch
-
     from diSegmenter.clip_score import ClipScorer
-    from generator.guidance import Guidance
-    from generator.sampling import Samplers
-
-
-def draw_all(
-    sampler: Samplers, guidance: Guidance | None, plan: list[PlannedImage], batch_size: int
-) -> torch.Tensor:
-    """Images of the plan in [0, 1], (N, 3, H, W)."""
-    import torch
-
-    drawn = [
-        image.pixels
-        for start in range(0, len(plan), batch_size)
-        for image in sampler.sample(plan[start : start + batch_size], guidance)
-    ]
-    return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).float() / 255
 
 
 def compare(unguided: np.ndarray, guided: np.ndarray) -> dict[str, float]:
@@ -60,10 +42,9 @@ def compare(unguided: np.ndarray, guided: np.ndarray) -> dict[str, float]:
 
 
 def clip_scores(
-    scorer: ClipScorer, images: torch.Tensor, plan: list[PlannedImage], batch_size: int
+    scorer: ClipScorer, pixels: np.ndarray, plan: list[PlannedImage], batch_size: int
 ) -> np.ndarray:
-    """Score of each image (N,) with the text of its category."""
-    pixels = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    """Score of each image, (N,), with the text of its category; ``pixels``: uint8 (N, H, W, 3)."""
     opaque = np.full(pixels.shape[1:3], 255, dtype=np.uint8)
     scores = []
     for start in range(0, len(plan), batch_size):
@@ -113,7 +94,7 @@ def main() -> None:
     per_class = np.full(num_classes, -(-args.pairs // num_classes))
     book = build_prompt_book(cfg, annotations.category_names.values())
     plan = plan_round(annotations.categories, per_class, book, cfg.SEED, 1)[: args.pairs]
-    plan = [image for images in by_model(share_among(plan, chosen_models(cfg))).values() for image in images]
+    plan = share_among(plan, chosen_models(cfg))
     feedback = read_feedback(args.feedback or run_layout(cfg).feedback_history(-1))
     guidance = build_guidance(cfg, load_classifier(cfg, feedback, device))
     sampler = build_sampler(cfg, device, limit=cfg.GENERATOR.BATCH_SIZE)
@@ -126,10 +107,12 @@ def main() -> None:
     scorer = load_clip_scorer(cfg.SEGMENTER.CLIP_MODEL, cfg.SEGMENTER.CLIP_REVISION, prompts, device)
     uncertainty, scores = [], []
     for steering in (None, guidance):
-        images = draw_all(sampler, steering, plan, cfg.GENERATOR.BATCH_SIZE)
+        drawn = sampler.draw(plan, cfg.GENERATOR.BATCH_SIZE, steering)
+        pixels = np.stack([image.pixels for image in drawn])
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
         with torch.no_grad():
             uncertainty.append(guidance.uncertainty(images.to(device), classes.to(device)).cpu().numpy())
-        scores.append(clip_scores(scorer, images, plan, cfg.SEGMENTER.BATCH_SIZE))
+        scores.append(clip_scores(scorer, pixels, plan, cfg.SEGMENTER.BATCH_SIZE))
     effect = {cfg.GENERATOR.CRITERION: compare(*uncertainty), "clip_score": compare(*scores)}
     rows = [[name, *measured.values()] for name, measured in effect.items()]
     headers = ["", *(name.replace("_", " ") for name in effect["clip_score"])]

@@ -13,9 +13,8 @@ from tqdm import tqdm
 
 from detectron2_ext.data.dataset import DetectionDataset
 from detectron2_ext.engine.build_selection import BOX_HEADS, build_gradient_rank
-from detectron2_ext.modeling.builder import build_detector, build_feedback_network
+from detectron2_ext.modeling.builder import load_feedback_network
 from detectron2_ext.modeling.described import DescribedWeights, last_checkpoint, read_described
-from detectron2_ext.modeling.weights import load_weights
 from detectron2_ext.paste.pool import IndexedCutouts, InstancePool
 from diSegmenter.build_similarity import build_similarity
 from diSegmenter.segment_round import Similarities
@@ -90,10 +89,10 @@ class ByEntropy:
     """How uncertain a segmenter is of the instance on white: the entropy that guidance ascends, in nats."""
 
     def __init__(self, weights: DescribedWeights, device: torch.device) -> None:
-        detector = build_detector(weights.cfg)
-        load_weights(detector, weights.path, use_ema=True, content=weights.content)
-        network = build_feedback_network(weights.cfg, detector)
-        self._network, self._device = network.to(device).eval().requires_grad_(False), device
+        self._network = load_feedback_network(
+            weights.cfg, weights.path, content=weights.content, device=device
+        )
+        self._device = device
         self.made_from = _told(weights)
 
     @torch.inference_mode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
@@ -115,6 +116,7 @@ def load_feedback_network(
     cfg: CfgNode,
     checkpoint_path: str,
     *,
+    content: dict[str, Any] | None = None,
     sha256: str | None = None,
     use_ema: bool = True,
     device: torch.device | str = "cpu",
@@ -123,6 +125,7 @@ def load_feedback_network(
 
     Args:
         cfg: of the detector; its meta-architecture says what the network returns (EmbedRCNN: the embedding).
+        content: of the file, where it has been read already.
         sha256: of the file, in hexadecimal; None does not check.
         use_ema: take the averaged weights where the file has them.
 
@@ -130,7 +133,7 @@ def load_feedback_network(
         UserError: the file is missing, damaged, another one than ``sha256`` or of another network.
     """
     detector = build_detector(cfg)
-    load_weights(detector, checkpoint_path, use_ema=use_ema, sha256=sha256)
+    load_weights(detector, checkpoint_path, use_ema=use_ema, sha256=sha256, content=content)
     return build_feedback_network(cfg, detector).to(device).eval().requires_grad_(False)
 
 

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-import torch
 
 from generator.plan import PlannedImage
 from tools.guidance_effect import clip_scores, compare
@@ -21,6 +20,6 @@ def test_each_image_is_scored_whole_and_with_its_own_category():
         ]
         return np.array([[value, -1.0] for value in values])
 
-    images = torch.arange(5).view(5, 1, 1, 1).expand(5, 3, 4, 6) / 255
+    images = np.tile(np.arange(5, dtype=np.uint8)[:, None, None, None], (1, 4, 6, 3))
     plan = [PlannedImage(f"{i}.png", 7 + i, i, 0, i, "a {}", "a cat") for i in range(5)]
     assert clip_scores(scorer, images, plan, batch_size=2).tolist() == [700, 801, 902, 1003, 1104]
