@@ -189,11 +189,10 @@ def test_the_averaged_weights_of_the_last_checkpoint_are_those_that_were_evaluat
 
 
 @pytest.mark.parametrize("stage", [generate, segmentAndFilter, train_net])
-def test_each_stage_refuses_a_run_folder_of_other_settings(stage, finished, monkeypatch):
+def test_each_stage_refuses_a_run_folder_of_other_settings(stage, call, finished, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(finished))
-    monkeypatch.setattr(sys, "argv", ["stage", "--config", str(finished / "x.yaml"), "SEED", "5"])
     with pytest.raises(UserError, match="belongs to a run with SEED 0, not 5"):
-        stage.main()
+        call(stage, "--config", finished / "x.yaml", "SEED", "5")
 
 
 def test_the_run_has_its_page_with_what_training_saw_and_the_log_of_each_stage(finished):

@@ -1,6 +1,5 @@
 import json
 import logging
-import sys
 from unittest.mock import Mock
 
 import numpy as np
@@ -36,11 +35,6 @@ def config(tmp_path, foreground_folder, clip_folder):
     path = write_settings(tmp_path, foreground_folder, clip_folder, **settings)
     write_training_set(tmp_path, [3] * 7 + [7] * 2)
     return path
-
-
-def call(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["segmentAndFilter.py", *arguments])
-    segmentAndFilter.main()
 
 
 @pytest.mark.parametrize("surroundings", ["blur", "white"])
@@ -102,12 +96,12 @@ def test_the_similarity_is_the_mean_cosine_with_the_real_objects_of_the_class(
 
 
 def test_dissimilar_instances_are_dropped_and_those_of_a_class_without_real_objects_kept(
-    monkeypatch, caplog, tmp_path, config, layout
+    call, caplog, tmp_path, config, layout
 ):
     write_training_set(tmp_path, [3] * 7)
     generate(layout, 0, 12)
     with caplog.at_level(logging.WARNING):
-        call(monkeypatch, "--config", config, "--round", "1", "SEGMENTER.SIMILARITY_THRESHOLD", "0.9999")
+        call(segmentAndFilter, "--config", config, "--round", "1", "SEGMENTER.SIMILARITY_THRESHOLD", "0.9999")
     assert [r.getMessage() for r in caplog.records if "real object" in r.getMessage()] == [
         "1 categories have no real object to compare with (blue_disc): what is drawn for them is kept, its similarity "
         "unknown"
@@ -126,18 +120,18 @@ def test_dissimilar_instances_are_dropped_and_those_of_a_class_without_real_obje
 
 
 def test_several_processes_share_the_real_features_and_find_what_one_finds(
-    monkeypatch, config, layout, tmp_path
+    call, monkeypatch, config, layout, tmp_path
 ):
     generate(layout, 0, 9)
     made = Mock(side_effect=real_objects.mean_features)
     monkeypatch.setattr(real_objects, "mean_features", made)
     for share in ("0", "1"):
-        call(monkeypatch, "--config", config, "--round", "1", "--share", share, "--num-shares", "2")
+        call(segmentAndFilter, "--config", config, "--round", "1", "--share", share, "--num-shares", "2")
     several = PoolIndex(layout, [0], dropped_too=True).column("similarity")
     assert made.call_count == 1
     other = RunLayout(str(tmp_path / "other"))
     generate(other, 0, 9)
-    call(monkeypatch, "--config", config, "--round", "1", "OUTPUT_DIR", other.root)
+    call(segmentAndFilter, "--config", config, "--round", "1", "OUTPUT_DIR", other.root)
     one = PoolIndex(other, [0], dropped_too=True).column("similarity")
     np.testing.assert_array_equal(several, one)
 
@@ -190,7 +184,7 @@ def test_the_real_objects_of_a_class_are_drawn_by_the_seed_alone(tmp_path):
 
 @pytest.mark.parametrize("broken", ["model", "surroundings", "images"])
 def test_what_cannot_be_compared_with_is_said_before_anything_is_cut_out(
-    monkeypatch, tmp_path, config, layout, broken
+    call, tmp_path, config, layout, broken
 ):
     generate(layout, 0, 3)
     settings, message = {
@@ -204,7 +198,7 @@ def test_what_cannot_be_compared_with_is_said_before_anything_is_cut_out(
     if broken == "images":
         (tmp_path / "5.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=message):
-        call(monkeypatch, "--config", config, "--round", "1", *settings)
+        call(segmentAndFilter, "--config", config, "--round", "1", *settings)
     assert not files.list_dir(layout.segmented(""))
 
 

@@ -98,7 +98,7 @@ within = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv
 run_cli(lambda: run([sys.executable, "-c", within, sys.argv[1]]))
 """
 # Tells that it is there, and holds the pipe until it ends.
-HOLD = "import time; print('there', flush=True); time.sleep(600)"
+HOLD = "import signal\nprint('there', flush=True)\nwhile True: signal.pause()"
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -116,7 +116,7 @@ def test_a_command_that_is_stopped_leaves_no_process_says_so_in_a_line_and_tells
 
 def test_children_are_asked_to_end_first_and_killed_if_ctrl_c_is_pressed_again():
     stubborn = "import signal; signal.signal(signal.SIGTERM, lambda *_: print('asked', flush=True))\n"
-    stubborn += HOLD.replace("time.sleep(600)", "[time.sleep(600) for _ in range(9)]")
+    stubborn += HOLD
     code = f"{HEARS}import sys; from exchange.errors import run_cli; from exchange.stopping import run\n"
     code += "run_cli(lambda: run([sys.executable, '-c', sys.argv[1]]))"
     process = subprocess.Popen(
