@@ -5,12 +5,15 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 
 import pytest
 
 from exchange import stopping
+from tests.preloaded_python import preloaded_python
 
 # Whole rounds, other processes, full-size networks, fuzzing. `-m "not slow"` leaves them out.
 SLOW = {
@@ -88,6 +91,21 @@ def nothing_waits_for_the_disk() -> Iterator[None]:
         patch.setattr(os, "fsync", lambda file: None)
         patch.setattr(os, "sync", lambda: None)
         yield
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One interpreter for all processes of the tests."""
+    if "MRCA_TEST_PYTHON" not in os.environ and hasattr(os, "pidfd_open"):
+        stack = ExitStack()
+        folder = Path(stack.enter_context(TemporaryDirectory()))
+        os.environ["MRCA_TEST_PYTHON"] = stack.enter_context(preloaded_python(folder))
+        config.add_cleanup(stack.close)
+
+
+@pytest.fixture(scope="session")
+def python() -> str:
+    """Path of an interpreter: one that starts in no time, where the system can fork such."""
+    return os.environ.get("MRCA_TEST_PYTHON", sys.executable)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

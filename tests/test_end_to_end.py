@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -73,14 +72,14 @@ def first_images(path: Path, count: int) -> None:
     path.write_text(json.dumps(content))
 
 
-def run_rounds(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "tools/run_rounds.py", "--config", str(folder / "x.yaml"), *arguments]
+def run_rounds(python: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [python, "tools/run_rounds.py", "--config", str(folder / "x.yaml"), *arguments]
     environment = os.environ | {"DETECTRON2_DATASETS": str(folder), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, python):
     folder = tmp_path_factory.mktemp("end_to_end")
     build(str(folder / "digits"), seed=0)
     first_images(folder / "digits" / "lvis_digits_val.json", 12)
@@ -92,10 +91,10 @@ def finished(tmp_path_factory):
     watch.write_text(WATCH.format(log=str(folder / "seen.jsonl")))
     trainer = folder / "trainer"
     # The training, and not the pictures of it.
-    watched = f'[ "$1" = -m ] && exec "{sys.executable}" "{watch}" "$@"'
-    trainer.write_text(f'#!/bin/sh\n{watched}\nexec "{sys.executable}" "$@"\n')
+    watched = f'[ "$1" = -m ] && exec "{python}" "{watch}" "$@"'
+    trainer.write_text(f'#!/bin/sh\n{watched}\nexec "{python}" "$@"\n')
     trainer.chmod(0o755)
-    done = run_rounds(folder, "--staleness", "0", "--python-trainer", str(trainer))
+    done = run_rounds(python, folder, "--staleness", "0", "--python-trainer", str(trainer))
     assert done.returncode == 0, done.stderr
     (folder / "said.txt").write_text(done.stderr)
     return folder

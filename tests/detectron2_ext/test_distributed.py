@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +20,25 @@ from tests.detectron2_ext.engine.tiny import TinyLoader, assert_equal_weights
 ALIKE = ("regression", "detector", "selection")
 
 
-def torchrun(module: str, script: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+def torchrun(
+    python: str, module: str, script: Path, *arguments: str, **options: Any
+) -> subprocess.CompletedProcess[str]:
     """Two processes of ``script``, started by ``module``."""
     path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHON_EXEC": python}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         place = ["--master-addr", "127.0.0.1", "--master-port", str(probe.getsockname()[1])]
-    command = [sys.executable, "-m", module, "--nproc-per-node", "2", *place, str(script), *arguments]
+    command = [python, "-m", module, "--nproc-per-node", "2", *place, str(script), *arguments]
     return subprocess.run(command, env=environment, text=True, timeout=240, **options)
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two(tmp_path_factory: pytest.TempPathFactory, python: str) -> Path:
     """The works of :mod:`ten_steps`, each in a folder of its name, by two processes that start once for all."""
     folder = tmp_path_factory.mktemp("two")
     script = REPOSITORY / "tests/detectron2_ext/engine/ten_steps.py"
-    torchrun("torch.distributed.run", script, str(folder), check=True)
+    torchrun(python, "torch.distributed.run", script, str(folder), check=True)
     return folder
 
 
@@ -131,12 +132,13 @@ run_cli(main)
 
 
 def test_the_last_line_is_what_failed_and_not_that_the_other_process_was_stopped_for_it(
-    tmp_path: Path,
+    tmp_path: Path, python: str
 ) -> None:
     script = tmp_path / "fails.py"
     script.write_text(FAILS_BESIDE_ANOTHER)
     os.mkfifo(tmp_path / "pipe")
-    done = torchrun("detectron2_ext.engine.torchrun", script, str(tmp_path / "pipe"), capture_output=True)
+    module, pipe = "detectron2_ext.engine.torchrun", str(tmp_path / "pipe")
+    done = torchrun(python, module, script, pipe, capture_output=True)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == "error: images/2.png does not decode: replace it"
     assert "stopped" not in done.stderr

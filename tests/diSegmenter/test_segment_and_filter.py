@@ -32,7 +32,7 @@ def config(tmp_path, foreground_folder, clip_folder):
     return write_settings(tmp_path, foreground_folder, clip_folder, CLIP_THRESHOLD=-100.0, BATCH_SIZE=4)
 
 
-def test_the_script_runs_from_its_own_folder_and_from_the_top(config, layout):
+def test_the_script_runs_from_its_own_folder_and_from_the_top(config, layout, python):
     for round_ in (0, 1):
         generate(layout, round_, 6)
     inside, above = "segmentAndFilter.py", "diSegmenter/segmentAndFilter.py"
@@ -40,7 +40,7 @@ def test_the_script_runs_from_its_own_folder_and_from_the_top(config, layout):
         (REPOSITORY / "diSegmenter", inside, [], 12),
         (REPOSITORY, above, ["--refilter", "101"], 0),
     ):
-        command = [sys.executable, script, "--config", config, *extra]
+        command = [python, script, "--config", config, *extra]
         result = subprocess.run(command, cwd=folder, text=True, capture_output=True)
         assert result.returncode == 0, result.stderr
         assert len(read_annotations(layout.annotations(1)).object_images) == kept

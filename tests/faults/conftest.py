@@ -27,8 +27,11 @@ def preloaded() -> ForkServerContext:
             "detectron2_ext.engine.round",
             "generator.build",
             "generator.production",
+            "diSegmenter.build_similarity",
+            "diffusers.guiders",
             "kornia",
             "matplotlib.backends.backend_agg",
+            "matplotlib.figure",
             "torch.utils.tensorboard",
         ]
     )

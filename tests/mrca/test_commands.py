@@ -90,9 +90,9 @@ for name in COMMANDS:
 
 
 @pytest.mark.slow  # a process for each
-def test_every_script_starts_by_its_path_from_any_working_directory(tmp_path):
+def test_every_script_starts_by_its_path_from_any_working_directory(tmp_path, python):
     for module in MODULES:
-        command = [sys.executable, str(REPOSITORY / f"{module.replace('.', '/')}.py"), "--help"]
+        command = [python, str(REPOSITORY / f"{module.replace('.', '/')}.py"), "--help"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.stdout.startswith("usage: "), (module, done.stderr)
 

@@ -35,12 +35,6 @@ class Installed:
         }
         return subprocess.run(command, cwd=folder, env=os.environ | paths, capture_output=True, text=True)
 
-    def mrca(self, folder: Path, *arguments: str) -> str:
-        """The standard output of the command ``mrca``."""
-        done = self.run(folder, "mrca", *arguments)
-        assert not done.returncode, done.stderr
-        return done.stdout
-
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
@@ -140,28 +134,33 @@ def blocks(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (REPOSITORY / page).read_text(), re.DOTALL)
 
 
-def test_a_trained_network_predicts_as_docs_python_md_has_it(installed, folder):
-    done = installed.run(folder, sys.executable, "-c", blocks("docs/python.md")[0])
+def test_a_trained_network_predicts_as_docs_python_md_has_it(installed, folder, python):
+    done = installed.run(folder, python, "-c", blocks("docs/python.md")[0])
     assert done.stdout.splitlines()[0].startswith("blue four 0."), done.stderr
     assert re.search(r"\(\d+, 160, 160\)", done.stdout)
-    installed.mrca(folder, "export", "runs/quickstart/train/model_initial.pth", "digits.safetensors")
-    assert "in 3 images" in installed.mrca(
-        folder, "predict", "--weights", "digits.safetensors", "photos", "--out", "found"
-    )
+    for command in (
+        ("export", "runs/quickstart/train/model_initial.pth", "digits.safetensors"),
+        ("predict", "--weights", "digits.safetensors", "photos", "--out", "found"),
+    ):
+        done = installed.run(folder, python, "-m", "mrca", *command)
+        assert not done.returncode, done.stderr
+    assert "in 3 images" in done.stdout
     assert len(list((folder / "found/pictures").iterdir())) == 3
 
 
-def test_twenty_red_threes_are_drawn_as_docs_python_md_and_the_readme_have_it(installed, folder):
+def test_twenty_red_threes_are_drawn_as_docs_python_md_and_the_readme_have_it(installed, folder, python):
     code, (readme,) = blocks("docs/python.md")[1], blocks("README.md")
     assert len(code.strip().splitlines()) <= 5
     report = "print(len(threes), threes[0].size)"
-    done = installed.run(folder, sys.executable, "-c", f"{code}\n{report}\n{readme}\n{report}")
+    done = installed.run(folder, python, "-c", f"{code}\n{report}\n{readme}\n{report}")
     lines = done.stdout.splitlines()
     assert lines[0] == lines[2] == "20 (64, 64)" and lines[1].startswith("['blue four'"), done.stderr
     assert Image.open(folder / "three.png").size == (64, 64)
 
 
-def test_one_s_own_pipeline_is_guided_by_one_s_own_classifier_as_docs_python_md_has_it(installed, folder):
+def test_one_s_own_pipeline_is_guided_by_one_s_own_classifier_as_docs_python_md_has_it(
+    installed, folder, python
+):
     own = f"""
 import torch
 from diffusers import DiffusionPipeline
@@ -170,5 +169,5 @@ pipeline = DiffusionPipeline.from_pretrained(sd3, text_encoder_3=None, tokenizer
 pipeline.set_progress_bar_config(disable=True)
 classifier = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 3))
 """
-    done = installed.run(folder, sys.executable, "-c", own + blocks("docs/python.md")[2])
+    done = installed.run(folder, python, "-c", own + blocks("docs/python.md")[2])
     assert re.match(r"\[[\d.]+, [\d.]+\]\n", done.stdout), done.stderr

@@ -66,7 +66,7 @@ def write_coco(path: Path, num_images: int, seed: int) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, python: str) -> Path:
     """As the clone, with a command ``mrca`` in ``bin`` and data in ``my_data``."""
     (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
     (tmp_path / "my_data").mkdir()
@@ -74,7 +74,7 @@ def folder(tmp_path: Path) -> Path:
     write_coco(tmp_path / "my_data/val.json", 3, seed=1)
     command = tmp_path / "bin/mrca"
     command.parent.mkdir()
-    command.write_text(f"#!{sys.executable}\nfrom mrca.commands import main\nmain()\n")
+    command.write_text(f"#!{python}\nfrom mrca.commands import main\nmain()\n")
     command.chmod(command.stat().st_mode | stat.S_IXUSR)
     return tmp_path
 

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ class _Dying:
         return index
 
 
-def test_a_killed_loader_process_is_explained() -> None:
+def test_a_killed_loader_process_is_explained(python: str) -> None:
     # In a process of its own: torch reports the death by a signal, which may come long after this test.
     code = (
         "import torch\n"
@@ -51,7 +50,7 @@ def test_a_killed_loader_process_is_explained() -> None:
         "list(test_load_batches.load_batches(loader))"
     )
     repository = Path(__file__).resolve().parents[3]
-    done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True)
+    done = subprocess.run([python, "-c", code], cwd=repository, capture_output=True, text=True)
     assert done.returncode != 0
     assert re.search("a process that loads images died .*lower DATALOADER.NUM_WORKERS", done.stderr)
 

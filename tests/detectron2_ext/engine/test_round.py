@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -295,8 +294,8 @@ def test_nothing_to_evaluate_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
-def test_launch_reports_errors_in_one_line_with_code_2(processes: str, tmp_path: Path) -> None:
-    environment = os.environ | {"MRCA_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+def test_launch_reports_errors_in_one_line_with_code_2(processes: str, tmp_path: Path, python: str) -> None:
+    environment = os.environ | {"MRCA_PYTHON": python, "PYTHON_EXEC": python, "OMP_NUM_THREADS": "1"}
     command = ["bash", str(REPOSITORY / "launch.sh"), "--config", "nothing.yaml", "--num-gpus", processes]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2
