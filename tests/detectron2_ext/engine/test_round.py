@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -31,9 +32,9 @@ from tests.detectron2_ext.engine.tiny import assert_equal_weights
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run of which both rounds are done."""
+    """A folder with a run of which both rounds are done; the last one is shorter."""
     folder = tmp_path_factory.mktemp("finished")
-    config = write_config(folder)
+    config = write_config(folder, MAX_ITER=5)
     call(config)
     assert sorted(p.name for p in (folder / "run/feedback").iterdir()) == ["rd00.json"]
     call(config)
@@ -42,7 +43,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_each_call_finishes_one_round_and_tells_the_generator(finished: Path) -> None:
     run = finished / "run"
-    for round_, iteration in ((0, 3), (1, 6)):
+    for round_, iteration in ((0, 3), (1, 5)):
         feedback = read_feedback(str(run / f"feedback/rd{round_:02}.json"))
         assert (feedback.round, feedback.iteration, feedback.dataset) == (round_, iteration, "small_val")
         assert feedback.categories == [2, 5, 9]
@@ -51,15 +52,15 @@ def test_each_call_finishes_one_round_and_tells_the_generator(finished: Path) ->
         assert [category.id for category in read_described(feedback.checkpoint).categories] == [2, 5, 9]
         assert all(value is not None and 0 <= value <= 100 for value in feedback.box_ap + feedback.mask_ap)
     assert (run / "feedback.json").read_bytes() == (run / "feedback/rd01.json").read_bytes()
-    assert (run / "train/last_checkpoint").read_text() == "model_0000005.pth"
+    assert (run / "train/last_checkpoint").read_text() == "model_0000004.pth"
 
 
 def test_drift_is_the_way_that_the_row_of_each_class_went_in_the_round(finished: Path) -> None:
     checkpoints = {
         name: torch.load(finished / f"run/train/{name}.pth", weights_only=True)["model_ema"]
-        for name in ("model_initial", "model_0000002", "model_0000005")
+        for name in ("model_initial", "model_0000002", "model_0000004")
     }
-    for round_, before, now in ((0, "model_initial", "model_0000002"), (1, "model_0000002", "model_0000005")):
+    for round_, before, now in ((0, "model_initial", "model_0000002"), (1, "model_0000002", "model_0000004")):
         rows = [checkpoints[name][LAST_CLASSIFIER].double().numpy() for name in (now, before)]
         assert rows[0].shape[0] == 4  # three classes, then the background
         expected = [float(((rows[0][c] - rows[1][c]) ** 2).sum() ** 0.5) for c in range(3)]
@@ -76,8 +77,8 @@ def test_predictions_and_metrics_are_written_for_upload_and_for_programs(finishe
     assert predictions[0]["segmentation"]["size"] == [64, 64]
     metrics = json.loads((folder / "metrics.json").read_text())
     assert [c["name"] for c in metrics["classes"]] == ["red", "green", "blue"]
-    assert metrics["iteration"] == 6
-    kept = ["metrics_0000002.json", "metrics_0000005.json"]  # of each evaluation
+    assert metrics["iteration"] == 5
+    kept = ["metrics_0000002.json", "metrics_0000004.json"]  # of each evaluation
     assert sorted(p.name for p in folder.iterdir()) == ["lvis_instances_results.json", "metrics.json", *kept]
     assert (folder / "metrics.json").read_bytes() == (folder / kept[1]).read_bytes()
 
@@ -104,7 +105,7 @@ def test_a_call_after_the_last_round_changes_nothing(
     }
     caplog.set_level("INFO")
     call(finished / "config.yaml")
-    assert "all 6 iterations are done: nothing left to train" in caplog.text
+    assert "all 5 iterations are done: nothing left to train" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
@@ -113,21 +114,21 @@ def test_evaluation_alone_takes_the_last_checkpoint_and_trains_nothing(
 ) -> None:
     call(finished / "config.yaml", "--eval-only", "MODEL.META_ARCHITECTURE", "FeedbackRCNN")
     title, header, *rows, _, where = capsys.readouterr().out.splitlines()
-    assert title.endswith("model_0000005.pth")
+    assert title.endswith("model_0000004.pth")
     assert header.split() == ["AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"]
     assert [row.split()[0] for row in rows] == ["box", "mask"] and where.endswith("inference/small_val")
     assert len({len(line) for line in (header, *rows)}) == 1
     weights = ("MODEL.WEIGHTS", str(finished / "run/train/model_initial.pth"))
     call(finished / "config.yaml", "--eval-only", "--resume", *weights)
-    assert capsys.readouterr().out.splitlines()[0].endswith("model_0000005.pth")
+    assert capsys.readouterr().out.splitlines()[0].endswith("model_0000004.pth")
     call(finished / "config.yaml", "--eval-only", *weights)
     assert "model_initial.pth" in capsys.readouterr().out
-    assert (finished / "run/train/last_checkpoint").read_text() == "model_0000005.pth"
+    assert (finished / "run/train/last_checkpoint").read_text() == "model_0000004.pth"
 
 
 def _copy(finished: Path, folder: Path) -> tuple[Path, Path]:
     """Configuration and run folder of a copy of the finished run."""
-    config, run = write_config(folder), folder / "run"
+    config, run = write_config(folder, MAX_ITER=5), folder / "run"
     shutil.copytree(finished / "run", run)
     (run / "run.yaml").write_text((run / "run.yaml").read_text().replace(str(finished), str(folder)))
     return config, run
@@ -197,7 +198,8 @@ def test_an_evaluation_within_a_call_that_was_killed_is_made_good(
 
     def watched(cfg: Any, model: Any, name: str, *arguments: Any, **context: Any) -> Any:
         evaluated.append((name, context["iteration"]))
-        return validate(cfg, model, name, *arguments, **context)
+        scores = validate(cfg, model, name, *arguments, **context)
+        return dataclasses.replace(scores, mask_ap=[float(len(name))] * 3)
 
     monkeypatch.setattr(evaluator, "validate", until_killed)
     with pytest.raises(KeyboardInterrupt):
@@ -205,6 +207,8 @@ def test_an_evaluation_within_a_call_that_was_killed_is_made_good(
     monkeypatch.setattr(evaluator, "validate", watched)
     call(config, *_BOTH_SETS, "TEST.EVAL_PERIOD", "3")
     assert evaluated == [(name, done) for done in (3, 6) for name in ("small_val", "small_train")]
+    told = read_feedback(str(tmp_path / "run/feedback.json"))
+    assert (told.dataset, told.mask_ap) == ("small_val", [float(len("small_val"))] * 3)
 
 
 @pytest.mark.parametrize(
@@ -237,6 +241,15 @@ def test_several_training_sets_are_trained_on_as_one(tmp_path: Path) -> None:
     assert len(run._dataset) == sum(len(content["images"]) for content in contents)
 
 
+def test_random_starting_weights_are_those_of_the_seed(tmp_path: Path) -> None:
+    cfg, ranks = load_config(str(write_config(tmp_path))), Ranks(0, 1, torch.device("cpu"))
+    starts = []
+    for name in ("one", "other"):
+        run = TrainingRun(cfg, RunLayout(str(tmp_path / name)), ranks, Mock(), read_training_set(cfg))
+        starts.append(run._state.model.state_dict())  # the second after what the first has drawn
+    assert_equal_weights(*starts)
+
+
 def test_starting_weights_are_evaluated_before_round_0_if_a_pool_is_pasted(
     finished: Path, tmp_path: Path
 ) -> None:
@@ -261,7 +274,7 @@ def test_starting_weights_are_evaluated_before_round_0_if_a_pool_is_pasted(
 
 
 def test_the_starting_weights_are_the_averaged_ones_of_model_weights(finished: Path, tmp_path: Path) -> None:
-    baseline = finished / "run/train/model_0000005.pth"
+    baseline = finished / "run/train/model_0000004.pth"
     call(write_config(tmp_path), "--eval-initial", "MODEL.WEIGHTS", str(baseline))
     start = torch.load(tmp_path / "run/train/model_initial.pth", weights_only=True)
     averaged = torch.load(baseline, weights_only=True)["model_ema"]
