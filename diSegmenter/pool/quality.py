@@ -1,0 +1,125 @@
+"""Is a pool any good? What was kept and dropped, how it scores, and how different it is: by round and by class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from tqdm import tqdm
+
+from diSegmenter.pool.diversity_table import Diversity, DiversityTable
+from exchange.layout import RunLayout
+from exchange.pool_features import PoolFeatures
+from exchange.pool_index import PoolIndex
+
+NEAR = 0.99  # cosine of cut-outs of a class that look the same to the embedded encoder: docs/selection.md
+_QUANTILES = (0.05, 0.5, 0.95)
+
+Quantiles = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What can be said of some instances.
+
+    Attributes:
+        dropped: how many for which reason.
+        clip, similarity: 5 %, median and 95 % of the kept ones that have one; None where none has.
+        diversity: of the kept ones; None where not all are measured.
+    """
+
+    made: int
+    kept: int
+    dropped: dict[str, int]
+    clip: Quantiles | None
+    similarity: Quantiles | None
+    diversity: Diversity | None
+
+
+class PoolQuality:
+    """The quality of a pool, from its index and the features that were measured.
+
+    Args:
+        near: cosine from which on an instance repeats an earlier one.
+
+    Attributes:
+        rounds: that the pool has.
+        reasons: what instances were dropped for, the most frequent first.
+        unmeasured: the first round that keeps an instance without features, None if there is none. Diversity is known
+            before it.
+
+    Raises UserError where a file of the pool is damaged.
+    """
+
+    def __init__(self, layout: RunLayout, near: float = NEAR) -> None:
+        self.rounds = layout.pool_rounds()
+        indices = [PoolIndex(layout, [round_], dropped_too=True) for round_ in self.rounds]
+        categories = np.concatenate([index.category_ids for index in indices])
+        order = np.argsort(categories, kind="stable")  # by class, then by round, as they came
+        ids, starts = np.unique(categories[order], return_index=True)
+        self._numbers = {id_: number for number, id_ in enumerate(ids.tolist())}
+        self._bounds = [*starts.tolist(), len(order)]
+        self._rounds = np.repeat(np.arange(len(indices)), [len(index) for index in indices])[order]
+        codes: dict[str, int] = {"": 0}
+        self._codes = np.concatenate([_encoded(index.column("reason"), codes) for index in indices])[order]
+        counts = np.bincount(self._codes, minlength=len(codes))
+        self._reasons = {word: code for word, code in codes.items() if word}
+        self.reasons = sorted(self._reasons, key=lambda word: -counts[codes[word]])
+        clip = [np.fmax(index.column("clip_white"), index.column("clip_black")) for index in indices]
+        similarity = [index.column("similarity") for index in indices]
+        self._clip, self._similarity = np.concatenate(clip)[order], np.concatenate(similarity)[order]
+        features = PoolFeatures(layout, self.rounds)
+        places = np.concatenate([_places(features, index) for index in indices])[order]
+        lacking = self._rounds[(self._codes == 0) & (places < 0)]
+        self._measured = int(lacking.min()) if len(lacking) else len(self.rounds)
+        self.unmeasured = self.rounds[self._measured] if len(lacking) else None
+        usable = (self._codes == 0) & (self._rounds < self._measured)
+        self._diversity = DiversityTable(self._measured, len(ids), near)
+        for number in tqdm(range(len(ids)), "diversity", unit=" classes", delay=2):
+            kept = self._members(number)[usable[self._members(number)]]
+            if len(kept):
+                self._diversity.add(number, self._rounds[kept], features.read(places[kept]))
+
+    def of(self, round_: int | None = None, category_id: int | None = None) -> Quality:
+        """Of what a round brought, of a class, of both or, without either, of the pool."""
+        number = None if category_id is None else self._numbers.get(category_id)
+        if number is None and category_id is not None:
+            return Quality(0, 0, dict.fromkeys(self.reasons, 0), None, None, None)
+        rows = np.arange(len(self._rounds)) if number is None else self._members(number)
+        place = None if round_ is None else self.rounds.index(round_)
+        if place is not None:
+            rows = rows[self._rounds[rows] == place]
+        is_measured = (len(self.rounds) - 1 if place is None else place) < self._measured
+        counts = np.bincount(self._codes[rows], minlength=len(self._reasons) + 1).tolist()
+        kept = rows[self._codes[rows] == 0]
+        return Quality(
+            len(rows),
+            len(kept),
+            {word: counts[self._reasons[word]] for word in self.reasons},
+            _quantiles(self._clip[kept]),
+            _quantiles(self._similarity[kept]),
+            self._diversity.of(place, number) if is_measured else None,
+        )
+
+    def _members(self, number: int) -> npt.NDArray[np.int64]:
+        """The rows of a class, in the order of rounds."""
+        return np.arange(*self._bounds[number : number + 2])
+
+
+def _encoded(words: npt.NDArray[np.object_], codes: dict[str, int]) -> npt.NDArray[np.int64]:
+    """Small numbers for words, (N,); those that are new are added to ``codes``."""
+    encoded = pa.array(words, pa.string()).dictionary_encode()
+    known = [codes.setdefault(word, len(codes)) for word in encoded.dictionary.to_pylist()]
+    return np.array(known, np.int64)[encoded.indices.to_numpy()]
+
+
+def _places(features: PoolFeatures, index: PoolIndex) -> npt.NDArray[np.int64]:
+    """Where the features of a round's instances are, (N,), -1 where one has none."""
+    return features.rows(index.column("file").tolist()) if len(features) else np.full(len(index), -1)
+
+
+def _quantiles(values: npt.NDArray[np.float64]) -> Quantiles | None:
+    known = values[~np.isnan(values)]
+    return tuple(np.quantile(known, _QUANTILES).tolist()) if len(known) else None
