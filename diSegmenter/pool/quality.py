@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -55,23 +56,18 @@ class PoolQuality:
 
     def __init__(self, layout: RunLayout, near: float = NEAR) -> None:
         self.rounds = layout.pool_rounds()
-        indices = [PoolIndex(layout, [round_], dropped_too=True) for round_ in self.rounds]
-        categories = np.concatenate([index.category_ids for index in indices])
+        features, codes = PoolFeatures(layout, self.rounds), {"": 0}
+        columns = [_columns(PoolIndex(layout, [r], dropped_too=True), features, codes) for r in self.rounds]
+        categories, *rest = (np.concatenate(column) for column in zip(*columns, strict=True))
         order = np.argsort(categories, kind="stable")  # by class, then by round, as they came
+        self._codes, self._clip, self._similarity, places = (column[order] for column in rest)
+        self._rounds = np.repeat(np.arange(len(columns)), [len(column[0]) for column in columns])[order]
         ids, starts = np.unique(categories[order], return_index=True)
         self._numbers = {id_: number for number, id_ in enumerate(ids.tolist())}
         self._bounds = [*starts.tolist(), len(order)]
-        self._rounds = np.repeat(np.arange(len(indices)), [len(index) for index in indices])[order]
-        codes: dict[str, int] = {"": 0}
-        self._codes = np.concatenate([_encoded(index.column("reason"), codes) for index in indices])[order]
         counts = np.bincount(self._codes, minlength=len(codes))
         self._reasons = {word: code for word, code in codes.items() if word}
         self.reasons = sorted(self._reasons, key=lambda word: -counts[codes[word]])
-        clip = [np.fmax(index.column("clip_white"), index.column("clip_black")) for index in indices]
-        similarity = [index.column("similarity") for index in indices]
-        self._clip, self._similarity = np.concatenate(clip)[order], np.concatenate(similarity)[order]
-        features = PoolFeatures(layout, self.rounds)
-        places = np.concatenate([_places(features, index) for index in indices])[order]
         lacking = self._rounds[(self._codes == 0) & (places < 0)]
         self._measured = int(lacking.min()) if len(lacking) else len(self.rounds)
         self.unmeasured = self.rounds[self._measured] if len(lacking) else None
@@ -108,16 +104,20 @@ class PoolQuality:
         return np.arange(*self._bounds[number : number + 2])
 
 
-def _encoded(words: npt.NDArray[np.object_], codes: dict[str, int]) -> npt.NDArray[np.int64]:
-    """Small numbers for words, (N,); those that are new are added to ``codes``."""
-    encoded = pa.array(words, pa.string()).dictionary_encode()
-    known = [codes.setdefault(word, len(codes)) for word in encoded.dictionary.to_pylist()]
-    return np.array(known, np.int64)[encoded.indices.to_numpy()]
+def _columns(index: PoolIndex, features: PoolFeatures, codes: dict[str, int]) -> tuple[npt.NDArray[Any], ...]:
+    """Of each instance, (N,): category id, code of its reason, CLIP score, similarity, place among ``features`` or -1.
 
-
-def _places(features: PoolFeatures, index: PoolIndex) -> npt.NDArray[np.int64]:
-    """Where the features of a round's instances are, (N,), -1 where one has none."""
-    return features.rows(index.column("file").tolist()) if len(features) else np.full(len(index), -1)
+    Reasons without a code are given one.
+    """
+    reasons = pa.array(index.column("reason"), pa.string()).dictionary_encode()
+    known = [codes.setdefault(word, len(codes)) for word in reasons.dictionary.to_pylist()]
+    return (
+        index.category_ids,
+        np.array(known, np.int64)[reasons.indices.to_numpy()],
+        np.fmax(index.column("clip_white"), index.column("clip_black")),
+        index.column("similarity"),
+        features.rows(index.column("file").tolist()) if len(features) else np.full(len(index), -1),
+    )
 
 
 def _quantiles(values: npt.NDArray[np.float64]) -> Quantiles | None:
