@@ -249,8 +249,8 @@ def show_stats(layout: RunLayout, args: argparse.Namespace) -> None:
         raise UserError(f"--near {args.near}: a cosine above 0, up to 1")
     from tools import pool_stats  # only now, with tabulate, which --help does without
 
-    quality = PoolQuality(layout, args.near)
-    print(pool_stats.by_round(quality))
+    quality = PoolQuality(layout, layout.pool_rounds(), args.near)
+    print(pool_stats.as_text(pool_stats.by_round(quality)))
     if quality.unmeasured is not None:
         print(
             f"diversity is not known from round {quality.unmeasured} on: mrca pool measure {layout.root} measures it"
@@ -258,7 +258,7 @@ def show_stats(layout: RunLayout, args: argparse.Namespace) -> None:
     if args.per_class or args.csv:
         names = {category["id"]: category["name"] for category in categories_of(layout, args.annotations)}
         if args.per_class:
-            print(pool_stats.by_class(quality, names))
+            print(pool_stats.as_text(pool_stats.by_class(quality, names)))
         if args.csv:
             files.write_bytes(args.csv, pool_stats.as_csv(quality, names).encode())
 

@@ -1,4 +1,4 @@
-"""What ``mrca pool stats`` tells of the quality of a pool: tables of its rounds and classes, and all of it as CSV."""
+"""The quality of a pool as tables of its rounds and classes, and all of it as CSV."""
 
 from __future__ import annotations
 
@@ -11,19 +11,26 @@ from tabulate import tabulate
 from diSegmenter.pool.quality import PoolQuality, Quality
 
 Cell = str | int | float | None
+Table = dict[str, list[Cell]]  # columns by their titles, without those of which nothing is known
 _Columns = dict[str, Callable[[Quality], Cell]]
 
 
-def by_round(quality: PoolQuality) -> str:
+def by_round(quality: PoolQuality) -> Table:
     """A row for each round, and one for the pool, which tells the diversity of all of it."""
     rows = [(str(round_), quality.of(round_)) for round_ in quality.rounds]
     return _table("round", [*rows, ("all", quality.of())], quality.reasons)
 
 
-def by_class(quality: PoolQuality, names: Mapping[int, str]) -> str:
+def by_class(quality: PoolQuality, names: Mapping[int, str]) -> Table:
     """A row for each class of all rounds; ``names``: by category id."""
     rows = [(name, quality.of(category_id=id_)) for id_, name in names.items()]
     return _table("class", rows, quality.reasons)
+
+
+def as_text(table: Table) -> str:
+    """A table for the terminal."""
+    align = ["left" if title == "class" else "right" for title in table]
+    return tabulate(table, headers="keys", tablefmt="plain", colalign=align, disable_numparse=True)
 
 
 def as_csv(quality: PoolQuality, names: Mapping[int, str]) -> str:
@@ -39,8 +46,7 @@ def as_csv(quality: PoolQuality, names: Mapping[int, str]) -> str:
     return text.getvalue()
 
 
-def _table(head: str, rows: Sequence[tuple[str, Quality]], reasons: Sequence[str]) -> str:
-    """Aligned, without the columns of which nothing is known."""
+def _table(head: str, rows: Sequence[tuple[str, Quality]], reasons: Sequence[str]) -> Table:
     columns: _Columns = {
         "made": lambda of: of.made,
         "kept": lambda of: of.kept,
@@ -49,16 +55,17 @@ def _table(head: str, rows: Sequence[tuple[str, Quality]], reasons: Sequence[str
         "distance": lambda of: of.diversity and _fixed(of.diversity.distance, ".3f"),
         "Vendi": lambda of: of.diversity and _fixed(of.diversity.vendi, ".1f"),
         "Vendi of pool": lambda of: of.diversity and _fixed(of.diversity.pool_vendi, ".1f"),
-        "near-duplicates": lambda of: of.diversity and _share(of.diversity.near_duplicates, of.kept),
+        "near-duplicates": lambda of: _percent(of.near_duplicate_share),
     }
     columns |= {
-        f"dropped: {reason}": lambda of, r=reason: _share(of.dropped[r], of.made) for reason in reasons
+        f"dropped: {reason}": lambda of, r=reason: _percent(
+            100 * of.dropped[r] / of.made if of.made else None
+        )
+        for reason in reasons
     }
     cells = {title: [value(quality) for _, quality in rows] for title, value in columns.items()}
     known = {title: values for title, values in cells.items() if any(value is not None for value in values)}
-    align = ["left" if head == "class" else "right", *["right"] * len(known)]
-    table = {head: [name for name, _ in rows], **known}
-    return tabulate(table, headers="keys", tablefmt="plain", colalign=align, disable_numparse=True)
+    return {head: [name for name, _ in rows], **known}
 
 
 def _numbers(reasons: Sequence[str]) -> _Columns:
@@ -81,5 +88,5 @@ def _fixed(value: float | None, form: str) -> str | None:
     return None if value is None else format(value, form)
 
 
-def _share(part: int, whole: int) -> str | None:
-    return f"{100 * part / whole:.1f} %" if whole else None
+def _percent(value: float | None) -> str | None:
+    return None if value is None else f"{value:.1f} %"

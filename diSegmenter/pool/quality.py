@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,15 +39,20 @@ class Quality:
     similarity: Quantiles | None
     diversity: Diversity | None
 
+    @property
+    def near_duplicate_share(self) -> float | None:
+        """Percent of the kept ones that are near-duplicates; None where nobody knows, or nothing is kept."""
+        return 100 * self.diversity.near_duplicates / self.kept if self.diversity and self.kept else None
+
 
 class PoolQuality:
     """The quality of a pool, from its index and the features that were measured.
 
     Args:
+        rounds: that the pool consists of, in ascending order, one at least.
         near: cosine from which on an instance repeats an earlier one.
 
     Attributes:
-        rounds: that the pool has.
         reasons: what instances were dropped for, the most frequent first.
         unmeasured: the first round that keeps an instance without features, None if there is none. Diversity is known
             before it.
@@ -54,8 +60,8 @@ class PoolQuality:
     Raises UserError where a file of the pool is damaged.
     """
 
-    def __init__(self, layout: RunLayout, near: float = NEAR) -> None:
-        self.rounds = layout.pool_rounds()
+    def __init__(self, layout: RunLayout, rounds: Sequence[int], near: float = NEAR) -> None:
+        self.rounds = list(rounds)
         features, codes = PoolFeatures(layout, self.rounds), {"": 0}
         columns = [_columns(PoolIndex(layout, [r], dropped_too=True), features, codes) for r in self.rounds]
         categories, *rest = (np.concatenate(column) for column in zip(*columns, strict=True))

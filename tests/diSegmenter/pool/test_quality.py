@@ -54,7 +54,7 @@ def add_features(layout: RunLayout, round_: int, width: int = 4) -> dict[str, np
 @pytest.mark.parametrize("classes", [[2], [7], [9], [2, 5, 7, 9]])
 def test_counts_reasons_and_scores_are_those_of_the_instances(layout, rounds, classes):
     every = [i for i in PoolIndex(layout, rounds, dropped_too=True) if i.category_id in classes]
-    found = PoolQuality(layout).of(
+    found = PoolQuality(layout, layout.pool_rounds()).of(
         rounds[0] if len(rounds) == 1 else None, classes[0] if len(classes) == 1 else None
     )
     kept = [i for i in every if not i.reason]
@@ -69,12 +69,12 @@ def test_counts_reasons_and_scores_are_those_of_the_instances(layout, rounds, cl
 
 
 def test_the_most_frequent_reason_comes_first(layout):
-    assert PoolQuality(layout).reasons == ["CLIP score", "too small"]
+    assert PoolQuality(layout, layout.pool_rounds()).reasons == ["CLIP score", "too small"]
 
 
 def test_diversity_is_that_of_the_features_of_each_class_by_round_and_with_former_rounds(layout):
     known = {round_: add_features(layout, round_) for round_ in (0, 1, 3)}
-    quality = PoolQuality(layout, NEAR)
+    quality = PoolQuality(layout, [0, 1, 3], NEAR)
     assert quality.unmeasured is None
 
     def features(rounds, category):
@@ -122,7 +122,7 @@ def test_what_repeats_the_former_round_adds_instances_and_no_diversity(layout, t
         rows = [pool_instance(round_, 2, n) for n in range(6)]
         write_index(twice, round_, rows)
         pool_features.add_features(twice, round_, [row.file for row in rows], vectors)
-    first, second = (PoolQuality(twice).of(round_).diversity for round_ in (0, 1))
+    first, second = (PoolQuality(twice, [0, 1]).of(round_).diversity for round_ in (0, 1))
     assert (first.near_duplicates, second.near_duplicates) == (0, 6)
     assert [d.pool_vendi for d in (first, second)] == pytest.approx([6, 6])
 
@@ -130,7 +130,7 @@ def test_what_repeats_the_former_round_adds_instances_and_no_diversity(layout, t
 def test_diversity_is_known_up_to_the_first_round_with_an_instance_that_is_not_measured(layout):
     add_features(layout, 0)
     add_features(layout, 3)
-    quality = PoolQuality(layout)
+    quality = PoolQuality(layout, layout.pool_rounds())
     assert quality.unmeasured == 1
     known = [quality.of(round_).diversity is not None for round_ in (0, 1, 3, None)]
     assert known == [True, False, False, False]
@@ -138,6 +138,6 @@ def test_diversity_is_known_up_to_the_first_round_with_an_instance_that_is_not_m
 
 
 def test_of_a_class_that_the_pool_does_not_have_nothing_is_known(layout):
-    found = PoolQuality(layout).of(0, 8)
+    found = PoolQuality(layout, layout.pool_rounds()).of(0, 8)
     assert (found.made, found.kept, found.clip, found.diversity) == (0, 0, None, None)
     assert set(found.dropped.values()) == {0}
