@@ -6,6 +6,7 @@ what comes to a round later gets a part of its own. ``made_from.json`` says whic
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,16 +21,27 @@ from exchange.errors import UserError
 from exchange.layout import RunLayout
 
 _SCHEMA = pa.schema([("file", pa.string()), ("feature", pa.list_(pa.float16()))], metadata={"format": b"1"})
+_log = logging.getLogger(__name__)
 _NORM_ERROR = 0.01  # half precision rounds a unit vector by a thousandth at most
 
 
 def begin(layout: RunLayout, made_from: dict[str, Any]) -> None:
     """Removes what was ``made_from`` something else, in JSON, or was left without saying from what."""
     path = layout.features_made_from()
-    if not files.exists(path) or files.read_json(path) != made_from:
+    if _made_from(path) != made_from:
         files.remove(path)
         files.remove_folder(layout.pool("features"))
         files.write_json(path, made_from)
+
+
+def _made_from(path: str) -> Any:
+    if not files.exists(path):
+        return None
+    try:
+        return files.read_json(path)
+    except UserError as error:
+        _log.warning("%s: all features are made again", error)
+        return None
 
 
 def add_features(
@@ -90,9 +102,9 @@ def read_part(path: str) -> tuple[pa.StringArray, npt.NDArray[np.float16]]:
         if batches is None or len(batches) != 1:
             raise ValueError("not a part of a round")
         names, vectors = batches[0].columns
-        lengths = vectors.value_lengths().to_numpy()
-        if names.null_count or vectors.null_count or vectors.flatten().null_count or not len(lengths):
+        if names.null_count or vectors.null_count or vectors.flatten().null_count or not len(names):
             raise ValueError("a name or a feature is missing")
+        lengths = vectors.value_lengths().to_numpy()
         if lengths[0] < 1 or (lengths != lengths[0]).any():
             raise ValueError("features of several widths")
         features = vectors.flatten().to_numpy().reshape(len(lengths), lengths[0])

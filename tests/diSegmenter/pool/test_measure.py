@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from diSegmenter.pool import measure as measuring
 from diSegmenter.pool.measure import measure, on_white_square
-from exchange import files
+from exchange import files, pool_features
+from exchange.arrow_files import write_batches
 from exchange.errors import UserError
 from exchange.images import encode_png
 from exchange.layout import RunLayout
@@ -103,15 +105,18 @@ def test_a_round_that_is_added_and_an_instance_that_is_brought_back_are_all_that
     assert list(measure(layout, lambda: pytest.fail("nothing is to be encoded"), {"model": "a"}))
 
 
-@pytest.mark.parametrize("left", ["whole", "without saying from what"])
+@pytest.mark.parametrize("left", ["whole", "without saying from what", "with damage in what says it"])
 def test_features_of_another_model_are_made_again(layout, left):
     names = add_round(layout, 0)
     run(layout, Encoder())
     if left == "whole":
         assert run(layout, Encoder(width=9), revision="b") == [(0, 7, 7)]
     else:
-        files.remove(layout.features_made_from())
-        assert not len(PoolFeatures(layout, [0]))
+        if "damage" in left:
+            files.write_bytes(layout.features_made_from(), b'{"model"')
+        else:
+            files.remove(layout.features_made_from())
+            assert not len(PoolFeatures(layout, [0]))
         assert run(layout, Encoder(width=9)) == [(0, 7, 7)]
     assert read(layout, names).shape == (7, 9)
 
@@ -139,6 +144,30 @@ def test_what_is_no_unit_vector_is_no_feature(layout, value):
     run(layout, Encoder())
     add_features(layout, 0, ["a", "b"], np.array([[1.0, 0.0], [value, 0.0]]))
     with pytest.raises(UserError, match=r"rd00_003\.arrow is damaged \(a feature is no unit vector\)"):
+        PoolFeatures(layout, [0])
+
+
+@pytest.mark.parametrize(
+    "names, vectors",
+    [
+        ([], []),
+        (["a", None], [[1.0], [1.0]]),
+        (["a", "b"], [[1.0], None]),
+        (["a", "b"], [[0.6, 0.8], [0.6, None]]),
+        (["a", "b"], [[], []]),
+        (["a", "b"], [[1.0], [0.6, 0.8, 0.0]]),
+    ],
+)
+def test_a_part_without_a_feature_for_each_name_is_damaged(layout, names, vectors):
+    add_round(layout, 0)
+    run(layout, Encoder())
+    half = [v and [x if x is None else np.float16(x) for x in v] for v in vectors]
+    columns = {"file": names, "feature": half}
+    batch = pa.RecordBatch.from_pydict(columns, schema=pool_features._SCHEMA)
+    write_batches(layout.features(0, 1), batch.schema, [batch])
+    with pytest.raises(
+        UserError, match=r"rd00_001\.arrow is damaged \((a name or a feature|features of several)"
+    ):
         PoolFeatures(layout, [0])
 
 
