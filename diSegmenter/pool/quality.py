@@ -15,6 +15,7 @@ from diSegmenter.pool.diversity_table import Diversity, DiversityTable
 from exchange.layout import RunLayout
 from exchange.pool_features import PoolFeatures
 from exchange.pool_index import PoolIndex
+from exchange.pool_rank import known_ranks
 
 NEAR = 0.99  # cosine of cut-outs of a class that look the same to the embedded encoder: docs/selection.md
 _QUANTILES = (0.05, 0.5, 0.95)
@@ -63,7 +64,7 @@ class PoolQuality:
     def __init__(self, layout: RunLayout, rounds: Sequence[int], near: float = NEAR) -> None:
         self.rounds = list(rounds)
         features, codes = PoolFeatures(layout, self.rounds), {"": 0}
-        columns = [_columns(PoolIndex(layout, [r], dropped_too=True), features, codes) for r in self.rounds]
+        columns = [_columns(layout, round_, features, codes) for round_ in self.rounds]
         categories, *rest = (np.concatenate(column) for column in zip(*columns, strict=True))
         order = np.argsort(categories, kind="stable")  # by class, then by round, as they came
         self._codes, self._clip, self._similarity, places = (column[order] for column in rest)
@@ -110,19 +111,28 @@ class PoolQuality:
         return np.arange(*self._bounds[number : number + 2])
 
 
-def _columns(index: PoolIndex, features: PoolFeatures, codes: dict[str, int]) -> tuple[npt.NDArray[Any], ...]:
+def _columns(
+    layout: RunLayout, round_: int, features: PoolFeatures, codes: dict[str, int]
+) -> tuple[npt.NDArray[Any], ...]:
     """Of each instance, (N,): category id, code of its reason, CLIP score, similarity, place among ``features`` or -1.
 
-    Reasons without a code are given one.
+    Similarities that the index lacks are those of mrca pool rank. Reasons without a code are given one.
     """
+    index = PoolIndex(layout, [round_], dropped_too=True)
+    ranks = known_ranks(layout, round_, "similarity")
+    names = index.column("file").tolist() if ranks or len(features) else []
+    similarity = index.column("similarity")
+    if ranks:
+        ranked = np.array([ranks.get(name, np.nan) for name in names])
+        similarity = np.where(np.isnan(similarity), ranked, similarity)
     reasons = pa.array(index.column("reason"), pa.string()).dictionary_encode()
     known = [codes.setdefault(word, len(codes)) for word in reasons.dictionary.to_pylist()]
     return (
         index.category_ids,
         np.array(known, np.int64)[reasons.indices.to_numpy()],
         np.fmax(index.column("clip_white"), index.column("clip_black")),
-        index.column("similarity"),
-        features.rows(index.column("file").tolist()) if len(features) else np.full(len(index), -1),
+        similarity,
+        features.rows(names) if len(features) else np.full(len(index), -1),
     )
 
 

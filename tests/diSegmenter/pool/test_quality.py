@@ -8,6 +8,7 @@ from diSegmenter.pool.quality import PoolQuality
 from exchange import pool_features
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex, write_index
+from exchange.pool_rank import write_rank
 from tests.diSegmenter.conftest import pool_instance
 
 REASONS = ("", "", "", "CLIP score", "too small", "", "CLIP score")
@@ -66,6 +67,16 @@ def test_counts_reasons_and_scores_are_those_of_the_instances(layout, rounds, cl
         if known:
             assert values == pytest.approx(np.quantile(known, [0.05, 0.5, 0.95]))
     assert found.diversity is None
+
+
+def test_similarities_that_the_index_lacks_are_those_of_the_ranks(layout):
+    names = PoolIndex(layout, [1]).column("file").tolist()
+    write_rank(layout, 1, "similarity", names[2:], np.full(len(names) - 2, 2.0), {})
+    known = PoolIndex(layout, [1]).column("similarity")
+    expected = np.where(np.isnan(known), 2.0, known)
+    expected[:2] = known[:2]
+    found = [PoolQuality(layout, layout.pool_rounds()).of(round_).similarity for round_ in (1, 0)]
+    assert found[0] == pytest.approx(np.nanquantile(expected, [0.05, 0.5, 0.95])) and max(found[1]) < 1
 
 
 def test_the_most_frequent_reason_comes_first(layout):
