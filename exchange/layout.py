@@ -9,6 +9,7 @@ from exchange import files
 _MANIFEST = re.compile(r"manifest_rd(\d{2,})_(\d+)of(\d+)\.json")
 _INDEX = re.compile(r"rd(\d{2,})\.arrow")
 _DECISIONS = re.compile(r"rd(\d{2,})_(\d{7,})\.arrow")
+_FEATURES = re.compile(r"rd(\d{2,})_(\d{3,})\.arrow")
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,19 @@ class RunLayout:
     def rank_done(self, round_: int, kind: str) -> str:
         """What :meth:`rank` was made from; the marker that it is whole."""
         return files.join(self.root, "pool/rank", f"rd{round_:02}.{kind}.json")
+
+    def features(self, round_: int, part: int) -> str:
+        """A part of what the instances of a round look like to an image encoder, see exchange/pool_features.py."""
+        return self.pool(f"features/rd{round_:02}_{part:03}.arrow")
+
+    def feature_parts(self, round_: int) -> list[int]:
+        """The parts of :meth:`features` that there are."""
+        found = (_FEATURES.fullmatch(name) for name in files.list_dir(self.pool("features")))
+        return sorted(int(match[2]) for match in found if match and int(match[1]) == round_)
+
+    def features_made_from(self) -> str:
+        """Which encoder all of :meth:`features` are by."""
+        return self.pool("features/made_from.json")
 
     def annotations(self, round_: int) -> str:
         """The pool of a round, cumulative, in LVIS/COCO format; there while the pool is small."""

@@ -51,6 +51,14 @@ def is_ranked(
     )
 
 
+def known_ranks(layout: RunLayout, round_: int, kind: str) -> dict[str, float]:
+    """The values of a round's instances by their names, NaN where nobody knows; none where it was not ranked.
+
+    Raises UserError where a file is damaged.
+    """
+    return _read(layout, round_, kind) if files.exists(layout.rank_done(round_, kind)) else {}
+
+
 def read_rank(layout: RunLayout, rounds: Sequence[int], kind: str, names: Sequence[str]) -> _Values:
     """The values of the instances of ``rounds`` called ``names``: (N,), NaN where nobody knows.
 
@@ -58,8 +66,7 @@ def read_rank(layout: RunLayout, rounds: Sequence[int], kind: str, names: Sequen
     """
     known: dict[str, float] = {}
     for round_ in rounds:
-        if files.exists(layout.rank_done(round_, kind)):
-            known |= _read(layout, round_, kind)
+        known |= known_ranks(layout, round_, kind)
     lacking = [name for name in names if name not in known]
     if lacking:
         raise UserError(

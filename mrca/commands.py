@@ -89,7 +89,10 @@ COMMANDS = {
         "segment,report",
     ),
     "pool": Command(
-        "tools.pool", "bring pools in, copy, check, count and slim them", "stats runs/quickstart", "segment"
+        "tools.pool",
+        "bring pools in, copy, check, measure and slim them",
+        "stats runs/quickstart",
+        "segment,report",
     ),
     "report": Command(
         "tools.report", "one page of a run, class by class; of several, side by side", "runs/quickstart", _ALL

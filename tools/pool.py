@@ -1,4 +1,4 @@
-"""Instance pools: bring foreign ones in, copy, check, count, rank and slim them.
+"""Instance pools: bring foreign ones in, copy, check, count, measure, rank and slim them.
 
 RUN is a run folder (or its URL); one that does not exist yet is made by import and merge. The categories are
 those of --annotations, else the pool's own.
@@ -6,7 +6,6 @@ those of --annotations, else the pool's own.
 
 import argparse
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from diSegmenter.pool.drop import drop
 from diSegmenter.pool.foreign import read_coco, read_folders, read_xpaste
 from diSegmenter.pool.move import export_annotations, export_coco, export_folders, merge, pack
 from diSegmenter.pool.prune import prune_dropped, prune_duplicates, prune_originals
+from diSegmenter.pool.quality import NEAR, PoolQuality
 from diSegmenter.pool.verify import verify
 from diSegmenter.report import write_pictures
 from exchange import files
@@ -27,7 +27,6 @@ from exchange.annotations import read_annotations
 from exchange.command_line import add_command, make_parser
 from exchange.errors import UserError, run_cli
 from exchange.layout import RunLayout
-from exchange.pool_index import PoolIndex
 from exchange.pool_rank import KINDS
 
 
@@ -81,7 +80,27 @@ def build_parser() -> argparse.ArgumentParser:
         elif name == "merge":
             command.add_argument("others", metavar="OTHER_RUN", nargs="+", help="run folders to copy from")
         elif name == "stats":
-            command.add_argument("--per-class", action="store_true", help="count each class, too")
+            command.add_argument("--per-class", action="store_true", help="the same of each class, too")
+            command.add_argument(
+                "--csv", metavar="FILE", help="write numbers of each class and round there (default: nowhere)"
+            )
+            command.add_argument(
+                "--near",
+                type=float,
+                default=NEAR,
+                metavar="C",
+                help="cosine from which on an instance repeats an earlier one of its class",
+            )
+        elif name == "measure":
+            command.add_argument(
+                "--config",
+                metavar="FILE",
+                help="YAML that names the encoder: SEGMENTER.SIMILARITY_MODEL, or where that is empty CLIP_MODEL "
+                "(default: the run's settings)",
+            )
+            command.add_argument(
+                "--device", default="", metavar="D", help="cpu or cuda (default: a GPU if there is one)"
+            )
         elif name == "drop":
             command.add_argument(
                 "names", metavar="NAME", nargs="*", help="instances, as the report of a round names them"
@@ -218,29 +237,30 @@ def verify_pool(layout: RunLayout, args: argparse.Namespace) -> None:
     print(f"{layout.root}: nothing is wrong")
 
 
+def measure_pool(layout: RunLayout, args: argparse.Namespace) -> None:
+    from tools.pool_measure import measure_features  # only now: seconds that --help should not take
+
+    for round_, now, kept in measure_features(layout, args.config, args.device):
+        print(f"round {round_}: measured {now} of {kept} instances")
+
+
 def show_stats(layout: RunLayout, args: argparse.Namespace) -> None:
-    print(
-        f"{'round':>6} {'made':>8} {'kept':>8}  CLIP score of the kept ones (5 %, median, 95 %); dropped by"
-    )
-    counts: Counter[int] = Counter()
-    for round_ in layout.pool_rounds():
-        index = PoolIndex(layout, [round_], dropped_too=True)
-        reasons = index.column("reason")
-        kept = reasons == ""
-        scores = np.fmax(index.column("clip_white"), index.column("clip_black"))[kept]  # NaN: not measured
-        scores = scores[~np.isnan(scores)]
-        shown = (
-            " ".join(f"{q:.1f}" for q in np.quantile(scores, [0.05, 0.5, 0.95])) if len(scores) else "none"
+    if not 0 < args.near <= 1:
+        raise UserError(f"--near {args.near}: a cosine above 0, up to 1")
+    from tools import pool_stats  # only now, with tabulate, which --help does without
+
+    quality = PoolQuality(layout, layout.pool_rounds(), args.near)
+    print(pool_stats.as_text(pool_stats.by_round(quality)))
+    if quality.unmeasured is not None:
+        print(
+            f"diversity is not known from round {quality.unmeasured} on: mrca pool measure {layout.root} measures it"
         )
-        dropped = Counter(reasons[~kept].tolist()).most_common()
-        why = "; " + ", ".join(f"{reason} {count}" for reason, count in dropped) if dropped else ""
-        print(f"{round_:6} {len(index):8} {kept.sum():8}  {shown}{why}")
-        ids, numbers = np.unique(index.category_ids[kept], return_counts=True)
-        counts.update(dict(zip(ids.tolist(), numbers.tolist(), strict=True)))
-    if args.per_class:
+    if args.per_class or args.csv:
         names = {category["id"]: category["name"] for category in categories_of(layout, args.annotations)}
-        for category_id, name in names.items():
-            print(f"{counts[category_id]:8}  {name}")
+        if args.per_class:
+            print(pool_stats.as_text(pool_stats.by_class(quality, names)))
+        if args.csv:
+            files.write_bytes(args.csv, pool_stats.as_csv(quality, names).encode())
 
 
 def prune_pool(layout: RunLayout, args: argparse.Namespace) -> None:
@@ -291,7 +311,16 @@ COMMANDS = {
         "runs/quickstart 00_0001_0002.png --class 7 --round 1",
     ),
     "verify": (verify_pool, "check that every file of the pool is whole", "runs/quickstart"),
-    "stats": (show_stats, "count what was made and kept", "runs/quickstart --per-class"),
+    "measure": (
+        measure_pool,
+        "encode the cut-outs that are new, for what stats tells of diversity",
+        "runs/quickstart",
+    ),
+    "stats": (
+        show_stats,
+        "what was made, kept and dropped, how it scores, and how different it is",
+        "runs/quickstart --per-class",
+    ),
     "rank": (
         rank_pool,
         "measure how good each instance is, for INPUT.INST_POOL_WEIGHT and INPUT.INST_POOL_RANK",

@@ -47,6 +47,7 @@ def write_report(roots: Sequence[str], out: str | None = None) -> str:
 
     Raises UserError where a folder holds no run, or a file of it is damaged.
     """
+    from tools.pool_stats import by_round
     from tools.run_report import classes, sprites, twins  # only now, with jinja2: what --help should not take
     from tools.run_report.content import RunContent
     from tools.run_report.pictures import allocation_pictures, training_pictures
@@ -74,6 +75,7 @@ def write_report(roots: Sequence[str], out: str | None = None) -> str:
         "criteria": {label: run.criterion for label, run in runs.items()},
         "csv": f"{beside}/classes.csv",
         "sprites": sprites,
+        "qualities": {label: by_round(run.quality) for label, run in runs.items() if run.quality},
         "charts": _charts(runs),
         "twins": {label: twins.read_pairs(run.layout, run.rounds) for label, run in runs.items()},
         "allocations": {label: allocation_pictures(run.layout, run.rounds) for label, run in runs.items()},
@@ -101,6 +103,7 @@ def _render(content: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.globals["zip"] = zip
     environment.filters["number"] = lambda value, form=".1f": "" if value is None else format(value, form)
     return environment.get_template("page.html").render(content)
 

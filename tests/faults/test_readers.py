@@ -27,6 +27,7 @@ from exchange.feedback import Feedback, read_feedback
 from exchange.images import MAX_PIXELS, BadImage, decode_rgba, encode_png, read_record, read_upright
 from exchange.layout import RunLayout
 from exchange.manifest import GeneratedInstance, Manifest, read_manifest
+from exchange.pool_features import PoolFeatures, add_features, begin
 from exchange.pool_index import PoolIndex, PoolInstance, write_index
 from exchange.run import open_run
 from tests.diSegmenter.conftest import disc_image, png, pool_instance
@@ -169,6 +170,27 @@ def test_a_table_of_decisions_with_bytes_changed(data, tmp_path):
         lambda path: (read_decisions(layout, [0]).to_pylist(), always_refused(layout, [0], 1)),
         path,
         data.draw(mutated_bytes(path.read_bytes())),
+    )
+
+
+@FUZZING
+@given(data=st.data())
+def test_features_with_bytes_changed(data, tmp_path):
+    layout, names = RunLayout(str(tmp_path)), ["a.png", "b.png", "c.png"]
+    begin(layout, {"model": "a"})
+    if not layout.feature_parts(0):
+        add_features(layout, 0, names, np.eye(3, 8))
+        Path(f"{tmp_path}/whole").write_bytes(Path(layout.features(0, 0)).read_bytes())
+
+    def read(path: str) -> list[float]:
+        features = PoolFeatures(layout, [0])
+        rows = features.rows(names)
+        vectors = features.read(rows[rows >= 0]) if (rows >= 0).any() else np.eye(1)
+        assert np.abs(np.linalg.norm(vectors, axis=1) - 1).max() < 1e-5
+        return vectors.tolist()
+
+    check_reading(
+        read, Path(layout.features(0, 0)), data.draw(mutated_bytes(Path(f"{tmp_path}/whole").read_bytes()))
     )
 
 

@@ -14,7 +14,7 @@ from exchange.config import REPOSITORY
 from mrca import commands
 from mrca.commands import COMMANDS
 
-SCRIPTS = [*("guidance_effect", "build_lvis_digits", "train_digits_models")]
+SCRIPTS = [*("guidance_effect", "build_lvis_digits", "train_digits_models", "digits.invalid_share")]
 MODULES = sorted({command.module for command in COMMANDS.values()} | {f"tools.{name}" for name in SCRIPTS})
 SLOW_IMPORTS = ("torch", "transformers", "diffusers", "matplotlib.pyplot")
 

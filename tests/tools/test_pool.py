@@ -1,15 +1,24 @@
 """The command line over pools: which rows it counts, where it looks, and what it refuses."""
 
+import csv
+import io
+import re
+
 import numpy as np
 import pytest
+import torch
+import yaml
 
 from diSegmenter.pool import annotation_file
-from exchange import files
+from diSegmenter.pool.diversity import mean_distance, vendi_score
+from diSegmenter.pool.measure import on_white_square
+from diSegmenter.similarity import load_image_encoder
+from exchange import files, pool_features
 from exchange.errors import UserError
 from exchange.images import encode_png
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex, PoolInstance, write_index
-from tests.diSegmenter.conftest import CATEGORIES, pool_instance
+from tests.diSegmenter.conftest import CATEGORIES, clip_folder, pool_instance  # noqa: F401
 from tools import pool
 
 
@@ -31,21 +40,102 @@ def layout(tmp_path):
     return layout
 
 
-def test_stats_count_kept_and_dropped_and_name_the_classes_as_the_newest_round_does(layout, call, capsys):
+def rows_of(text: str) -> list[list[str]]:
+    """Lines of a table as its cells."""
+    return [re.split(r"\s{2,}", line.strip()) for line in text.splitlines()]
+
+
+def test_stats_tell_shares_and_scores_and_name_the_classes_as_the_newest_round_does(layout, call, capsys):
     call(pool, "stats", layout.root, "--per-class")
-    _, first, second, *classes = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert first == ["0", "24", "21", "21.0", "30.0", "39.0;", "CLIP", "score", "3"]
-    assert second == ["1", "0", "0", "none"]
-    names = [["kite", str(one["id"])] for one in CATEGORIES]
-    assert classes == [["21", *names[0]], *(["0", *name] for name in names[1:])]
+    head, first, second, whole, hint, classes, *rest = rows_of(capsys.readouterr().out)
+    assert head == ["round", "made", "kept", "CLIP 5, 50, 95 %", "dropped: CLIP score"]
+    assert first == ["0", "24", "21", "21.0 30.0 39.0", "12.5 %"]
+    assert second == ["1", "0", "0"] and whole == ["all", *first[1:]]
+    assert hint == [f"diversity is not known from round 0 on: mrca pool measure {layout.root} measures it"]
+    assert classes == ["class", *head[1:]]
+    names = [f"kite {one['id']}" for one in CATEGORIES]
+    assert rest == [[names[0], *first[1:]], *([name, "0", "0"] for name in names[1:])]
 
 
 def test_stats_make_no_object_of_an_instance(layout, monkeypatch, capsys, call):
     monkeypatch.delattr(PoolInstance, "__init__")
     call(pool, "stats", layout.root, "--per-class")
-    assert len(capsys.readouterr().out.splitlines()) == 3 + len(CATEGORIES)
+    assert len(capsys.readouterr().out.splitlines()) == 6 + len(CATEGORIES)
     with pytest.raises(TypeError):
         list(PoolIndex(layout, [0]))
+
+
+def test_a_pool_that_is_measured_by_the_run_s_encoder_has_its_diversity_in_stats(
+    layout,
+    call,
+    capsys,
+    clip_folder,  # noqa: F811
+):
+    with pytest.raises(UserError, match=r"run has no run\.yaml that says which encoder: give --config"):
+        call(pool, "measure", layout.root)
+    settings = {"SEGMENTER.CLIP_MODEL": clip_folder, "SEGMENTER.CLIP_REVISION": "main"}
+    content = yaml.safe_dump({"settings": settings, "versions": {}})
+    files.write_bytes(layout.settings_file, content.encode())
+    rng, pixels = np.random.default_rng(0), {}
+    for row, instance in enumerate(PoolIndex(layout, [0])):
+        pixels[row] = pixels[1] if row == 4 else rng.integers(0, 256, (11, 10, 4), np.uint8)
+        files.write_bytes(layout.pool(instance.cutout), encode_png(pixels[row]))
+    for now in (21, 0):
+        call(pool, "measure", layout.root, "--device", "cpu")
+        assert capsys.readouterr().out.splitlines() == [
+            f"round 0: measured {now} of 21 instances",
+            "round 1: measured 0 of 0 instances",
+        ]
+    features = load_image_encoder(clip_folder, "main", torch.device("cpu"))(
+        [on_white_square(pixels[row]) for row in range(21)]
+    )
+    call(pool, "stats", layout.root, "--near", "0.999999")
+    head, first, second, *_ = rows_of(capsys.readouterr().out)
+    assert head[4:8] == ["distance", "Vendi", "Vendi of pool", "near-duplicates"]
+    vendi = f"{vendi_score(features):.1f}"
+    assert first[4:8] == [f"{mean_distance(features):.3f}", vendi, vendi, "4.8 %"]
+    assert second == ["1", "0", "0", vendi]  # which adds nothing
+    with pytest.raises(UserError, match="--near 1.5: a cosine"):
+        call(pool, "stats", layout.root, "--near", "1.5")
+
+
+def test_another_encoder_than_the_run_s_is_named_by_a_configuration(layout, call, tmp_path, clip_folder):  # noqa: F811
+    write_index(layout, 0, [pool_instance(0, CATEGORIES[0]["id"], 0)])
+    cutout = encode_png(np.full((11, 10, 4), 200, np.uint8))
+    files.write_bytes(layout.pool(PoolIndex(layout, [0])[0].cutout), cutout)
+    for key, model in (("CLIP_MODEL", clip_folder), ("SIMILARITY_MODEL", f"{clip_folder}/.")):
+        config = tmp_path / f"{key}.yaml"
+        config.write_text(yaml.safe_dump({"SEGMENTER": {"CLIP_MODEL": "no such model", key: model}}))
+        call(pool, "measure", layout.root, "--config", config, "--device", "cpu")
+        assert files.read_json(layout.features_made_from()) == {"model": model, "revision": "main"}
+
+
+def test_the_table_as_csv_has_numbers_of_every_class_and_round(layout, call, tmp_path, capsys):
+    category = CATEGORIES[0]["id"]
+    rows = [pool_instance(1, category, n, similarity=0.5, reason="similarity" if n else "") for n in range(3)]
+    write_index(layout, 1, rows)
+    pool_features.begin(layout, {"model": "a"})
+    for round_, vectors in ((0, np.eye(22)[:21]), (1, np.eye(22)[:1])):
+        names = PoolIndex(layout, [round_]).column("file").tolist()
+        pool_features.add_features(layout, round_, names, vectors)
+    path = tmp_path / "quality.csv"
+    call(pool, "stats", layout.root, "--csv", path)
+    assert rows_of(capsys.readouterr().out)[0][4] == "similarity"
+    found = list(csv.DictReader(io.StringIO(path.read_text())))
+    assert [(row["round"], row["id"]) for row in found] == [
+        (str(round_), str(one["id"])) for round_ in (0, 1) for one in CATEGORIES
+    ]
+    first, second = found[0], found[len(CATEGORIES)]
+    told = {"class": f"kite {category}", "made": "24", "kept": "21", "dropped: CLIP score": "3"}
+    told |= {"dropped: similarity": "0", "similarity, median": "", "CLIP score, median": "30.0"}
+    told |= {"CLIP score, 5 %": "21.0", "CLIP score, 95 %": "39.0", "distance": "1.0", "near-duplicates": "0"}
+    assert told.items() <= first.items()
+    assert float(first["Vendi"]) == pytest.approx(21) == float(first["Vendi of pool"])
+    told = {"made": "3", "kept": "1", "dropped: similarity": "2", "similarity, median": "0.5"}
+    assert (told | {"distance": "", "near-duplicates": "1"}).items() <= second.items()
+    assert float(second["Vendi"]) == pytest.approx(1) and float(second["Vendi of pool"]) > 20
+    lone = found[1]
+    assert (lone["made"], lone["CLIP score, median"], lone["Vendi"]) == ("0", "", "")
 
 
 def test_prune_asks_what_to_prune_and_leaves_a_round_that_is_under_way(layout, call, capsys):

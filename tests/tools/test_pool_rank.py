@@ -15,7 +15,7 @@ from exchange.config import load_config
 from exchange.errors import UserError
 from exchange.images import encode_png
 from exchange.layout import RunLayout
-from exchange.pool_index import write_index
+from exchange.pool_index import PoolIndex, write_index
 from exchange.pool_rank import read_rank
 from tests.detectron2_ext.engine.small_run import write_config
 from tests.digits_run import CONFIG, write_run, write_scenes
@@ -53,7 +53,7 @@ def values(layout, kind):
 
 
 def on_white(layout, name):
-    cutout = pool.PoolIndex(layout, [int(name[:2])])
+    cutout = PoolIndex(layout, [int(name[:2])])
     pixels = np.asarray(pool_image(cutout.read(0 if "_0002_" in name else 1)), np.float64)
     canvas = np.full((64, 64, 3), 255.0)
     share = pixels[..., 3:] / 255
@@ -118,7 +118,7 @@ def test_similarity_comes_from_the_index_and_is_measured_where_it_is_unknown(
     alphas = []
     for r in (0, 1):
         alphas.append(np.zeros((64, 64), np.uint8))
-        alphas[-1][10:40, 20:44] = np.asarray(pool_image(pool.PoolIndex(layout, [r]).read(1)))[..., 3]
+        alphas[-1][10:40, 20:44] = np.asarray(pool_image(PoolIndex(layout, [r]).read(1)))[..., 3]
     first, second = compare(images, alphas, [5, 5])
     np.testing.assert_allclose(values(layout, "similarity"), [0.25, first, 0.25, second], atol=1e-6)
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from exchange import files
+from exchange import files, pool_features
 from exchange.cutouts import encode_cutout
 from exchange.decisions import Decision, write_decisions
 from exchange.errors import UserError
@@ -134,6 +134,41 @@ def test_scores_that_are_damaged_are_named(content, layout):
     files.write_json(path, content)
     with pytest.raises(UserError, match=re.escape(path)):
         page(layout.root)
+
+
+def test_the_quality_of_the_pool_is_told_round_by_round_and_class_by_class_as_far_as_it_is_known(layout):
+    def told():
+        rows = [row for row in Rows(page(layout.root)).rows if row]
+        place = next(n for n, row in enumerate(rows) if row[0] == "round")
+        text = files.read_bytes(f"{layout.root}/report/classes.csv").decode()
+        return rows[place : place + 4], list(csv.DictReader(io.StringIO(text)))
+
+    (head, *rounds), classes = told()
+    assert head == ["round", "made", "kept", "CLIP 5, 50, 95 %", "dropped: CLIP score"]
+    assert rounds[0] == ["0", "12", "8", "30.0 30.0 30.0", "33.3 %"]
+    assert {row["CLIP score"] for row in classes} == {"30.0"} and "distance" not in classes[0]
+    assert "Vendi" not in page(layout.root) and "similarity" not in page(layout.root)
+    for round_ in (0, 1):
+        names = PoolIndex(layout, [round_]).column("file").tolist()
+        pool_features.begin(layout, {"model": "a"})
+        pool_features.add_features(layout, round_, names, np.eye(len(names))[::-1])
+    (head, *rounds), classes = told()
+    assert head[4:8] == ["distance", "Vendi", "Vendi of pool", "near-duplicates"]
+    assert [row[4:8] for row in rounds] == [
+        ["1.000", "2.0", "2.0", "0.0 %"],
+        ["1.000", "2.0", "2.0", "100.0 %"],
+        ["0.667", "2.0", "", "50.0 %"],  # of six pairs of a class two are of the same
+    ]
+    for row in classes:
+        assert float(row["distance"]) == pytest.approx(2 / 3) and float(row["Vendi"]) == pytest.approx(2)
+        assert row["near-duplicates, %"] == "50.0"
+    assert "the Vendi score the number of instances" in page(layout.root)
+
+
+def test_a_run_without_a_pool_has_no_word_about_its_quality(layout):
+    for round_ in (0, 1):
+        files.remove(layout.annotations_done(round_))
+    assert 'id="pool"' not in page(layout.root)
 
 
 def test_a_selection_is_told_round_by_round_and_class_by_class(layout):

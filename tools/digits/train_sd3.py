@@ -16,7 +16,7 @@ from tqdm import tqdm
 from transformers import CLIPModel, CLIPProcessor, CLIPTextModelWithProjection
 
 from tools.digits import pictures, samples
-from tools.digits.judge import DigitJudge
+from tools.digits.classifier import DigitClassifier
 
 _BATCH = 48
 _UNCONDITIONAL = 0.1
@@ -176,12 +176,12 @@ def train_transformer(
 
 @torch.no_grad()
 def measure(pipeline: StableDiffusion3Pipeline, images: Tensor, count: int = 500) -> dict[str, float]:
-    """Reconstruction error, and how often the judge sees the asked digit and ink in unguided samples."""
+    """Reconstruction error, and how often a classifier of real digits sees what was asked for in unguided samples."""
     reconstruction = pipeline.vae.decode(encode(pipeline.vae, images[:200])).sample
-    judge, right_digit, right_ink = DigitJudge(), 0, 0
+    classify, right_digit, right_ink = DigitClassifier(), 0, 0
     pipeline.set_progress_bar_config(disable=True)
     categories = [index % samples.NUM_CATEGORIES + 1 for index in range(count)]
-    for start in tqdm(range(0, count, 50), "judging samples"):
+    for start in tqdm(range(0, count, 50), "classifying samples"):
         asked = categories[start : start + 50]
         drawn = pipeline(
             [f"a photo of {samples.category_name(category)}" for category in asked],
@@ -194,7 +194,7 @@ def measure(pipeline: StableDiffusion3Pipeline, images: Tensor, count: int = 500
             output_type="np",
         ).images
         for category, picture in zip(asked, drawn, strict=True):
-            digit, ink = judge(np.rint(picture * 255).astype(np.uint8))
+            digit, ink = classify(np.rint(picture * 255).astype(np.uint8))
             right_digit += digit == (category - 1) // 3
             right_ink += ink == (category - 1) % 3
     return {

@@ -125,7 +125,34 @@ def _of_run(number: int, label: str, run: RunContent, in_full: bool) -> list[Col
         ),
     ]
     refused = [Column(f"{label}refused, %", lambda of: of[number].refused_share)] if run.selections else []
-    return [*made, *kept, *dropped, *refused, *rounds, *change, drift, *told]
+    return [
+        *made,
+        *kept,
+        *dropped,
+        *_of_quality(number, label, run),
+        *refused,
+        *rounds,
+        *change,
+        drift,
+        *told,
+    ]
+
+
+def _of_quality(number: int, label: str, run: RunContent) -> list[Column]:
+    """What is known of the instances of any class."""
+    columns = (
+        ("CLIP score", lambda q: q.clip and q.clip[1], ".1f"),
+        ("similarity", lambda q: q.similarity and q.similarity[1], ".3f"),
+        ("distance", lambda q: q.diversity and q.diversity.distance, ".3f"),
+        ("Vendi", lambda q: q.diversity and q.diversity.vendi, ".1f"),
+        ("near-duplicates, %", lambda q: q.near_duplicate_share, ".1f"),
+    )
+    every = [category.quality for category in run.categories.values() if category.quality]
+    return [
+        Column(f"{label}{title}", lambda of, v=value: of[number].quality and v(of[number].quality), form=form)
+        for title, value, form in columns
+        if any(value(quality) is not None for quality in every)
+    ]
 
 
 def _reasons(category: Category) -> str:

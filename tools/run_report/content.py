@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from diSegmenter.finish_round import read_filter
+from diSegmenter.pool.quality import PoolQuality, Quality
 from exchange import files
 from exchange.annotations import frequency
 from exchange.config import config_of_text, flatten
@@ -49,6 +50,7 @@ class Category:
         drift: how far its classifier row moved in the last round that says so.
         taken_for: validation objects by what they were taken for, see ``read_confusions``.
         pasted, refused: how often an instance was pasted where a selection decided, and how often that refused.
+        quality: of its instances of all rounds; None where stage 2 has finished none.
     """
 
     id: int
@@ -64,6 +66,7 @@ class Category:
     taken_for: TakenFor = field(default_factory=dict)
     pasted: int = 0
     refused: int = 0
+    quality: Quality | None = None
 
     @property
     def refused_share(self) -> float | None:
@@ -119,6 +122,7 @@ class RunContent:
         metrics: the lines of ``train/metrics.json``.
         seconds: by round and work, of all processes added up.
         selections: what a gradient selection did, in the rounds that have one.
+        quality: of the pool of the rounds that stage 2 has finished; None where it has finished none.
 
     Raises UserError where the folder holds no run, or a file that is read is damaged.
     """
@@ -129,6 +133,8 @@ class RunContent:
         self.start = _feedback(layout.feedback_history(-1))
         self.rounds = _rounds(layout)
         self.selections = read_selections(layout, [round_.number for round_ in self.rounds])
+        done = [round_.number for round_ in self.rounds if round_.pool is not None]
+        self.quality = PoolQuality(layout, done) if done else None
         control = RunLayout(files.join(layout.root, "control"))
         self.control = _feedback(control.feedback_file)
         self.metrics, self.control_metrics = _metrics(layout), _metrics(control)
@@ -196,6 +202,9 @@ class RunContent:
                 category = found.setdefault(id_, Category(id_, str(id_)))
                 category.pasted += pasted
                 category.refused += selection.refused.get(id_, 0)
+        if self.quality is not None:
+            for id_, category in found.items():
+                category.quality = self.quality.of(category_id=id_)
         return dict(sorted(found.items()))
 
     def most_refused(self, count: int = 8) -> list[Category]:
