@@ -84,6 +84,7 @@ def main() -> None:
         write_overview(
             load_config(args.config, [*overrides, "OUTPUT_DIR", out]), RunLayout(out), summary, overview
         )
+    _run([*_script("pool"), "measure", out])
     report = write_report([out])
     print(
         f"\n{as_table(summary)}\n\nReport: {report}   Pictures: {out}/pictures   Summary: {out}/summary.json"
