@@ -149,12 +149,15 @@ def test_a_call_that_was_killed_while_evaluating_is_made_good(
     assert read_feedback(str(run / "feedback.json")) == again
 
 
-def test_starting_weights_are_evaluated_even_after_the_training(finished: Path, tmp_path: Path) -> None:
+def test_starting_weights_are_evaluated_once_even_after_the_training(finished: Path, tmp_path: Path) -> None:
     config, run = _copy(finished, tmp_path)
     call(config, "--eval-initial")
     told = read_feedback(str(run / "feedback/initial.json"))
     assert (told.round, told.iteration, told.checkpoint) == (-1, 0, str(run / "train/model_initial.pth"))
     assert read_feedback(str(run / "feedback.json")).round == 1
+    written = (run / "feedback/initial.json").stat().st_mtime_ns
+    call(config, "--eval-initial")
+    assert (run / "feedback/initial.json").stat().st_mtime_ns == written
 
 
 _BOTH_SETS = ("DATASETS.TEST", "[small_val, small_train]")
