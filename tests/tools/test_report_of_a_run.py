@@ -230,14 +230,30 @@ def test_each_instance_is_on_a_sheet_with_what_is_on_record_about_it(layout):
         "CLIP score",
         True,
         "01_0001_0001.png",
+        {},
     ]
-    assert records[1][6:] == [None, 30.0, "", True, "01_0001_0002.png"]
+    assert records[1][6:] == [None, 30.0, "", True, "01_0001_0002.png", {}]
     sheet = np.asarray(Image.open(f"{layout.root}/report/A/rd01_000.webp").convert("RGB")).astype(int)
     assert sheet.shape == (2 * sprites.SIDE, sprites.COLUMNS * sprites.SIDE, 3)
     red = sheet[: sprites.SIDE, :, 0] - sheet[: sprites.SIDE, :, 1] > 90
     tiles = np.hsplit(red, sprites.COLUMNS)  # discs of growing size, three of a class
     assert all(tile[40, 48] for tile in tiles)  # the middle of an image of 48 x 40
     assert tiles[0].sum() < tiles[1].sum() < tiles[2].sum() > tiles[3].sum()
+
+
+def test_each_instance_has_the_measures_that_were_taken_and_its_model_where_there_are_several(layout):
+    first, second, *others = PoolIndex(layout, [1], dropped_too=True)
+    measured = dataclasses.replace(first, similarity=0.71239)
+    drawn = dataclasses.replace(second, model="other/model")
+    write_index(layout, 1, [measured, drawn, *others])
+    page(layout.root)
+    script = Path(f"{layout.root}/report/A/rd01_000.js").read_text()
+    records = json.loads(script.removeprefix("showSheet(").removesuffix(")").split(", ", 1)[1])
+    assert [record[-1] for record in records[:3]] == [
+        {"similarity": 0.712, "drawn by": "tiny"},
+        {"drawn by": "other/model"},
+        {"drawn by": "tiny"},
+    ]
 
 
 def test_sheets_are_drawn_once_and_again_only_where_their_images_changed(layout, monkeypatch):

@@ -1,5 +1,6 @@
 """The page of a run as a person uses it: sorted, filtered, a class opened, two runs compared; and at LVIS's size."""
 
+import dataclasses
 import html
 import json
 import re
@@ -12,7 +13,7 @@ import pytest
 
 from exchange import files
 from exchange.images import encode_png
-from exchange.pool_index import PoolIndex
+from exchange.pool_index import PoolIndex, write_index
 from tests.diSegmenter.test_report_in_a_browser import BROWSER, OPTIONS, needs_browser
 from tests.tools.made_up_run import ap_of, write_made_up_run
 from tools.digits.scenes import photographs
@@ -73,6 +74,8 @@ def use(page: str, steps: str, folder: Path, *options: str) -> Any:
 
 def test_a_page_is_sorted_filtered_and_a_class_opened(tmp_path):
     layout = write_made_up_run(tmp_path / "run", NAMES)
+    rows = list(PoolIndex(layout, [1], dropped_too=True))
+    write_index(layout, 1, [dataclasses.replace(row, similarity=0.25) for row in rows])
     pasted = {"images": [3], "files": [layout.instance_name(1, 2, 2)], "categories": [2]}
     picture = encode_png(np.zeros((9, 9, 3), np.uint8), pasted)
     files.write_bytes(f"{layout.pictures_dir}/training_rd01.png", picture)
@@ -98,7 +101,7 @@ return {before, gained, lost, named, blue, frequent, opened: await open_(2)}"""
         *("CLIP 20 on white, 10 on black", "entropy 0.5 → 0.75"),
     ):
         assert part in dropped
-    assert "kept" in kept and "CLIP – on white, 30 on black" in kept
+    assert "kept" in kept and "CLIP – on white, 30 on black" in kept and "similarity 0.25" in kept
     assert "pasted into training image 3 of round 1" in kept and "pasted" not in dropped
     sheets = [f"report/A/rd0{round_}_000" for round_ in (0, 1)]
     assert sorted(opened["sheets"]) == [[name, True, sprites.COLUMNS * sprites.SIDE] for name in sheets]

@@ -57,7 +57,7 @@ function loadSheet(name) {
 }
 
 function instance(sheet, place, record, label) {
-  const [, round, prompt, seed, before, after, white, black, reason, guided, file] = record
+  const [, round, prompt, seed, before, after, white, black, reason, guided, file, known] = record
   const card = element("div", "", reason ? "instance dropped" : "instance"), facts = element("div", "")
   const thumbnail = element("div", "", "thumbnail")
   Object.assign(thumbnail.style, {width: `${SIDE}px`, height: `${SIDE}px`, background: sheet.complete
@@ -68,6 +68,7 @@ function instance(sheet, place, record, label) {
     facts.append(element("div", `CLIP ${white ?? "–"} on white, ${black ?? "–"} on black`))
   if (before !== null || after !== null) facts.append(element("div", `${CRITERIA[label]} ${before ?? "–"} → ${after ?? "–"}`))
   else if (guided !== null) facts.append(element("div", guided ? "guided" : "not guided"))
+  for (const [name, value] of Object.entries(known)) facts.append(element("div", `${name} ${value}`))
   const shown = PASTED[label].filter(([name]) => name === file).map(([, round, number]) => `${number} of round ${round}`)
   if (shown.length) {
     const link = element("a", `training image ${shown.join(", ")}`)

@@ -44,6 +44,8 @@ def write_sheets(
     drawn: dict[str, str] = files.read_json(index) if files.exists(index) else {}
     sheets: dict[int, list[str]] = defaultdict(list)
     digests = {}
+    pools = [round_.pool for round_ in rounds if round_.pool is not None]
+    several = len({model for pool in pools for model in pool.column("model")}) > 1
     for round_ in rounds:
         if round_.pool is None:
             continue
@@ -58,7 +60,7 @@ def write_sheets(
             picture = files.join(folder, f"{name}.webp")
             if drawn.get(name) != digests[name] or not files.exists(picture):
                 files.write_bytes(picture, sheet(layout, pool, rows.tolist()), durable=False)
-            records = json.dumps([_record(columns, int(row), made) for row in rows])
+            records = json.dumps([_record(columns, int(row), made, several) for row in rows])
             script = f"showSheet({json.dumps(f'{address}/{name}')}, {records})"
             files.write_bytes(files.join(folder, f"{name}.js"), script.encode(), durable=False)
             for category_id in np.unique(pool.category_ids[rows]).tolist():
@@ -77,7 +79,22 @@ def sheet(layout: RunLayout, pool: PoolIndex, rows: Sequence[int]) -> bytes:
     return buffer.getvalue()
 
 
-_COLUMNS = ("file", "category_id", "round", "prompt", "seed", "clip_white", "clip_black", "reason", "area")
+_MEASURES = ("similarity",)
+_COLUMNS = (
+    *(
+        "file",
+        "category_id",
+        "round",
+        "prompt",
+        "seed",
+        "clip_white",
+        "clip_black",
+        "reason",
+        "area",
+        "model",
+    ),
+    *_MEASURES,
+)
 
 
 def _digest(columns: Mapping[str, npt.NDArray[Any]], rows: npt.NDArray[np.int64]) -> str:
@@ -87,9 +104,14 @@ def _digest(columns: Mapping[str, npt.NDArray[Any]], rows: npt.NDArray[np.int64]
 
 
 def _record(
-    columns: Mapping[str, npt.NDArray[Any]], row: int, made: Mapping[str, GeneratedInstance]
+    columns: Mapping[str, npt.NDArray[Any]],
+    row: int,
+    made: Mapping[str, GeneratedInstance],
+    several_models: bool,
 ) -> list[Any]:
-    """Class, round, prompt, seed, criterion before and after, CLIP scores, reason, guidance and file of an instance."""
+    """Class, round, prompt, seed, criterion before and after, CLIP scores, reason, guidance and file of an instance;
+    what else is known of it, by its name on the page.
+    """
     of = {name: values[row].item() if name in _NUMBERS else values[row] for name, values in columns.items()}
     scores = [None if np.isnan(of[name]) else round(of[name], 2) for name in ("clip_white", "clip_black")]
     generated = made.get(of["file"])
@@ -101,10 +123,13 @@ def _record(
         of["prompt"],
         str(of["seed"]),
     ]  # beyond the whole numbers of JavaScript
-    return [*place, *criterion, *scores, of["reason"], guided, of["file"]]
+    known = {name: round(of[name], 3) for name in _MEASURES if not np.isnan(of[name])}
+    if several_models:
+        known["drawn by"] = of["model"]
+    return [*place, *criterion, *scores, of["reason"], guided, of["file"], known]
 
 
-_NUMBERS = {"category_id", "round", "seed", "clip_white", "clip_black", "area"}
+_NUMBERS = {"category_id", "round", "seed", "clip_white", "clip_black", "area", *_MEASURES}
 
 
 def _criteria(generated: GeneratedInstance | None) -> tuple[float | None, float | None]:

@@ -18,6 +18,7 @@ from detectron2_ext.evaluation import evaluator
 from exchange import files
 from exchange.catalog import read_training_set
 from exchange.config import load_config
+from exchange.errors import UserError
 from exchange.feedback import read_feedback, write_feedback
 from exchange.layout import RunLayout
 from tests.detectron2_ext.engine.small_run import LAST_CLASSIFIER, call, write_config, write_pool
@@ -56,11 +57,13 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> _Watched:
         patch.setattr(engine_round, "build_train_loader", watched_loader)
         patch.setattr(evaluator, "validate", watched_validate)
         patch.setattr(Ranks, "share", lambda ranks, model: seen.shared.append(model))
+        pasting = ("INPUT.USE_COPY_METHOD", "syn_copy", "INPUT.INST_POOL_FEED", "True")
+        settings = (*pasting, "FEEDBACK.FROM_ROUND", "1", "FEEDBACK.STALENESS", "0")
         for round_ in range(2):
+            with pytest.raises(UserError, match=f"for the pool of round {round_} .*/rd0{round_}.done"):
+                call(config, *settings, "FEEDBACK.TIMEOUT", "0")
             write_pool(layout, round_)
-        for round_ in range(2):
-            pasting = ("INPUT.USE_COPY_METHOD", "syn_copy", "INPUT.INST_POOL_FEED", "True")
-            call(config, *pasting, "FEEDBACK.FROM_ROUND", "1", "FEEDBACK.STALENESS", "0")
+            call(config, *settings)
             told = read_feedback(layout.feedback_history(round_))
             write_feedback(layout, dataclasses.replace(told, box_ap=[0.0, 50.0, 100.0]))
     return seen
