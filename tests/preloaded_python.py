@@ -52,16 +52,13 @@ def preloaded_python(folder: Path) -> Iterator[str]:
         number = listening.fileno()
         environment = os.environ | {"OMP_NUM_THREADS": "1"}  # read as libraries load
         command = [sys.executable, __file__, "--serve", str(number)]
-        server = subprocess.Popen(command, pass_fds=[number], env=environment)
-    try:
+        server = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[number], env=environment)
+    with server:  # which ends when its input does, even where this process is killed
         yield str(interpreter)
-    finally:
-        server.kill()
-        server.wait()
 
 
 def ask(interpreter: str, arguments: list[str]) -> int:
-    """Has a process run with the streams, folder and environment of this one; its exit code."""
+    """Has a process run with the streams, folder and environment of this one; its exit code, or its end by a signal."""
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(str(Path(interpreter).with_name("socket")))
         request = json.dumps([interpreter, arguments, os.getcwd(), dict(os.environ)]).encode()
@@ -76,17 +73,24 @@ def ask(interpreter: str, arguments: list[str]) -> int:
 
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, pass_on)
-        return int(answers.readline())
+        code = int(answers.readline())
+    if code < 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    return code
 
 
 def serve(listening: socket.socket) -> None:
-    """Forks a process for each that asks."""
+    """Forks a process for each that asks, until the standard input ends."""
     del sys.path[0]  # the folder of this file
     selector = selectors.DefaultSelector()
+    selector.register(sys.stdin, selectors.EVENT_READ)
     selector.register(listening, selectors.EVENT_READ)
     while True:
         for key, _ in selector.select():
-            if key.data is None:
+            if key.fileobj is sys.stdin:
+                return
+            if key.fileobj is listening:
                 for library in _LIBRARIES:
                     importlib.import_module(library)
                 connection, _ = listening.accept()
@@ -100,7 +104,7 @@ def serve(listening: socket.socket) -> None:
             else:
                 pid, connection = key.data
                 code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                connection.sendall(f"{code if code >= 0 else 128 - code}\n".encode())
+                connection.sendall(f"{code}\n".encode())
                 connection.close()
                 selector.unregister(key.fileobj)
                 os.close(key.fd)
