@@ -180,7 +180,11 @@ def test_without_a_pool_of_its_own_one_call_trains_to_the_end_and_evaluates_on_i
     assert [path.name for path in (tmp_path / "run/feedback").iterdir()] == ["rd00.json"]
     told = read_feedback(str(tmp_path / "run/feedback.json"))
     assert (told.iteration, told.dataset) == (6, "small_val")
-    assert [json.loads(line)["iteration"] for line in (train / "metrics.json").open()] == [1, 2, 3, 4, 5, 6]
+    lines = [json.loads(line) for line in (train / "metrics.json").open()]
+    assert [line["iteration"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert (
+        lines[3]["eta_seconds"] > lines[5]["eta_seconds"] == 0
+    )  # to the end of the round, not to the evaluation
     (train / "last_checkpoint").write_text("model_0000003.pth")  # by hand, to go on from there
     call(config, *_BOTH_SETS, "TEST.EVAL_PERIOD", "4")
     assert (train / "last_checkpoint").read_text() == "model_0000005.pth"
