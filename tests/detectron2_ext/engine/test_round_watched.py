@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from detectron2_ext.distributed import Ranks
 from detectron2_ext.engine import round as engine_round
@@ -20,6 +22,7 @@ from exchange.catalog import read_training_set
 from exchange.config import load_config
 from exchange.errors import UserError
 from exchange.feedback import read_feedback, write_feedback
+from exchange.images import encode_png
 from exchange.layout import RunLayout
 from tests.detectron2_ext.engine.small_run import LAST_CLASSIFIER, call, write_config, write_pool
 from tests.detectron2_ext.engine.tiny import assert_equal_weights, weights_of
@@ -63,6 +66,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> _Watched:
             with pytest.raises(UserError, match=f"for the pool of round {round_} .*/rd0{round_}.done"):
                 call(config, *settings, "FEEDBACK.TIMEOUT", "0")
             write_pool(layout, round_)
+            picture = files.join(layout.pictures_dir, f"allocation_rd0{round_}.png")
+            files.write_bytes(picture, encode_png(np.zeros((4, 5 + round_, 3), np.uint8)))
             call(config, *settings)
             told = read_feedback(layout.feedback_history(round_))
             write_feedback(layout, dataclasses.replace(told, box_ap=[0.0, 50.0, 100.0]))
@@ -73,6 +78,12 @@ def test_a_round_pastes_the_whole_pool_up_to_its_own_instances(watched: _Watched
     for round_, images in enumerate(watched.images):
         pasted = {(info.round, info.class_index) for image in images for info in image["paste_info"]}
         assert pasted == {(made, c) for made in range(round_ + 1) for c in range(3)}
+
+
+def test_tensorboard_shows_how_the_images_of_each_round_were_divided(watched: _Watched) -> None:
+    events = EventAccumulator(str(watched.run / "train/tensorboard")).Reload()
+    shown = [(event.step, event.width) for event in events.Images("allocation")]
+    assert shown == [(0, 5), (3, 6)]  # at the first iteration of each
 
 
 def test_objects_have_the_sizes_that_the_feedback_of_the_round_before_asks_for(watched: _Watched) -> None:
