@@ -3,6 +3,8 @@
 import errno
 import logging
 import os
+import select
+import signal
 import sys
 from collections.abc import Callable
 
@@ -20,13 +22,15 @@ def run_cli(main: Callable[[], None]) -> None:
     """Runs ``main`` with logging set up.
 
     A :class:`UserError`, a full disk and a file that may not be written become one line on stderr and exit code 2; a
-    signal that ends the process one line and 128 and its number (exchange/stopping.py).
+    signal that ends the process one line and 128 and its number (exchange/stopping.py). It ends without a word where
+    nobody reads its output any more, as in front of ``| head``.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     try:
         with stopping.listening():
             try:
                 main()
+                sys.stdout.flush()
             except BaseException as error:
                 _end_logs(error)
                 stopping.kill_children()  # none is left, unless Ctrl-C was pressed again
@@ -40,6 +44,11 @@ def run_cli(main: Callable[[], None]) -> None:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
     except OSError as error:
+        if error.errno == errno.EPIPE and _nobody_reads(sys.stdout.fileno()):
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+            )  # for what is flushed on the way out
+            sys.exit(128 + signal.SIGPIPE)
         if error.errno not in _STORAGE:
             raise
         sys.stderr.write(
@@ -47,6 +56,13 @@ def run_cli(main: Callable[[], None]) -> None:
             "start again; what is done stays\n"
         )
         sys.exit(2)
+
+
+def _nobody_reads(pipe: int) -> bool:
+    """Whether the other end of ``pipe`` is closed; an error of this kind may also come from a connection."""
+    poll = select.poll()
+    poll.register(pipe, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _end_logs(error: BaseException) -> None:
