@@ -1,7 +1,7 @@
 """A vision-language model as a judge: whether a cut-out shows one whole object of its class.
 
-Asked for by Gen-n-Val (2025). The answer is a probability out of one forward pass, as VQAScore's (Lin et al., 2024):
-nothing is generated. filter.py holds it against the threshold.
+Gen-n-Val (2025) drops what such a model refuses. Here the answer is a probability out of one forward pass, as in
+VQAScore (Lin et al., 2024); nothing is generated. filter.py holds it against the threshold.
 """
 
 from __future__ import annotations
@@ -108,6 +108,7 @@ class Judge:
     def _answers(self, pictures: Sequence[Image.Image], questions: Sequence[str]) -> torch.Tensor:
         """Probabilities, float32 (N,)."""
         inputs = self._encode(pictures, questions).to(self._device, self._model.dtype)
+        inputs.pop("labels", None)  # of PaliGemma's processor, with which a model computes a loss
         last = inputs["attention_mask"].sum(1) - 1
         logits = self._model(**inputs, logits_to_keep=last[:, None]).logits[:, 0].float()
         return torch.sigmoid(logits[:, self._yes].logsumexp(1) - logits[:, self._no].logsumexp(1))
@@ -128,7 +129,7 @@ class Judge:
             ]
             for picture, text in zip(pictures, questions, strict=True)
         ]
-        # Else the next token of a model that thinks aloud is no answer; others take the option for the processor's
+        # Else a model that can think aloud begins with that; another's processor would take the option for its own.
         thinking = {"enable_thinking": False} if "enable_thinking" in str(template) else {}
         return self._processor.apply_chat_template(
             talks,

@@ -5,20 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    CLIPProcessor,
-    CLIPTokenizer,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
-)
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from exchange import files
 
@@ -92,49 +79,4 @@ def save_clip(folder: Path) -> str:
     crop = {"height": 16, "width": 16}
     images = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=crop)
     CLIPProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(folder)
-    return str(folder)
-
-
-CHAT = (
-    "{% for message in messages %}user : {% for part in message['content'] %}"
-    "{{ '<image>' if part['type'] == 'image' else part['text'] }}"
-    "{% endfor %}{% endfor %}{% if add_generation_prompt %} bot :{% endif %}"
-)
-
-
-def save_judge(folder: Path, words: str, template: str | None = CHAT) -> str:
-    """Writes a LLaVA with random weights that knows ``words``, and its processor with a chat template or none."""
-    torch.manual_seed(0)
-    known = dict.fromkeys(["<unk>", "<pad>", "<image>", *words.split()])
-    model = models.WordLevel({word: index for index, word in enumerate(known)}, unk_token="<unk>")
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    special = {"unk_token": "<unk>", "pad_token": "<pad>", "extra_special_tokens": {"image_token": "<image>"}}
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**sizes, num_hidden_layers=1, image_size=16, patch_size=4),
-        text_config=LlamaConfig(
-            **sizes,
-            num_hidden_layers=2,
-            vocab_size=len(known),
-            max_position_embeddings=64,
-            pad_token_id=1,
-            bos_token_id=None,
-            eos_token_id=None,
-            initializer_range=1.0,
-        ),
-        image_token_index=2,
-        image_seq_length=16,
-        vision_feature_layer=-1,
-    )
-    LlavaForConditionalGeneration(config).save_pretrained(folder)
-    images = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
-    LlavaProcessor(
-        images,
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special),
-        patch_size=4,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=template,
-    ).save_pretrained(folder)
     return str(folder)

@@ -5,12 +5,12 @@ from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from diSegmenter import segmentAndFilter
-from diSegmenter.judge import load_judge, questions_about, shown
+from diSegmenter.judge import Judge, load_judge, questions_about, shown
 from exchange import files
 from exchange.errors import UserError
 from exchange.pool_index import PoolIndex
 from tests.diSegmenter.conftest import disc_image, generate, write_settings
-from tests.diSegmenter.small_models import CHAT, save_judge
+from tests.diSegmenter.small_judges import FAMILIES, chat, save_judge
 
 CPU = torch.device("cpu")
 WORDS = "user bot : is this one whole red disc ? a very large blue yes Yes no No maybe"
@@ -22,7 +22,7 @@ CATEGORIES = [3, 7, 7, 3]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return save_judge(tmp_path_factory.mktemp("models") / "judge", WORDS)
+    return save_judge(tmp_path_factory.mktemp("models") / "judge", WORDS, chat())
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def config(tmp_path, foreground_folder, clip_folder, folder):
     return write_settings(tmp_path, foreground_folder, clip_folder, **settings)
 
 
-@pytest.mark.parametrize("template", [CHAT, None])
+@pytest.mark.parametrize("template", [chat(), None])
 def test_the_answer_is_the_share_of_yes_among_yes_and_no_at_the_end_of_the_question(tmp_path, template):
     folder = save_judge(tmp_path / "judge", WORDS, template)
     model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float64).eval()
@@ -57,15 +57,19 @@ def test_the_answer_is_the_share_of_yes_among_yes_and_no_at_the_end_of_the_quest
             for forms in (("yes", "Yes"), ("no", "No"))
         )
         assert answer == pytest.approx(yes / (yes + no), abs=1e-5)
-    assert len({round(answer, 3) for answer in found}) == 4
+    assert len({round(answer, 5) for answer in found}) == 4
 
 
-def test_a_batch_of_questions_of_different_length_is_answered_as_one_by_one(folder):
-    judge = load_judge(folder, "main", QUESTIONS, CPU)
-    alone = [
-        judge([image], [alpha], [c])[0] for image, alpha, c in zip(IMAGES, ALPHAS, CATEGORIES, strict=True)
-    ]
-    assert judge(IMAGES, ALPHAS, CATEGORIES) == pytest.approx(alone, abs=1e-6)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_batch_of_questions_and_pictures_of_different_length_is_answered_as_one_by_one(family):
+    torch.manual_seed(1)
+    judge = Judge(*FAMILIES[family](WORDS), QUESTIONS, CPU, family)
+    # The more pixels, the more tokens for some.
+    images = [IMAGES[0], disc_image(50, size=(130, 164)), *IMAGES[2:]]
+    alphas = [np.where(image[..., 1] < 255, 255, 0).astype(np.uint8) for image in images]
+    alone = [judge([image], [a], [c])[0] for image, a, c in zip(images, alphas, CATEGORIES, strict=True)]
+    assert judge(images, alphas, CATEGORIES) == pytest.approx(alone, abs=1e-5)
+    assert len({round(answer, 5) for answer in alone}) == 4
 
 
 def test_another_class_is_another_question(folder):
@@ -133,12 +137,12 @@ def test_a_model_that_does_not_answer_by_its_next_token_is_refused(folder, monke
 
 
 def test_a_template_that_can_think_aloud_is_told_not_to(tmp_path):
-    thinking = CHAT + "{% if enable_thinking is not defined or enable_thinking %} maybe{% endif %}"
+    thinking = chat() + "{% if enable_thinking is not defined or enable_thinking %} maybe{% endif %}"
     answers = [
         load_judge(save_judge(tmp_path / name, WORDS, template), "main", QUESTIONS, CPU)(
             IMAGES, ALPHAS, CATEGORIES
         )
-        for name, template in (("plain", CHAT), ("thinking", thinking))
+        for name, template in (("plain", chat()), ("thinking", thinking))
     ]
     assert answers[0] == answers[1]
 
