@@ -62,11 +62,13 @@ def test_two_digits_and_surroundings_cover_more_than_the_digit(monkeypatch, kind
     drawing, placed = scribe(), []
     place = drawing._place
     monkeypatch.setattr(drawing, "_place", lambda *a, **k: placed.append(place(*a, **k)) or placed[-1])
+    beyond = []
     for category in CATEGORIES:
         placed.clear()
         _, alpha = KINDS[kind][0](drawing, category)
-        digit = placed[0] > 0.6
-        assert (alpha[digit] > 0).mean() > 0.8 and (alpha[~digit] > 0).sum() > 10
+        assert (alpha[placed[0] > 0.6] > 0).mean() > 0.8
+        beyond.append((alpha[placed[0] == 0] > 128).sum())
+    assert np.median(beyond) > 60  # pixels; a blot may lie on the digit
 
 
 def test_examples_ask_about_all_categories_alike_and_are_of_each_kind_by_its_share():
