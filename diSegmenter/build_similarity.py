@@ -8,7 +8,6 @@ import torch
 from fvcore.common.config import CfgNode
 
 from diSegmenter.real_objects import RealObjects, read_or_make
-from diSegmenter.segment_round import Similarities, not_measured
 from diSegmenter.similarity import SURROUNDINGS, Framing, Similarity, load_image_encoder
 from exchange.annotations import AnnotationFile
 from exchange.config import choose
@@ -19,15 +18,13 @@ _log = logging.getLogger(__name__)
 
 def build_similarity(
     cfg: CfgNode, layout: RunLayout, dataset: AnnotationFile, image_folder: str, device: torch.device
-) -> Similarities:
+) -> Similarity:
     """The similarity to the objects of ``dataset``, whose features are made unless the pool of the run has them.
 
-    Without a model nothing is compared. Raises UserError for a model that does not load, for a setting with a value
-    that there is not, and where the images of ``dataset`` are not in ``image_folder``.
+    Raises UserError for a model that does not load, for a setting with a value that there is not, and where the images
+    of ``dataset`` are not in ``image_folder``.
     """
     node = cfg.SEGMENTER
-    if not node.SIMILARITY_MODEL:
-        return not_measured
     framing = Framing(node.SIMILARITY_PADDING, choose(cfg, "SEGMENTER.SIMILARITY_SURROUNDINGS", SURROUNDINGS))
     encode = load_image_encoder(node.SIMILARITY_MODEL, node.SIMILARITY_REVISION, device)
     objects = RealObjects.of_each_class(dataset, image_folder, node.SIMILARITY_OBJECTS, cfg.SEED)

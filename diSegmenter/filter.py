@@ -1,4 +1,4 @@
-"""Which instances are kept: the thresholds of CLIP score and similarity, and what the mask must be like."""
+"""Which instances are kept: the thresholds of what was measured, and what the mask must be like."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class InstanceFilter:
     drop_touching_border: bool
     clip_tolerance: float = 0.0
     similarity_threshold: float = -1.0
+    judge_threshold: float = 0.0
 
     def in_words(self) -> str:
         """What is kept, for a person to read."""
@@ -33,6 +34,8 @@ class InstanceFilter:
             words.append(f"at most {self.max_objects} objects in its mask")
         if self.similarity_threshold > -1:
             words.append(f"a similarity to real objects of {self.similarity_threshold:g} or more")
+        if self.judge_threshold > 0:
+            words.append(f"a judge's yes with a probability of {self.judge_threshold:g} or more")
         if self.drop_touching_border:
             words.append("an object that does not touch the border")
         return f"Kept is what has {', '.join(words)}."
@@ -77,6 +80,8 @@ class InstanceFilter:
             return "touches the border"
         if instance.similarity is not None and instance.similarity < self.similarity_threshold:
             return "similarity"
+        if instance.judge is not None and instance.judge < self.judge_threshold:
+            return "judge"
         if instance.clip_score is not None and instance.clip_score < self.clip_threshold:
             return "CLIP score"
         return ""

@@ -219,7 +219,8 @@ def _warn_of_emptied(judged: JudgedRound, categories: list[dict[str, Any]]) -> N
 
 
 def _verdicts(judged: JudgedRound) -> dict[str, Any]:
-    shown = ("file", "category_id", "reason", "clip_white", "clip_black", "similarity", "objects", "area")
+    scores = ("clip_white", "clip_black", "similarity", "judge")
+    shown = ("file", "category_id", "reason", *scores, "objects", "area")
     return {
         "format": 1,
         "round": judged.round,

@@ -137,6 +137,7 @@ def build_filter(cfg: CfgNode, clip_threshold: float) -> InstanceFilter:
         drop_touching_border=cfg.SEGMENTER.DROP_TOUCHING_BORDER,
         clip_tolerance=cfg.SEGMENTER.CLIP_TOLERANCE,
         similarity_threshold=cfg.SEGMENTER.SIMILARITY_THRESHOLD if cfg.SEGMENTER.SIMILARITY_MODEL else -1.0,
+        judge_threshold=cfg.SEGMENTER.JUDGE_THRESHOLD if cfg.SEGMENTER.JUDGE else 0.0,
     )
 
 
@@ -150,8 +151,9 @@ def build_segmenter(
     from diSegmenter.clip_score import load_clip_scorer
     from diSegmenter.cut_out import BestOf, InTurn, OneModel
     from diSegmenter.foreground import load_foreground
+    from diSegmenter.judge import load_judge, questions_about
     from diSegmenter.onnx_network import OnnxReading
-    from diSegmenter.segment_round import RoundSegmenter
+    from diSegmenter.segment_round import Measure, RoundSegmenter
 
     quiet_model_libraries()
     device = torch.device(f"cuda:{gpu}" if torch.cuda.is_available() else "cpu")
@@ -168,15 +170,20 @@ def build_segmenter(
             choice, name, revision, node.TRUST_REMOTE_CODE, node.INPUT_SIZE, device, reading
         )
         models.append(OneModel("alpha" if choice == "alpha" else name, InTurn(loaded), clean, scorer))
+    measures: dict[str, Measure] = {}
     if node.SIMILARITY_MODEL:
         claim_run(cfg)  # since the pool gets the features of real objects
+        measures["similarity"] = InTurn(build_similarity(cfg, layout, dataset, image_folder, device))
+    if node.JUDGE:
+        questions = questions_about(node.JUDGE_PROMPT, dataset.category_names)
+        measures["judge"] = InTurn(load_judge(node.JUDGE, node.JUDGE_REVISION, questions, device))
     return RoundSegmenter(
         layout,
         models[0] if len(models) == 1 else BestOf(models),
         cfg.SEGMENTER.BATCH_SIZE,
         cfg.SEGMENTER.WORKERS,
         shard,
-        InTurn(build_similarity(cfg, layout, dataset, image_folder, device)),
+        measures,
     )
 
 

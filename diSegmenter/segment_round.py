@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 
 import numpy as np
 from tqdm import tqdm
@@ -61,14 +62,8 @@ def follow_round(
         wait.pause()
 
 
-Similarities = Callable[[Sequence[np.ndarray], Sequence[np.ndarray], Sequence[int]], Sequence[float | None]]
-
-
-def not_measured(
-    images: Sequence[np.ndarray], alphas: Sequence[np.ndarray], category_ids: Sequence[int]
-) -> list[None]:
-    """In place of a similarity to real objects."""
-    return [None] * len(images)
+Measure = Callable[[Sequence[np.ndarray], Sequence[np.ndarray], Sequence[int]], Sequence[float | None]]
+"""Of images, uint8 (H, W, 4), masks, uint8 (H, W), and category ids; None where there is nothing to measure."""
 
 
 class RoundSegmenter:
@@ -80,7 +75,8 @@ class RoundSegmenter:
         cut_out: gives masks and scores; called from several threads.
         workers: threads, each with a batch of its own: while one has a model, the others decode and write.
         shard: this process takes the images whose names hash to its index, modulo the number of shards.
-        similarity: of images, masks and category ids to real objects; called from several threads.
+        measures: what else is measured of a cut-out, by its field in the record (``similarity``, ``judge``); called
+            from several threads.
     """
 
     def __init__(
@@ -90,14 +86,14 @@ class RoundSegmenter:
         batch_size: int,
         workers: int,
         shard: Shard,
-        similarity: Similarities = not_measured,
+        measures: Mapping[str, Measure] = MappingProxyType({}),
     ) -> None:
         self._layout = layout
         self._cut_out = cut_out
         self._batch_size = batch_size
         self._workers = workers
         self._shard = shard
-        self._similarity = similarity
+        self._measures = measures
 
     def __call__(self, round_: int, listed: Iterable[Listing]) -> list[PoolInstance]:
         """Segments the images that ``listed`` yields (see ``follow_round``) as they come.
@@ -146,8 +142,10 @@ class RoundSegmenter:
         records, images = zip(*readable, strict=True)
         category_ids = [generated.category_id for generated in records]
         found = self._cut_out(images, category_ids)
-        similarities = self._similarity(images, [cut_out.alpha for cut_out in found], category_ids)
-        return [self._write(round_, *each) for each in zip(records, images, found, similarities, strict=True)]
+        alphas = [cut_out.alpha for cut_out in found]
+        columns = {name: measure(images, alphas, category_ids) for name, measure in self._measures.items()}
+        measured = [{name: column[i] for name, column in columns.items()} for i in range(len(images))]
+        return [self._write(round_, *each) for each in zip(records, images, found, measured, strict=True)]
 
     def _read(self, name: str) -> np.ndarray | None:
         try:
@@ -161,7 +159,7 @@ class RoundSegmenter:
         generated: GeneratedInstance,
         image: np.ndarray,
         found: CutOut,
-        similarity: float | None,
+        measured: Mapping[str, float | None],
     ) -> PoolInstance:
         alpha = found.alpha
         instance = PoolInstance(
@@ -180,7 +178,7 @@ class RoundSegmenter:
             prompt=generated.prompt,
             cutout=self._layout.cutout_name(generated.file),
             foreground=found.foreground,
-            similarity=None if similarity is None else round(similarity, 4),
+            **{name: None if value is None else round(value, 4) for name, value in measured.items()},
         )
         if instance.area:
             cutout = encode_cutout(image, alpha, instance.bbox)

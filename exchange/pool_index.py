@@ -27,7 +27,7 @@ FORMAT_VERSION = b"1"
 _AGAIN = "remove it and run stage 2 again (tools/pool.py verify names everything that is damaged)"
 _ROWS_PER_BATCH = 1 << 16
 _ROWS_AT_ONCE = 256  # of those, as objects
-_OPTIONAL = ("clip_white", "clip_black", "similarity")
+_OPTIONAL = ("clip_white", "clip_black", "similarity", "judge")
 _PART = r"[^./\\\x00][^/\\\x00]*"
 _NAMES = {"file": rf"\A{_PART}\z", "cutout": rf"\A{_PART}(/{_PART})*\z"}
 _HINTS = {"file": ", which is no plain file name", "cutout": ", which leads out of the pool"}
@@ -53,10 +53,12 @@ _SCHEMA = pa.schema(
         ("length", pa.int64()),
         ("foreground", pa.string()),
         ("similarity", pa.float64()),
+        ("judge", pa.float64()),
     ],
     metadata={"format": FORMAT_VERSION},
 )
-_ADDED = {"foreground": "", "similarity": None}  # what a pool from before there was the column has in it
+# What a pool from before there was the column has in it.
+_ADDED = {"foreground": "", "similarity": None, "judge": None}
 # Newest first: the columns of each came one after the other.
 _SCHEMAS = [_SCHEMA]
 for _name in reversed(_ADDED):
@@ -81,6 +83,7 @@ class PoolInstance:
         seed, model, prompt: where it comes from.
         foreground: the model that cut it out; empty in pools older than this field.
         similarity: mean cosine with real objects of the class, see diSegmenter/similarity.py; None: not measured.
+        judge: probability that it shows one whole object of its class, see diSegmenter/judge.py; None: not asked.
         cutout: path, below the pool folder, of the file with the RGBA cut-out, cropped to ``bbox``: all of it
             if ``length`` is -1, else ``length`` bytes from ``offset`` on.
     """
@@ -105,6 +108,7 @@ class PoolInstance:
     length: int = -1
     foreground: str = ""
     similarity: float | None = None
+    judge: float | None = None
 
     @property
     def clip_score(self) -> float | None:

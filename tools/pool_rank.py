@@ -17,7 +17,7 @@ from detectron2_ext.modeling.builder import load_feedback_network
 from detectron2_ext.modeling.described import DescribedWeights, last_checkpoint, read_described
 from detectron2_ext.paste.pool import IndexedCutouts, InstancePool
 from diSegmenter.build_similarity import build_similarity
-from diSegmenter.segment_round import Similarities
+from diSegmenter.similarity import Similarity
 from exchange import files
 from exchange.catalog import read_training_set
 from exchange.command_line import quiet_model_libraries
@@ -56,7 +56,7 @@ class BySimilarity:
         if cfg is not None and not cfg.SEGMENTER.SIMILARITY_MODEL:
             raise UserError(f"{config} has no SEGMENTER.SIMILARITY_MODEL: name the model that is to compare")
         self._cfg, self._device = cfg, device
-        self._compare: Similarities | None = None
+        self._compare: Similarity | None = None
         self.made_from: dict[str, Any] = {"column": "similarity"}
         if cfg is not None:
             settings = {key: value for key, value in cfg.SEGMENTER.items() if key.startswith("SIMILARITY_")}

@@ -1,6 +1,6 @@
 """Trains the embedded models of ``assets/digits`` on a CPU, each within an hour or two, and measures them.
 
-``sd3`` needs the trained ``clip``, whose text encoder it uses.
+``sd3`` needs the trained ``clip``, whose text encoder it uses, and ``judge`` starts from its image tower.
 """
 
 import argparse
@@ -31,6 +31,15 @@ def train_foreground(out: str, seed: int, steps: int) -> dict[str, float]:
     model = recipe.train(out, steps, seed)
     recipe.save(model, out)
     return recipe.measure(model)
+
+
+def train_judge(out: str, seed: int, steps: int) -> dict[str, float]:
+    from tools.digits import train_judge as recipe
+
+    model, processor = recipe.train(files.join(str(Path(out).parent), "clip"), steps, seed)
+    model.half().save_pretrained(out)
+    processor.save_pretrained(out)
+    return recipe.measure(model.float(), processor)
 
 
 def train_sd3(out: str, seed: int, steps: int) -> dict[str, float]:
@@ -71,6 +80,7 @@ def train_segmenter(out: str, seed: int, steps: int) -> dict[str, float]:
 _RECIPES = {
     "clip": (train_clip, 2500),
     "foreground": (train_foreground, 1000),
+    "judge": (train_judge, 1200),
     "sd3": (train_sd3, 8000),
     "segmenter": (train_segmenter, 800),
 }

@@ -13,6 +13,7 @@ CHECKS = InstanceFilter(
     max_objects=1,
     drop_touching_border=True,
     similarity_threshold=0.6,
+    judge_threshold=0.5,
 )
 
 
@@ -34,6 +35,8 @@ def test_a_good_instance_is_kept():
         ({"segmentation": []}, "no object"),
         ({"similarity": 0.59}, "similarity"),
         ({"similarity": 0.6}, ""),
+        ({"judge": 0.49}, "judge"),
+        ({"judge": 0.5}, ""),
     ],
 )
 def test_each_check_drops_with_its_reason(change, reason):
@@ -52,7 +55,8 @@ def test_switched_off_checks_drop_nothing():
     off = InstanceFilter(
         clip_threshold=-100.0, area_share=(0.0, 1.0), max_objects=0, drop_touching_border=False
     )
-    assert off.reason(dataclasses.replace(GOOD, area=1, objects=9, bbox=[0, 0, 100, 50])) == ""
+    odd = {"area": 1, "objects": 9, "bbox": [0, 0, 100, 50], "similarity": -0.9, "judge": 0.0}
+    assert off.reason(dataclasses.replace(GOOD, **odd)) == ""
 
 
 RELEASE = {"ALPHA_FLOOR": 0, "LARGEST_COMPONENT": False, "AREA_SHARE": [0.0, 1.1], "CLIP_THRESHOLD": 25.0}
@@ -95,10 +99,10 @@ def test_raw_masks_differ_from_the_digits_in_what_cleans_alone():
             "a CLIP score of 25 or more, an object that covers more than 1 % of its image.",
         ),
         (
-            (20.5, (0.05, 0.95), 2, True, 1.5, 0.6),
+            (20.5, (0.05, 0.95), 2, True, 1.5, 0.6, 0.5),
             "a CLIP score of 20.5 or more (or up to 1.5 below the best of the class), an object that covers more "
             "than 5 % and less than 95 % of its image, at most 2 objects in its mask, a similarity to real "
-            "objects of 0.6 or more, an "
+            "objects of 0.6 or more, a judge's yes with a probability of 0.5 or more, an "
             "object that does not touch the border.",
         ),
     ],

@@ -124,6 +124,7 @@ def test_every_key_of_the_segmenter_reaches_what_it_is_for(monkeypatch, config, 
     built = {name: Mock() for name in ("RoundSegmenter", "load_foreground", "load_clip_scorer", "OneModel")}
     monkeypatch.setattr("diSegmenter.cut_out.InTurn", lambda model: model)
     monkeypatch.setattr("diSegmenter.build_similarity.build_similarity", lambda *given: given)
+    monkeypatch.setattr("diSegmenter.judge.load_judge", lambda *given: given)
     monkeypatch.setattr("diSegmenter.segment_round.RoundSegmenter", built["RoundSegmenter"])
     monkeypatch.setattr("diSegmenter.foreground.load_foreground", built["load_foreground"])
     monkeypatch.setattr("diSegmenter.cut_out.OneModel", built["OneModel"])
@@ -134,6 +135,8 @@ def test_every_key_of_the_segmenter_reaches_what_it_is_for(monkeypatch, config, 
         "LARGEST_COMPONENT": False, "BATCH_SIZE": 3, "WORKERS": 2, "AREA_SHARE": [0.1, 0.8],
         "MAX_OBJECTS": 2, "DROP_TOUCHING_BORDER": True, "CLIP_TOLERANCE": 1.5, "ONNX_MEAN": [0.5, 0.6, 0.7],
         "ONNX_STD": [1.0, 2.0, 3.0], "ONNX_OUTPUT": -2, "ONNX_RESCALE": "minmax",
+        "SIMILARITY_MODEL": "m", "SIMILARITY_THRESHOLD": 0.7, "JUDGE": "j", "JUDGE_REVISION": "t",
+        "JUDGE_PROMPT": "is it one {}", "JUDGE_THRESHOLD": 0.8,
     }  # fmt: skip
     cfg = load_config(config, [text for key, v in values.items() for text in (f"SEGMENTER.{key}", str(v))])
     dataset = read_annotations(cfg.DATASETS.CUSTOM[0][1])
@@ -144,10 +147,18 @@ def test_every_key_of_the_segmenter_reaches_what_it_is_for(monkeypatch, config, 
     texts = {3: "one red disc", 7: "one blue_disc"}
     assert built["load_clip_scorer"].call_args.args[:3] == ("c", "s", texts)
     assert built["OneModel"].call_args.args[::2] == ("f", MaskCleaner(9, False))
-    similarity = (cfg, layout, dataset, "images", torch.device("cpu"))
-    expected = (built["OneModel"].return_value, 3, 2, Shard(1, 4), similarity)
+    questions = {3: "is it one red disc", 7: "is it one blue disc"}
+    measures = {
+        "similarity": (cfg, layout, dataset, "images", torch.device("cpu")),
+        "judge": ("j", "t", questions, torch.device("cpu")),
+    }
+    expected = (built["OneModel"].return_value, 3, 2, Shard(1, 4), measures)
     assert built["RoundSegmenter"].call_args.args[1:] == expected
-    assert segmentAndFilter.build_filter(cfg, 23.0) == InstanceFilter(23.0, (0.1, 0.8), 2, True, 1.5)
+    assert segmentAndFilter.build_filter(cfg, 23.0) == InstanceFilter(
+        23.0, (0.1, 0.8), 2, True, 1.5, 0.7, 0.8
+    )
+    off = load_config(config, ["SEGMENTER.SIMILARITY_THRESHOLD", "0.7", "SEGMENTER.JUDGE_THRESHOLD", "0.8"])
+    assert segmentAndFilter.build_filter(off, 23.0) == InstanceFilter(23.0, (0.0, 1.1), 0, False)
 
 
 def test_of_several_models_each_gets_its_name_and_clip_chooses(call, config, layout, foreground_folder):

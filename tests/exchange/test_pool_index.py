@@ -55,16 +55,18 @@ def test_instances_that_are_left_out_are_so_in_other_processes_too(layout):
     assert list(PoolIndex(layout, [1], dropped_too=True, left_out=left_out)) == [ROUND_1[1]]
 
 
-@pytest.mark.parametrize("lacking", [1, 2])
+@pytest.mark.parametrize("lacking", [1, 2, 3])
 def test_an_index_from_before_there_were_columns_is_read(layout, monkeypatch, lacking):
     with monkeypatch.context() as patched:
         patched.setattr(pool_index, "_SCHEMA", pool_index._SCHEMAS[lacking])
         write_index(layout, 0, ROUND_0)
-    write_index(layout, 1, [dataclasses.replace(ROUND_1[1], foreground="some/matting")])
+    of_today = dataclasses.replace(ROUND_1[1], foreground="some/matting", similarity=0.5, judge=0.25)
+    write_index(layout, 1, [of_today])
     index = PoolIndex(layout, [0, 1])
     assert index.column("foreground").tolist() == ["", "", "some/matting"]
-    assert np.isnan(index.column("similarity")).all()
-    assert list(index) == [ROUND_0[0], ROUND_0[2], dataclasses.replace(ROUND_1[1], foreground="some/matting")]
+    np.testing.assert_array_equal(index.column("similarity"), [np.nan, np.nan, 0.5])
+    np.testing.assert_array_equal(index.column("judge"), [np.nan, np.nan, 0.25])
+    assert list(index) == [ROUND_0[0], ROUND_0[2], of_today]
 
 
 def test_a_round_with_nothing_kept_is_no_obstacle(layout):
@@ -130,7 +132,7 @@ def test_outlines_of_another_index_are_refused(layout):
         *(("area", area) for area in (-1, 0, 31 * 39 + 1)),
         *((name, -1) for name in ("round", "category_id", "objects", "offset")),
         ("length", -2),
-        *((name, math.nan) for name in ("clip_white", "clip_black", "similarity")),
+        *((name, math.nan) for name in ("clip_white", "clip_black", "similarity", "judge")),
         ("clip_white", math.inf),
         *(("file", name) for name in ("", "..", ".x", "a/b", "a\\b", "a\0b", "x" * 201)),
         *(("cutout", name) for name in ("", "../../secret", "/etc/x", "a/../../x", "a//b", "a\\b", "a/.x", "x" * 201)),

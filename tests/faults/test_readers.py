@@ -61,9 +61,9 @@ TEXT = (
 COLUMNS = (
     dict.fromkeys(("round", "category_id", "width", "height", "area", "objects"), WHOLE)
     | dict.fromkeys(("seed", "offset", "length"), LARGE)
-    | dict.fromkeys(("clip_white", "clip_black"), st.none() | st.floats())
+    | dict.fromkeys(("clip_white", "clip_black", "similarity", "judge"), st.none() | st.floats())
     | dict.fromkeys(
-        ("file", "cutout", "reason", "model", "prompt"),
+        ("file", "cutout", "reason", "model", "prompt", "foreground"),
         TEXT.map(lambda t: t and t.encode(errors="replace").decode()),
     )
     | {"bbox": st.none() | st.lists(WHOLE, min_size=4, max_size=4)}

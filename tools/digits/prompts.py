@@ -1,9 +1,10 @@
-"""The words of LVIS-Digits: prompts in the method's seven templates and a CLIP tokenizer that knows them."""
+"""The words of LVIS-Digits: prompts in the method's seven templates, and tokenizers that know them or others."""
 
 import json
+from collections.abc import Sequence
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
 from tools.digits.samples import NUM_CATEGORIES, category_name
 
@@ -49,3 +50,18 @@ def build_tokenizer() -> CLIPTokenizer:
     )
     ids = {token: index for index, token in enumerate(dict.fromkeys(vocabulary))}
     return CLIPTokenizer(vocab=ids, merges=[tuple(pair) for pair in merges], model_max_length=MAX_TOKENS)
+
+
+def build_chat_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer with a token for each word and sign of ``texts``, in lower case; others are unknown to it."""
+    words = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    words.normalizer = normalizers.Lowercase()
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.WordLevelTrainer(special_tokens=["<unk>", "<pad>", "<image>"], show_progress=False)
+    words.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        unk_token="<unk>",
+        pad_token="<pad>",
+        extra_special_tokens={"image_token": "<image>"},
+    )
