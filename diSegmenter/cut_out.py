@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -12,6 +13,7 @@ from diSegmenter.annotate import MaskCleaner
 
 Foreground = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 Scorer = Callable[[Sequence[np.ndarray], Sequence[np.ndarray], Sequence[int]], np.ndarray]
+_SIDE = 1.2  # of the square that a cut-out is shown on, relative to its longer side
 
 
 class CutOut(NamedTuple):
@@ -25,6 +27,21 @@ class CutOut(NamedTuple):
     objects: int
     scores: tuple[float, float]
     foreground: str
+
+
+def on_white_square(cutout: np.ndarray) -> np.ndarray:
+    """A cut-out, RGBA uint8 (h, w, 4), in the middle of a white square: uint8 (s, s, 3).
+
+    The square is a fifth larger than the longer side: processors that crop to a square, or squeeze into one, leave the
+    object as it is.
+    """
+    height, width = cutout.shape[:2]
+    side = math.ceil(_SIDE * max(height, width))
+    square = np.full((side, side, 3), 255, np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    share = cutout[..., 3:].astype(np.float32) / 255
+    square[top : top + height, left : left + width] = np.rint(share * cutout[..., :3] + (1 - share) * 255)
+    return square
 
 
 class Cutter(Protocol):

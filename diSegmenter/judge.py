@@ -17,30 +17,21 @@ from PIL import Image
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from diSegmenter.cut_out import on_white_square
 from diSegmenter.pretrained import load_pretrained
-from diSegmenter.similarity import Framing, white
 from exchange.errors import UserError
-
-_SIDE = 1.2  # of the square that is shown, relative to the longer side of the object's box
-_cut_out = Framing(0, white)
 
 
 def shown(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """The cut-out as it would be pasted, on white, in the middle of a square: uint8 (S, S, 3).
-
-    Processors crop what is no square at its longer sides, or squeeze it.
+    """The cut-out as it would be pasted, on a white square: uint8 (S, S, 3).
 
     Args:
         image: uint8 (H, W, 3 or more).
         alpha: uint8 (H, W), not all 0.
     """
-    tight = _cut_out(image, alpha, cv2.boundingRect(alpha))
-    height, width = tight.shape[:2]
-    side = int(np.ceil(_SIDE * max(height, width)))
-    top, left = (side - height) // 2, (side - width) // 2
-    square = np.full((side, side, 3), 255, np.uint8)
-    square[top : top + height, left : left + width] = tight
-    return square
+    x, y, width, height = cv2.boundingRect(alpha)
+    window = np.s_[y : y + height, x : x + width]
+    return on_white_square(np.dstack([image[window][..., :3], alpha[window]]))
 
 
 def questions_about(prompt: str, names: Mapping[int, str]) -> dict[int, str]:

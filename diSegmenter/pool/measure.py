@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from diSegmenter.cut_out import on_white_square
 from exchange import files, pool_features
 from exchange.errors import UserError
 from exchange.images import BadImage, decode_rgba
@@ -22,7 +23,6 @@ from exchange.pool_index import PoolIndex
 PART = 4096  # instances that are written together, and lost when a call is killed
 _BATCH = 32
 _READERS = 8  # threads
-_MARGIN = 0.1  # of the longer side, on each side
 _log = logging.getLogger(__name__)
 
 Encode = Callable[[Sequence[np.ndarray]], np.ndarray]
@@ -63,20 +63,6 @@ def measure(
                     part_names = [names[row] for row in part]
                     pool_features.add_features(layout, round_, part_names, np.concatenate(vectors))
             yield round_, len(missing), len(index)
-
-
-def on_white_square(cutout: np.ndarray) -> np.ndarray:
-    """A cut-out, RGBA uint8 (h, w, 4), in the middle of a white square: uint8 (s, s, 3).
-
-    The square is a fifth larger than the longer side: processors that crop to a square cut nothing off a long object.
-    """
-    height, width = cutout.shape[:2]
-    side = round(max(height, width) * (1 + 2 * _MARGIN))
-    square = np.full((side, side, 3), 255, np.uint8)
-    top, left = (side - height) // 2, (side - width) // 2
-    share = cutout[..., 3:].astype(np.float32) / 255
-    square[top : top + height, left : left + width] = np.rint(share * cutout[..., :3] + (1 - share) * 255)
-    return square
 
 
 def _picture(index: PoolIndex, row: int) -> np.ndarray:

@@ -9,9 +9,9 @@ import pytest
 import torch
 import yaml
 
+from diSegmenter.cut_out import on_white_square
 from diSegmenter.pool import annotation_file
 from diSegmenter.pool.diversity import mean_distance, vendi_score
-from diSegmenter.pool.measure import on_white_square
 from diSegmenter.similarity import load_image_encoder
 from exchange import files, pool_features
 from exchange.errors import UserError

@@ -79,7 +79,7 @@ def sheet(layout: RunLayout, pool: PoolIndex, rows: Sequence[int]) -> bytes:
     return buffer.getvalue()
 
 
-_MEASURES = ("similarity",)
+_MEASURES = ("similarity", "judge")
 _COLUMNS = (
     *(
         "file",

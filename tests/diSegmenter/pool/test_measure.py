@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from diSegmenter.cut_out import on_white_square
 from diSegmenter.pool import measure as measuring
-from diSegmenter.pool.measure import measure, on_white_square
+from diSegmenter.pool.measure import measure
 from exchange import files, pool_features
 from exchange.arrow_files import write_batches
 from exchange.errors import UserError
