@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -204,17 +205,17 @@ def _export(
 
 
 def _warn_of_emptied(judged: JudgedRound, categories: list[dict[str, Any]]) -> None:
-    """Names the classes of which the CLIP threshold leaves nothing."""
-    kept = {instance.category_id for instance in judged.kept}
-    emptied = {i.category_id for i in judged.instances if i.reason == "CLIP score"} - kept
+    """Names the classes of which the filter leaves nothing, and why."""
+    emptied = {i.category_id for i in judged.instances} - {i.category_id for i in judged.kept}
     if emptied:
+        reasons = Counter(i.reason for i in judged.instances if i.category_id in emptied)
         _log.warning(
-            "round %d: the CLIP threshold %g leaves nothing of %d classes (%s): set SEGMENTER.CLIP_TOLERANCE to keep "
-            "the best of each",
+            "round %d: nothing is kept of %d classes (%s); dropped for %s: lower that bound (of CLIP scores, "
+            "SEGMENTER.CLIP_TOLERANCE keeps the best of each class)",
             judged.round,
-            judged.filter.clip_threshold,
             len(emptied),
             ", ".join(str(category["name"]) for category in categories if category["id"] in emptied),
+            ", ".join(f"{reason} {count}" for reason, count in reasons.most_common()),
         )
 
 

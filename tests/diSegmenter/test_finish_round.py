@@ -198,3 +198,17 @@ def test_a_start_lists_each_folder_of_cut_outs_once_for_all_rounds(layout, monke
     monkeypatch.setattr(files, "list_dir", lambda folder: listed.append(folder) or list_dir(folder))
     assert finished_rounds(layout, range(5)) == [0, 1, 3]
     assert listed == [layout.pool("cutouts")]
+
+
+def test_classes_that_lose_all_are_named_with_what_they_are_dropped_for(layout, caplog):
+    finish(layout, 0, [30, 20, 30, 25], [0])
+    assert "nothing is kept" not in caplog.text
+    names = {category["id"]: category["name"] for category in CATEGORIES}
+    instances = cut_out(layout, generate(layout, 1, 4), [10, 40, 20, 40])  # of 3, 7, 3, 7
+    refused = [
+        dataclasses.replace(instance, judge=0.5 * (instance.category_id == 3)) for instance in instances
+    ]
+    judge = dataclasses.replace(CHECKS, judge_threshold=0.5)
+    write_pool(layout, judge_round(layout, 1, refused, judge), CATEGORIES, [0, 1], 100)
+    assert f"nothing is kept of 2 classes ({names[3]}, {names[7]}); dropped for" in caplog.text
+    assert "CLIP score 2" in caplog.text and "judge 2" in caplog.text
