@@ -1,6 +1,7 @@
 """Stage 2: brings the generated images of each round into the pool.
 
-It follows stage 1 while that draws. With --refilter it judges finished rounds by another CLIP threshold.
+It follows stage 1 while that draws. With --refilter it judges finished rounds by another CLIP threshold, and by any
+other bounds that are given (SEGMENTER.MAX_OBJECTS 1).
 """
 
 import argparse
@@ -36,6 +37,12 @@ from exchange.seconds import Stopwatch
 from exchange.shards import Shard, choose_gpu, choose_shard
 
 _WRITES = ("pool", "pool/segmented", "pool/cutouts", "pool/index", "pool/annotations", "pictures")
+# What may be another when a finished round is judged again.
+_BOUNDS = [
+    f"SEGMENTER.{name}"
+    for name in ("CLIP_THRESHOLD", "CLIP_TOLERANCE", "SIMILARITY_THRESHOLD", "JUDGE_THRESHOLD", "AREA_SHARE")
+    + ("MAX_OBJECTS", "DROP_TOUCHING_BORDER")
+]
 _log = logging.getLogger("segmentAndFilter")
 RoundCutter = Callable[[int, Iterable[Listing]], list[PoolInstance]]
 
@@ -48,7 +55,7 @@ def main() -> None:
     rounds = chosen_rounds(args, cfg)
     dataset, image_folder = read_training_set(cfg)
     cfg = with_classes_of(cfg, dataset)
-    layout = open_run(cfg, *_WRITES)
+    layout = open_run(cfg, *_WRITES, may_differ=_BOUNDS if args.refilter is not None else ())
     process = f"segment_{shard.index}of{shard.count}"
     with only_one(layout, process):
         log_to_run(layout, process)
@@ -130,6 +137,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def build_filter(cfg: CfgNode, clip_threshold: float) -> InstanceFilter:
+    if not 0 <= cfg.SEGMENTER.JUDGE_THRESHOLD <= 1:
+        raise UserError(
+            f"SEGMENTER.JUDGE_THRESHOLD is {cfg.SEGMENTER.JUDGE_THRESHOLD:g}: give a probability, from 0 to 1"
+        )
     return InstanceFilter(
         clip_threshold=clip_threshold,
         area_share=tuple(cfg.SEGMENTER.AREA_SHARE),

@@ -4,6 +4,7 @@ import argparse
 import math
 import platform
 import reprlib
+from collections.abc import Collection
 from importlib import metadata
 from typing import Any
 
@@ -119,7 +120,7 @@ def run_layout(cfg: CfgNode) -> RunLayout:
     return RunLayout(from_repository(cfg.OUTPUT_DIR))
 
 
-def open_run(cfg: CfgNode, *writes: str, trains: bool = True) -> RunLayout:
+def open_run(cfg: CfgNode, *writes: str, trains: bool = True, may_differ: Collection[str] = ()) -> RunLayout:
     """Opens the run folder ``cfg.OUTPUT_DIR``, whether or not there is one yet; nothing is written.
 
     Args:
@@ -127,13 +128,14 @@ def open_run(cfg: CfgNode, *writes: str, trains: bool = True) -> RunLayout:
             run folder itself, is removed.
         trains: False: the caller makes no training images, so that a YAML that does not say how, as the release's
             ``_feed`` files, belongs to the run, too.
+        may_differ: keys in which ``cfg`` may be another than the run's.
 
     Raises UserError when the folder belongs to a run with other settings, or its run.yaml is damaged.
     """
     layout = run_layout(cfg)
     for folder in ("", *writes):
         files.remove_leftovers(files.join(layout.root, folder))
-    _settings_to_write(cfg, layout, trains)
+    _settings_to_write(cfg, layout, trains, may_differ)
     return layout
 
 
@@ -147,7 +149,9 @@ def claim_run(cfg: CfgNode, trains: bool = True) -> None:
         _write_settings(layout.settings_file, settings)
 
 
-def _settings_to_write(cfg: CfgNode, layout: RunLayout, trains: bool) -> dict[str, Any] | None:
+def _settings_to_write(
+    cfg: CfgNode, layout: RunLayout, trains: bool, may_differ: Collection[str] = ()
+) -> dict[str, Any] | None:
     """What run.yaml should hold, None where it does already; raises UserError if it holds something else."""
     settings = {key: value for key, value in flatten(cfg) if key not in _FREE_KEYS}
     of_images = {
@@ -157,7 +161,7 @@ def _settings_to_write(cfg: CfgNode, layout: RunLayout, trains: bool) -> dict[st
         return {key: value for key, value in settings.items() if trains or key not in of_images}
     written = _read_settings(layout.settings_file)
     unsaid = of_images if not trains or of_images.isdisjoint(written) else set()
-    keys = (settings | written).keys() - unsaid - _FREE_KEYS
+    keys = (settings | written).keys() - unsaid - _FREE_KEYS - set(may_differ)
     changed = sorted(key for key in keys if settings.get(key) != written.get(key))
     if changed:
         key = "SOLVER.MAX_ITER" if "SOLVER.MAX_ITER" in changed else changed[0]

@@ -154,7 +154,6 @@ def test_what_the_judge_refuses_is_dropped_with_its_reason_and_its_answer_on_rec
     answers = index.column("judge")
     assert np.isfinite(answers).all() and ((answers > 0) & (answers < 1)).all() and len(set(answers)) > 6
     threshold = float(np.median(answers))
-    files.remove(layout.settings_file)
     judged = ["--config", config, "--round", "1", "SEGMENTER.JUDGE_THRESHOLD", str(threshold)]
     call(segmentAndFilter, *judged, "--refilter", "-100")
     index = PoolIndex(layout, [0], dropped_too=True)
@@ -192,6 +191,11 @@ def test_a_call_that_goes_on_keeps_the_answers_that_there_are(call, config, layo
     assert 0 < answered < 9 and len(asked) == 9 - answered
     there = PoolIndex(layout, [0], dropped_too=True).column("judge")
     assert np.isfinite(there).all()
+
+
+def test_a_threshold_that_is_no_probability_is_refused(call, config):
+    with pytest.raises(UserError, match=r"SEGMENTER\.JUDGE_THRESHOLD is 50: give a probability, from 0 to 1"):
+        call(segmentAndFilter, "--config", config, "SEGMENTER.JUDGE_THRESHOLD", "50")
 
 
 def test_a_question_without_a_place_for_the_name_stops_stage_2_before_anything_is_cut_out(

@@ -193,7 +193,7 @@ def test_a_second_call_leaves_every_file_as_it_is(call, config, layout):
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in written} == before
 
 
-def test_another_threshold_needs_no_model(monkeypatch, config, layout, call):
+def test_other_bounds_need_no_model(monkeypatch, config, layout, call):
     for round_ in (0, 1):
         generate(layout, round_, 6)
     call(segmentAndFilter, "--config", config)
@@ -205,6 +205,15 @@ def test_another_threshold_needs_no_model(monkeypatch, config, layout, call):
     assert kept == {name for name, score in scores.items() if score >= threshold}
     assert 0 < len(kept) < 12
     assert files.read_json(layout.verdicts(0))["settings"]["clip_threshold"] == threshold
+    small = ["SEGMENTER.AREA_SHARE", "[0.0, 0.001]"]
+    call(segmentAndFilter, "--config", config, "--refilter", str(threshold), *small)
+    assert set(PoolIndex(layout, [0], dropped_too=True).column("reason")) == {"too large"}
+    for changed in (
+        small,
+        ["--refilter", "0", "SEGMENTER.INPUT_SIZE", "48"],
+    ):  # which other models would need
+        with pytest.raises(UserError, match="belongs to a run with SEGMENTER"):
+            call(segmentAndFilter, "--config", config, *changed)
 
 
 def test_originals_that_a_killed_call_left_go_with_the_next_one(monkeypatch, config, layout, call):
