@@ -205,6 +205,7 @@ def test_the_threshold_from_the_queue_lets_a_share_pass_that_moves_over_the_trai
     state.iteration = 50
     go(state, step, batch_of(1))
     assert state.cache.decisions[-1].threshold == pytest.approx(0.495)  # half of 0, 0.01, …, 0.99
+    state.cache.load_state_dict(state.cache.state_dict())  # resumed
     state.cache.scores.extend(n / 100 for n in range(100))
     state.iteration = 90
     go(state, step, batch_of(2))
