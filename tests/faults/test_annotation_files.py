@@ -143,6 +143,23 @@ def test_no_segmentation_takes_gigabytes(segmentation, path):
     read_bounded(path, json.dumps(content, separators=(",", ":")).encode())
 
 
+@pytest.mark.parametrize("longer", [0, 1])
+def test_the_outlines_of_an_object_are_added_up_each_closed_and_the_ways_between_them_are_not(
+    longer, tmp_path
+):
+    sides = [1 << 14] * 15 + [(1 << 14) + longer]  # there and back: 2^19 pixels together
+    outlines = [[0, y := 15_000 * (n % 2), side, y, side, y] for n, side in enumerate(sides)]
+    content = CONTENT | {"annotations": [{**_OBJECT, "id": 7, "segmentation": outlines}]}
+    content["images"] = [{**image, "height": 20_000, "width": 20_000} for image in CONTENT["images"]]
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(content))
+    if not longer:
+        assert len(read_annotations(str(path)).polygons(0)) == 16
+    else:
+        with pytest.raises(UserError, match="annotation 7 has .*outlines of more than 524288 pixels"):
+            read_annotations(str(path))
+
+
 # JSON values without a space in them. The object that gets them is the second one, the run lengths' image 6 x 8.
 _BAD = {
     "annotations segmentation": r"""
