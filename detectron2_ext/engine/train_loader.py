@@ -79,7 +79,7 @@ def build_train_loader(
         schedule = TestSchedule(
             batch_size, world_size, cfg.MODEL.ACTIVE_TEST_BATCHSIZE, cfg.MODEL.ACTIVE_TEST_EVERY
         )
-        mapper = TripleMapper(mapper, TestImages(reader, images, seed, schedule), pool)
+        mapper = TripleMapper(mapper, TestImages(reader, seed, schedule), pool)
     first, last = start_iteration * batch_size, (start_iteration + num_iterations) * batch_size
     sampler = StreamSampler(_build_stream(cfg, dataset, images, seed), first, last, rank, world_size)
     loader = batches_in_order(cfg, mapper, sampler, batch_size // world_size)
