@@ -63,8 +63,8 @@ class GradientRank:
         self._network, self._parameters, self._draws = network, list(parameters), draws
         self._reader, self._pool, self._paste, self._seed = reader, pool, paste, seed
         self._num_tests, self._through_backbone = num_tests, through_backbone
-        self._of_class = ImagesOfClasses(reader.dataset, images)
-        self._tests = TestImages(reader, images, seed, lambda k: True)
+        self._of_class = ImagesOfClasses(reader.dataset)
+        self._tests = TestImages(reader, seed, lambda k: True)
         self._mapper = TrainMapper(reader, images, [], seed, bgr)
         self.skipped: list[str] = []
 

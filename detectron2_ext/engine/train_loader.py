@@ -35,11 +35,10 @@ def build_train_loader(
     dataset: DetectionDataset | None = None,
     pool: InstancePool | None = None,
     feedback: Feedback | None = None,
-    seed: int | None = None,
 ) -> BatchLoader:
     """The training batches of one rank from ``start_iteration`` on.
 
-    Image ``k`` of the training, and what is pasted into it, depends on the seed, the pool and ``k`` alone:
+    Image ``k`` of the training, and what is pasted into it, depends on SEED, the pool and ``k`` alone:
     not on the number of ranks or loader processes, nor on where a resumed training starts.
 
     Args:
@@ -50,13 +49,12 @@ def build_train_loader(
         dataset: the training set; DATASETS.TRAIN is read if None.
         pool: what to paste, of the round that ``start_iteration`` lies in; None: nothing.
         feedback: gives the adaptive object sizes from round FEEDBACK.FROM_ROUND on.
-        seed: SEED by default.
 
     Raises:
         UserError: the batch does not divide among the ranks, no image can be trained on, or a setting has a
             value that does not exist.
     """
-    seed = cfg.SEED if seed is None else seed
+    seed = cfg.SEED
     batch_size = cfg.SOLVER.IMS_PER_BATCH
     if batch_size % world_size:
         raise UserError(
@@ -81,7 +79,7 @@ def build_train_loader(
         schedule = TestSchedule(
             batch_size, world_size, cfg.MODEL.ACTIVE_TEST_BATCHSIZE, cfg.MODEL.ACTIVE_TEST_EVERY
         )
-        mapper = TripleMapper(mapper, TestImages(reader, images, seed, schedule), pool)
+        mapper = TripleMapper(mapper, TestImages(reader, seed, schedule), pool)
     first, last = start_iteration * batch_size, (start_iteration + num_iterations) * batch_size
     sampler = StreamSampler(_build_stream(cfg, dataset, images, seed), first, last, rank, world_size)
     loader = batches_in_order(cfg, mapper, sampler, batch_size // world_size)

@@ -225,7 +225,7 @@ def _recolors(cfg: CfgNode, part: str) -> bool:
 def _build_sources(cfg: CfgNode, reader: SceneReader, images: np.ndarray) -> SourceRule:
     if not cfg.INPUT.SCP_TYPE:
         return AnyImage(images)
-    of_class = ImagesOfClasses(reader.dataset, images)
+    of_class = ImagesOfClasses(reader.dataset)
     kinds = {
         "in_domain": lambda: SharedClass(of_class),
         "cas": lambda: ClassFirst(of_class, of_class.shown(), only_it=True),

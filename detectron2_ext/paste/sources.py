@@ -42,8 +42,8 @@ class AnyImage:
 class ImagesOfClasses:
     """The images that show each class, crowds not counted."""
 
-    def __init__(self, dataset: DetectionDataset, images: np.ndarray) -> None:
-        real = ~dataset.crowd & np.isin(dataset.image_of_object, images)
+    def __init__(self, dataset: DetectionDataset) -> None:
+        real = ~dataset.crowd
         pairs = np.stack([dataset.classes[real], dataset.image_of_object[real]], axis=1)
         classes, self._images = np.unique(pairs, axis=0).T
         self._first = np.searchsorted(classes, np.arange(dataset.num_classes + 1))

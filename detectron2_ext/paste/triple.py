@@ -49,18 +49,15 @@ class TestImages:
 
     Args:
         reader: gives a random view of an image with its objects.
-        images: data set indices to choose from.
         seed: of the run.
         wanted: whether the ``k``-th image of the stream gets one.
     """
 
     __test__ = False  # not a test class
 
-    def __init__(
-        self, reader: SceneReader, images: np.ndarray, seed: int, wanted: Callable[[int], bool]
-    ) -> None:
+    def __init__(self, reader: SceneReader, seed: int, wanted: Callable[[int], bool]) -> None:
         self._reader, self._seed, self._wanted = reader, seed, wanted
-        self._of_class = ImagesOfClasses(reader.dataset, images)
+        self._of_class = ImagesOfClasses(reader.dataset)
 
     def __call__(self, k: int, pasted: Sequence[PasteInfo], skipped: list[str]) -> tuple[Scene, int] | None:
         """A view with the objects of that class alone, and the data set index of its image.

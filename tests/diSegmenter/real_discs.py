@@ -9,7 +9,13 @@ from exchange import files
 from exchange.annotations import AnnotationFile, read_annotations
 from tests.diSegmenter.conftest import CATEGORIES
 
-_TURNED = 6  # EXIF: the camera stood on its side
+# Orientations in EXIF by which height and width change places, and what the camera did to the upright image.
+_LYING = {
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
 
 
 def _disc(number: int, size: tuple[int, int]) -> tuple[np.ndarray, list[int]]:
@@ -33,11 +39,11 @@ def write_training_set(folder: Path, classes: list[int]) -> AnnotationFile:
         x, y, w, h = box
         pixels = np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)
         pixels[inside] = (200, 30, 30) if category_id == 3 else (30, 30, 200)
-        exif = Image.Exif()
+        exif, picture = Image.Exif(), Image.fromarray(pixels)
         if number % 2:
-            exif[0x0112] = _TURNED
-            pixels = np.rot90(pixels)
-        Image.fromarray(pixels).save(folder / f"{number}.png", exif=exif)
+            exif[0x0112] = orientation = 5 + number // 2 % 4
+            picture = picture.transpose(_LYING[orientation])
+        picture.save(folder / f"{number}.png", exif=exif)
         images.append({"id": number, "file_name": f"{number}.png", "height": size[0], "width": size[1]})
         runs = np.flatnonzero(np.diff(np.pad(inside.T.ravel().astype(int), 1))).tolist()
         counts = np.diff([0, *runs, inside.size]).tolist()

@@ -10,7 +10,7 @@ from transformers import AutoImageProcessor, CLIPModel, Dinov2Config, Dinov2Mode
 
 from diSegmenter import real_objects, segmentAndFilter
 from diSegmenter.build_similarity import build_similarity
-from diSegmenter.real_objects import RealObjects, read_or_make
+from diSegmenter.real_objects import RealObjects
 from diSegmenter.similarity import SURROUNDINGS, Framing, load_image_encoder
 from exchange import files
 from exchange.annotations import read_annotations
@@ -142,23 +142,34 @@ def test_a_file_of_real_features_is_used_as_long_as_it_is_whole_and_about_the_sa
     made = Mock(return_value={3: np.ones(4, np.float32)})
     monkeypatch.setattr(real_objects, "mean_features", made)
 
-    def means(classes, *settings):
-        objects = RealObjects.of_each_class(write_training_set(tmp_path, classes), str(tmp_path), 5, 0)
-        return read_or_make(layout, objects, objects.digest(settings), Mock(), Mock(), 4, 1)
+    monkeypatch.setattr("diSegmenter.build_similarity.load_image_encoder", Mock())
 
-    for classes, settings, calls in (
-        ([3] * 4, ("clip", 40), 1),
-        ([3] * 4, ("clip", 40), 1),
-        ([3] * 4, ("clip", 8), 2),
-        ([3] * 4 + [7], ("clip", 8), 3),
-        ([3] * 3 + [7] * 2, ("clip", 8), 4),
+    def means(classes, key="PADDING", value="3"):
+        cfg, real = (
+            load_config(config, [f"SEGMENTER.SIMILARITY_{key}", value]),
+            write_training_set(tmp_path, classes),
+        )
+        return build_similarity(cfg, layout, real, str(tmp_path), CPU)._means
+
+    for calls, arguments in enumerate(
+        [
+            ([3] * 4,),
+            ([3] * 4, "PADDING", "4"),
+            ([3] * 4, "REVISION", "v2"),
+            ([3] * 4, "SURROUNDINGS", "white"),
+            ([3] * 4, "MODEL", "dinov2"),
+            ([3] * 4 + [7],),
+            ([3] * 3 + [7] * 2,),
+        ],
+        start=1,
     ):
-        np.testing.assert_array_equal(means(classes, *settings)[3], np.ones(4, np.float32))
-        assert made.call_count == calls
+        for _ in range(2):
+            np.testing.assert_array_equal(means(*arguments)[3], np.ones(4, np.float32))
+            assert made.call_count == calls
     path = layout.real_features()
     files.write_bytes(path, files.read_bytes(path)[:-3])
-    means([3] * 3 + [7] * 2, "clip", 8)
-    assert made.call_count == 5
+    means([3] * 3 + [7] * 2)
+    assert made.call_count == 8
 
 
 def test_the_real_objects_of_a_class_are_drawn_by_the_seed_alone(tmp_path):

@@ -171,11 +171,12 @@ def test_a_damaged_entry_is_made_again(damage, name, path, readings, caplog):
 @pytest.mark.parametrize(
     "name", ["object_images", "object_classes", "polygons_ends", "coordinates_ends", "text_ends"]
 )
-def test_an_entry_that_points_to_nowhere_is_made_again(name, path, readings):
+@pytest.mark.parametrize("place", [99, -1])
+def test_an_entry_that_points_to_nowhere_is_made_again(name, place, path, readings):
     read_annotations(path)
     ((folder, _),) = arrays.entries()
     values = np.load(folder / f"{name}.npy")
-    values[0] = 99
+    values[0] = place
     np.save(folder / f"{name}.npy", values)
     assert_is(read_annotations(path), CONTENT)
     assert len(readings) == 2

@@ -83,6 +83,8 @@ def test_a_key_of_the_detectron2_family_without_effect_is_a_warning_that_names_i
 def test_a_value_of_the_wrong_type_is_an_error_that_names_the_key(tmp_path):
     with pytest.raises(UserError, match=r"SOLVER\.MAX_ITER.*int"):
         load_config(write(tmp_path / "x.yaml", {"SOLVER": {"MAX_ITER": "many"}}))
+    with pytest.raises(UserError, match=r"SOLVER\.BASE_LR the value 'nan': it takes a float"):
+        load_config(write(tmp_path / "x.yaml", {}), ["SOLVER.BASE_LR", "nan"])
 
 
 def test_a_missing_file_a_missing_base_and_broken_yaml_are_named(tmp_path):

@@ -143,6 +143,23 @@ def test_no_segmentation_takes_gigabytes(segmentation, path):
     read_bounded(path, json.dumps(content, separators=(",", ":")).encode())
 
 
+@pytest.mark.parametrize("longer", [0, 1])
+def test_the_outlines_of_an_object_are_added_up_each_closed_and_the_ways_between_them_are_not(
+    longer, tmp_path
+):
+    sides = [1 << 14] * 15 + [(1 << 14) + longer]  # there and back: 2^19 pixels together
+    outlines = [[0, y := 15_000 * (n % 2), side, y, side, y] for n, side in enumerate(sides)]
+    content = CONTENT | {"annotations": [{**_OBJECT, "id": 7, "segmentation": outlines}]}
+    content["images"] = [{**image, "height": 20_000, "width": 20_000} for image in CONTENT["images"]]
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(content))
+    if not longer:
+        assert len(read_annotations(str(path)).polygons(0)) == 16
+    else:
+        with pytest.raises(UserError, match="annotation 7 has .*outlines of more than 524288 pixels"):
+            read_annotations(str(path))
+
+
 # JSON values without a space in them. The object that gets them is the second one, the run lengths' image 6 x 8.
 _BAD = {
     "annotations segmentation": r"""
@@ -158,8 +175,8 @@ _BAD = {
     "annotations area": 'null "5" -1 1180591620717411303424',
     "annotations iscrowd": 'null 2 -1 "0" [] 0.0',
     "annotations id": 'null "8" -1 7.0 9223372036854775808 []',
-    "annotations image_id": 'null 99 "3" 3.0 18446744073709551616',
-    "annotations category_id": 'null 99 "2" 18446744073709551616',
+    "annotations image_id": 'null 99 2 "3" 3.0 18446744073709551616',
+    "annotations category_id": 'null 99 3 "2" 18446744073709551616',
     "images height": '-1 0 "6" 6.0 null 268435456 2147483648 18446744073709551616',
     "images file_name": r'5 null "\ud800" "a\u0000"',
     "images neg_category_ids": '5 null ["2"] [[2]] [18446744073709551616]',

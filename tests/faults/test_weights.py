@@ -7,6 +7,7 @@ import pickle
 import struct
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,31 @@ LEGACY_START = b"".join(
     pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
 )
 STORAGE = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000X\3\0\0\0cpu\x8a\6\0\0\0\0\x20\0tQ"
+
+
+def overlapping(number: int = 100) -> bytes:
+    """An archive whose storages lie within each other: each begins with the head of the next."""
+    data, infos, pickled = bytes(1 << 22), [], []
+    for key in reversed(range(number)):
+        info = zipfile.ZipInfo(f"a/data/{key:03}")  # a head of 40 bytes, so that all are whole numbers
+        info.CRC, info.file_size, info.header_offset = zlib.crc32(data), len(data), 40 * key
+        info.compress_size = info.file_size
+        infos.append(info)
+        pickled.append(
+            STORAGE.replace(b"X\1\0\0\x000", b"X\3\0\0\0%03d" % key).replace(
+                b"\x8a\6\0\0\0\0\x20\0", b"J" + struct.pack("<i", len(data) // 4)
+            )
+        )
+        data = info.FileHeader() + data
+    buffer = io.BytesIO(data)
+    with zipfile.ZipFile(buffer, "a") as file:
+        file.writestr("a/data.pkl", instructions(b"(", *pickled, b"l"))
+        file.filelist += infos
+    return buffer.getvalue()
+
+
 HOSTILE = {
+    "an archive of a hundred storages within each other": overlapping,
     "an archive that unfolds to 128 MiB": lambda: archive(
         pickle_of_archive(), zipfile.ZIP_DEFLATED, bytes(1 << 27)
     ),

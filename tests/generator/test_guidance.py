@@ -35,7 +35,7 @@ def draw(pipeline, which=(0, 1, 2), **options):
         "output_type": "pt",
     }
     if isinstance(pipeline, d.FluxPipeline):
-        arguments["max_sequence_length"] = 77
+        arguments["max_sequence_length"] = len(PROMPTS)  # positions of words are none of a batch's images
     return pipeline(**{**arguments, **options}).images
 
 

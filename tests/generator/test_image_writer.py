@@ -21,12 +21,13 @@ def test_writer_has_written_everything_when_it_is_left(tmp_path):
     assert [read_record(GeneratedInstance, str(tmp_path / f"{i}.png")) for i in range(20)] == records
 
 
-def test_what_fails_in_the_thread_is_raised_where_images_are_drawn(tmp_path, monkeypatch):
+@pytest.mark.parametrize("images", [1, 5])  # 5: more than the queue holds, nobody waits for ever
+def test_what_fails_in_the_thread_is_raised_where_images_are_drawn(images, tmp_path, monkeypatch):
     def fail(path, data):
         raise PermissionError(13, "no", path)
 
     monkeypatch.setattr(files, "write_bytes", fail)
     with pytest.raises(PermissionError), ImageWriter(depth=1) as writer:
-        for _ in range(5):  # more than the queue holds: nobody waits for ever
+        for _ in range(images):
             writer.put(str(tmp_path / "a.png"), PIXELS, RECORD)
     assert writer.written == []

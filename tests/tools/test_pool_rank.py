@@ -69,12 +69,17 @@ def pool_image(data):
     return Image.open(io.BytesIO(data))
 
 
-def test_clip_is_the_larger_score_and_what_has_none_is_unknown(monkeypatch, capsys, layout):
+def test_clip_is_the_larger_score_what_has_none_is_unknown_and_what_is_new_is_ranked(
+    monkeypatch, capsys, layout
+):
     lines = call(monkeypatch, capsys, layout, "--by", "clip")
     assert [line[: line.index(" (")] for line in lines] == [
         f"round {r}: ranked 1 of 2 instances" for r in (0, 1)
     ]
     np.testing.assert_array_equal(values(layout, "clip"), [5.0, np.nan, 6.0, np.nan])
+    write_index(layout, 1, [*PoolIndex(layout, [1]), pool_instance(1, 5, 1, clip_white=7.0)])
+    before, again = call(monkeypatch, capsys, layout, "--by", "clip")
+    assert before == "round 0: was ranked before" and again.startswith("round 1: ranked 2 of 3")
 
 
 def test_entropy_is_that_of_the_segmenter_on_white_and_is_taken_again_only_where_it_is_missing(

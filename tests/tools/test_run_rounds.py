@@ -80,6 +80,7 @@ def test_the_command_line_decides_rounds_folder_staleness_processes_and_interpre
     monkeypatch.setattr(run_rounds, "Chain", lambda *parts: parts)
 
     monkeypatch.chdir(tmp_path)  # stages hear of relative paths in full
+    monkeypatch.setenv("MRCA_PYTHON", "another")
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["run_rounds.py", "--config", "x.yaml", *arguments])

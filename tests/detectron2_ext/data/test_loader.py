@@ -257,6 +257,18 @@ def test_sizes_rotation_and_colour_follow_the_settings(configure):
         assert content(train_loader(configure(*overrides), num_iterations=4)) != plain
 
 
+@pytest.mark.parametrize(
+    ("part", "method", "changes"), [("src", "none", False), ("src", "self_copy", True), ("dst", "none", True)]
+)
+def test_colours_change_in_training_images_or_in_those_copied_from(configure, part, method, changes):
+    jitter = ("INPUT.COLOR_JITTER_FREQ_FILTER", "[r, c, f]", "INPUT.COLOR_JITTER_APPLY_TYPE", part)
+    seen = []
+    for on in ("False", "True"):
+        cfg = configure("INPUT.USE_COPY_METHOD", method, "INPUT.USE_COLOR_JITTER", on, *jitter)
+        seen.append(content(train_loader(cfg, num_iterations=6)))
+    assert (seen[0] != seen[1]) == changes
+
+
 def test_images_are_repeated_only_as_the_sampler_and_its_threshold_say(configure, filled_lvis):
     filled_lvis.add_image()  # without an object
     filled_lvis.write()

@@ -50,6 +50,9 @@ def test_the_score_is_the_cosine_with_the_mean_gradient_of_real_objects_of_the_c
     rank._network.class_losses = lambda batch, through: (seen.extend(batch), losses(batch, through))[1]
     found = dict(rank())
     exact = Exact(rank._network)
+    parts = layers or ["roi_heads.box_head", "roi_heads.box_predictor"]
+    for name, parameter in rank._network.named_parameters():
+        assert parameter.requires_grad == any(part in name for part in parts), name
     assert sorted(found) == [0, 1, 2] and len(seen) == 3 * (_TESTS + 1)
     for class_index in range(3):
         *tests, pasted = seen[class_index * (_TESTS + 1) : (class_index + 1) * (_TESTS + 1)]

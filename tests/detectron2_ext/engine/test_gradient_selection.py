@@ -31,20 +31,24 @@ def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one * other).sum() / (one.square().sum() * other.square().sum()).sqrt())
 
 
-@pytest.mark.parametrize("threshold", [-0.5, 0.9])
-def test_score_and_decision_are_those_of_the_definition_in_float64(threshold: float) -> None:
-    state, step = start(selecting_config(MODEL__ACTIVE_ONCE_MODE=f"only_paste_{threshold}"))
+@pytest.mark.parametrize(("threshold", "parts"), [(-0.5, 1), (0.9, 2)])
+def test_score_and_decision_are_those_of_the_definition_in_float64(threshold: float, parts: int) -> None:
+    mode = f"only_paste_{threshold}"
+    state, step = start(selecting_config(MODEL__ACTIVE_ONCE_MODE=mode, SOLVER__ACCUMULATION_STEPS=parts))
     for predictor in state.model.roi_heads.box_predictor:  # fewer boxes show objects in later stages
         torch.nn.init.normal_(predictor.bbox_pred.weight, std=1.2)
-    batch = [triple(number, pasted=2) for number in range(2)]
+    batch = [triple(number, pasted=2) for number in range(3)]  # parts of two and of one
     exact = Exact(state.model)
     of_tests = exact.gradient_of_tests([record["test"] for record in batch])
-    score = cosine(0.9 * of_tests, exact.gradient_of_pasted(batch))
+    of_pasted = sum(
+        len(part) * exact.gradient_of_pasted(part) for part in (batch[i::parts] for i in range(parts))
+    )
+    score = cosine(0.9 * of_tests, of_pasted)
     go(state, step, batch)
     assert state.cache is not None and 0.001 < abs(score) < 0.9
-    assert [d.score for d in state.cache.decisions] == pytest.approx([score] * 4, rel=1e-3)
-    assert [d.threshold for d in state.cache.decisions] == [threshold] * 4
-    assert [d.accepted for d in state.cache.decisions] == [score >= threshold] * 4
+    assert [d.score for d in state.cache.decisions] == pytest.approx([score] * 6, rel=1e-3)
+    assert [d.threshold for d in state.cache.decisions] == [threshold] * 6
+    assert [d.accepted for d in state.cache.decisions] == [score >= threshold] * 6
     named = [name for record in batch for name in record["pasted_instances"]]
     assert [(d.instance, d.category_id) for d in state.cache.decisions] == named
 
@@ -205,6 +209,7 @@ def test_the_threshold_from_the_queue_lets_a_share_pass_that_moves_over_the_trai
     state.iteration = 50
     go(state, step, batch_of(1))
     assert state.cache.decisions[-1].threshold == pytest.approx(0.495)  # half of 0, 0.01, …, 0.99
+    state.cache.load_state_dict(state.cache.state_dict())  # resumed
     state.cache.scores.extend(n / 100 for n in range(100))
     state.iteration = 90
     go(state, step, batch_of(2))

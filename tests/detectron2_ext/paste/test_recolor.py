@@ -23,7 +23,7 @@ def expected(pixel, brightness, contrast, contrast_first, saturation, hue, chann
 @pytest.mark.parametrize("contrast_first", [True, False])
 @pytest.mark.parametrize("hue", [-18.0, 17.0])
 def test_a_distortion_is_the_formula(contrast_first, hue):
-    image = np.random.default_rng(0).integers(40, 256, (4, 5, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(40, 256, (20, 30, 3), dtype=np.uint8)
     settings = (20.5, 1.3, contrast_first, 0.7, hue, (2, 0, 1))
     found = PhotometricDistortion(*settings)(image)
     for pixel, result in zip(image.reshape(-1, 3), found.reshape(-1, 3), strict=True):
@@ -81,10 +81,10 @@ def test_pixels_of_chosen_objects_alone_change():
 
 @pytest.fixture
 def dataset(small_lvis) -> DetectionDataset:
-    """101 images of class 0 (f), 11 of class 1 (c), 10 of class 2 (r)."""
+    """101 images of class 0 (f), 11 of class 1 (c), 10 of class 2 (r), and as many without an object."""
     small_lvis.add_image()
     name = small_lvis.images[0]
-    small_lvis.images = [{**name, "id": n + 1} for n in range(101)]
+    small_lvis.images = [{**name, "id": n + 1} for n in range(202)]
     for n in range(101):
         for category in [0, *([1] if n < 11 else []), *([2] if n < 10 else [])]:
             small_lvis.add_object(n + 1, category, [4, 6, 20, 10])

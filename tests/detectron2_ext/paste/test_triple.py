@@ -25,7 +25,7 @@ def mappers(filled_lvis, write_pool):
     with_pasted, without = (TrainMapper(reader, images, some, seed=5) for some in (pasters, []))
 
     def triples(wanted=lambda k: True):
-        return TripleMapper(with_pasted, TestImages(reader, images, 5, wanted), pool)
+        return TripleMapper(with_pasted, TestImages(reader, 5, wanted), pool)
 
     return triples, with_pasted, without, dataset
 

@@ -312,6 +312,8 @@ def test_what_is_dropped_by_hand_leaves_training_and_no_later_judgement_brings_i
     assert {i.file for i in judged.instances if i.reason == "by hand"} == {kept[0]}
     drop(layout, [kept[1]], [], [], CATEGORIES)
     assert dropped_by_hand(layout) == {kept[0], kept[1], kept[4]}
+    later = files.read_json(layout.annotations(1))["images"]
+    assert sorted(image["file_name"] for image in later) == sorted([kept[2], kept[3], kept[5]])
 
 
 @pytest.mark.parametrize(
