@@ -80,29 +80,22 @@ class Judge:
     @torch.inference_mode()
     def __call__(
         self, images: Sequence[np.ndarray], alphas: Sequence[np.ndarray], category_ids: Sequence[int]
-    ) -> list[float | None]:
-        """The probability of a yes, against a no, about each; None where nothing is cut out.
+    ) -> list[float]:
+        """The probability of a yes, against a no, about each.
 
         Args:
             images: uint8 (H, W, 3 or more) each.
-            alphas: uint8 (H, W) each.
+            alphas: uint8 (H, W) each, not all 0.
         """
-        found: list[float | None] = [None] * len(images)
-        places = [i for i, alpha in enumerate(alphas) if alpha.any()]
-        if places:
-            pictures = [Image.fromarray(shown(images[i], alphas[i])) for i in places]
-            answers = self._answers(pictures, [self._questions[category_ids[i]] for i in places])
-            for place, answer in zip(places, answers.tolist(), strict=True):
-                found[place] = answer
-        return found
-
-    def _answers(self, pictures: Sequence[Image.Image], questions: Sequence[str]) -> torch.Tensor:
-        """Probabilities, float32 (N,)."""
-        inputs = self._encode(pictures, questions).to(self._device, self._model.dtype)
+        pictures = [Image.fromarray(shown(*pair)) for pair in zip(images, alphas, strict=True)]
+        inputs = self._encode(pictures, [self._questions[category] for category in category_ids]).to(
+            self._device, self._model.dtype
+        )
         inputs.pop("labels", None)  # of PaliGemma's processor, with which a model computes a loss
         last = inputs["attention_mask"].sum(1) - 1
         logits = self._model(**inputs, logits_to_keep=last[:, None]).logits[:, 0].float()
-        return torch.sigmoid(logits[:, self._yes].logsumexp(1) - logits[:, self._no].logsumexp(1))
+        odds = logits[:, self._yes].logsumexp(1) - logits[:, self._no].logsumexp(1)
+        return torch.sigmoid(odds).tolist()
 
     def _encode(self, pictures: Sequence[Image.Image], questions: Sequence[str]) -> Any:
         # Behind the text, where a decoder does not look: positions are those of a question on its own.

@@ -63,7 +63,7 @@ def follow_round(
 
 
 Measure = Callable[[Sequence[np.ndarray], Sequence[np.ndarray], Sequence[int]], Sequence[float | None]]
-"""Of images, uint8 (H, W, 4), masks, uint8 (H, W), and category ids; None where there is nothing to measure."""
+"""Of images, uint8 (H, W, 4), masks, uint8 (H, W) and not all 0, and category ids; None where it cannot tell."""
 
 
 class RoundSegmenter:
@@ -75,8 +75,8 @@ class RoundSegmenter:
         cut_out: gives masks and scores; called from several threads.
         workers: threads, each with a batch of its own: while one has a model, the others decode and write.
         shard: this process takes the images whose names hash to its index, modulo the number of shards.
-        measures: what else is measured of a cut-out, by its field in the record (``similarity``, ``judge``); called
-            from several threads.
+        measures: what else is measured of what shows an object, by its field in the record (``similarity``,
+            ``judge``); called from several threads.
     """
 
     def __init__(
@@ -142,9 +142,12 @@ class RoundSegmenter:
         records, images = zip(*readable, strict=True)
         category_ids = [generated.category_id for generated in records]
         found = self._cut_out(images, category_ids)
-        alphas = [cut_out.alpha for cut_out in found]
-        columns = {name: measure(images, alphas, category_ids) for name, measure in self._measures.items()}
-        measured = [{name: column[i] for name, column in columns.items()} for i in range(len(images))]
+        measured: list[dict[str, float | None]] = [{} for _ in found]
+        showing = [place for place, cut_out in enumerate(found) if cut_out.alpha.any()]
+        for name, measure in self._measures.items() if showing else ():
+            looked_at = zip(*((images[i], found[i].alpha, category_ids[i]) for i in showing), strict=True)
+            for place, value in zip(showing, measure(*looked_at), strict=True):
+                measured[place][name] = value
         return [self._write(round_, *each) for each in zip(records, images, found, measured, strict=True)]
 
     def _read(self, name: str) -> np.ndarray | None:

@@ -104,18 +104,14 @@ class Similarity:
     def __call__(
         self, images: Sequence[np.ndarray], alphas: Sequence[np.ndarray], category_ids: Sequence[int]
     ) -> list[float | None]:
-        """The mean cosine of each; None where nothing is cut out, or the category has no real object.
+        """The mean cosine of each; None where the category has no real object.
 
         Args:
             images: uint8 (H, W, 3 or more) each.
-            alphas: uint8 (H, W) each.
+            alphas: uint8 (H, W) each, not all 0.
         """
         found: list[float | None] = [None] * len(images)
-        places = [
-            i
-            for i, (c, a) in enumerate(zip(category_ids, alphas, strict=True))
-            if c in self._means and a.any()
-        ]
+        places = [place for place, category in enumerate(category_ids) if category in self._means]
         if places:
             features = self._encode(
                 [self._framing(images[i], alphas[i], cv2.boundingRect(alphas[i])) for i in places]

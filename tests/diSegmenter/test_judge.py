@@ -78,14 +78,6 @@ def test_another_class_is_another_question(folder):
     assert abs(as_red - as_blue) > 1e-3
 
 
-def test_an_image_without_an_object_is_not_asked_about(folder):
-    judge = load_judge(folder, "main", QUESTIONS, CPU)
-    alphas = [np.zeros_like(ALPHAS[0]), *ALPHAS[1:]]
-    found = judge(IMAGES, alphas, CATEGORIES)
-    assert found[0] is None and found[1:] == judge(IMAGES[1:], ALPHAS[1:], CATEGORIES[1:])
-    assert judge(IMAGES[:1], alphas[:1], [3]) == [None]
-
-
 def test_the_judge_sees_the_whole_cut_out_on_white_in_the_middle_of_a_square():
     image = np.full((40, 60, 4), 100, np.uint8)
     alpha = np.zeros((40, 60), np.uint8)

@@ -31,9 +31,9 @@ def score(images, alphas, category_ids):
     return np.array([[category, alpha.mean()] for alpha, category in zip(alphas, category_ids, strict=True)])
 
 
-def segment(layout, foreground, batch_size=4, shard=WHOLE):
+def segment(layout, foreground, batch_size=4, shard=WHOLE, **measures):
     cut_out = OneModel("darkness", InTurn(foreground), MaskCleaner(128, True), InTurn(score))
-    segmenter = RoundSegmenter(layout, cut_out, batch_size, 2, shard)
+    segmenter = RoundSegmenter(layout, cut_out, batch_size, 2, shard, measures)
     return segmenter(0, follow_round(layout, 0, timeout_s=0))
 
 
@@ -119,6 +119,36 @@ def test_images_without_an_object_are_done_too(layout):
     again = Nothing()
     segment(layout, again)
     assert again.seen == 0 and not files.exists(layout.pool("cutouts"))
+
+
+def test_what_shows_an_object_is_measured_and_nothing_else(layout):
+    generate(layout, 0, 7)
+
+    class Light(Darkness):
+        """Finds nothing in every second image, counted over the batches, one after the other."""
+
+        def __call__(self, images):
+            before, alphas = self.seen, super().__call__(images)
+            return [alpha * ((before + place) % 2) for place, alpha in enumerate(alphas)]
+
+    def dark(images, alphas, category_ids):
+        assert all(alpha.any() for alpha in alphas)
+        return [
+            None if category == 7 else round(float(image[alpha > 0].mean()), 4)
+            for image, alpha, category in zip(images, alphas, category_ids, strict=True)
+        ]
+
+    found = segment(layout, InTurn(Light()), batch_size=3, similarity=dark)
+    assert {bool(i.area) for i in found} == {False, True} and {i.category_id for i in found} == {3, 7}
+    for instance in found:
+        expected = None
+        if instance.area and instance.category_id == 3:
+            mask = read_rgba(layout.segmented(instance.file))[..., 0]
+            expected = pytest.approx(read_rgba(layout.raw(instance.file))[mask > 0].mean(), abs=1e-4)
+        assert instance.similarity == expected and instance.judge is None
+    assert (
+        segment(layout, InTurn(Darkness()), batch_size=3, judge=None) == found
+    )  # nothing is left to measure
 
 
 def test_an_image_that_does_not_decode_is_tried_again_by_the_next_call(layout):
