@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from diSegmenter.judge import load_judge
 from exchange.config import REPOSITORY
 from tools.digits import samples, scenes, train_judge
-from tools.digits.cut_outs import KINDS, CutOut, Scribe, examples
+from tools.digits.cut_outs import KINDS, Example, Scribe, examples
 
 CATEGORIES = range(1, samples.NUM_CATEGORIES + 1)
 
@@ -122,7 +122,7 @@ def test_the_judge_is_measured_against_each_kind_of_bad_cut_out(monkeypatch):
 
     def draws(kind):
         levels = iter([255 * level for level in brightness[kind]] * 15)
-        return lambda scribe, category: CutOut(
+        return lambda scribe, category: Example(
             np.full((2, 2, 3), next(levels), np.uint8), np.ones((2, 2), np.uint8)
         )
 

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from tools.digits import pictures, samples
+from tools.digits.optimise import optimising
 from tools.digits.prompts import MAX_TOKENS, TEMPLATES, build_tokenizer
 
 _MEAN, _STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -105,20 +106,11 @@ def train(steps: int, seed: int) -> tuple[CLIPModel, CLIPProcessor]:
     codes = category_codes(model.config.projection_dim)
     train_text(model, texts, codes, steps=400)
     images, categories = make_pictures(samples.split()["generation"], 24_000, rng)
-    optimizer = torch.optim.AdamW(_parameters(model, "vision"), lr=1e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.1)
-    progress = tqdm(range(steps), "CLIP images")
-    for _ in progress:
+    for step in optimising(_parameters(model, "vision"), steps, 1e-3, 0.05, "CLIP images", max_norm=1.0):
         batch = torch.from_numpy(rng.integers(len(images), size=64))
         embeddings = model.visual_projection(model.vision_model(images[batch]).pooler_output)
         logits = 20 * F.normalize(embeddings, dim=1) @ codes.T
-        loss = F.cross_entropy(logits, categories[batch] - 1)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        progress.set_postfix(loss=f"{loss.item():.3f}")
+        step(F.cross_entropy(logits, categories[batch] - 1))
     return model.eval(), processor
 
 

@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForImageSegmentation, PreTrainedModel
 
 from diSegmenter.annotate import MaskCleaner
 from exchange import files
 from tools.digits import pictures, samples
+from tools.digits.optimise import optimising
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _BATCH = 16
@@ -32,18 +32,10 @@ def train(folder: str, steps: int, seed: int) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
     model = AutoModelForImageSegmentation.from_config(config, trust_remote_code=True)
     images, coverages = make_pictures(samples.split()["generation"], 12_000, seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1)
     model.train()
-    progress = tqdm(range(steps), "foreground")
-    for _ in progress:
+    for step in optimising([*model.parameters()], steps, 3e-3, 1e-4, "foreground"):
         batch = torch.randint(len(images), (_BATCH,))
-        loss = F.binary_cross_entropy_with_logits(model(images[batch])[-1], coverages[batch])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        progress.set_postfix(loss=f"{loss.item():.3f}")
+        step(F.binary_cross_entropy_with_logits(model(images[batch])[-1], coverages[batch]))
     return model.eval()
 
 

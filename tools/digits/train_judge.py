@@ -24,7 +24,8 @@ from transformers import (
 from diSegmenter.judge import Judge, questions_about, shown
 from exchange.config import load_config
 from tools.digits import samples, scenes
-from tools.digits.cut_outs import KINDS, CutOut, Scribe, examples
+from tools.digits.cut_outs import KINDS, Example, Scribe, examples
+from tools.digits.optimise import optimising
 from tools.digits.prompts import build_chat_tokenizer
 
 CONFIG = "configs/digits/MRCA_judge_digits.yaml"
@@ -135,23 +136,15 @@ def train(eyes: str, steps: int, seed: int) -> tuple[LlavaForConditionalGenerati
     )["input_ids"]
     name = torch.nonzero((tokens != tokens[0]).any(0))[:, 0]
     answers = torch.tensor(processor.tokenizer.convert_tokens_to_ids(["no", "yes"]))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.1)
     model.train()
-    progress = tqdm(range(steps), "judge")
-    for _ in progress:
+    for step in optimising([*model.parameters()], steps, 1e-3, 0.05, "judge", max_norm=1.0):
         batch = torch.randint(len(images), (_BATCH,))
         asked, is_right = tokens[categories[batch] - 1], right[batch]
         kept = torch.cat([name - 1, torch.tensor([asked.shape[1] - 1])])
         logits = model(input_ids=asked, pixel_values=images[batch], logits_to_keep=kept).logits
         loss = F.cross_entropy(logits[:, -1], answers[is_right.long()])
         loss += F.cross_entropy(logits[is_right, :-1].flatten(0, 1), asked[is_right][:, name].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        progress.set_postfix(loss=f"{loss.item():.3f}")
+        step(loss)
     return model.eval(), processor
 
 
@@ -166,7 +159,7 @@ def measure(
     judge = Judge(model, processor, questions(), torch.device("cpu"), "the trained model")
     asked = [index % samples.NUM_CATEGORIES + 1 for index in range(count)]
 
-    def answers(draw: Callable[[Scribe, int], CutOut]) -> npt.NDArray[np.float64]:
+    def answers(draw: Callable[[Scribe, int], Example]) -> npt.NDArray[np.float64]:
         images, alphas = zip(*(draw(scribe, category) for category in asked), strict=True)
         chunks = [slice(at, at + _BATCH) for at in range(0, count, _BATCH)]
         return np.array([a for c in chunks for a in judge(images[c], alphas[c], asked[c])])

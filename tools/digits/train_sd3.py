@@ -17,6 +17,7 @@ from transformers import CLIPModel, CLIPProcessor, CLIPTextModelWithProjection
 
 from tools.digits import pictures, samples
 from tools.digits.classifier import DigitClassifier
+from tools.digits.optimise import optimising
 
 _BATCH = 48
 _UNCONDITIONAL = 0.1
@@ -78,21 +79,12 @@ def train_autoencoder(images: Tensor, steps: int, seed: int) -> AutoencoderKL:
     """
     torch.manual_seed(seed)
     model = build_autoencoder().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1)
-    progress = tqdm(range(steps), "autoencoder")
-    for _ in progress:
+    for step in optimising([*model.parameters()], steps, 3e-3, 0.0, "autoencoder", max_norm=1.0):
         batch = images[torch.randint(len(images), (16,))].contiguous(memory_format=torch.channels_last)
         latents = model.encode(batch).latent_dist.mode()
         reconstruction = model.decode(latents + 0.1 * torch.randn_like(latents)).sample
         error = (reconstruction - batch).abs().mean()
-        loss = error + F.mse_loss(reconstruction, batch) + 1e-3 * latents.square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        progress.set_postfix(error=f"{error.item():.4f}")
+        step(error + F.mse_loss(reconstruction, batch) + 1e-3 * latents.square().mean())
     model.eval()
     latents = encode(model, images[:2000])
     model.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
@@ -146,14 +138,12 @@ def train_transformer(
     texts, pooled = encode_prompts(pipeline, distinct)
     number = {prompt: index for index, prompt in enumerate(distinct)}
     prompt_of = torch.tensor([number[prompt] for prompt in prompts])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.05)
     average = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998)
     )
     model.train()
-    progress = tqdm(range(steps), "transformer")
-    for _ in progress:
+    learning = optimising([*model.parameters()], steps, 1e-3, 0.01, "transformer", warm_up=0.05, max_norm=1.0)
+    for step in learning:
         long = torch.rand(()) < _SHARE_OF_LONG
         batch = torch.randint(len(latents), (_BATCH // 4 if long else _BATCH,))
         clean, noise = latents[batch], torch.randn(len(batch), *latents.shape[1:])
@@ -162,14 +152,8 @@ def train_transformer(
         asked = torch.where(torch.rand(len(batch)) < _UNCONDITIONAL, len(distinct) - 1, prompt_of[batch])
         text = F.pad(texts[asked], (0, 0, 0, _ZERO_TOKENS[int(long)]))
         velocity = model(noisy, text, pooled[asked], 1000 * sigma, return_dict=False)[0]
-        loss = F.mse_loss(velocity, noise - clean)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        step(F.mse_loss(velocity, noise - clean))
         average.update_parameters(model)
-        progress.set_postfix(loss=f"{loss.item():.3f}")
     model.load_state_dict(average.module.state_dict())
     model.eval()
 
