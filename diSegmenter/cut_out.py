@@ -39,9 +39,14 @@ def on_white_square(cutout: np.ndarray) -> np.ndarray:
     side = math.ceil(_SIDE * max(height, width))
     square = np.full((side, side, 3), 255, np.uint8)
     top, left = (side - height) // 2, (side - width) // 2
-    share = cutout[..., 3:].astype(np.float32) / 255
-    square[top : top + height, left : left + width] = np.rint(share * cutout[..., :3] + (1 - share) * 255)
+    square[top : top + height, left : left + width] = over_white(cutout)
     return square
+
+
+def over_white(cutout: np.ndarray) -> np.ndarray:
+    """A cut-out, RGBA uint8 (h, w, 4), as it looks on white: uint8 (h, w, 3)."""
+    share = cutout[..., 3:].astype(np.float32) / 255
+    return np.rint(share * cutout[..., :3] + (1 - share) * 255).astype(np.uint8)
 
 
 class Cutter(Protocol):

@@ -17,6 +17,7 @@ from detectron2_ext.modeling.builder import load_feedback_network
 from detectron2_ext.modeling.described import DescribedWeights, last_checkpoint, read_described
 from detectron2_ext.paste.pool import IndexedCutouts, InstancePool
 from diSegmenter.build_similarity import build_similarity
+from diSegmenter.cut_out import over_white
 from diSegmenter.similarity import Similarity
 from exchange import files
 from exchange.catalog import read_training_set
@@ -191,8 +192,7 @@ def _on_white(index: PoolIndex, row: int) -> tuple[np.ndarray, np.ndarray]:
     alpha = np.zeros(canvas.shape[:2], np.uint8)
     window = np.s_[y : y + height, x : x + width]
     alpha[window] = pixels[..., 3]
-    share = pixels[..., 3:].astype(np.float32) / 255
-    canvas[window] = np.rint(share * pixels[..., :3] + (1 - share) * 255).astype(np.uint8)
+    canvas[window] = over_white(pixels)
     return canvas, alpha
 
 
