@@ -1,7 +1,5 @@
-"""A run folder with two generated rounds, small models and a configuration for stage 2; processes to be killed."""
+"""A run folder with two generated rounds, small models and a configuration for stage 2."""
 
-import multiprocessing
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
@@ -11,31 +9,6 @@ from tests.diSegmenter.conftest import clip_folder, foreground_folder, generate,
 from tests.generator.conftest import saved_sd3, world
 
 __all__ = ["clip_folder", "foreground_folder", "saved_sd3", "world"]  # of the stages, for their tests here
-
-
-@pytest.fixture(scope="session")
-def preloaded() -> ForkServerContext:
-    """Starts processes that have all imports behind them, which are most of a stage's start."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        [
-            "tests.faults.processes",
-            "tests.generator.tiny_pipelines",
-            "diSegmenter.segment_round",
-            "diSegmenter.foreground",
-            "diSegmenter.clip_score",
-            "detectron2_ext.engine.round",
-            "generator.build",
-            "generator.production",
-            "diSegmenter.build_similarity",
-            "diffusers.guiders",
-            "kornia",
-            "matplotlib.backends.backend_agg",
-            "matplotlib.figure",
-            "torch.utils.tensorboard",
-        ]
-    )
-    return context
 
 
 @pytest.fixture

@@ -45,9 +45,9 @@ def undisturbed(layout, config, tmp_path) -> dict[str, bytes]:
 
 
 @pytest.mark.bits
-def test_killed_twenty_times_it_ends_in_the_same_pool(layout, config, undisturbed, preloaded):
+def test_killed_twenty_times_it_ends_in_the_same_pool(layout, config, undisturbed, python):
     options = ["--config", config]
-    assert kill_repeatedly(preloaded, segment_and_filter, options, furthest=11) >= KILLS
+    assert kill_repeatedly(python, "segment_and_filter", options, furthest=12) >= KILLS
     assert tree(layout) == undisturbed
 
 

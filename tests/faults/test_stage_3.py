@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from exchange.annotations import read_annotations
 from exchange.layout import RunLayout
 from tests.detectron2_ext.engine.small_run import write_config
 from tests.detectron2_ext.engine.tiny import assert_equal_weights
-from tests.faults.kills import KILLS, die, kill_repeatedly
+from tests.faults.kills import KILLS, kill, kill_repeatedly
 from tests.faults.processes import train
 
 CLOCK = ("time", "data_time", "images_per_second", "eta_seconds", "memory_mib")
@@ -72,7 +71,7 @@ def finish(layout: RunLayout, options: list[str]) -> None:
 
 
 @pytest.mark.bits
-def test_killed_twenty_times_it_ends_in_the_same_checkpoints_and_feedback(run, preloaded, tmp_path):
+def test_killed_twenty_times_it_ends_in_the_same_checkpoints_and_feedback(run, python, tmp_path):
     layout, options = run
     before = shutil.copytree(layout.root, tmp_path / "before")
     finish(layout, options)
@@ -81,23 +80,19 @@ def test_killed_twenty_times_it_ends_in_the_same_checkpoints_and_feedback(run, p
     shutil.rmtree(layout.root)
     shutil.move(before, layout.root)
 
-    kills = sum(kill_repeatedly(preloaded, train, options, furthest=8) for _ in ("round 0", "round 1"))
+    kills = sum(kill_repeatedly(python, "train", options, furthest=8) for _ in ("round 0", "round 1"))
     assert kills >= KILLS
     finish(layout, options)
     assert outputs(layout) == whole
 
 
 @pytest.mark.bits
-def test_a_training_without_rounds_goes_on_after_a_kill_as_if_there_had_been_none(preloaded, tmp_path):
+def test_a_training_without_rounds_goes_on_after_a_kill_as_if_there_had_been_none(python, tmp_path):
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
         write_config(tmp_path / name, rounds=False, MAX_ITER=8, CHECKPOINT_PERIOD=3)
     whole, killed = (["--config", str(tmp_path / name / "config.yaml")] for name in ("whole", "killed"))
-    arguments = (train, [*killed, "DATALOADER.NUM_WORKERS", "1"], 9, "in its place")
-    process = preloaded.Process(target=die, args=arguments)
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    kill(python, "train", [*killed, "DATALOADER.NUM_WORKERS", "1"], place=9)
     done = [json.loads(line) for line in (tmp_path / "killed/run/train/metrics.json").open()]
     assert 3 <= done[-1]["iteration"] < 8
     train(killed)
