@@ -73,7 +73,7 @@ def write_config(folder: Path, rounds: bool = True, **solver: object) -> Path:
         custom.append([name, str(path), str(folder / name)])
     settings = {
         "MODEL": {
-            "TIMM": {"BASE_NAME": "resnet10t", "NORM": "BN"},
+            "TIMM": {"BASE_NAME": "test_resnet", "NORM": "BN"},
             "DEVICE": "cpu",
             "FPN": {"OUT_CHANNELS": 32},
             "CENTERNET": {

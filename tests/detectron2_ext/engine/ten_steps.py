@@ -9,9 +9,10 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from fvcore.common.config import CfgNode
@@ -119,6 +120,19 @@ WORKS = {
 }
 
 
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """What is float32 elsewhere is float64, so that the order of a sum, another one in each process and on each
+    processor, does not show."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        with patch.object(torch.Tensor, "float", torch.Tensor.double):
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@in_float64()
 def ten_steps(work: str, folder: str, ranks: Ranks) -> None:
     """Leaves checkpoint and metrics of the ten iterations in ``folder``, and each process's weights.
 

@@ -11,6 +11,7 @@ from exchange.config import load_config
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 NUM_CLASSES = 5
 _SMALLEST = {
+    "MODEL.TIMM.BASE_NAME": "test_resnet",
     "MODEL.FPN.OUT_CHANNELS": 16,
     "MODEL.CENTERNET.NUM_BOX_CONVS": 1,
     "MODEL.ROI_BOX_HEAD.FC_DIM": 24,
