@@ -181,12 +181,18 @@ def as_text(rows: list[tuple[str, ...]]) -> str:
 
 
 def save_report(path: str, rows: list[tuple[str, ...]]) -> None:
-    """Writes the table to ``path``.csv and, with matplotlib, images over training instances to ``path``.png."""
+    """Writes images over training instances to ``path``.png, with matplotlib, and then the table to ``path``.csv.
+
+    Nothing is done where both are there with the same table: a call that goes on does not draw again.
+    """
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    files.write_bytes(f"{path}.csv", text.getvalue().encode())
-    with left_out_without_matplotlib(f"{path}.png"):
-        files.write_bytes(f"{path}.png", _plot(rows))
+    table, places = text.getvalue().encode(), [f"{path}.png", f"{path}.csv"]
+    if all(map(files.exists, places)) and files.read_bytes(places[1]) == table:
+        return
+    with left_out_without_matplotlib(places[0]):
+        files.write_bytes(places[0], _plot(rows))
+    files.write_bytes(places[1], table)
 
 
 def _plot(rows: list[tuple[str, ...]]) -> bytes:

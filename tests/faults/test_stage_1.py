@@ -48,7 +48,7 @@ def test_killed_twenty_times_it_ends_in_the_same_pool(world, options, python):
     shutil.rmtree(layout.pool("raw"))
     files.remove(layout.twins(1))
 
-    assert kill_repeatedly(python, "draw", options, furthest=8) >= KILLS
+    assert kill_repeatedly(python, "draw", options, furthest=4) >= KILLS
     assert images(layout) == whole and manifests(layout) == listed
     assert files.read_bytes(layout.twins(1)) == twins
     assert all(is_complete(read_round(layout, round_)) for round_ in (0, 1))

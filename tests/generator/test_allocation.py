@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from exchange.errors import UserError
-from generator.allocation import AllocationRule, allocate, save_report
+from generator.allocation import AllocationRule, allocate, save_report, table_rows
 
 NAN = float("nan")
 patient = settings(
@@ -185,3 +185,21 @@ def test_without_matplotlib_the_table_is_saved_and_a_line_says_what_is_left_out(
     save_report(str(tmp_path / "x"), [("id", "N", "images"), ("1", "2", "3")])
     assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
     assert caplog.messages == [f"{tmp_path}/x.png is left out: matplotlib is not installed"]
+
+
+def test_the_plot_is_drawn_again_only_where_it_is_missing_or_of_another_table(tmp_path):
+    names, drift, ap = {1: "cat", 2: "dog"}, np.ones(2), np.full(2, 30.0)
+    allocation = allocate(AllocationRule(per_class=5), ids(2), np.array([3, 5]), drift, ap)
+    path, rows = str(tmp_path / "x"), table_rows(names, np.array([3, 5]), drift, ap, allocation)
+    for change, drawn in (
+        (lambda: None, True),
+        (lambda: None, False),
+        (lambda: rows.append(rows[-1]), True),
+        ((tmp_path / "x.png").unlink, True),
+        ((tmp_path / "x.csv").unlink, True),
+    ):
+        change()
+        before = (tmp_path / "x.png").stat().st_ino if (tmp_path / "x.png").exists() else None
+        save_report(path, rows)
+        assert ((tmp_path / "x.png").stat().st_ino != before) == drawn
+        assert (tmp_path / "x.csv").read_text().splitlines() == [",".join(row) for row in rows]
