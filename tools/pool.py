@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="COMMAND", help="with --help: says more"
     )
-    for name, (_, what, example) in COMMANDS.items():
+    for name, (_, add_arguments, what, example) in COMMANDS.items():
         command = add_command(commands, name, what, example)
         command.add_argument("run", metavar="RUN", help="run folder, or its URL")
         command.add_argument(
@@ -53,87 +53,214 @@ def build_parser() -> argparse.ArgumentParser:
             metavar="FILE",
             help="LVIS or COCO file with the categories (default: the pool's own)",
         )
-        if name == "import":
-            command.add_argument("source", metavar="SOURCE", help="JSON file, or folder of folders")
-            command.add_argument(
-                "--from",
-                dest="format",
-                choices=("xpaste", "folders", "coco"),
-                required=True,
-                help="form of SOURCE",
-            )
-            command.add_argument(
-                "--root",
-                default="",
-                metavar="FOLDER",
-                help="where relative paths in SOURCE start (default: the folder that SOURCE is in)",
-            )
-        elif name == "export":
-            command.add_argument("out", metavar="OUT", help="folder to write to")
-            command.add_argument(
-                "--to",
-                dest="format",
-                choices=("folders", "coco", "annotations"),
-                required=True,
-                help="form of OUT; annotations: the file alone, in LVIS format, without copying images",
-            )
-        elif name == "merge":
-            command.add_argument("others", metavar="OTHER_RUN", nargs="+", help="run folders to copy from")
-        elif name == "stats":
-            command.add_argument("--per-class", action="store_true", help="the same of each class, too")
-            command.add_argument(
-                "--csv", metavar="FILE", help="write numbers of each class and round there (default: nowhere)"
-            )
-            command.add_argument(
-                "--near",
-                type=float,
-                default=NEAR,
-                metavar="C",
-                help="cosine from which on an instance repeats an earlier one of its class",
-            )
-        elif name == "measure":
-            command.add_argument(
-                "--config",
-                metavar="FILE",
-                help="YAML that names the encoder: SEGMENTER.SIMILARITY_MODEL, or where that is empty CLIP_MODEL "
-                "(default: the run's settings)",
-            )
-            command.add_argument(
-                "--device", default="", metavar="D", help="cpu or cuda (default: a GPU if there is one)"
-            )
-        elif name == "drop":
-            command.add_argument(
-                "names", metavar="NAME", nargs="*", help="instances, as the report of a round names them"
-            )
-            command.add_argument(
-                "--class",
-                dest="classes",
-                type=int,
-                nargs="+",
-                default=[],
-                metavar="C",
-                help="all of these class ids",
-            )
-            command.add_argument(
-                "--round",
-                dest="rounds",
-                type=int,
-                nargs="+",
-                default=[],
-                metavar="R",
-                help="all of these rounds; with --class, of these classes alone",
-            )
-        elif name == "rank":
-            add_rank_arguments(command)
-        elif name == "prune":
-            command.add_argument("--originals", action="store_true", help="remove generated images and masks")
-            command.add_argument(
-                "--dropped", action="store_true", help="remove cut-outs of dropped instances"
-            )
-            command.add_argument(
-                "--duplicates", action="store_true", help="drop instances that equal an earlier one"
-            )
+        add_arguments(command)
     return parser
+
+
+def add_nothing(command: argparse.ArgumentParser) -> None:
+    """For what takes RUN and --annotations alone."""
+
+
+def categories_of(layout: RunLayout, annotations: str | None) -> list[dict[str, Any]]:
+    """Category records of ``annotations``, else the pool's own: of its newest annotation file where it is older than
+    the file that holds them now.
+    """
+    if annotations:
+        return read_annotations(annotations).categories
+    listed = map(layout.annotations, reversed(layout.pool_rounds()))
+    for path in (layout.pool_categories(), *listed):
+        if files.exists(path):
+            return read_annotations(path).categories
+    raise UserError(f"{layout.root} does not say which categories there are: give --annotations FILE")
+
+
+def add_import_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("source", metavar="SOURCE", help="JSON file, or folder of folders")
+    command.add_argument(
+        "--from",
+        dest="format",
+        choices=("xpaste", "folders", "coco"),
+        required=True,
+        help="form of SOURCE",
+    )
+    command.add_argument(
+        "--root",
+        default="",
+        metavar="FOLDER",
+        help="where relative paths in SOURCE start (default: the folder that SOURCE is in)",
+    )
+
+
+def import_pool(layout: RunLayout, args: argparse.Namespace) -> None:
+    categories = categories_of(layout, args.annotations)
+    ids = {category["name"]: category["id"] for category in categories}
+    root = args.root or str(Path(args.source).parent)
+    if args.format == "xpaste":
+        foreign = read_xpaste(args.source, root, sorted(ids.values()))
+    elif args.format == "folders":
+        foreign = read_folders(args.source, ids)
+    else:
+        foreign = read_coco(args.source, root, ids)
+    added, left_out = import_round(layout, foreign, categories, f"{args.format}:{args.source}")
+    print(f"imported {added} instances into {layout.root}, left out {len(left_out)}")
+    for sentence in left_out:
+        print(f"  {sentence}")
+
+
+def add_export_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("out", metavar="OUT", help="folder to write to")
+    command.add_argument(
+        "--to",
+        dest="format",
+        choices=("folders", "coco", "annotations"),
+        required=True,
+        help="form of OUT; annotations: the file alone, in LVIS format, without copying images",
+    )
+
+
+def export_pool(layout: RunLayout, args: argparse.Namespace) -> None:
+    categories = categories_of(layout, args.annotations)
+    if args.format == "coco":
+        export_coco(layout, categories, args.out)
+    elif args.format == "annotations":
+        export_annotations(layout, categories, args.out)
+    else:
+        export_folders(layout, {category["id"]: category["name"] for category in categories}, args.out)
+    print(f"exported to {args.out}")
+
+
+def add_merge_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("others", metavar="OTHER_RUN", nargs="+", help="run folders to copy from")
+
+
+def merge_pools(layout: RunLayout, args: argparse.Namespace) -> None:
+    for path in args.others:
+        other = RunLayout(path.rstrip("/"))
+        if other.root == layout.root or not other.pool_rounds():
+            raise UserError(f"{other.root} holds no other pool: give the run folders to copy from")
+        count = merge(layout, other, categories_of(other, args.annotations))
+        print(f"copied {count} instances of {other.root} into {layout.root}")
+
+
+def verify_pool(layout: RunLayout, args: argparse.Namespace) -> None:
+    ids = {category["id"] for category in categories_of(layout, args.annotations)}
+    problems = 0
+    for problem in verify(layout, ids):
+        print(problem)
+        problems += 1
+    if problems:
+        raise UserError(f"{layout.root} has {problems} problems: each line above says what to do")
+    print(f"{layout.root}: nothing is wrong")
+
+
+def add_measure_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--config",
+        metavar="FILE",
+        help="YAML that names the encoder: SEGMENTER.SIMILARITY_MODEL, or where that is empty CLIP_MODEL "
+        "(default: the run's settings)",
+    )
+    command.add_argument(
+        "--device", default="", metavar="D", help="cpu or cuda (default: a GPU if there is one)"
+    )
+
+
+def measure_pool(layout: RunLayout, args: argparse.Namespace) -> None:
+    from tools.pool_measure import measure_features  # only now: seconds that --help should not take
+
+    for round_, now, kept in measure_features(layout, args.config, args.device):
+        print(f"round {round_}: measured {now} of {kept} instances")
+
+
+def add_stats_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--per-class", action="store_true", help="the same of each class, too")
+    command.add_argument(
+        "--csv", metavar="FILE", help="write numbers of each class and round there (default: nowhere)"
+    )
+    command.add_argument(
+        "--near",
+        type=float,
+        default=NEAR,
+        metavar="C",
+        help="cosine from which on an instance repeats an earlier one of its class",
+    )
+
+
+def show_stats(layout: RunLayout, args: argparse.Namespace) -> None:
+    if not 0 < args.near <= 1:
+        raise UserError(f"--near {args.near}: a cosine above 0, up to 1")
+    from tools import pool_stats  # only now, with tabulate, which --help does without
+
+    quality = PoolQuality(layout, layout.pool_rounds(), args.near)
+    print(pool_stats.as_text(pool_stats.by_round(quality)))
+    if quality.unmeasured is not None:
+        print(
+            f"diversity is not known from round {quality.unmeasured} on: mrca pool measure {layout.root} measures it"
+        )
+    if args.per_class or args.csv:
+        names = {category["id"]: category["name"] for category in categories_of(layout, args.annotations)}
+        if args.per_class:
+            print(pool_stats.as_text(pool_stats.by_class(quality, names)))
+        if args.csv:
+            files.write_bytes(args.csv, pool_stats.as_csv(quality, names).encode())
+
+
+def add_prune_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--originals", action="store_true", help="remove generated images and masks")
+    command.add_argument("--dropped", action="store_true", help="remove cut-outs of dropped instances")
+    command.add_argument("--duplicates", action="store_true", help="drop instances that equal an earlier one")
+
+
+def prune_pool(layout: RunLayout, args: argparse.Namespace) -> None:
+    if not (args.originals or args.dropped or args.duplicates):
+        raise UserError("prune takes at least one of --originals, --dropped, --duplicates")
+    if args.duplicates:
+        print(f"dropped {prune_duplicates(layout, categories_of(layout, args.annotations))} duplicates")
+    for round_ in layout.pool_rounds():
+        if not files.exists(layout.annotations_done(round_)):
+            continue
+        if args.originals:
+            print(f"round {round_}: removed {prune_originals(layout, round_)} images and masks")
+        if args.dropped:
+            print(f"round {round_}: removed {prune_dropped(layout, round_)} cut-outs")
+
+
+def add_drop_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "names", metavar="NAME", nargs="*", help="instances, as the report of a round names them"
+    )
+    command.add_argument(
+        "--class",
+        dest="classes",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="C",
+        help="all of these class ids",
+    )
+    command.add_argument(
+        "--round",
+        dest="rounds",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="R",
+        help="all of these rounds; with --class, of these classes alone",
+    )
+
+
+def drop_instances(layout: RunLayout, args: argparse.Namespace) -> None:
+    if not (args.names or args.classes or args.rounds):
+        raise UserError("drop takes names of instances, --class or --round")
+    categories = categories_of(layout, args.annotations)
+    dropped = drop(layout, args.names, args.classes, args.rounds, categories)
+    names = {category["id"]: category["name"] for category in categories}
+    for round_, count in dropped.items():
+        if judged_by := read_filter(layout, round_):
+            judged = recorded_round(layout, round_, judged_by)
+            write_verdicts(layout, judged)
+            write_pictures(layout, judged, names)
+        print(f"round {round_}: dropped {count} instances")
 
 
 def add_rank_arguments(command: argparse.ArgumentParser) -> None:
@@ -177,157 +304,63 @@ def rank_pool(layout: RunLayout, args: argparse.Namespace) -> None:
         print(f"round {round_}: ranked {len(known)} of {len(values)} instances (5 %, median, 95 %: {shown})")
 
 
-def categories_of(layout: RunLayout, annotations: str | None) -> list[dict[str, Any]]:
-    """Category records of ``annotations``, else the pool's own: of its newest annotation file where it is older than
-    the file that holds them now.
-    """
-    if annotations:
-        return read_annotations(annotations).categories
-    listed = map(layout.annotations, reversed(layout.pool_rounds()))
-    for path in (layout.pool_categories(), *listed):
-        if files.exists(path):
-            return read_annotations(path).categories
-    raise UserError(f"{layout.root} does not say which categories there are: give --annotations FILE")
-
-
-def import_pool(layout: RunLayout, args: argparse.Namespace) -> None:
-    categories = categories_of(layout, args.annotations)
-    ids = {category["name"]: category["id"] for category in categories}
-    root = args.root or str(Path(args.source).parent)
-    if args.format == "xpaste":
-        foreign = read_xpaste(args.source, root, sorted(ids.values()))
-    elif args.format == "folders":
-        foreign = read_folders(args.source, ids)
-    else:
-        foreign = read_coco(args.source, root, ids)
-    added, left_out = import_round(layout, foreign, categories, f"{args.format}:{args.source}")
-    print(f"imported {added} instances into {layout.root}, left out {len(left_out)}")
-    for sentence in left_out:
-        print(f"  {sentence}")
-
-
-def export_pool(layout: RunLayout, args: argparse.Namespace) -> None:
-    categories = categories_of(layout, args.annotations)
-    if args.format == "coco":
-        export_coco(layout, categories, args.out)
-    elif args.format == "annotations":
-        export_annotations(layout, categories, args.out)
-    else:
-        export_folders(layout, {category["id"]: category["name"] for category in categories}, args.out)
-    print(f"exported to {args.out}")
-
-
-def merge_pools(layout: RunLayout, args: argparse.Namespace) -> None:
-    for path in args.others:
-        other = RunLayout(path.rstrip("/"))
-        if other.root == layout.root or not other.pool_rounds():
-            raise UserError(f"{other.root} holds no other pool: give the run folders to copy from")
-        count = merge(layout, other, categories_of(other, args.annotations))
-        print(f"copied {count} instances of {other.root} into {layout.root}")
-
-
-def verify_pool(layout: RunLayout, args: argparse.Namespace) -> None:
-    ids = {category["id"] for category in categories_of(layout, args.annotations)}
-    problems = 0
-    for problem in verify(layout, ids):
-        print(problem)
-        problems += 1
-    if problems:
-        raise UserError(f"{layout.root} has {problems} problems: each line above says what to do")
-    print(f"{layout.root}: nothing is wrong")
-
-
-def measure_pool(layout: RunLayout, args: argparse.Namespace) -> None:
-    from tools.pool_measure import measure_features  # only now: seconds that --help should not take
-
-    for round_, now, kept in measure_features(layout, args.config, args.device):
-        print(f"round {round_}: measured {now} of {kept} instances")
-
-
-def show_stats(layout: RunLayout, args: argparse.Namespace) -> None:
-    if not 0 < args.near <= 1:
-        raise UserError(f"--near {args.near}: a cosine above 0, up to 1")
-    from tools import pool_stats  # only now, with tabulate, which --help does without
-
-    quality = PoolQuality(layout, layout.pool_rounds(), args.near)
-    print(pool_stats.as_text(pool_stats.by_round(quality)))
-    if quality.unmeasured is not None:
-        print(
-            f"diversity is not known from round {quality.unmeasured} on: mrca pool measure {layout.root} measures it"
-        )
-    if args.per_class or args.csv:
-        names = {category["id"]: category["name"] for category in categories_of(layout, args.annotations)}
-        if args.per_class:
-            print(pool_stats.as_text(pool_stats.by_class(quality, names)))
-        if args.csv:
-            files.write_bytes(args.csv, pool_stats.as_csv(quality, names).encode())
-
-
-def prune_pool(layout: RunLayout, args: argparse.Namespace) -> None:
-    if not (args.originals or args.dropped or args.duplicates):
-        raise UserError("prune takes at least one of --originals, --dropped, --duplicates")
-    if args.duplicates:
-        print(f"dropped {prune_duplicates(layout, categories_of(layout, args.annotations))} duplicates")
-    for round_ in layout.pool_rounds():
-        if not files.exists(layout.annotations_done(round_)):
-            continue
-        if args.originals:
-            print(f"round {round_}: removed {prune_originals(layout, round_)} images and masks")
-        if args.dropped:
-            print(f"round {round_}: removed {prune_dropped(layout, round_)} cut-outs")
-
-
-def drop_instances(layout: RunLayout, args: argparse.Namespace) -> None:
-    if not (args.names or args.classes or args.rounds):
-        raise UserError("drop takes names of instances, --class or --round")
-    categories = categories_of(layout, args.annotations)
-    dropped = drop(layout, args.names, args.classes, args.rounds, categories)
-    names = {category["id"]: category["name"] for category in categories}
-    for round_, count in dropped.items():
-        if judged_by := read_filter(layout, round_):
-            judged = recorded_round(layout, round_, judged_by)
-            write_verdicts(layout, judged)
-            write_pictures(layout, judged, names)
-        print(f"round {round_}: dropped {count} instances")
-
-
 def pack_pool(layout: RunLayout, args: argparse.Namespace) -> None:
     for round_ in layout.pool_rounds():
         print(f"round {round_}: packed {pack(layout, round_)} cut-outs")
 
 
-# name: what it runs, what that does, an example
+# name: what it runs, the arguments of that, what it does, an example
 COMMANDS = {
     "import": (
         import_pool,
+        add_import_arguments,
         "bring a pool of X-Paste's, a folder per class, or a COCO file in",
         "runs/foreign --from folders cutouts --annotations train.json",
     ),
-    "export": (export_pool, "write the pool for other programs", "runs/quickstart exported --to coco"),
-    "merge": (merge_pools, "copy the pools of other runs", "runs/both runs/one runs/other"),
+    "export": (
+        export_pool,
+        add_export_arguments,
+        "write the pool for other programs",
+        "runs/quickstart exported --to coco",
+    ),
+    "merge": (
+        merge_pools,
+        add_merge_arguments,
+        "copy the pools of other runs",
+        "runs/both runs/one runs/other",
+    ),
     "drop": (
         drop_instances,
+        add_drop_arguments,
         "take instances out by hand, for good",
         "runs/quickstart 00_0001_0002.png --class 7 --round 1",
     ),
-    "verify": (verify_pool, "check that every file of the pool is whole", "runs/quickstart"),
+    "verify": (verify_pool, add_nothing, "check that every file of the pool is whole", "runs/quickstart"),
     "measure": (
         measure_pool,
+        add_measure_arguments,
         "encode the cut-outs that are new, for what stats tells of diversity",
         "runs/quickstart",
     ),
     "stats": (
         show_stats,
+        add_stats_arguments,
         "what was made, kept and dropped, how it scores, and how different it is",
         "runs/quickstart --per-class",
     ),
     "rank": (
         rank_pool,
+        add_rank_arguments,
         "measure how good each instance is, for INPUT.INST_POOL_WEIGHT and INPUT.INST_POOL_RANK",
         "runs/quickstart --by gradient",
     ),
-    "prune": (prune_pool, "remove what training does not read", "runs/quickstart --originals --dropped"),
-    "pack": (pack_pool, "put the cut-outs of a round into one tar file", "runs/quickstart"),
+    "prune": (
+        prune_pool,
+        add_prune_arguments,
+        "remove what training does not read",
+        "runs/quickstart --originals --dropped",
+    ),
+    "pack": (pack_pool, add_nothing, "put the cut-outs of a round into one tar file", "runs/quickstart"),
 }
 
 if __name__ == "__main__":
