@@ -373,6 +373,14 @@ def test_what_a_user_can_get_wrong_is_one_sentence(arguments, sentence, call):
         call(report, *arguments)
 
 
+@pytest.mark.parametrize("content", [b"settings: {}", b"versions: {}\nsettings: []", b"a"])
+def test_settings_that_lack_a_part_are_one_sentence(content, tmp_path):
+    layout = RunLayout(str(tmp_path))
+    files.write_bytes(layout.settings_file, content)
+    with pytest.raises(UserError, match=r"run\.yaml does not hold the settings and versions of a run"):
+        page(layout.root)
+
+
 def test_a_chart_reaches_from_its_lowest_to_its_highest_value_and_thins_out_what_is_long():
     points = [(n, (n - 50) ** 2) for n in range(101)]
     chart = Chart("a", [Line("b", points, "red"), Line("c", [(0, 5), (200, 5)], "blue")])
