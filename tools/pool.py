@@ -96,7 +96,7 @@ def import_pool(layout: RunLayout, args: argparse.Namespace) -> None:
     ids = {category["name"]: category["id"] for category in categories}
     root = args.root or str(Path(args.source).parent)
     if args.format == "xpaste":
-        foreign = read_xpaste(args.source, root, sorted(ids.values()))
+        foreign = read_xpaste(args.source, root, [category["id"] for category in categories])
     elif args.format == "folders":
         foreign = read_folders(args.source, ids)
     else:

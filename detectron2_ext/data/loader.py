@@ -32,11 +32,11 @@ def build_dataset(cfg: CfgNode, name: str) -> DetectionDataset:
 
 
 def build_test_loader(
-    cfg: CfgNode, dataset: DetectionDataset, *, rank: int = 0, world_size: int = 1, batch_size: int = 1
+    cfg: CfgNode, dataset: DetectionDataset, *, rank: int = 0, world_size: int = 1
 ) -> BatchLoader:
-    """Every ``world_size``-th image of ``dataset`` from image ``rank`` on, once, in order, for testing."""
+    """Every ``world_size``-th image of ``dataset`` from image ``rank`` on, once, one by one in order, for testing."""
     mapper = build_test_mapper(cfg, dataset)
-    loader = batches_in_order(cfg, mapper, range(rank, len(dataset), world_size), batch_size)
+    loader = batches_in_order(cfg, mapper, range(rank, len(dataset), world_size), 1)
     return BatchLoader(loader, SkippedFiles(len(dataset)))
 
 

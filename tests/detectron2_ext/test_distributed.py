@@ -8,11 +8,12 @@ import socket
 import subprocess
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
-from detectron2_ext.distributed import Ranks
+from detectron2_ext.distributed import Ranks, join_ranks
 from exchange.config import REPOSITORY
 from tests.detectron2_ext.engine.ten_steps import ten_steps
 from tests.detectron2_ext.engine.tiny import TinyLoader, assert_equal_weights
@@ -31,6 +32,17 @@ def torchrun(
         place = ["--master-addr", "127.0.0.1", "--master-port", str(probe.getsockname()[1])]
     command = [python, "-m", module, "--nproc-per-node", "2", *place, str(script), *arguments]
     return subprocess.run(command, env=environment, text=True, timeout=240, **options)
+
+
+def test_a_process_takes_the_gpu_of_its_number_on_its_own_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "5"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "8")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen := Mock())
+    for name in ("init_process_group", "destroy_process_group"):
+        monkeypatch.setattr(torch.distributed, name, Mock())
+    with join_ranks("cuda") as ranks:
+        assert ranks == Ranks(5, 8, torch.device("cuda", 1))
+    chosen.assert_called_once_with(ranks.device)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ _LYING = {
 def _disc(number: int, size: tuple[int, int]) -> tuple[np.ndarray, list[int]]:
     """A disc in noise: where it is, bool (H, W), and its box."""
     rng = np.random.default_rng(number)
-    radius = 4 + number
+    radius = 4 + number % 16
     y, x = (int(rng.integers(radius, extent - radius)) for extent in size)
     rows, columns = np.mgrid[: size[0], : size[1]]
     inside = (rows - y) ** 2 + (columns - x) ** 2 <= radius**2

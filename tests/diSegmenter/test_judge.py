@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -96,9 +98,10 @@ def test_names_are_asked_about_as_they_are_spoken_and_other_braces_stay():
     assert found == {3: "One bow (weapon) {now}?"}
 
 
-def test_a_question_that_names_no_category_is_refused():
-    with pytest.raises(UserError, match=r"SEGMENTER.JUDGE_PROMPT is 'Is it whole\?'.*put \{\}"):
-        questions_about("Is it whole?", {3: "disc"})
+@pytest.mark.parametrize("prompt", ["Is it whole?", "Is this {name} whole?"])
+def test_a_question_that_names_no_category_is_refused(prompt):
+    with pytest.raises(UserError, match=rf"SEGMENTER.JUDGE_PROMPT is {re.escape(repr(prompt))}.*put \{{\}}"):
+        questions_about(prompt, {3: "disc"})
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from PIL import Image
 
 from diSegmenter.filter import InstanceFilter
 from diSegmenter.finish_round import judge_round
-from diSegmenter.report import write_pictures
+from diSegmenter.report import instance_sheet, write_pictures
 from exchange import files
 from exchange.images import encode_png
 from tests.diSegmenter.conftest import generate, pool_instance
@@ -76,8 +76,16 @@ def test_the_histogram_shows_kept_and_dropped_scores_and_the_threshold_between_t
     assert len(places["#be2828"]) == 2 and max(places["#be2828"]) < threshold
 
 
-def test_the_report_carries_its_pictures_with_it(layout):
+def test_the_report_carries_a_picture_of_what_was_kept_and_one_of_what_was_dropped(layout, monkeypatch):
+    shown = []
+
+    def spy(layout, title, some, names):
+        shown.append((title, [instance.clip_black for instance in some]))
+        return instance_sheet(layout, title, some, names)
+
+    monkeypatch.setattr("diSegmenter.report.instance_sheet", spy)
     text = report(layout, [30, 20, 31, 21])
+    assert [scores for title, scores in shown if not title] == [[30, 31], [20, 21]]
     pictures = [Image.open(io.BytesIO(data)) for data in Page(text).pictures]
     assert len(pictures) == 2 and all(min(picture.size) > 100 for picture in pictures)
     assert "<svg" in text and not re.search(r'(src|href)="(?!data:)', text)

@@ -214,11 +214,35 @@ def test_what_cannot_be_compared_with_is_said_before_anything_is_cut_out(
     assert not files.list_dir(layout.segmented(""))
 
 
+def test_an_image_that_does_not_decode_is_left_out_and_the_others_count_for_their_own_class(tmp_path):
+    annotations = write_training_set(tmp_path, [7, 3, 7] + [3] * 18)
+    (tmp_path / "0.png").write_bytes(b"no image")
+    objects = RealObjects.of_each_class(annotations, str(tmp_path), 99, 0)
+
+    def encode(pictures):
+        return np.float32([picture.mean((0, 1)) for picture in pictures])
+
+    means = real_objects.mean_features(objects, lambda pixels, *_: pixels, encode, batch_size=4, workers=2)
+    upright = [ImageOps.exif_transpose(Image.open(tmp_path / f"{number}.png")) for number in range(1, 21)]
+    colours = np.array([np.asarray(image).mean((0, 1)) for image in upright])
+    assert means.keys() == {3, 7}
+    np.testing.assert_allclose(means[7], colours[1], rtol=1e-5)
+    np.testing.assert_allclose(means[3], np.delete(colours, 1, 0).mean(0), rtol=1e-5)
+
+
 def test_a_model_without_a_feature_of_the_whole_image_is_refused(clip_folder):
     encode = load_image_encoder(clip_folder, "main", CPU)
     encode._features = Mock(return_value=Mock(spec=["last_hidden_state"]))
     with pytest.raises(UserError, match="SIMILARITY_MODEL to a CLIP or DINOv2"):
         encode([disc_image(4)])
+
+
+def test_what_is_around_an_object_ends_with_the_image():
+    image = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
+    frame = Framing(2, SURROUNDINGS["white"])
+    opaque = np.full((6, 8), 255, np.uint8)
+    np.testing.assert_array_equal(frame(image, opaque, [1, 1, 3, 2]), image[:5, :6])
+    np.testing.assert_array_equal(frame(image, opaque, [4, 3, 3, 2]), image[1:, 2:])
 
 
 def test_half_transparent_pixels_are_seen_through():

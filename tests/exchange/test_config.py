@@ -50,13 +50,15 @@ def test_a_value_on_the_command_line_is_of_the_type_of_its_key_and_relative_to_t
     assert dict(flatten(load_config(write(tmp_path / "x.yaml", {}), [key, value])))[key] == filled
 
 
-def test_a_data_set_is_beside_the_yaml_that_names_it_also_where_another_builds_on_it(tmp_path):
-    entries = [["a", "a.json", "images"], ["b", "/b.json", "/images"]]
+def test_a_data_set_is_beside_the_yaml_that_names_it_also_where_another_builds_on_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    entries = [["a", "a.json", "images"], ["b", "/b.json", "/images"], ["c", "~/c.json", "~/images"]]
     (tmp_path / "data").mkdir()
     write(tmp_path / "data/base.yaml", {"DATASETS": {"CUSTOM": entries}})
     path = write(tmp_path / "x.yaml", {"_BASE_": "data/base.yaml"})
     beside = ["a", str(tmp_path / "data/a.json"), str(tmp_path / "data/images")]
-    assert load_config(path).DATASETS.CUSTOM == [beside, entries[1]]
+    at_home = ["c", "/home/me/c.json", "/home/me/images"]
+    assert load_config(path).DATASETS.CUSTOM == [beside, entries[1], at_home]
 
 
 def test_a_yaml_anywhere_builds_on_one_of_the_project_s(tmp_path):

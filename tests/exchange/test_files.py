@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from exchange import files
 from exchange.config import REPOSITORY
@@ -18,6 +19,18 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path):
         raise RuntimeError
     assert files.read_bytes(path) == b"old"
     assert os.listdir(tmp_path / "a") == ["b.bin"]
+
+
+@pytest.mark.parametrize("protocol", [("s3", "s3a"), ("gs", "gcs"), ("abfs", "az", "abfss"), "oci", "oss"])
+def test_on_an_object_store_a_file_is_written_straight_to_its_place(protocol, monkeypatch):
+    class Store(MemoryFileSystem):
+        store, pseudo_dirs = {}, [""]
+        mv = None  # a copy there, during which the target is not whole
+
+    Store.protocol = protocol
+    monkeypatch.setattr(files, "_locate", lambda path: (Store(skip_instance_cache=True), path))
+    files.write_bytes("/run/x", b"abc")
+    assert {path: file.getvalue() for path, file in Store.store.items()} == {"/run/x": b"abc"}
 
 
 @pytest.mark.parametrize("durable", [True, False])

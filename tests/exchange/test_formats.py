@@ -109,6 +109,9 @@ def make_manifest(shard, complete=True, file="00_0001_0000.png", num_shards=2):
     return Manifest(0, shard, num_shards, complete, {1: 4}, [made], 1.0)
 
 
+_INSTANCE = dataclasses.asdict(make_manifest(0).instances[0])
+
+
 def test_a_round_is_complete_when_all_its_shards_are(tmp_path):
     layout = RunLayout(str(tmp_path))
     write_manifest(layout, make_manifest(0))
@@ -151,10 +154,9 @@ def test_a_manifest_that_names_a_file_elsewhere_is_refused(tmp_path, file):
         ({"instances": {}}, "'instances' is no list"),
         ({"shard": 2}, "out of range"),
         ({"seconds": -1.0}, "out of range"),
-        (
-            {"instances": [{**dataclasses.asdict(make_manifest(0).instances[0]), "model": "\ud800"}]},
-            "'model'",
-        ),
+        ({"instances": [{**_INSTANCE, "model": "\ud800"}]}, "'model'"),
+        ({"instances": [{**_INSTANCE, "category_id": 1 << 31}]}, "32 bits"),
+        ({"instances": [{**_INSTANCE, "instance": -1}]}, "negative"),
     ],
 )
 def test_a_manifest_with_values_that_no_generator_writes_is_refused(tmp_path, change, message):

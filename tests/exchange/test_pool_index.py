@@ -83,6 +83,7 @@ def test_a_score_that_nobody_measured_is_nan_in_its_column(layout):
     assert np.isnan(index.column("clip_white")).all() and index[0].clip_score is None
     assert dataclasses.replace(index[0], clip_black=9.0).clip_score == 9.0
     assert dataclasses.replace(index[0], clip_white=10.0, clip_black=9.0).clip_score == 10.0
+    assert dataclasses.replace(index[0], clip_white=0.0, clip_black=-9.0).clip_score == 0.0
 
 
 def test_a_cut_out_is_a_file_or_a_piece_of_one(layout):

@@ -60,8 +60,9 @@ def test_v_prediction_gives_the_same_clean_sample_as_the_noise_that_it_stands_fo
     )
 
 
-def test_sample_prediction_is_the_clean_sample():
+def test_sample_prediction_is_known_and_is_the_clean_sample():
     scheduler = d.DDIMScheduler(prediction_type="sample")
+    check_scheduler(scheduler)
     scheduler.set_timesteps(10)
     x, prediction = torch.randn(2, 1, 4, 8, 8).unbind()
     assert clean_estimate(scheduler, scheduler.timesteps[0], x, prediction) is prediction

@@ -1,12 +1,14 @@
 """Guidance on small random pipelines of every family; test_guidance_oracle.py has its numbers."""
 
+from types import SimpleNamespace
+
 import diffusers as d
 import pytest
 import torch
 
 from exchange.errors import UserError
 from generator.criteria import CRITERIA
-from generator.denoiser_call import denoiser_of
+from generator.denoiser_call import DenoiserCalls, denoiser_of
 from generator.guidance import MODES, Guidance, _Steering, guided
 from tests.generator.tiny_pipelines import FAMILIES, SIZE, make_classifier, make_pipeline
 
@@ -111,6 +113,18 @@ def test_graph_exists_at_guided_steps_alone_and_never_leaves_the_call(pipeline, 
     steps = range(len(seen) // 2)
     assert seen[::2] == [step % 3 == 0 for step in steps]
     assert set(seen[1::2]) == {(False, False)}
+
+
+def test_a_call_that_fails_leaves_gradients_off():
+    class Failing(torch.nn.Module):
+        def forward(self, hidden_states):
+            raise torch.cuda.OutOfMemoryError(f"with a graph: {torch.is_grad_enabled()}")
+
+    calls = DenoiserCalls(SimpleNamespace(transformer=Failing()), wants_graph=lambda: True)
+    with torch.no_grad(), calls.watched():
+        with pytest.raises(torch.cuda.OutOfMemoryError, match="with a graph: True"):
+            calls.denoiser(hidden_states=torch.zeros(1, 4))
+        assert not torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize("criterion", sorted(CRITERIA))

@@ -87,11 +87,12 @@ def test_unknown_precision_is_refused_at_once():
         source(SD3, "float8")
 
 
-def test_gpu_that_is_not_there_gets_the_list_of_those_that_are(monkeypatch):
+@pytest.mark.parametrize("gpu", [2, -1])
+def test_gpu_that_is_not_there_gets_the_list_of_those_that_are(monkeypatch, gpu):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"model {index}")
-    with pytest.raises(UserError, match=r"no GPU 4.*0 \(model 0\), 1 \(model 1\)"):
-        choose_device(4)
+    with pytest.raises(UserError, match=rf"no GPU {gpu}:.*0 \(model 0\), 1 \(model 1\)"):
+        choose_device(gpu)
     assert choose_device(1) == torch.device("cuda", 1)
 
 

@@ -44,7 +44,9 @@ def test_synonyms_and_definitions_fill_the_templates_that_ask_for_them():
     assert book.prompt({"id": 1, "name": "cow", "synonyms": [], "def": ""}, 4)[1] == "cow: cow"
 
 
-@pytest.mark.parametrize("templates", [[], ["a photo"], ["{} of {other}"], ["{"], ["{} and {}"]])
+@pytest.mark.parametrize(
+    "templates", [[], ["a photo"], ["{} of {other}"], ["{name.first}"], ["{"], ["{} and {}"]]
+)
 def test_template_that_does_not_work_is_refused_by_name(templates):
     with pytest.raises(UserError, match="GENERATOR.TEMPLATES"):
         PromptBook(templates)

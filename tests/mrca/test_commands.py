@@ -152,12 +152,13 @@ def test_a_command_that_there_is_not_and_a_package_that_is_not_installed_are_one
         assert capsys.readouterr().err.startswith(sentence)
 
 
-def test_several_gpus_start_the_training_by_launch_sh(monkeypatch):
+@pytest.mark.parametrize("several", [["--num-gpus", "2"], ["--num-machines", "2", "--machine-rank", "1"]])
+def test_several_gpus_or_machines_start_the_training_by_launch_sh(monkeypatch, several):
     module = importlib.import_module("detectron2_ext.train_net")
     started = []
     monkeypatch.setattr(module.os, "execvpe", lambda *given: started.append(given) or sys.exit(0))
     with pytest.raises(SystemExit):
-        module.main(["--num-gpus", "2", "SEED", "3"])
+        module.main([*several, "SEED", "3"])
     program, command, environment = started[0]
-    assert command == ["bash", str(REPOSITORY / "launch.sh"), "--num-gpus", "2", "SEED", "3"]
+    assert command == ["bash", str(REPOSITORY / "launch.sh"), *several, "SEED", "3"]
     assert program == "bash" and environment["MRCA_PYTHON"] == sys.executable

@@ -112,6 +112,15 @@ def test_what_was_done_before_a_run_failed_is_reported_and_no_other_begins(tmp_p
     assert cells((tmp_path / "comparison.md").read_text(), "a")[-1] == "1"
 
 
+def test_the_table_has_the_methods_in_the_order_in_which_they_were_given(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "plot", lambda *_: None)
+    monkeypatch.setattr(Run, "result", lambda self: result(self.method, self.seed, 20.0))
+    runs = [Run(f"{method}.yaml", 0, str(tmp_path), ()) for method in "abc"]
+    table = compare.compare(runs, ["c", "a", "b"], str(tmp_path), 1, 1)
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == ["c", "a", "b"]
+    assert "APr gained over c" in table
+
+
 def test_a_finished_run_has_a_point_for_each_round_with_all_that_it_generated_by_then(tmp_path, monkeypatch):
     def run_rounds(command, *, env, **_):
         asked = "--config x/Ours.yaml --num-gpus 2 SOLVER.MAX_ITER 4 OUTPUT_DIR {} SEED 3"

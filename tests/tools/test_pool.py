@@ -154,6 +154,16 @@ def test_relative_paths_of_a_pool_that_is_brought_in_start_beside_its_list(layou
     assert capsys.readouterr().out.startswith("imported 1 instances")
 
 
+def test_the_classes_of_x_paste_s_list_are_places_among_the_ids_whatever_the_names(layout, tmp_path, call):
+    files.write_bytes(str(tmp_path / "theirs/a.png"), encode_png(np.full((9, 9, 4), 255, np.uint8)))
+    files.write_json(str(tmp_path / "theirs/pools.json"), {"2": ["*a.png"]})
+    categories = [{"id": id_, "name": name} for id_, name in ((7, "crane"), (5, "kite"), (3, "crane"))]
+    files.write_json(str(tmp_path / "a.json"), {"images": [], "annotations": [], "categories": categories})
+    theirs, new = tmp_path / "theirs/pools.json", RunLayout(str(tmp_path / "new"))
+    call(pool, "import", new.root, theirs, "--from", "xpaste", "--annotations", tmp_path / "a.json")
+    assert PoolIndex(new, [0]).category_ids.tolist() == [7]
+
+
 def test_a_pool_is_not_merged_with_itself_or_with_nothing(layout, call):
     for run, other in (
         (layout.root, layout.root + "/"),

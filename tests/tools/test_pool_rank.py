@@ -116,10 +116,13 @@ def test_similarity_comes_from_the_index_and_is_measured_where_it_is_unknown(
         call(monkeypatch, capsys, layout, "--by", "similarity", "--config", config)
     node = {"SIMILARITY_MODEL": clip_folder, "SIMILARITY_PADDING": 2}
     config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"SEGMENTER": node}))
+    around = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    files.write_bytes(layout.raw("00_0005_0000.png"), encode_png(around))
+    files.write_bytes(layout.raw("01_0005_0000.png"), encode_png(around[:60]))  # another one than was cut out
     call(monkeypatch, capsys, layout, "--by", "similarity", "--config", config)
     cfg = load_config(str(config))
     compare = build_similarity(cfg, RunLayout(str(tmp_path / "other")), *read_training_set(cfg), CPU)
-    images = [on_white(layout, f"0{r}_0005_0000.png").astype(np.uint8) for r in (0, 1)]
+    images = [around, on_white(layout, "01_0005_0000.png").astype(np.uint8)]
     alphas = []
     for r in (0, 1):
         alphas.append(np.zeros((64, 64), np.uint8))

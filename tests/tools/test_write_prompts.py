@@ -160,6 +160,19 @@ def test_what_cannot_be_loaded_or_asked_for_is_a_sentence(gpt2, world, monkeypat
         LanguageModel(str(gpt2), "main", CPU)("cow " * 300, 3, 0)
 
 
+def test_words_and_weights_are_of_the_revision_that_is_asked_for(gpt2, world, monkeypatch):
+    asked = []
+    for kind in (transformers.AutoTokenizer, transformers.AutoModelForCausalLM):
+
+        def load(path, load=kind.from_pretrained, **given):
+            asked.append((path, given["revision"]))
+            return load(path, **given)
+
+        monkeypatch.setattr(kind, "from_pretrained", load)
+    write(world, monkeypatch, gpt2, "--revision", "v2")
+    assert asked == [(str(gpt2), "v2")] * 2
+
+
 def test_code_of_a_repository_runs_only_with_the_user_s_word(gpt2, tmp_path):
     for path in gpt2.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detectron2_ext.data.images import read_image
+from detectron2_ext.data.images import read_gray, read_image
 from exchange.images import BadImage
 
 
@@ -30,6 +30,12 @@ def test_channels_come_in_the_order_rgb(tmp_path):
 def test_a_grey_image_gets_three_channels(tmp_path):
     Image.fromarray(smooth(40, 60)[..., 0]).save(tmp_path / "a.png")
     assert read_image(str(tmp_path / "a.png"), (40, 60)).shape == (40, 60, 3)
+
+
+def test_a_mask_that_was_saved_in_colours_is_read_as_one_channel(tmp_path):
+    mask = smooth(40, 60)[..., 0]
+    Image.fromarray(np.dstack([mask] * 3)).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_gray(str(tmp_path / "a.png")), mask)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -73,9 +73,15 @@ def test_a_score_hangs_on_seed_and_name_and_a_class_without_real_objects_has_non
     content = json.loads(path.read_text())
     content["annotations"] = [one for one in content["annotations"] if one["category_id"] != 5]
     path.write_text(json.dumps(content))
-    one = dict(build(tmp_path, rounds=(1,))())
-    both = dict(build(tmp_path, rounds=(0, 1))())
+    drawn = [
+        "MODEL.ROI_BOX_HEAD.USE_FED_LOSS",
+        "True",
+        "MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CAT",
+        "2",
+    ]  # for each
+    one = dict(build(tmp_path, *drawn, rounds=(1,))())
+    both = dict(build(tmp_path, *drawn, rounds=(0, 1))())
     assert [math.isnan(score) for score in one.values()] == [False, True, False]
     for place in (0, 2):
         assert both[3 + place] == one[place] != both[place]
-        assert dict(build(tmp_path, "SEED", "7", rounds=(1,))())[place] != one[place]
+        assert dict(build(tmp_path, *drawn, "SEED", "7", rounds=(1,))())[place] != one[place]

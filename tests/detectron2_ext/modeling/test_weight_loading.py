@@ -122,12 +122,12 @@ def test_another_number_of_classes_is_an_error_unless_the_classifier_may_be_new(
     )  # what only the federated loss weighs by
 
 
-def test_pixel_statistics_in_old_checkpoints_are_named_not_loaded(source, tmp_path):
-    torch.save(
-        {"model": dict(source.state_dict()) | {"pixel_mean": torch.zeros(3, 1, 1)}}, tmp_path / "x.pth"
-    )
-    report = load_weights(fresh(), str(tmp_path / "x.pth"))
+def test_pixel_statistics_in_old_checkpoints_are_named_not_loaded(source, tmp_path, caplog):
+    path = str(tmp_path / "x.pth")
+    torch.save({"model": dict(source.state_dict()) | {"pixel_mean": torch.zeros(3, 1, 1)}}, path)
+    report = load_weights(fresh(), path)
     assert report.unused == ["pixel_mean"]
+    assert caplog.messages == [f"{path}: in the file, without use: 1, pixel_mean"]
 
 
 @pytest.mark.parametrize("protocol", [2, 5])

@@ -13,7 +13,7 @@ from detectron2_ext.data.images import decode_rgba, read_rgba
 from detectron2_ext.paste import pool as pool_module
 from detectron2_ext.paste.build import build_pool
 from detectron2_ext.paste.composite import resize_cutout
-from detectron2_ext.paste.pool import ImagesWithMasks, IndexedCutouts, InstancePool, JoinedCutouts
+from detectron2_ext.paste.pool import ImagesWithMasks, IndexedCutouts, InstancePool
 from exchange import files
 from exchange.config import REPOSITORY, load_config
 from exchange.cutouts import encode_cutout
@@ -96,11 +96,21 @@ def test_of_images_with_masks_what_is_not_opaque_stays_out_and_so_do_smaller_par
     np.testing.assert_array_equal(found, expected)  # what an outline encloses keeps its alpha
 
 
-def test_joined_pools_are_one_after_the_other(write_pool, index_of):
+def test_a_run_s_own_pool_and_a_finished_one_are_joined_one_after_the_other(write_pool, index_of):
     path = write_pool(5)
     layout = index_of(path)
-    parts = [IndexedCutouts(layout, [1]), ImagesWithMasks.of_annotations(str(path), str(path.parent))]
-    joined = InstancePool(JoinedCutouts(parts), CATEGORY_IDS)
+    settings = {
+        "INPUT.USE_COPY_METHOD": "syn_copy",
+        "INPUT.INST_POOL_FEED": "True",
+        "SEGMENTER.LATEST_ROUND_ONLY": "True",
+        "INPUT.INST_POOL": "True",
+        "INPUT.INST_POOL_PATH": str(path),
+        "INPUT.INST_POOL_ROOT": str(path.parent),
+    }
+    cfg = load_config(
+        str(REPOSITORY / "configs/MRCA/MRCA_R50.yaml"), list(itertools.chain(*settings.items()))
+    )
+    joined = build_pool(cfg, layout, 1, SimpleNamespace(category_ids=CATEGORY_IDS))
     expected = read(path)
     assert len(joined) == 7 and joined.rounds.tolist() == [1, 1, -1, -1, -1, -1, -1]
     for index, original in enumerate((1, 3, 0, 1, 2, 3, 4)):

@@ -1,0 +1,25 @@
+"""What is told of a training between two looks at it."""
+
+from __future__ import annotations
+
+from unittest.mock import Mock
+
+import pytest
+import torch
+
+from detectron2_ext.distributed import Ranks
+from detectron2_ext.engine import metrics
+from detectron2_ext.engine.metrics import LossWatch
+
+
+def test_a_look_has_means_over_the_iterations_since_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "time", Mock(perf_counter=Mock(side_effect=[100.0, 108.0, 109.0])))
+    watch = LossWatch(Ranks(0, 1, torch.device("cpu")))
+    for iteration, (mask, waited) in enumerate([(1.0, 0.5), (2.0, 1.0), (6.0, 3.0), (5.0, 1.0)], start=1):
+        losses = {"mask": torch.tensor(mask), "box": torch.tensor(4 * mask)}
+        watch.add(iteration, losses, ["a.png", "b.png"][: iteration % 2 + 1], waited)
+    of_four = {"total_loss": 17.5, "mask": 3.5, "box": 14.0}
+    assert watch.look() == of_four | {"time": 2.0, "data_time": 1.375, "images_per_second": 0.75}
+    watch.add(5, {"mask": torch.tensor(0.5), "box": torch.tensor(0.25)}, ["a.png"], 0.125)
+    of_one = {"total_loss": 0.75, "mask": 0.5, "box": 0.25}
+    assert watch.look() == of_one | {"time": 1.0, "data_time": 0.125, "images_per_second": 1.0}
