@@ -104,7 +104,9 @@ def test_a_missing_file_a_missing_base_and_broken_yaml_are_named(tmp_path):
     [
         (b"SOLVER: {MAX_ITER: 5}\n# \xff", "not valid YAML"),
         (b"SEED: \x07", "not valid YAML"),
-        (b"[" * 500, "not valid YAML"),
+        *((opening * (60_000 // len(opening)), "nested deeper than 64") for opening in (b"[", b"- ", b"? ", b"[a: ")),
+        (b"[" * 65 + b"]" * 65, "nested deeper than 64"),
+        (b"[" * 64 + b"]" * 64, "holds a list"),
         (b"OUTPUT_DIR: 2026-01-01", "quotation marks"),
         (b'OUTPUT_DIR: "\\ud800"', "not valid YAML"),
         (b'OUTPUT_DIR: "\\0"', "zero byte"),
