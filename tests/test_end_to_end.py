@@ -27,6 +27,7 @@ from exchange.manifest import is_complete, read_round
 from generator import generate
 from tools import run_status as status
 from tools.build_lvis_digits import build
+from tools.digits import scenes
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SETTINGS = {
@@ -81,7 +82,10 @@ def run_rounds(python: str, folder: Path, *arguments: str) -> subprocess.Complet
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, python):
     folder = tmp_path_factory.mktemp("end_to_end")
-    build(str(folder / "digits"), seed=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scenes, "TRAIN_INSTANCES", 300)
+        patch.setattr(scenes, "VAL_INSTANCES_PER_CATEGORY", 2)
+        build(str(folder / "digits"), seed=0)
     first_images(folder / "digits" / "lvis_digits_val.json", 12)
     custom = [[part, f"digits/lvis_digits_{part}.json", "digits/images"] for part in ("train", "val")]
     settings = SETTINGS | {"OUTPUT_DIR": str(folder / "run")}
