@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tempfile
 
 import pytest
 from fsspec.registry import filesystem, get_filesystem_class
@@ -45,7 +46,9 @@ def server():
 
 
 @pytest.fixture
-def root(server, request) -> str:
+def root(server, request, tmp_path, monkeypatch) -> str:
+    # Where the locks of a bucket lie: those of other tests that run on this machine have its name.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     bucket = request.node.name.replace("_", "-")[:60].rstrip("-")
     filesystem("s3").mkdir(bucket)
     return f"s3://{bucket}/run"
