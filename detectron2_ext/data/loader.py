@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 import cv2
@@ -75,6 +79,17 @@ def start_worker(worker: int) -> None:
     # A terminal sends these to all: a loader's process ends with the one that asks it.
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _end_with(parent: BaseProcess) -> None:
+    """Ends this process when ``parent``, which it loads for, is gone, however that ended.
+
+    PyTorch looks whether the process above is another one now; above what a fork server started it never is, and from
+    Python 3.14 on that starts all.
+    """
+    parent.join()
+    os._exit(1)
 
 
 class BatchLoader:

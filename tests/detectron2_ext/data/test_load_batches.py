@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ class _Dying:
             return index
         if index == 2 and self._kind == "fails":
             raise RuntimeError("shapes do not match")
-        if index == 2:
+        if index == 2 and self._kind == "complains":
             raise UserError("images/2.png does not decode: replace it")
         return index
 
@@ -81,3 +83,27 @@ def test_a_loader_process_outlives_what_a_terminal_sends_to_all(listening) -> No
     cfg = load_config(str(REPOSITORY / "configs/digits/NoPaste_digits.yaml"), ["DATALOADER.NUM_WORKERS", "1"])
     loader = batches_in_order(cfg, _Dying("hears a terminal"), range(4), 2)
     assert list(load_batches(loader)) == [[0, 1], [2, 3]]
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "pidfd_open"), reason="the end of another's process cannot be waited for here"
+)
+def test_a_loader_process_ends_with_a_training_that_is_killed_also_where_a_fork_server_started_it() -> None:
+    code = """
+import multiprocessing, os, signal
+from detectron2_ext.data.loader import batches_in_order
+from exchange.config import load_config
+from tests.detectron2_ext.data.test_load_batches import _Dying
+multiprocessing.set_start_method("forkserver")
+cfg = load_config("configs/digits/NoPaste_digits.yaml", ["DATALOADER.NUM_WORKERS", "1"])
+batches = iter(batches_in_order(cfg, _Dying("never"), range(2), 2))
+next(batches)
+print(multiprocessing.active_children()[0].pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as training:
+        loading = os.pidfd_open(int(training.stdout.readline()))
+        assert training.wait() == -signal.SIGKILL
+        assert select.select([loading], [], [], 60)[0]
+    os.close(loading)

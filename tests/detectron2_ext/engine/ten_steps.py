@@ -122,8 +122,8 @@ WORKS = {
 
 @contextmanager
 def in_float64() -> Iterator[None]:
-    """What is float32 elsewhere is float64, so that the order of a sum, another one in each process and on each
-    processor, does not show."""
+    """Makes float64 of what is float32 elsewhere, also where the network asks for it by ``.float()``: then the order
+    of a sum, another one in each process and on each processor, does not show."""
     torch.set_default_dtype(torch.float64)
     try:
         with patch.object(torch.Tensor, "float", torch.Tensor.double):
