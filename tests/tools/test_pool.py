@@ -152,6 +152,7 @@ def test_relative_paths_of_a_pool_that_is_brought_in_start_beside_its_list(layou
     files.write_json(str(tmp_path / "theirs/pools.json"), {"0": ["*a.png"]})
     call(pool, "import", layout.root, tmp_path / "theirs/pools.json", "--from", "xpaste")
     assert capsys.readouterr().out.startswith("imported 1 instances")
+    assert PoolIndex(layout, [2])[0].model == f"xpaste:{tmp_path}/theirs/pools.json"  # tells where it is from
 
 
 def test_the_classes_of_x_paste_s_list_are_places_among_the_ids_whatever_the_names(layout, tmp_path, call):
@@ -172,6 +173,17 @@ def test_a_pool_is_not_merged_with_itself_or_with_nothing(layout, call):
     ):
         with pytest.raises(UserError, match="holds no other pool"):
             call(pool, "merge", run, other)
+
+
+def test_a_merged_pool_has_the_categories_that_are_given(layout, tmp_path, call):
+    write_index(layout, 0, [])
+    content = {"images": [], "annotations": [], "categories": [{"id": 7, "name": "crane"}]}
+    files.write_json(str(tmp_path / "a.json"), content)
+    for given, names in (((), {"kite"}), (("--annotations", tmp_path / "a.json"), {"crane"})):
+        merged = RunLayout(str(tmp_path / f"merged{len(given)}"))
+        call(pool, "merge", merged.root, layout.root, *given)
+        found = files.read_json(merged.pool_categories())["categories"]
+        assert {one["name"].split()[0] for one in found} == names
 
 
 def test_an_exported_annotation_file_is_what_a_round_of_a_small_pool_writes_and_holds_no_pool_in_memory(

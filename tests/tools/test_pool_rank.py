@@ -1,5 +1,6 @@
 """``mrca pool rank``: what it measures, what it does again, and what it asks for."""
 
+import shutil
 import sys
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+from detectron2_ext.engine.build_selection import BOX_HEADS
 from detectron2_ext.modeling import load_feedback_network
 from diSegmenter.build_similarity import build_similarity
 from exchange import files
@@ -100,6 +102,11 @@ def test_entropy_is_that_of_the_segmenter_on_white_and_is_taken_again_only_where
     files.remove(layout.rank_done(1, "entropy"))
     before, again = call(monkeypatch, capsys, layout, "--by", "entropy")
     assert before == "round 0: was ranked before" and again.startswith("round 1: ranked 2 of 2")
+    shutil.move(checkpoint, tmp_path / "mine.pth")
+    lines = call(monkeypatch, capsys, layout, "--by", "entropy", "--checkpoint", tmp_path / "mine.pth")
+    assert [line[: line.index(" (")] for line in lines] == [
+        f"round {r}: ranked 2 of 2 instances" for r in (0, 1)
+    ]
 
 
 def test_similarity_comes_from_the_index_and_is_measured_where_it_is_unknown(
@@ -138,7 +145,8 @@ def test_gradient_ranks_by_the_last_checkpoint_and_its_training_set(monkeypatch,
     custom = [["scenes", str(tmp_path / "scenes" / "scenes.json"), str(tmp_path / "scenes")]]
     write_run(tmp_path / "run", "DATASETS.TRAIN", "[scenes]", "DATASETS.CUSTOM", str(custom))
     lines = call(monkeypatch, capsys, layout, "--by", "gradient", "--images", 2, "--device", "cpu")
-    found = values(layout, "gradient")
+    found, made_from = values(layout, "gradient"), files.read_json(layout.rank_done(0, "gradient"))
+    assert (made_from["images"], made_from["layers"]) == (2, list(BOX_HEADS))
     shown = {c for c in (2, 5) if c in (1 + 7 * n % 30 for n in range(6))}
     known = [category in shown for category in (2, 5, 2, 5)]
     assert (np.isnan(found) != known).all() and (np.abs(found[known]) <= 1).all()
