@@ -24,6 +24,7 @@ from exchange.errors import UserError
 from exchange.feedback import read_feedback, write_feedback
 from exchange.images import encode_png
 from exchange.layout import RunLayout
+from exchange.seconds import read_seconds
 from tests.detectron2_ext.engine.small_run import LAST_CLASSIFIER, call, write_config, write_pool
 from tests.detectron2_ext.engine.tiny import assert_equal_weights, weights_of
 
@@ -78,6 +79,12 @@ def test_a_round_pastes_the_whole_pool_up_to_its_own_instances(watched: _Watched
     for round_, images in enumerate(watched.images):
         pasted = {(info.round, info.class_index) for image in images for info in image["paste_info"]}
         assert pasted == {(made, c) for made in range(round_ + 1) for c in range(3)}
+
+
+def test_it_is_told_how_long_each_round_waited_trained_and_was_evaluated(watched: _Watched) -> None:
+    works = {"waiting (stage 3)", "training", "evaluating"}
+    spent = {round_: set(of_round) for round_, of_round in read_seconds(RunLayout(str(watched.run))).items()}
+    assert spent == {-1: {"evaluating"}, 0: works, 1: works}
 
 
 def test_tensorboard_shows_how_the_images_of_each_round_were_divided(watched: _Watched) -> None:
