@@ -19,6 +19,7 @@ from exchange.feedback import Feedback, write_feedback
 from exchange.files import write_done
 from exchange.layout import RunLayout
 from exchange.manifest import is_complete, read_round
+from exchange.seconds import read_seconds
 from exchange.seeds import instance_seed
 from generator import generate, production
 from generator.pipelines import PipelineSource
@@ -134,6 +135,23 @@ def test_staleness_chooses_the_round_whose_feedback_counts(world, monkeypatch, f
         write_feedback(layout, feedback(round_, checkpoint=f"after{round_}.pth"))
     run(world, monkeypatch, "--st_rd", "1", "--round", "3", "FEEDBACK.STALENESS", "1")
     assert [call["path"] for call in fake_network] == ["after-1.pth", "after0.pth"]
+
+
+@pytest.mark.parametrize(
+    ("staleness", "missing", "command"),
+    [
+        ("0", "the feedback of round 0", "mrca train"),
+        ("1", "the feedback of the starting weights", "mrca feedback"),
+    ],
+)
+def test_who_waits_for_feedback_says_for_which_and_counts_the_seconds_to_the_round(
+    world, monkeypatch, staleness, missing, command
+):
+    options = ["--st_rd", "1", "--div", "1", "--num-div", "2", "FEEDBACK.STALENESS", staleness]
+    with pytest.raises(UserError, match=f"{missing}, from which round 1 is drawn.*{command}"):
+        run(world, monkeypatch, *options, "FEEDBACK.TIMEOUT", "0")
+    assert [path.name for path in (world.run / "seconds").iterdir()] == ["generate_1of2.json"]
+    assert list(read_seconds(RunLayout(str(world.run)))[1]) == ["waiting (stage 1)"]
 
 
 def test_dry_run_shows_and_saves_the_allocation(world, monkeypatch, capsys):

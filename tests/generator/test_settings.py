@@ -40,6 +40,14 @@ def test_each_way_to_trade_time_against_memory_is_its_key_s_alone(key, monkeypat
     assert astuple(sampler.call_args.args[0].tuning) == tuple(each == key for each in three)
 
 
+def test_a_model_of_several_is_of_its_own_revision_or_else_of_that_of_all(monkeypatch):
+    monkeypatch.setattr(build, "Sampler", sampler := Mock())
+    models = [["a", 1, "v2"], ["b", 1]]
+    build.build_sampler(settings(MODELS=models, MODEL="''", REVISION="v1"), torch.device("cpu"), limit=1)
+    sources = [call.args[0] for call in sampler.call_args_list]
+    assert [(source.name, source.revision) for source in sources] == [("a", "v2"), ("b", "v1")]
+
+
 def test_images_are_drawn_as_the_settings_say_and_embeddings_kept_apart_by_all_that_they_depend_on(
     monkeypatch,
 ):
