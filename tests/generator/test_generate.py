@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from exchange.config import load_config
 from exchange.errors import UserError
 from exchange.feedback import Feedback, write_feedback
 from exchange.files import write_done
@@ -278,6 +279,16 @@ def test_feedback_of_other_categories_is_refused(world, monkeypatch, fake_networ
 def test_balanced_and_val_acc_options_change_the_allocation_as_in_the_reference(world, monkeypatch):
     layout = run(world, monkeypatch, "--round", "1", "--balanced", "1")
     assert read_round(layout, 0)[0].asked == {1: 3, 2: 3, 5: 3, 9: 3}
+    for options, balanced, mode in (
+        ([], True, "inverse"),
+        (["--balanced", "0"], False, "inverse"),
+        (["--val-acc", "0"], True, "off"),
+        (["--val_acc", "1"], True, "inverse"),
+    ):
+        args = generate.build_parser().parse_args(["--config", str(world.config), *options])
+        cfg = load_config(args.config, ["GENERATOR.BALANCED", "True", "GENERATOR.AP_MODE", "inverse"])
+        rule = generate.allocation_rule(args, cfg)
+        assert (rule.balanced, rule.ap_mode) == (balanced, mode)
 
 
 def test_manifest_names_what_was_drawn(world, monkeypatch):

@@ -40,6 +40,14 @@ def test_each_way_to_trade_time_against_memory_is_its_key_s_alone(key, monkeypat
     assert astuple(sampler.call_args.args[0].tuning) == tuple(each == key for each in three)
 
 
+def test_the_gradient_s_decoder_has_the_type_of_the_numbers_of_what_draws(monkeypatch):
+    monkeypatch.setattr(build, "load_tiny_autoencoder", load := Mock())
+    device = torch.device("cpu")
+    assert build.load_gradient_decoder(settings(GUIDANCE_DECODER="''"), device) is None
+    build.load_gradient_decoder(settings(GUIDANCE_DECODER="tiny", DTYPE="bfloat16"), device)
+    load.assert_called_once_with("tiny", "bfloat16", device)
+
+
 def test_a_model_of_several_is_of_its_own_revision_or_else_of_that_of_all(monkeypatch):
     monkeypatch.setattr(build, "Sampler", sampler := Mock())
     models = [["a", 1, "v2"], ["b", 1]]
