@@ -123,6 +123,35 @@ def test_object_sizes_follow_the_feedback_that_the_images_of_the_round_were_draw
     assert loader.call_args.kwargs["feedback"] == layout.feedback_history(source)
 
 
+class _WithoutTheOthers(Ranks):
+    """A process of several that waits for nobody and gets nothing from the others."""
+
+    def barrier(self) -> None:
+        return
+
+    def share(self, module: torch.nn.Module) -> None:
+        return
+
+
+def test_each_process_trains_on_its_part_of_the_batches_up_to_each_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = load_config(str(write_config(tmp_path)), ["TEST.EVAL_PERIOD", "4"])
+    monkeypatch.setattr(engine_round, "build_train_loader", loader := Mock())
+    monkeypatch.setattr(engine_round, "build_pool", pool := Mock())
+    ranks = _WithoutTheOthers(1, 2, torch.device("cpu"))
+    engine = Engine(Mock(), Mock(return_value=None))  # scores are the first process's
+    run = TrainingRun(cfg, RunLayout(str(tmp_path / "run")), ranks, engine, read_training_set(cfg))
+    engine.train.side_effect = lambda cfg, state, loader, stop, **_: setattr(state, "iteration", stop)
+    run._train(1, end=6)
+    parts = ("start_iteration", "num_iterations", "rank", "world_size")
+    told = [tuple(of.kwargs[name] for name in parts) for of in loader.call_args_list]
+    assert told == [(0, 4, 1, 2), (4, 2, 1, 2)]
+    assert pool.call_args.args[2] == 1 and loader.call_args.kwargs["pool"] is pool.return_value
+    for of in engine.train.call_args_list:
+        assert (of.kwargs["end"], of.kwargs["title"], of.kwargs["ranks"]) == (6, "round 1", ranks)
+
+
 def test_the_average_weights_are_evaluated_the_same_in_every_process(watched: _Watched) -> None:
     assert len(watched.evaluated) == 3  # the starting weights, too
     for (path, model, weights), shared in zip(watched.evaluated, watched.shared, strict=True):
