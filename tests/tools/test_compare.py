@@ -172,6 +172,7 @@ def test_every_configuration_gets_every_seed_and_a_mistake_is_said_before_the_fi
     runs = [Run(str(config), seed, str(tmp_path), ()) for seed in (0, 1) for config in configs]
     assert asked == [(runs, ["None", "Ours"], str(tmp_path), 3, 4)]
     monkeypatch.setattr("sys.argv", ["compare.py", "--configs", str(configs[0])])
+    monkeypatch.chdir(tmp_path)
     compare.main()
     out = str(REPOSITORY / "runs/compare")
     assert asked.pop() == ([Run(str(configs[0]), seed, out, ()) for seed in range(3)], ["None"], out, 1, 1)
