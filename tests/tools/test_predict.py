@@ -1,4 +1,5 @@
 import json
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from detectron2_ext.predictor import Prediction, Predictor
 from exchange.errors import UserError
 from tests.digits_run import CATEGORIES, write_run, write_scenes
 from tools import predict
+from tools.outlines import class_color
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +73,16 @@ def test_a_run_or_a_file_predicts_on_the_device_that_is_named_and_what_is_likely
     assert loaded == [("theirs", "cuda:1")]
     assert [len(found) for found in drawn] == [len(predictor(str(tmp_path / "scene 0.png"), 0.5))]
     assert 0 < len(drawn[0]) < len(predictor(str(tmp_path / "scene 0.png"), 0.05))
+
+
+def test_an_object_has_its_name_and_score_and_the_colour_of_its_category(monkeypatch):
+    monkeypatch.setattr(predict, "draw_objects", drawn := Mock(return_value=[]))
+    masks, scores = np.zeros((2, 40, 60), bool), np.array([0.876, 0.5])
+    found = Prediction(np.zeros((2, 4)), masks, scores, np.array([3, 7]), ["red disc", "kite"])
+    predict.draw(np.zeros((40, 60, 3), np.uint8), found)
+    *_, labels, colors, side = drawn.call_args.args
+    assert (labels, side) == (["red disc 0.88", "kite 0.50"], 400)
+    assert colors == [class_color(3), class_color(7)] and colors[0] != colors[1]
 
 
 @pytest.mark.parametrize(("side", "of_picture"), [(100, 400), (900, 900), (2000, 1600)])
