@@ -207,6 +207,7 @@ def test_test_images_are_seen_once_in_order_by_all_ranks_together(configure):
         ("INPUT.USE_COPY_METHOD", "copy", "choose from none"),
         ("INPUT.INST_POOL_SIZE", "large", "choose from statistics, uniform, statistics_or_uniform, native"),
         ("INPUT.FORMAT", "RBG", "choose from RGB, BGR"),
+        ("INPUT.CUSTOM_AUG", "ResizeShortestEdge", "choose from EfficientDetResizeCrop"),
         ("INPUT.RANDOM_FLIP", "sometimes", "choose from horizontal, none"),
         ("DATALOADER.SAMPLER_TRAIN", "Other", "choose from RepeatFactorTrainingSampler"),
         ("INPUT.INST_POOL", "False", "there is no pool"),
