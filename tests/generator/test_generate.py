@@ -155,6 +155,14 @@ def test_who_waits_for_feedback_says_for_which_and_counts_the_seconds_to_the_rou
     assert list(read_seconds(RunLayout(str(world.run)))[1]) == ["waiting (stage 1)"]
 
 
+def test_fewer_images_at_once_are_drawn_where_that_is_asked_and_never_more(world, monkeypatch):
+    limits = []
+    monkeypatch.setattr("generator.build.build_sampler", lambda *_, limit: limits.append(limit))
+    for options in ([], ["--bsz", "3"], ["--bsz", "9"]):
+        run(world, monkeypatch, "--round", "1", "--dry-run", *options, "GENERATOR.BATCH_SIZE", "5")
+    assert limits == [5, 3, 5]
+
+
 def test_dry_run_shows_and_saves_the_allocation(world, monkeypatch, capsys):
     layout = RunLayout(str(world.run))
     for round_ in (0, 1):
