@@ -123,6 +123,16 @@ def test_object_sizes_follow_the_feedback_that_the_images_of_the_round_were_draw
     assert loader.call_args.kwargs["feedback"] == layout.feedback_history(source)
 
 
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_the_network_lies_in_memory_as_the_settings_say(tmp_path: Path, channels_last: bool) -> None:
+    cfg = load_config(str(write_config(tmp_path)), ["SOLVER.CHANNELS_LAST", str(channels_last)])
+    ranks, layout = Ranks(0, 1, torch.device("cpu")), RunLayout(str(tmp_path / "run"))
+    run = TrainingRun(cfg, layout, ranks, Engine(Mock(), Mock()), read_training_set(cfg))
+    kernels = [p for p in run._state.model.parameters() if p.dim() == 4 and min(p.shape[1:3]) > 1]
+    assert kernels
+    assert {p.is_contiguous(memory_format=torch.channels_last) for p in kernels} == {channels_last}
+
+
 class _WithoutTheOthers(Ranks):
     """A process of several that waits for nobody and gets nothing from the others."""
 
