@@ -129,6 +129,8 @@ def test_decisions_and_thresholds_are_on_record(layout):
     record = files.read_json(layout.verdicts(0))
     assert record["settings"]["clip_threshold"] == 25.0
     kept, dropped = record["instances"]
+    scores = {"clip_white", "clip_black", "similarity", "judge"}
+    assert set(kept) == {"kept", "file", "category_id", "reason", "objects", "area", *scores}
     assert (kept["file"], kept["kept"], kept["reason"]) == ("00_0003_0000.png", True, "")
     assert (dropped["kept"], dropped["reason"], dropped["clip_black"]) == (False, "CLIP score", 20)
     assert [dropped[key] for key in ("category_id", "clip_white", "objects", "area")] == [7, 0.0, 1, 90]
@@ -157,6 +159,7 @@ def test_a_threshold_with_tolerance_empties_no_class_and_a_fixed_one_names_those
     assert [i.clip_score for i in sorted(judged.kept, key=lambda i: i.category_id)] == kept
     assert judged.instances[-1].reason == "no object"  # and is not the best of its class
     assert [name for name in ("red disc", "blue_disc") if name in caplog.text] == emptied
+    assert not emptied or "(blue_disc); dropped for CLIP score 3, no object 1: " in caplog.text
 
 
 def test_images_that_nobody_has_cut_out_are_left_to_other_processes(layout):
@@ -180,7 +183,8 @@ def test_more_than_five_percent_of_damaged_images_is_an_error(layout):
     generated = generate(layout, 0, 40)
     for item in generated[37:]:
         files.write_bytes(layout.raw(item.file), b"no image")
-    with pytest.raises(UserError, match=f"3 images .* do not decode .*{generated[38].file}"):
+    names = ", ".join(sorted(item.file for item in generated[37:]))
+    with pytest.raises(UserError, match=rf"3 images \(8%\) of round 0 do not decode \({names}\)"):
         judge_round(layout, 0, cut_out(layout, generated[:37], [30] * 37), CHECKS)
 
 

@@ -20,6 +20,7 @@ from exchange.errors import UserError
 from exchange.layout import RunLayout
 from exchange.locks import only_one
 from exchange.pool_index import PoolIndex
+from exchange.seconds import read_seconds
 from exchange.shards import Shard
 from tests.diSegmenter.conftest import CATEGORIES, generate, write_settings
 from tests.diSegmenter.small_onnx import save_dark
@@ -157,6 +158,10 @@ def test_every_key_of_the_segmenter_reaches_what_it_is_for(monkeypatch, config, 
     assert segmentAndFilter.build_filter(cfg, 23.0) == InstanceFilter(
         23.0, (0.1, 0.8), 2, True, 1.5, 0.7, 0.8
     )
+    for trusted in (False, True):
+        cfg = load_config(config, ["SEGMENTER.TRUST_REMOTE_CODE", str(trusted)])
+        segmentAndFilter.build_segmenter(cfg, layout, dataset, "images", Shard(), 0)
+        assert built["load_foreground"].call_args.args[3] is trusted
     off = load_config(config, ["SEGMENTER.SIMILARITY_THRESHOLD", "0.7", "SEGMENTER.JUDGE_THRESHOLD", "0.8"])
     assert segmentAndFilter.build_filter(off, 23.0) == InstanceFilter(23.0, (0.0, 1.1), 0, False)
 
@@ -197,6 +202,8 @@ def test_other_bounds_need_no_model(monkeypatch, config, layout, call):
     for round_ in (0, 1):
         generate(layout, round_, 6)
     call(segmentAndFilter, "--config", config)
+    works = {"waiting (stage 2)", "cutting out", "filtering"}
+    assert {round_: set(of) for round_, of in read_seconds(layout).items()} == {0: works, 1: works}
     scores = {instance.file: instance.clip_score for instance in PoolIndex(layout, [0, 1])}
     threshold = sorted(scores.values())[5]
     monkeypatch.setattr(segmentAndFilter, "build_segmenter", None)
@@ -208,6 +215,10 @@ def test_other_bounds_need_no_model(monkeypatch, config, layout, call):
     small = ["SEGMENTER.AREA_SHARE", "[0.0, 0.001]"]
     call(segmentAndFilter, "--config", config, "--refilter", str(threshold), *small)
     assert set(PoolIndex(layout, [0], dropped_too=True).column("reason")) == {"too large"}
+    for key, value in (("SIMILARITY_THRESHOLD", 0.5), ("JUDGE_THRESHOLD", 0.5), ("CLIP_TOLERANCE", 99)):
+        small += [f"SEGMENTER.{key}", str(value)]
+    small += ["SEGMENTER.MAX_OBJECTS", "9", "SEGMENTER.DROP_TOUCHING_BORDER", "True"]
+    call(segmentAndFilter, "--config", config, "--refilter", str(threshold), *small)
     for changed in (
         small,
         ["--refilter", "0", "SEGMENTER.INPUT_SIZE", "48"],

@@ -143,7 +143,8 @@ def test_a_file_of_real_features_is_used_as_long_as_it_is_whole_and_about_the_sa
     made = Mock(return_value={3: np.ones(4, np.float32)})
     monkeypatch.setattr(real_objects, "mean_features", made)
 
-    monkeypatch.setattr("diSegmenter.build_similarity.load_image_encoder", Mock())
+    monkeypatch.setattr("diSegmenter.build_similarity.load_image_encoder", load := Mock())
+    default = load_config(config).SEGMENTER.SIMILARITY_MODEL
 
     def means(classes, key="PADDING", value="3"):
         cfg, real = (
@@ -167,10 +168,23 @@ def test_a_file_of_real_features_is_used_as_long_as_it_is_whole_and_about_the_sa
         for _ in range(2):
             np.testing.assert_array_equal(means(*arguments)[3], np.ones(4, np.float32))
             assert made.call_count == calls
+        _, key, value = (*arguments, "", "")[:3]
+        of_model = (value if key == "MODEL" else default, value if key == "REVISION" else "main")
+        assert load.call_args.args == (*of_model, CPU)
     path = layout.real_features()
     files.write_bytes(path, files.read_bytes(path)[:-3])
     means([3] * 3 + [7] * 2)
     assert made.call_count == 8
+
+
+def test_as_many_real_objects_of_a_class_are_compared_with_as_the_settings_say_by_the_run_s_seed(
+    monkeypatch, config, layout, tmp_path
+):
+    real, whole = RealObjects.of_each_class, write_training_set(tmp_path, [3] * 9)
+    monkeypatch.setattr(RealObjects, "of_each_class", chosen := Mock(side_effect=real))
+    cfg = load_config(config, ["SEGMENTER.SIMILARITY_OBJECTS", "2", "SEED", "5"])
+    build_similarity(cfg, layout, whole, str(tmp_path), CPU)
+    chosen.assert_called_once_with(whole, str(tmp_path), 2, 5)
 
 
 def test_the_real_objects_of_a_class_are_drawn_by_the_seed_alone(tmp_path):

@@ -14,11 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
+from exchange.config import load_config
 from exchange.errors import UserError
 from exchange.feedback import Feedback, write_feedback
 from exchange.files import write_done
 from exchange.layout import RunLayout
 from exchange.manifest import is_complete, read_round
+from exchange.seconds import read_seconds
 from exchange.seeds import instance_seed
 from generator import generate, production
 from generator.pipelines import PipelineSource
@@ -134,6 +136,31 @@ def test_staleness_chooses_the_round_whose_feedback_counts(world, monkeypatch, f
         write_feedback(layout, feedback(round_, checkpoint=f"after{round_}.pth"))
     run(world, monkeypatch, "--st_rd", "1", "--round", "3", "FEEDBACK.STALENESS", "1")
     assert [call["path"] for call in fake_network] == ["after-1.pth", "after0.pth"]
+
+
+@pytest.mark.parametrize(
+    ("staleness", "missing", "command"),
+    [
+        ("0", "the feedback of round 0", "mrca train"),
+        ("1", "the feedback of the starting weights", "mrca feedback"),
+    ],
+)
+def test_who_waits_for_feedback_says_for_which_and_counts_the_seconds_to_the_round(
+    world, monkeypatch, staleness, missing, command
+):
+    options = ["--st_rd", "1", "--div", "1", "--num-div", "2", "FEEDBACK.STALENESS", staleness]
+    with pytest.raises(UserError, match=f"{missing}, from which round 1 is drawn.*{command}"):
+        run(world, monkeypatch, *options, "FEEDBACK.TIMEOUT", "0")
+    assert [path.name for path in (world.run / "seconds").iterdir()] == ["generate_1of2.json"]
+    assert list(read_seconds(RunLayout(str(world.run)))[1]) == ["waiting (stage 1)"]
+
+
+def test_fewer_images_at_once_are_drawn_where_that_is_asked_and_never_more(world, monkeypatch):
+    limits = []
+    monkeypatch.setattr("generator.build.build_sampler", lambda *_, limit: limits.append(limit))
+    for options in ([], ["--bsz", "3"], ["--bsz", "9"]):
+        run(world, monkeypatch, "--round", "1", "--dry-run", *options, "GENERATOR.BATCH_SIZE", "5")
+    assert limits == [5, 3, 5]
 
 
 def test_dry_run_shows_and_saves_the_allocation(world, monkeypatch, capsys):
@@ -260,6 +287,16 @@ def test_feedback_of_other_categories_is_refused(world, monkeypatch, fake_networ
 def test_balanced_and_val_acc_options_change_the_allocation_as_in_the_reference(world, monkeypatch):
     layout = run(world, monkeypatch, "--round", "1", "--balanced", "1")
     assert read_round(layout, 0)[0].asked == {1: 3, 2: 3, 5: 3, 9: 3}
+    for options, balanced, mode in (
+        ([], True, "inverse"),
+        (["--balanced", "0"], False, "inverse"),
+        (["--val-acc", "0"], True, "off"),
+        (["--val_acc", "1"], True, "inverse"),
+    ):
+        args = generate.build_parser().parse_args(["--config", str(world.config), *options])
+        cfg = load_config(args.config, ["GENERATOR.BALANCED", "True", "GENERATOR.AP_MODE", "inverse"])
+        rule = generate.allocation_rule(args, cfg)
+        assert (rule.balanced, rule.ap_mode) == (balanced, mode)
 
 
 def test_manifest_names_what_was_drawn(world, monkeypatch):

@@ -1,7 +1,9 @@
 """Every key of GENERATOR reaches what it is for."""
 
+from dataclasses import astuple
 from unittest.mock import Mock
 
+import pytest
 import torch
 
 from exchange.config import REPOSITORY, load_config
@@ -30,6 +32,30 @@ def test_guidance_and_allocation_are_what_the_settings_say():
     assert build.build_allocation_rule(settings(MAX_PER_CLASS=0)).maximum is None
 
 
+@pytest.mark.parametrize("key", ["GUIDANCE_CHECKPOINTING", "CHANNELS_LAST", "COMPILE"])
+def test_each_way_to_trade_time_against_memory_is_its_key_s_alone(key, monkeypatch):
+    monkeypatch.setattr(build, "Sampler", sampler := Mock())
+    three = dict.fromkeys(["GUIDANCE_CHECKPOINTING", "CHANNELS_LAST", "COMPILE"], False)
+    build.build_sampler(settings(**three | {key: True}), torch.device("cpu"), limit=1)
+    assert astuple(sampler.call_args.args[0].tuning) == tuple(each == key for each in three)
+
+
+def test_the_gradient_s_decoder_has_the_type_of_the_numbers_of_what_draws(monkeypatch):
+    monkeypatch.setattr(build, "load_tiny_autoencoder", load := Mock())
+    device = torch.device("cpu")
+    assert build.load_gradient_decoder(settings(GUIDANCE_DECODER="''"), device) is None
+    build.load_gradient_decoder(settings(GUIDANCE_DECODER="tiny", DTYPE="bfloat16"), device)
+    load.assert_called_once_with("tiny", "bfloat16", device)
+
+
+def test_a_model_of_several_is_of_its_own_revision_or_else_of_that_of_all(monkeypatch):
+    monkeypatch.setattr(build, "Sampler", sampler := Mock())
+    models = [["a", 1, "v2"], ["b", 1]]
+    build.build_sampler(settings(MODELS=models, MODEL="''", REVISION="v1"), torch.device("cpu"), limit=1)
+    sources = [call.args[0] for call in sampler.call_args_list]
+    assert [(source.name, source.revision) for source in sources] == [("a", "v2"), ("b", "v1")]
+
+
 def test_images_are_drawn_as_the_settings_say_and_embeddings_kept_apart_by_all_that_they_depend_on(
     monkeypatch,
 ):
@@ -42,4 +68,10 @@ def test_images_are_drawn_as_the_settings_say_and_embeddings_kept_apart_by_all_t
         build.build_sampler(cfg, torch.device("cpu"), limit=3)
     assert len(set(keys)) == 6
     scales = [5.0] * 5 + [1.0]
+    pipelines = [call.args[0] for call in sampler.call_args_list]
+    assert [(p.name, p.revision, p.dtype) for p in pipelines[1:4]] == [
+        ("x", pipelines[0].revision, pipelines[0].dtype),
+        (pipelines[0].name, "x", pipelines[0].dtype),
+        (pipelines[0].name, pipelines[0].revision, "float32"),
+    ]
     assert [call.args[2:] for call in sampler.call_args_list] == [(Sampling(96, 7, s), 3) for s in scales]

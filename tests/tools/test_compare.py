@@ -47,6 +47,13 @@ def test_gains_are_taken_seed_by_seed_before_mean_and_sample_deviation():
     )
 
 
+def test_images_and_seconds_are_means_over_the_seeds():
+    seeds = [
+        dataclasses.replace(result("Ours", n, 20.0, generated=40 * n), seconds=60.0 + n) for n in (0, 1, 5)
+    ]
+    assert cells(table_of(seeds, ["Ours"]), "Ours")[6:] == ["80", "62", "3"]
+
+
 def test_a_method_without_the_seed_of_the_reference_has_no_gain_yet():
     table = table_of([result("None", 0, 20.0), result("Ours", 1, 35.0)], ["None", "Ours", "Later"])
     assert cells(table, "Ours")[5] == "" and "Later" not in table
@@ -164,6 +171,11 @@ def test_every_configuration_gets_every_seed_and_a_mistake_is_said_before_the_fi
     call("--configs", *configs, "--seeds", 2, "--jobs", 3, "--gpus", 4)
     runs = [Run(str(config), seed, str(tmp_path), ()) for seed in (0, 1) for config in configs]
     assert asked == [(runs, ["None", "Ours"], str(tmp_path), 3, 4)]
+    monkeypatch.setattr("sys.argv", ["compare.py", "--configs", str(configs[0])])
+    monkeypatch.chdir(tmp_path)
+    compare.main()
+    out = str(REPOSITORY / "runs/compare")
+    assert asked.pop() == ([Run(str(configs[0]), seed, out, ()) for seed in range(3)], ["None"], out, 1, 1)
     for option in ("seeds", "jobs", "num-gpus"):
         with pytest.raises(UserError, match=f"--{option} 0: give 1 or more"):
             call("--configs", *configs, f"--{option}", 0)

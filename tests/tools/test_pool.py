@@ -95,8 +95,9 @@ def test_a_pool_that_is_measured_by_the_run_s_encoder_has_its_diversity_in_stats
     vendi = f"{vendi_score(features):.1f}"
     assert first[4:8] == [f"{mean_distance(features):.3f}", vendi, vendi, "4.8 %"]
     assert second == ["1", "0", "0", vendi]  # which adds nothing
-    with pytest.raises(UserError, match="--near 1.5: a cosine"):
-        call(pool, "stats", layout.root, "--near", "1.5")
+    for near in ("0.0", "1.5"):
+        with pytest.raises(UserError, match=f"--near {near}: a cosine"):
+            call(pool, "stats", layout.root, "--near", near)
 
 
 def test_another_encoder_than_the_run_s_is_named_by_a_configuration(layout, call, tmp_path, clip_folder):  # noqa: F811
@@ -152,6 +153,7 @@ def test_relative_paths_of_a_pool_that_is_brought_in_start_beside_its_list(layou
     files.write_json(str(tmp_path / "theirs/pools.json"), {"0": ["*a.png"]})
     call(pool, "import", layout.root, tmp_path / "theirs/pools.json", "--from", "xpaste")
     assert capsys.readouterr().out.startswith("imported 1 instances")
+    assert PoolIndex(layout, [2])[0].model == f"xpaste:{tmp_path}/theirs/pools.json"  # tells where it is from
 
 
 def test_the_classes_of_x_paste_s_list_are_places_among_the_ids_whatever_the_names(layout, tmp_path, call):
@@ -172,6 +174,17 @@ def test_a_pool_is_not_merged_with_itself_or_with_nothing(layout, call):
     ):
         with pytest.raises(UserError, match="holds no other pool"):
             call(pool, "merge", run, other)
+
+
+def test_a_merged_pool_has_the_categories_that_are_given(layout, tmp_path, call):
+    write_index(layout, 0, [])
+    content = {"images": [], "annotations": [], "categories": [{"id": 7, "name": "crane"}]}
+    files.write_json(str(tmp_path / "a.json"), content)
+    for given, names in (((), {"kite"}), (("--annotations", tmp_path / "a.json"), {"crane"})):
+        merged = RunLayout(str(tmp_path / f"merged{len(given)}"))
+        call(pool, "merge", merged.root, layout.root, *given)
+        found = files.read_json(merged.pool_categories())["categories"]
+        assert {one["name"].split()[0] for one in found} == names
 
 
 def test_an_exported_annotation_file_is_what_a_round_of_a_small_pool_writes_and_holds_no_pool_in_memory(

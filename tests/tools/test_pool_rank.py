@@ -1,5 +1,7 @@
 """``mrca pool rank``: what it measures, what it does again, and what it asks for."""
 
+import dataclasses
+import shutil
 import sys
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from detectron2_ext.engine.build_selection import BOX_HEADS
 from detectron2_ext.modeling import load_feedback_network
 from diSegmenter.build_similarity import build_similarity
 from exchange import files
@@ -23,17 +26,18 @@ from tests.diSegmenter.conftest import clip_folder, pool_instance  # noqa: F401
 from tools import pool
 
 CPU = torch.device("cpu")
+CLIP = ["clip_white", "clip_black"]
 
 
 @pytest.fixture
 def layout(tmp_path):
-    """Two rounds of two instances of canvases of 64 pixels, the second of each without any score."""
+    """Two rounds of two instances of canvases of different sizes, the second of each without any score."""
     layout, rng = RunLayout(str(tmp_path / "run")), np.random.default_rng(0)
     for round_ in (0, 1):
         rows = []
-        for category, scores in ((2, {"clip_white": 5.0 + round_, "similarity": 0.25}), (5, {})):
-            lacking = {"clip_white": None, "clip_black": None}
-            box = {"width": 64, "height": 64, "bbox": [20, 10, 24, 30], "area": 720}
+        for category, scores in ((2, {CLIP[round_]: 5.0 + round_, "similarity": 0.25}), (5, {})):
+            lacking = dict.fromkeys(CLIP)
+            box = {"width": 62 + category, "height": 56, "bbox": [20, 10, 24, 30], "area": 720}
             rows.append(pool_instance(round_, category, 0, **box | lacking | scores))
             pixels = rng.integers(0, 256, (30, 24, 4), dtype=np.uint8)
             files.write_bytes(layout.pool(rows[-1].cutout), encode_png(pixels))
@@ -55,7 +59,7 @@ def values(layout, kind):
 def on_white(layout, name):
     cutout = PoolIndex(layout, [int(name[:2])])
     pixels = np.asarray(pool_image(cutout.read(0 if "_0002_" in name else 1)), np.float64)
-    canvas = np.full((64, 64, 3), 255.0)
+    canvas = np.full((56, 64 if "_0002_" in name else 67, 3), 255.0)
     share = pixels[..., 3:] / 255
     canvas[10:40, 20:44] = np.rint(share * pixels[..., :3] + (1 - share) * 255)
     return canvas
@@ -77,9 +81,10 @@ def test_clip_is_the_larger_score_what_has_none_is_unknown_and_what_is_new_is_ra
         f"round {r}: ranked 1 of 2 instances" for r in (0, 1)
     ]
     np.testing.assert_array_equal(values(layout, "clip"), [5.0, np.nan, 6.0, np.nan])
-    write_index(layout, 1, [*PoolIndex(layout, [1]), pool_instance(1, 5, 1, clip_white=7.0)])
+    write_index(layout, 1, [*PoolIndex(layout, [1]), pool_instance(1, 5, 1, clip_white=7.0, clip_black=8.0)])
     before, again = call(monkeypatch, capsys, layout, "--by", "clip")
     assert before == "round 0: was ranked before" and again.startswith("round 1: ranked 2 of 3")
+    assert again.endswith("(5 %, median, 95 %: 6.100 7.000 7.900)")
 
 
 def test_entropy_is_that_of_the_segmenter_on_white_and_is_taken_again_only_where_it_is_missing(
@@ -100,6 +105,11 @@ def test_entropy_is_that_of_the_segmenter_on_white_and_is_taken_again_only_where
     files.remove(layout.rank_done(1, "entropy"))
     before, again = call(monkeypatch, capsys, layout, "--by", "entropy")
     assert before == "round 0: was ranked before" and again.startswith("round 1: ranked 2 of 2")
+    shutil.move(checkpoint, tmp_path / "mine.pth")
+    lines = call(monkeypatch, capsys, layout, "--by", "entropy", "--checkpoint", tmp_path / "mine.pth")
+    assert [line[: line.index(" (")] for line in lines] == [
+        f"round {r}: ranked 2 of 2 instances" for r in (0, 1)
+    ]
 
 
 def test_similarity_comes_from_the_index_and_is_measured_where_it_is_unknown(
@@ -116,16 +126,19 @@ def test_similarity_comes_from_the_index_and_is_measured_where_it_is_unknown(
         call(monkeypatch, capsys, layout, "--by", "similarity", "--config", config)
     node = {"SIMILARITY_MODEL": clip_folder, "SIMILARITY_PADDING": 2}
     config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"SEGMENTER": node}))
-    around = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    around = np.random.default_rng(1).integers(0, 256, (56, 67, 3), dtype=np.uint8)
     files.write_bytes(layout.raw("00_0005_0000.png"), encode_png(around))
-    files.write_bytes(layout.raw("01_0005_0000.png"), encode_png(around[:60]))  # another one than was cut out
+    files.write_bytes(layout.raw("01_0005_0000.png"), encode_png(around[:50]))  # another one than was cut out
     call(monkeypatch, capsys, layout, "--by", "similarity", "--config", config)
     cfg = load_config(str(config))
+    made_from = files.read_json(layout.rank_done(1, "similarity"))  # whatever it depends on
+    told = {"SIMILARITY_PADDING": 2, "TRAIN": cfg.DATASETS.TRAIN, "SEED": cfg.SEED}
+    assert told.items() <= made_from.items()
     compare = build_similarity(cfg, RunLayout(str(tmp_path / "other")), *read_training_set(cfg), CPU)
     images = [around, on_white(layout, "01_0005_0000.png").astype(np.uint8)]
     alphas = []
     for r in (0, 1):
-        alphas.append(np.zeros((64, 64), np.uint8))
+        alphas.append(np.zeros((56, 67), np.uint8))
         alphas[-1][10:40, 20:44] = np.asarray(pool_image(PoolIndex(layout, [r]).read(1)))[..., 3]
     first, second = compare(images, alphas, [5, 5])
     np.testing.assert_allclose(values(layout, "similarity"), [0.25, first, 0.25, second], atol=1e-6)
@@ -134,15 +147,20 @@ def test_similarity_comes_from_the_index_and_is_measured_where_it_is_unknown(
 def test_gradient_ranks_by_the_last_checkpoint_and_its_training_set(monkeypatch, capsys, layout, tmp_path):
     with pytest.raises(UserError, match="holds no checkpoint"):
         call(monkeypatch, capsys, layout, "--by", "gradient")
-    write_scenes(tmp_path / "scenes", 6)
+    write_scenes(tmp_path / "scenes", 6)  # of the classes 1, 8, 15, 22, 29 and 6
+    for round_ in (0, 1):
+        first, second = PoolIndex(layout, [round_])
+        write_index(layout, round_, [dataclasses.replace(first, category_id=8), second])
     custom = [["scenes", str(tmp_path / "scenes" / "scenes.json"), str(tmp_path / "scenes")]]
-    write_run(tmp_path / "run", "DATASETS.TRAIN", "[scenes]", "DATASETS.CUSTOM", str(custom))
+    checkpoint = write_run(tmp_path / "run", "DATASETS.TRAIN", "[scenes]", "DATASETS.CUSTOM", str(custom))
     lines = call(monkeypatch, capsys, layout, "--by", "gradient", "--images", 2, "--device", "cpu")
-    found = values(layout, "gradient")
-    shown = {c for c in (2, 5) if c in (1 + 7 * n % 30 for n in range(6))}
-    known = [category in shown for category in (2, 5, 2, 5)]
+    found, made_from = values(layout, "gradient"), files.read_json(layout.rank_done(0, "gradient"))
+    assert (made_from["images"], made_from["layers"]) == (2, list(BOX_HEADS))
+    assert made_from["sha256"] == files.sha256(checkpoint)
+    known = np.array([True, False, True, False])
     assert (np.isnan(found) != known).all() and (np.abs(found[known]) <= 1).all()
-    assert lines[0].startswith(f"round 0: ranked {sum(known[:2])} of 2")
+    assert found[0] != found[2]  # each round's are its own instances'
+    assert lines[0].startswith("round 0: ranked 1 of 2")
     path = tmp_path / "scenes" / "scenes.json"
     path.write_text(path.read_text().replace('"id": 30', '"id": 31').replace('"id":30', '"id":31'))
     with pytest.raises(UserError, match="was trained on other categories than DATASETS.TRAIN has"):

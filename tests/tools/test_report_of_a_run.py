@@ -20,6 +20,7 @@ from exchange.decisions import Decision, write_decisions
 from exchange.errors import UserError
 from exchange.images import encode_png
 from exchange.layout import RunLayout
+from exchange.manifest import read_manifest, write_manifest
 from exchange.pool_index import PoolIndex, write_index
 from exchange.twins import Twins, write_twins
 from tests.diSegmenter.conftest import disc_image
@@ -82,6 +83,10 @@ def test_the_page_tells_scores_and_counts_of_each_round_beside_the_control(layou
 
 
 def test_the_page_tells_where_the_time_of_each_round_went_and_the_share_of_each_work(layout):
+    drawn = read_manifest(layout.manifest(0, 0, 1))
+    files.remove(layout.manifest(0, 0, 1))
+    for shard, seconds in ((0, 60.0), (1, 30.0)):
+        write_manifest(layout, dataclasses.replace(drawn, shard=shard, num_shards=2, seconds=seconds))
     for process, minutes in (("segment_0of2", 1.5), ("segment_1of2", 3.5), ("train", 13.5)):
         work = "training" if process == "train" else "cutting out"
         path = f"{layout.seconds_dir}/{process}.json"
@@ -90,9 +95,9 @@ def test_the_page_tells_where_the_time_of_each_round_went_and_the_share_of_each_
     head = rows.index(["", "drawing", "cutting out", "training", "evaluating"])
     assert rows[head + 1 : head + 5] == [
         ["start", "0.0", "0.0", "0.0", "0.0"],
-        ["round 0", "1.0", "5.0", "13.5", "0.0"],
+        ["round 0", "1.5", "5.0", "13.5", "0.0"],
         ["round 1", "1.0", "0.0", "0.0", "0.0"],
-        ["share", "10 %", "24 %", "66 %", "0 %"],
+        ["share", "12 %", "24 %", "64 %", "0 %"],
     ]
 
 
@@ -332,14 +337,19 @@ def test_guided_images_stand_beside_their_twins_with_the_criterion_of_both(layou
     without, guided, other = pictures
     assert abs(without - 50).max() < 9 and abs(other - 150).max() < 9 and without.shape == (107, 128, 3)
     assert guided[53, 64, 0] - guided[53, 64, 1] > 90  # a red disc
+    settings = files.read_bytes(layout.settings_file)
+    files.write_bytes(
+        layout.settings_file, settings.replace(b"settings:", b"settings:\n  GENERATOR.CRITERION: max")
+    )
+    assert "max 0.125" in page(layout.root)
     damaged = files.read_bytes(layout.twins(1))[:-20]
     files.write_bytes(layout.twins(1), damaged)
     assert 'id="twins"' not in page(layout.root)
 
 
 def test_two_runs_stand_side_by_side_with_their_difference_and_what_they_are_set_to(layout, tmp_path):
-    other = write_made_up_run(tmp_path / "other", NAMES[:3], rounds=1)
-    settings = files.read_bytes(other.settings_file).replace(b"MAX_ITER: 10", b"MAX_ITER: 77")
+    other = write_made_up_run(tmp_path / "other", NAMES[:3], rounds=1, per_class=4)
+    settings = files.read_bytes(other.settings_file).replace(b"MAX_ITER: 10", b"MAX_ITER: 77\n  SEED: 0")
     files.write_bytes(other.settings_file, settings)
     rows = Rows(page(layout.root, other.root)).rows
     heads = next(row for row in rows if row[:2] == ["class", "group"] and "difference" in row)
@@ -351,7 +361,42 @@ def test_two_runs_stand_side_by_side_with_their_difference_and_what_they_are_set
     assert of_blue["difference"] == f"{ap_of(0, 3) - ap_of(1, 3):.1f}"
     assert pink[-1] == ""  # the other run has none
     assert ["SOLVER.MAX_ITER", "20", "77", "90000"] in rows
+    assert "SEED" not in [row[0] for row in rows if row]  # as by default
     assert Path(f"{layout.root}/comparison/B/rd00_000.webp").exists()
+
+
+def test_the_csv_of_several_runs_has_the_columns_of_each_in_full_and_a_third_run_decides_the_difference(
+    layout, tmp_path
+):
+    for round_ in (0, 1):
+        taken_for = {"classes": [{"id": i, "taken_for": [[i, 1]]} for i in (3, 4)]}
+        files.write_json(layout.scores("discs", "model.pth"), taken_for)
+        rows = [[Decision(0, 0, f"{i}.png", i, 0.5, 0.0, i == 3)] for i in (3, 4)]
+        write_decisions(layout, round_, 10 * round_ + 10, sum(rows, []))
+    others = [
+        write_made_up_run(tmp_path / f"of {rounds} rounds", NAMES[:3], rounds, per_class=4)
+        for rounds in (1, 3)
+    ]
+    write_decisions(others[1], 0, 10, [Decision(0, 0, "3.png", 3, 0.5, 0.9, False)])
+    text = page(layout.root, *(other.root for other in others))
+    table = csv.DictReader(io.StringIO(files.read_bytes(f"{layout.root}/comparison/classes.csv").decode()))
+    *_, blue, pink = table
+    counts = ("asked", "made", "kept", "dropped for")
+    ours = {"asked": "6", "made": "6", "kept": "4", "dropped for": "CLIP score 2", "CLIP score": "30.0"}
+    ours |= {"recognised %": "100.0"}
+    for row, refused in ((blue, "0.0"), (pink, "100.0")):
+        assert {name: row[f"A {name}"] for name in ours} == ours and row["A refused, %"] == refused
+    for label, rounds in (("B", 1), ("C", 3)):
+        expected = [str(4 * rounds)] * 2 + [str(3 * rounds), f"CLIP score {rounds}"]
+        assert [blue[f"{label} {name}"] for name in counts] == expected
+        assert float(blue[f"{label} change"]) == pytest.approx(ap_of(rounds - 1, 3) - ap_of(-1, 3))
+        assert (blue[f"{label} CLIP score"], blue[f"{label} recognised %"]) == ("30.0", "")
+        assert [pink[f"{label} {name}"] for name in counts] == ["0", "0", "0", ""]
+        for name in ("change", "drift", "CLIP score", "recognised %"):
+            assert pink[f"{label} {name}"] == ""
+    assert (blue["C refused, %"], pink["C refused, %"]) == ("100.0", "") and "B refused, %" not in blue
+    shown = next(row for row in Rows(text).rows if row[:1] == ["blue disc"] and len(row) > 9)
+    assert shown[-1] == f"{ap_of(2, 3) - ap_of(1, 3):.1f}"
 
 
 def test_a_run_of_which_little_is_there_yet_has_a_page(tmp_path):

@@ -97,6 +97,16 @@ def test_what_makes_the_pool_is_named_and_that_training_waits_for_it_and_since_w
     assert look(layout, NOW, 900).doing[1] == "round 1, stage 3: 0 of 8 iterations, 10 of 18 in all"
 
 
+def test_the_images_of_a_round_are_those_of_all_shards_and_drawn_when_each_is_complete(layout):
+    unmake_round(layout, complete=False)
+    manifest = read_manifest(layout.manifest(1, 0, 1))
+    files.remove(layout.manifest(1, 0, 1))
+    for shard, asked in ((0, {1: 4}), (1, {1: 1, 2: 4})):
+        parts = {"shard": shard, "num_shards": 2, "asked": asked, "complete": not shard}
+        write_manifest(layout, type(manifest)(**vars(manifest) | parts))
+    assert look(layout, NOW, 900).doing[0] == "round 1, stage 1: 5 of 9 images are drawn"
+
+
 def test_a_run_without_a_pool_of_its_own_is_one_round_that_waits_for_nothing(layout):
     settings = SETTINGS.replace(b"INST_POOL_FEED: true", b"INST_POOL_FEED: false")
     files.write_bytes(layout.settings_file, settings)
@@ -146,6 +156,7 @@ def test_a_run_that_is_finished_running_waiting_or_failed_ends_with_its_code(
     assert code() == 10
     date(layout, rd00=901)
     assert code() == 11 and "waiting: 1 of 2 rounds" in capsys.readouterr().out
+    assert code("--quiet", "1000") == 10
     _stage_that_fails(layout)
     monkeypatch.setattr(status.time, "sleep", lambda _: pytest.fail("the run failed, and it is watched on"))
     assert code("--watch") == 12

@@ -147,14 +147,14 @@ def test_predictions_are_those_of_the_average_in_images_spread_over_the_test_set
     train.mkdir(parents=True)
     (train / "last_checkpoint").write_text("model_0000001.pth")
     (train / "model_0000001.pth").touch()
-    for given in ((), ("MODEL.WEIGHTS", "/other.pth")):
+    for given in ((), ("--score", 0.6, "MODEL.WEIGHTS", "/other.pth")):
         call(visualize, "predictions", "--config", settings, "--num", 2, "DATASETS.TEST", "['set']", *given)
     assert loaded == [
         (network, path, {"use_ema": True}) for path in (f"{train}/model_0000001.pth", "/other.pth")
     ]
     assert seen == [1, 4] * 2
     truth, found = ([[10, 10, 40, 30]], ["kite"]), ([[8, 8, 40, 40]] * 2, ["kite 0.90", "kite 0.50"])
-    assert drawn == [truth, found] * 4
+    assert drawn == [truth, found] * 2 + [truth, ([[8, 8, 40, 40]], ["kite 0.90"])] * 2
     assert side_by_side[0] == ((2 * 400 + 4, 300), "1 objects, 2 found, 1.png")
 
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import tokenizers
@@ -171,6 +172,16 @@ def test_words_and_weights_are_of_the_revision_that_is_asked_for(gpt2, world, mo
         monkeypatch.setattr(kind, "from_pretrained", load)
     write(world, monkeypatch, gpt2, "--revision", "v2")
     assert asked == [(str(gpt2), "v2")] * 2
+
+
+def test_the_options_of_the_model_are_the_command_line_s(world, monkeypatch):
+    asked = Mock(side_effect=UserError("enough"))
+    monkeypatch.setattr(sentence_writer, "LanguageModel", asked)
+    given = ["--revision", "v2", "--temperature", "0.5", "--trust-remote-code"]
+    for options, expected in (([], ("main", CPU, 1.0, False)), (given, ("v2", CPU, 0.5, True))):
+        with pytest.raises(UserError, match="enough"):
+            write(world, monkeypatch, "theirs", *options)
+        asked.assert_called_with("theirs", *expected)
 
 
 def test_code_of_a_repository_runs_only_with_the_user_s_word(gpt2, tmp_path):

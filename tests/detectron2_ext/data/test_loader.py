@@ -8,8 +8,10 @@ import torch
 
 from detectron2_ext.data.loader import SkippedFiles, build_dataset, build_test_loader
 from detectron2_ext.data.view import Scene, SceneReader
+from detectron2_ext.engine import train_loader as train_loader_module
 from detectron2_ext.engine.train_loader import build_train_loader
 from detectron2_ext.paste.build import build_pasters, build_pool
+from detectron2_ext.paste.triple import TestSchedule
 from exchange.config import load_config
 from exchange.errors import UserError
 from exchange.feedback import Feedback
@@ -68,6 +70,15 @@ def content(batches) -> dict[int, tuple]:
         for batch in batches
         for item in batch
     }
+
+
+def test_a_selection_s_test_images_are_as_many_and_as_often_as_the_settings_say(configure, monkeypatch):
+    schedules, of_images = [], []
+    monkeypatch.setattr(train_loader_module, "TestImages", lambda *given: schedules.append(given[-1]))
+    monkeypatch.setattr(train_loader_module, "TripleMapper", lambda *given: of_images.append(given))
+    counts = ("MODEL.ACTIVE_TEST_BATCHSIZE", "1", "MODEL.ACTIVE_TEST_EVERY", "3")
+    train_loader(configure("INPUT.ACTIVE_SELECT", "True", *counts), world_size=2)
+    assert schedules == [TestSchedule(batch_size=4, world_size=2, most=1, every=3)] and len(of_images) == 1
 
 
 def test_batches_are_the_same_for_any_number_of_workers_and_ranks(configure):
@@ -196,6 +207,7 @@ def test_test_images_are_seen_once_in_order_by_all_ranks_together(configure):
         ("INPUT.USE_COPY_METHOD", "copy", "choose from none"),
         ("INPUT.INST_POOL_SIZE", "large", "choose from statistics, uniform, statistics_or_uniform, native"),
         ("INPUT.FORMAT", "RBG", "choose from RGB, BGR"),
+        ("INPUT.CUSTOM_AUG", "ResizeShortestEdge", "choose from EfficientDetResizeCrop"),
         ("INPUT.RANDOM_FLIP", "sometimes", "choose from horizontal, none"),
         ("DATALOADER.SAMPLER_TRAIN", "Other", "choose from RepeatFactorTrainingSampler"),
         ("INPUT.INST_POOL", "False", "there is no pool"),

@@ -228,6 +228,7 @@ def test_the_threshold_from_the_queue_lets_a_share_pass_that_moves_over_the_trai
         ("MODEL__ACTIVE_GRAD_UPDATE", "MOMENTUM1", "MODEL.ACTIVE_GRAD_UPDATE is 'MOMENTUM1': choose AVERAGE"),
         ("MODEL__ACTIVE_GRAD_LAYERS", ["head7"], "MODEL.ACTIVE_GRAD_LAYERS has 'head7'"),
         ("MODEL__ACTIVE_TEST_EVERY", 0, "MODEL.ACTIVE_TEST_EVERY is 0: it is 1 or more"),
+        ("MODEL__ACTIVE_TEST_BATCHSIZE", 0, "MODEL.ACTIVE_TEST_BATCHSIZE is 0: it is 1 or more"),
         ("INPUT__USE_COPY_METHOD", "none", "INPUT.USE_COPY_METHOD none pastes nothing"),
     ],
 )

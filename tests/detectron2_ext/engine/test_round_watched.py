@@ -24,6 +24,7 @@ from exchange.errors import UserError
 from exchange.feedback import read_feedback, write_feedback
 from exchange.images import encode_png
 from exchange.layout import RunLayout
+from exchange.seconds import read_seconds
 from tests.detectron2_ext.engine.small_run import LAST_CLASSIFIER, call, write_config, write_pool
 from tests.detectron2_ext.engine.tiny import assert_equal_weights, weights_of
 
@@ -80,6 +81,12 @@ def test_a_round_pastes_the_whole_pool_up_to_its_own_instances(watched: _Watched
         assert pasted == {(made, c) for made in range(round_ + 1) for c in range(3)}
 
 
+def test_it_is_told_how_long_each_round_waited_trained_and_was_evaluated(watched: _Watched) -> None:
+    works = {"waiting (stage 3)", "training", "evaluating"}
+    spent = {round_: set(of_round) for round_, of_round in read_seconds(RunLayout(str(watched.run))).items()}
+    assert spent == {-1: {"evaluating"}, 0: works, 1: works}
+
+
 def test_tensorboard_shows_how_the_images_of_each_round_were_divided(watched: _Watched) -> None:
     events = EventAccumulator(str(watched.run / "train/tensorboard")).Reload()
     shown = [(event.step, event.width) for event in events.Images("allocation")]
@@ -114,6 +121,45 @@ def test_object_sizes_follow_the_feedback_that_the_images_of_the_round_were_draw
     ranks, engine = Ranks(0, 1, torch.device("cpu")), Engine(Mock(), Mock())
     TrainingRun(cfg, layout, ranks, engine, read_training_set(cfg))._train(2, end=9)
     assert loader.call_args.kwargs["feedback"] == layout.feedback_history(source)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_the_network_lies_in_memory_as_the_settings_say(tmp_path: Path, channels_last: bool) -> None:
+    cfg = load_config(str(write_config(tmp_path)), ["SOLVER.CHANNELS_LAST", str(channels_last)])
+    ranks, layout = Ranks(0, 1, torch.device("cpu")), RunLayout(str(tmp_path / "run"))
+    run = TrainingRun(cfg, layout, ranks, Engine(Mock(), Mock()), read_training_set(cfg))
+    kernels = [p for p in run._state.model.parameters() if p.dim() == 4 and min(p.shape[1:3]) > 1]
+    assert kernels
+    assert {p.is_contiguous(memory_format=torch.channels_last) for p in kernels} == {channels_last}
+
+
+class _WithoutTheOthers(Ranks):
+    """A process of several that waits for nobody and gets nothing from the others."""
+
+    def barrier(self) -> None:
+        return
+
+    def share(self, module: torch.nn.Module) -> None:
+        return
+
+
+def test_each_process_trains_on_its_part_of_the_batches_up_to_each_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = load_config(str(write_config(tmp_path)), ["TEST.EVAL_PERIOD", "4"])
+    monkeypatch.setattr(engine_round, "build_train_loader", loader := Mock())
+    monkeypatch.setattr(engine_round, "build_pool", pool := Mock())
+    ranks = _WithoutTheOthers(1, 2, torch.device("cpu"))
+    engine = Engine(Mock(), Mock(return_value=None))  # scores are the first process's
+    run = TrainingRun(cfg, RunLayout(str(tmp_path / "run")), ranks, engine, read_training_set(cfg))
+    engine.train.side_effect = lambda cfg, state, loader, stop, **_: setattr(state, "iteration", stop)
+    run._train(1, end=6)
+    parts = ("start_iteration", "num_iterations", "rank", "world_size")
+    told = [tuple(of.kwargs[name] for name in parts) for of in loader.call_args_list]
+    assert told == [(0, 4, 1, 2), (4, 2, 1, 2)]
+    assert pool.call_args.args[2] == 1 and loader.call_args.kwargs["pool"] is pool.return_value
+    for of in engine.train.call_args_list:
+        assert (of.kwargs["end"], of.kwargs["title"], of.kwargs["ranks"]) == (6, "round 1", ranks)
 
 
 def test_the_average_weights_are_evaluated_the_same_in_every_process(watched: _Watched) -> None:

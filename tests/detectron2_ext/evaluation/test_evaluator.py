@@ -7,19 +7,22 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import nn
 
 from detectron2_ext.distributed import Ranks
-from detectron2_ext.evaluation import Evaluation, evaluate_model
+from detectron2_ext.evaluation import Evaluation, evaluate_model, evaluator
 from detectron2_ext.evaluation.confusions import Confusions
 from detectron2_ext.evaluation.evaluator import as_json, format_table
 from detectron2_ext.evaluation.predictions import Predictions
 from detectron2_ext.evaluation.scoring import CocoTruth
 from detectron2_ext.structures import Instances
 from exchange import files
+from exchange.config import load_config
+from tests.detectron2_ext.engine.small_run import write_config
 from tests.detectron2_ext.evaluation.worlds import World, random_world
 
 
@@ -87,6 +90,18 @@ def test_scores_and_files_do_not_depend_on_the_number_of_processes(world_size: i
     ]
     by_image = sorted(written, key=lambda record: (record["image_id"], -record["score"]))
     assert by_image == sorted(expected, key=lambda record: (record["image_id"], -record["score"]))
+
+
+def test_each_process_predicts_its_part_and_as_many_objects_of_an_image_as_the_settings_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluator, "build_test_loader", load := Mock())
+    monkeypatch.setattr(evaluator, "evaluate_model", evaluate := Mock(return_value=None))
+    cfg, ranks = load_config(str(write_config(tmp_path))), Ranks(1, 3, torch.device("cpu"))
+    assert evaluator.validate(cfg, "network", "small_val", "out", ranks) is None
+    assert load.call_args.kwargs == {"rank": 1, "world_size": 3}
+    network, loader, _, *rest = evaluate.call_args.args
+    assert (network, loader, *rest) == ("network", load.return_value, "out/small_val", ranks, 20)
 
 
 def test_one_process_writes_its_predictions_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from detectron2_ext.data.dataset import DetectionDataset
 from detectron2_ext.data.view import REAL, ObjectMask, Scene, SceneObject
 from detectron2_ext.paste.build import _build_augmentations, build_recoloring
 from detectron2_ext.paste.composite import RandomColor
-from detectron2_ext.paste.recolor import PhotometricDistortion, RecolorObjects, color_jitter
+from detectron2_ext.paste.recolor import PhotometricDistortion, RecolorObjects, color_jitter, photometric
 from exchange.config import REPOSITORY, load_config
 from exchange.errors import UserError
 
@@ -106,6 +106,19 @@ def test_frequencies_say_which_classes_get_other_colours(dataset, groups):
         for seed, scene in enumerate(scenes):
             change(scene, np.random.default_rng(seed))
         assert any((scene.image != 100).any() for scene in scenes) == (group in groups)
+
+
+@pytest.mark.parametrize(("of_torchvision", "recolor"), [("True", color_jitter), ("False", photometric)])
+def test_colours_change_by_torchvision_s_jitter_or_ssd_s_distortion(dataset, of_torchvision, recolor):
+    cfg = settings(
+        "INPUT.COLOR_JITTER_USE_TORCHVISION", of_torchvision, "INPUT.COLOR_JITTER_FREQ_FILTER", "[f]"
+    )
+    (change,) = build_recoloring(cfg, "dst", dataset, np.arange(101))
+    for seed in range(5):
+        found, expected = scene_of(0), scene_of(0)
+        change(found, np.random.default_rng(seed))
+        RecolorObjects(np.array([True]), recolor)(expected, np.random.default_rng(seed))
+        np.testing.assert_array_equal(found.image, expected.image)
 
 
 @pytest.mark.parametrize(("kind", "parts"), [("both", {"src", "dst"}), ("src", {"src"}), ("dst", {"dst"})])

@@ -280,6 +280,12 @@ def test_the_command_verifies_merges_counts_and_packs(layout, capsys, call):
     assert "nothing is wrong" in printed and "red disc" in printed
     done = ("removed 1 cut-outs", "removed 8 images and masks", "packed 3 cut-outs")
     assert printed.endswith("".join(f"round {round_}: {what}\n" for what in done for round_ in (0, 1)))
+    content = {"images": [], "annotations": [], "categories": [{"id": 99, "name": "other disc"}]}
+    files.write_json(others := f"{layout.root}/others.json", content)
+    with pytest.raises(UserError, match="6 problems"):  # instances of no category
+        call(command, "verify", layout.root, "--annotations", others)
+    call(command, "stats", layout.root, "--per-class", "--annotations", others)
+    assert "other disc" in capsys.readouterr().out
     os.remove(layout.annotations_done(0))
     with pytest.raises(UserError, match="1 problems"):
         call(command, "verify", layout.root)
