@@ -44,6 +44,13 @@ def add_command(
     return commands.add_parser(name, help=what, description=what, epilog=end, formatter_class=_Help)
 
 
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    """``--device``, of which an empty text stands for the default."""
+    parser.add_argument(
+        "--device", default="", metavar="D", help="cpu or cuda (default: a GPU if there is one)"
+    )
+
+
 def _epilog(example: str) -> str:
     program = sys.argv[0]
     return f"example:\n  {f'python {program}' if program.endswith('.py') else program} {example}"

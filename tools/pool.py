@@ -6,8 +6,9 @@ those of --annotations, else the pool's own.
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -24,7 +25,7 @@ from diSegmenter.pool.verify import verify
 from diSegmenter.report import write_pictures
 from exchange import files
 from exchange.annotations import read_annotations
-from exchange.command_line import add_command, make_parser
+from exchange.command_line import add_command, add_device_argument, make_parser
 from exchange.errors import UserError, run_cli
 from exchange.layout import RunLayout
 from exchange.pool_rank import KINDS
@@ -37,7 +38,7 @@ def main() -> None:
         raise UserError(
             f"{layout.root} holds no pool: there is no {layout.pool_index(0)} or later index in it"
         )
-    COMMANDS[args.command][0](layout, args)
+    COMMANDS[args.command].run(layout, args)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="COMMAND", help="with --help: says more"
     )
-    for name, (_, add_arguments, what, example) in COMMANDS.items():
+    for name, (_, what, example, add_arguments) in COMMANDS.items():
         command = add_command(commands, name, what, example)
         command.add_argument("run", metavar="RUN", help="run folder, or its URL")
         command.add_argument(
@@ -55,10 +56,6 @@ def build_parser() -> argparse.ArgumentParser:
         )
         add_arguments(command)
     return parser
-
-
-def add_nothing(command: argparse.ArgumentParser) -> None:
-    """For what takes RUN and --annotations alone."""
 
 
 def categories_of(layout: RunLayout, annotations: str | None) -> list[dict[str, Any]]:
@@ -76,13 +73,8 @@ def categories_of(layout: RunLayout, annotations: str | None) -> list[dict[str, 
 
 def add_import_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("source", metavar="SOURCE", help="JSON file, or folder of folders")
-    command.add_argument(
-        "--from",
-        dest="format",
-        choices=("xpaste", "folders", "coco"),
-        required=True,
-        help="form of SOURCE",
-    )
+    forms = ("xpaste", "folders", "coco")
+    command.add_argument("--from", dest="format", choices=forms, required=True, help="form of SOURCE")
     command.add_argument(
         "--root",
         default="",
@@ -160,9 +152,7 @@ def add_measure_arguments(command: argparse.ArgumentParser) -> None:
         help="YAML that names the encoder: SEGMENTER.SIMILARITY_MODEL, or where that is empty CLIP_MODEL "
         "(default: the run's settings)",
     )
-    command.add_argument(
-        "--device", default="", metavar="D", help="cpu or cuda (default: a GPU if there is one)"
-    )
+    add_device_argument(command)
 
 
 def measure_pool(layout: RunLayout, args: argparse.Namespace) -> None:
@@ -229,24 +219,12 @@ def add_drop_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "names", metavar="NAME", nargs="*", help="instances, as the report of a round names them"
     )
-    command.add_argument(
-        "--class",
-        dest="classes",
-        type=int,
-        nargs="+",
-        default=[],
-        metavar="C",
-        help="all of these class ids",
-    )
-    command.add_argument(
-        "--round",
-        dest="rounds",
-        type=int,
-        nargs="+",
-        default=[],
-        metavar="R",
-        help="all of these rounds; with --class, of these classes alone",
-    )
+    for option, dest, what in (
+        ("--class", "classes", "all of these class ids"),
+        ("--round", "rounds", "all of these rounds; with --class, of these classes alone"),
+    ):
+        letter = option[2].upper()
+        command.add_argument(option, dest=dest, type=int, nargs="+", default=[], metavar=letter, help=what)
 
 
 def drop_instances(layout: RunLayout, args: argparse.Namespace) -> None:
@@ -284,9 +262,7 @@ def add_rank_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--images", type=int, default=8, metavar="N", help="training images of a class that gradient looks at"
     )
-    command.add_argument(
-        "--device", default="", metavar="D", help="cpu or cuda (default: a GPU if there is one)"
-    )
+    add_device_argument(command)
 
 
 def rank_pool(layout: RunLayout, args: argparse.Namespace) -> None:
@@ -309,58 +285,63 @@ def pack_pool(layout: RunLayout, args: argparse.Namespace) -> None:
         print(f"round {round_}: packed {pack(layout, round_)} cut-outs")
 
 
-# name: what it runs, the arguments of that, what it does, an example
+class Command(NamedTuple):
+    """What it runs, what that does, arguments that work, and what adds its own ones to RUN and --annotations."""
+
+    run: Callable[[RunLayout, argparse.Namespace], None]
+    what: str
+    example: str
+    add_arguments: Callable[[argparse.ArgumentParser], None] = lambda command: None
+
+
 COMMANDS = {
-    "import": (
+    "import": Command(
         import_pool,
-        add_import_arguments,
         "bring a pool of X-Paste's, a folder per class, or a COCO file in",
         "runs/foreign --from folders cutouts --annotations train.json",
+        add_import_arguments,
     ),
-    "export": (
+    "export": Command(
         export_pool,
-        add_export_arguments,
         "write the pool for other programs",
         "runs/quickstart exported --to coco",
+        add_export_arguments,
     ),
-    "merge": (
-        merge_pools,
-        add_merge_arguments,
-        "copy the pools of other runs",
-        "runs/both runs/one runs/other",
+    "merge": Command(
+        merge_pools, "copy the pools of other runs", "runs/both runs/one runs/other", add_merge_arguments
     ),
-    "drop": (
+    "drop": Command(
         drop_instances,
-        add_drop_arguments,
         "take instances out by hand, for good",
         "runs/quickstart 00_0001_0002.png --class 7 --round 1",
+        add_drop_arguments,
     ),
-    "verify": (verify_pool, add_nothing, "check that every file of the pool is whole", "runs/quickstart"),
-    "measure": (
+    "verify": Command(verify_pool, "check that every file of the pool is whole", "runs/quickstart"),
+    "measure": Command(
         measure_pool,
-        add_measure_arguments,
         "encode the cut-outs that are new, for what stats tells of diversity",
         "runs/quickstart",
+        add_measure_arguments,
     ),
-    "stats": (
+    "stats": Command(
         show_stats,
-        add_stats_arguments,
         "what was made, kept and dropped, how it scores, and how different it is",
         "runs/quickstart --per-class",
+        add_stats_arguments,
     ),
-    "rank": (
+    "rank": Command(
         rank_pool,
-        add_rank_arguments,
         "measure how good each instance is, for INPUT.INST_POOL_WEIGHT and INPUT.INST_POOL_RANK",
         "runs/quickstart --by gradient",
+        add_rank_arguments,
     ),
-    "prune": (
+    "prune": Command(
         prune_pool,
-        add_prune_arguments,
         "remove what training does not read",
         "runs/quickstart --originals --dropped",
+        add_prune_arguments,
     ),
-    "pack": (pack_pool, add_nothing, "put the cut-outs of a round into one tar file", "runs/quickstart"),
+    "pack": Command(pack_pool, "put the cut-outs of a round into one tar file", "runs/quickstart"),
 }
 
 if __name__ == "__main__":

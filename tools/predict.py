@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from exchange import files
-from exchange.command_line import make_parser
+from exchange.command_line import add_device_argument, make_parser
 from exchange.errors import UserError, run_cli
 from exchange.images import BadImage, encode_png
 from tools.outlines import class_color, draw_objects
@@ -40,9 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--score", type=float, default=0.5, metavar="S", help="lowest score of an object to draw"
     )
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at once")
-    parser.add_argument(
-        "--device", default="", metavar="D", help="cpu or cuda (default: a GPU if there is one)"
-    )
+    add_device_argument(parser)
     return parser
 
 

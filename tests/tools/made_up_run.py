@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 import yaml
 
 from exchange import files
@@ -14,8 +15,21 @@ from exchange.layout import RunLayout
 from exchange.manifest import GeneratedInstance, Manifest, write_manifest
 from exchange.pool_index import PoolInstance, write_index
 from tests.diSegmenter.conftest import disc_image, pool_instance
+from tools.report import write_report
 
+EVIL = "<script>alert(1)</script>"
+NAMES = ["red disc", EVIL, "blue disc", "pink disc"]
 FILTER = {"clip_threshold": 25.0, "area_share": [0.05, 0.95], "max_objects": 0, "drop_touching_border": False}
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> RunLayout:
+    return write_made_up_run(tmp_path / "run", NAMES)
+
+
+def page(*roots: str) -> str:
+    """The text of the page of these runs."""
+    return Path(write_report(roots)).read_text()
 
 
 def write_made_up_run(

@@ -1,0 +1,152 @@
+"""The pictures on the page of a run: sheets of instances, training images, allocation, twins."""
+
+import base64
+import dataclasses
+import html
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from exchange import files
+from exchange.cutouts import encode_cutout
+from exchange.images import encode_png
+from exchange.pool_index import PoolIndex, write_index
+from exchange.twins import Twins, write_twins
+from tests.diSegmenter.conftest import disc_image
+from tests.tools.made_up_run import EVIL, NAMES, layout, page, write_made_up_run
+from tools.run_report import sprites
+
+__all__ = ["layout"]
+
+
+def test_each_instance_is_on_a_sheet_with_what_is_on_record_about_it(layout):
+    page(layout.root)
+    script = Path(f"{layout.root}/report/A/rd01_000.js").read_text()
+    records = json.loads(script.removeprefix("showSheet(").removesuffix(")").split(", ", 1)[1])
+    seed = str(2**62 + 1)  # as text: a browser's numbers have 53 bits
+    assert records[0] == [
+        1,
+        1,
+        "a photo of red disc",
+        seed,
+        0.5,
+        0.75,
+        20.0,
+        10.0,
+        "CLIP score",
+        True,
+        "01_0001_0001.png",
+        {},
+    ]
+    assert records[1][6:] == [None, 30.0, "", True, "01_0001_0002.png", {}]
+    sheet = np.asarray(Image.open(f"{layout.root}/report/A/rd01_000.webp").convert("RGB")).astype(int)
+    assert sheet.shape == (2 * sprites.SIDE, sprites.COLUMNS * sprites.SIDE, 3)
+    red = sheet[: sprites.SIDE, :, 0] - sheet[: sprites.SIDE, :, 1] > 90
+    tiles = np.hsplit(red, sprites.COLUMNS)  # discs of growing size, three of a class
+    assert all(tile[40, 48] for tile in tiles)  # the middle of an image of 48 x 40
+    assert tiles[0].sum() < tiles[1].sum() < tiles[2].sum() > tiles[3].sum()
+
+
+def test_each_instance_has_the_measures_that_were_taken_and_its_model_where_there_are_several(layout):
+    first, *others = (
+        dataclasses.replace(instance, model="other/model")
+        for instance in PoolIndex(layout, [1], dropped_too=True)
+    )
+    write_index(layout, 1, [dataclasses.replace(first, similarity=0.71239), *others])
+    page(layout.root)
+    told = []
+    for round_ in (0, 1):
+        script = Path(f"{layout.root}/report/A/rd0{round_}_000.js").read_text()
+        records = json.loads(script.removeprefix("showSheet(").removesuffix(")").split(", ", 1)[1])
+        told += [record[-1] for record in records[:2]]
+    other = {"drawn by": "other/model"}
+    assert told == [{"drawn by": "tiny"}, {"drawn by": "tiny"}, {"similarity": 0.712} | other, other]
+
+
+def test_sheets_are_drawn_once_and_again_only_where_their_images_changed(layout, monkeypatch):
+    page(layout.root)
+    drawn = []
+    real = sprites.sheet
+    monkeypatch.setattr(sprites, "sheet", lambda *given: drawn.append(given[1].rounds[0]) or real(*given))
+    page(layout.root)
+    assert drawn == []
+    files.remove(f"{layout.root}/report/A/rd00_000.webp")
+    page(layout.root)
+    assert drawn == [0]
+    write_made_up_run(Path(layout.root), NAMES, per_class=4)
+    page(layout.root)
+    assert drawn == [0, 0, 1]
+    first, *rest = PoolIndex(layout, [1], dropped_too=True)  # cut out once more, by another model
+    write_index(layout, 1, [dataclasses.replace(first, area=first.area - 1), *rest])
+    page(layout.root)
+    assert drawn == [0, 0, 1, 1]
+
+
+def test_a_round_s_training_images_are_those_drawn_after_it_and_its_report_is_linked(layout):
+    for kind, width in (("training", 30), ("data", 20)):
+        record = {"images": [1, 3, 3], "files": ["01_0002_0002.png", "a.png", "<b>"], "categories": [2, 1, 1]}
+        picture = encode_png(np.zeros((9, width, 3), np.uint8), record if kind == "training" else None)
+        files.write_bytes(f"{layout.pictures_dir}/{kind}_rd01.png", picture)
+    files.write_bytes(f"{layout.pictures_dir}/report_rd01.html", b"")
+    text = page(layout.root)
+    (shown,) = re.findall(r'"data:image/webp;base64,([^"]+)"', text)
+    assert Image.open(io.BytesIO(base64.b64decode(shown))).width == 30
+    pasted = re.findall(r'<span class="pasted">(\d): (.*?)</span>', text)
+    assert pasted == [
+        ("1", '<a href="#class=2">01_0002_0002</a>'),
+        ("3", '<a href="#class=1">a</a>, <a href="#class=1">&lt;b&gt;</a>'),
+    ]
+    assert re.findall(r'href="([^"]*report_rd\d+\.html)"', text) == ["pictures/report_rd01.html"]
+
+
+def test_how_the_images_of_each_round_were_divided_is_on_the_page(layout):
+    for round_, width in ((0, 20), (1, 30)):
+        picture = encode_png(np.zeros((9, width, 3), np.uint8))
+        files.write_bytes(f"{layout.pictures_dir}/allocation_rd0{round_}.png", picture)
+    shown = re.findall(r'"data:image/webp;base64,([^"]+)" alt="allocation of round (\d)"', page(layout.root))
+    widths = {number: Image.open(io.BytesIO(base64.b64decode(data))).width for data, number in shown}
+    assert widths == {"0": 20, "1": 30}
+
+
+def test_of_an_image_that_is_gone_the_cut_out_is_shown_and_grey_without_it(layout):
+    pool = PoolIndex(layout, [0], dropped_too=True)
+    for row in (0, 1):
+        files.remove(layout.raw(pool[row].file))
+    red = encode_cutout(disc_image(9, ink=(255, 0, 0)), np.full((40, 48), 255, np.uint8), [0, 0, 48, 40])
+    files.write_bytes(pool.name(1), red)
+    gone, cut_out = (sprites._thumbnail(layout, pool, row) for row in (0, 1))
+    assert gone.getcolors() == [(sprites.SIDE**2, (200, 200, 200))]
+    assert (255, 0, 0) in [colour for _, colour in cut_out.getcolors(1 << 16)]
+
+
+def test_guided_images_stand_beside_their_twins_with_the_criterion_of_both(layout):
+    names = [layout.instance_name(1, i, 2) for i in (1, 2)]
+    grey = [np.full((40, 48, 3), level, np.uint8) for level in (50, 150)]
+    write_twins(layout.twins(1), Twins(names, [0.125, None]), grey)
+    files.remove(layout.raw(names[1]))
+    text = page(layout.root)
+    told = re.sub("<[^>]*>", " ", text[text.index('id="twins"') : text.index('id="training"')])
+    first, second = re.findall(r"(entropy .*\n.*\n.*\n.*)", told)
+    caption = f"red disc : a photo of red disc, seed {2**62 + 2}; at the first guided step 0.500"
+    assert first.split() == ["entropy", "0.125", "entropy", "0.750", *caption.split()]
+    assert html.unescape(second).split()[:4] == ["entropy", "is", "gone", "entropy"]
+    assert EVIL in html.unescape(second)
+    pictures = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(shown))).convert("RGB")).astype(int)
+        for shown in re.findall(r'"data:image/webp;base64,([^"]+)"', text)
+    ]
+    without, guided, other = pictures
+    assert abs(without - 50).max() < 9 and abs(other - 150).max() < 9 and without.shape == (107, 128, 3)
+    assert guided[53, 64, 0] - guided[53, 64, 1] > 90  # a red disc
+    settings = files.read_bytes(layout.settings_file)
+    files.write_bytes(
+        layout.settings_file, settings.replace(b"settings:", b"settings:\n  GENERATOR.CRITERION: max")
+    )
+    assert "max 0.125" in page(layout.root)
+    damaged = files.read_bytes(layout.twins(1))[:-20]
+    files.write_bytes(layout.twins(1), damaged)
+    assert 'id="twins"' not in page(layout.root)
