@@ -187,12 +187,12 @@ def save_report(path: str, rows: list[tuple[str, ...]]) -> None:
     """
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    table, places = text.getvalue().encode(), [f"{path}.png", f"{path}.csv"]
-    if all(map(files.exists, places)) and files.read_bytes(places[1]) == table:
+    content, picture, table = text.getvalue().encode(), f"{path}.png", f"{path}.csv"
+    if files.exists(picture) and files.exists(table) and files.read_bytes(table) == content:
         return
-    with left_out_without_matplotlib(places[0]):
-        files.write_bytes(places[0], _plot(rows))
-    files.write_bytes(places[1], table)
+    with left_out_without_matplotlib(picture):
+        files.write_bytes(picture, _plot(rows))
+    files.write_bytes(table, content)
 
 
 def _plot(rows: list[tuple[str, ...]]) -> bytes:
