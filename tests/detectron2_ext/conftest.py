@@ -136,7 +136,7 @@ def index_of(tmp_path: Path) -> Callable[[Path], RunLayout]:
                 cutout = np.dstack([image, alpha[..., 0]])[9:40, 9:40]
                 files.write_bytes(layout.pool(f"cutouts/{n}.png"), cv2.imencode(".png", cutout)[1].tobytes())
                 known = {"file": name, "cutout": f"cutouts/{n}.png", "bbox": [9, 9, 31, 31], "height": 48}
-                known |= {"area": 100 + 50 * n, "clip_white": 20.0 + n, "clip_black": None}
+                known |= {"area": 100 + 50 * n, "clip_white": 20.0 + n, "clip_black": 30.0 if n else None}
                 rows.append(pool_instance(round_, 10 * (n % 3 + 1), n, **known))
             write_index(layout, round_, rows)
         return layout

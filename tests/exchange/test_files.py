@@ -57,6 +57,16 @@ def test_nan_is_refused_before_anything_is_written(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_a_folder_that_is_gone_already_is_fine_and_one_that_cannot_be_removed_is_said(tmp_path):
+    (tmp_path / "a/b").mkdir(parents=True)
+    for _ in range(2):
+        files.remove_folder(str(tmp_path / "a"))
+        assert os.listdir(tmp_path) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        files.remove_folder(str(tmp_path / "file/x"))
+
+
 @pytest.mark.parametrize("part", ["../x", "/etc/passwd", "a/../../x", "..", "a\\..\\x", "a\0b"])
 def test_no_path_leads_out_of_its_root(part):
     with pytest.raises(UserError, match="leads out"):

@@ -157,8 +157,11 @@ def test_several_gpus_or_machines_start_the_training_by_launch_sh(monkeypatch, s
     module = importlib.import_module("detectron2_ext.train_net")
     started = []
     monkeypatch.setattr(module.os, "execvpe", lambda *given: started.append(given) or sys.exit(0))
-    with pytest.raises(SystemExit):
-        module.main([*several, "SEED", "3"])
-    program, command, environment = started[0]
-    assert command == ["bash", str(REPOSITORY / "launch.sh"), *several, "SEED", "3"]
-    assert program == "bash" and environment["MRCA_PYTHON"] == sys.executable
+    monkeypatch.delenv("MRCA_PYTHON", raising=False)
+    for python in (sys.executable, "/the/user/s/python"):
+        with pytest.raises(SystemExit):
+            module.main([*several, "SEED", "3"])
+        program, command, environment = started.pop()
+        assert command == ["bash", str(REPOSITORY / "launch.sh"), *several, "SEED", "3"]
+        assert program == "bash" and environment == os.environ | {"MRCA_PYTHON": python}
+        monkeypatch.setenv("MRCA_PYTHON", "/the/user/s/python")

@@ -179,7 +179,9 @@ def test_a_round_is_trained_with_the_seed_and_the_periods_of_the_settings(
 
 def test_checkpoints_of_ends_of_rounds_stay_and_others_go(tmp_path: Path) -> None:
     state = _state()
-    _run(state, tmp_path, 10, period=3, keep=2)
+    _run(state, tmp_path, 10, period=3, keep=4)
+    names = sorted(path.name for path in tmp_path.glob("*.pth"))
+    assert names == [f"model_000000{n}.pth" for n in (2, 5, 8, 9)]  # fewer than may stay
     checkpoints = _run(state, tmp_path, 20, period=3, keep=2)
     names = sorted(path.name for path in tmp_path.glob("*.pth"))
     assert names == ["model_0000009.pth", "model_0000017.pth", "model_0000019.pth"]

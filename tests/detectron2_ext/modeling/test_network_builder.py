@@ -57,6 +57,7 @@ def test_feedback_configurations_build_feedback_networks(backbone):
         ("TIMM__NORM", "GN"),
         ("SWIN__SIZE", "XXL"),
         ("FPN__IN_FEATURES", "[swin1, swin2, swin3]"),
+        ("FPN__IN_FEATURES", "[layer5, layer4, layer3]"),
     ],
 )
 def test_what_the_network_does_not_have_is_refused_by_name(key, value):
