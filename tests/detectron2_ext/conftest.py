@@ -10,6 +10,7 @@ import pytest
 
 from detectron2_ext.data.dataset import DetectionDataset
 from exchange import files
+from exchange.config import load_config
 from exchange.layout import RunLayout
 from exchange.pool_index import write_index
 from tests.diSegmenter.conftest import pool_instance
@@ -142,3 +143,32 @@ def index_of(tmp_path: Path) -> Callable[[Path], RunLayout]:
         return layout
 
     return index
+
+
+@pytest.fixture
+def configure(tmp_path, filled_lvis, write_pool):
+    """A configuration of the small data set and a pool of 11 instances, with overrides."""
+    pool = write_pool(11)
+
+    def make(*overrides):
+        settings = {
+            "DATASETS": {
+                "TRAIN": ["small"],
+                "TEST": ["small"],
+                "CUSTOM": [["small", str(filled_lvis.path), str(filled_lvis.folder)]],
+            },
+            "INPUT": {
+                "TRAIN_SIZE": 64,
+                "USE_COPY_METHOD": "syn_copy",
+                "INST_POOL": True,
+                "INST_POOL_PATH": str(pool),
+                "INST_POOL_ROOT": str(pool.parent),
+            },
+            "SOLVER": {"IMS_PER_BATCH": 4, "MAX_ITER": 30, "ROUND_ITERS": 10},
+            "DATALOADER": {"NUM_WORKERS": 0},
+        }
+        path = tmp_path / "settings.yaml"
+        path.write_text(json.dumps(settings))
+        return load_config(str(path), list(overrides))
+
+    return make

@@ -225,6 +225,7 @@ def test_the_threshold_from_the_queue_lets_a_share_pass_that_moves_over_the_trai
         ("MODEL__ACTIVE_MODE", "paste_or_zero", "MODEL.ACTIVE_MODE .*paste_only, paste_or_ori"),
         ("MODEL__ACTIVE_ONCE_MODE", "only_gt", "MODEL.ACTIVE_ONCE_MODE is 'only_gt': choose only_paste_T"),
         ("MODEL__ACTIVE_ONCE_MODE", "only_paste_dynamic_2", "shares S from 0 to 1"),
+        ("MODEL__ACTIVE_ONCE_MODE", "only_paste_dynamic_linear_0.5_1.5", "shares S from 0 to 1"),
         ("MODEL__ACTIVE_GRAD_UPDATE", "MOMENTUM1", "MODEL.ACTIVE_GRAD_UPDATE is 'MOMENTUM1': choose AVERAGE"),
         ("MODEL__ACTIVE_GRAD_LAYERS", ["head7"], "MODEL.ACTIVE_GRAD_LAYERS has 'head7'"),
         ("MODEL__ACTIVE_TEST_EVERY", 0, "MODEL.ACTIVE_TEST_EVERY is 0: it is 1 or more"),

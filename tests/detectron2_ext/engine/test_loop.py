@@ -182,11 +182,16 @@ def test_checkpoints_of_ends_of_rounds_stay_and_others_go(tmp_path: Path) -> Non
     _run(state, tmp_path, 10, period=3, keep=4)
     names = sorted(path.name for path in tmp_path.glob("*.pth"))
     assert names == [f"model_000000{n}.pth" for n in (2, 5, 8, 9)]  # fewer than may stay
+    RunCheckpoints(str(tmp_path), 10, keep=1).prune(6)  # from which it went on
+    names = sorted(path.name for path in tmp_path.glob("*.pth"))
+    assert names == [f"model_000000{n}.pth" for n in (5, 8, 9)]
     checkpoints = _run(state, tmp_path, 20, period=3, keep=2)
     names = sorted(path.name for path in tmp_path.glob("*.pth"))
     assert names == ["model_0000009.pth", "model_0000017.pth", "model_0000019.pth"]
     assert checkpoints.latest() == str(tmp_path / "model_0000019.pth")
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000019.pth"
+    (tmp_path / "last_checkpoint").write_text("model_0000017.pth\n")  # by an editor
+    assert checkpoints.latest() == str(tmp_path / "model_0000017.pth")
 
 
 def test_periods_of_0_write_nothing_before_the_end(tmp_path: Path) -> None:
@@ -228,8 +233,9 @@ def test_a_loss_that_is_not_finite_stops_and_names_loss_and_images(tmp_path: Pat
     assert all(tensor.isfinite().all() for tensor in saved["model"].values())
 
 
+@pytest.mark.parametrize("error", [OSError(28, "disk full"), RuntimeError("disk full\nin a line"), OSError()])
 def test_a_disk_that_is_full_leaves_the_old_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = _state()
     _run(state, tmp_path, 4)
@@ -237,10 +243,11 @@ def test_a_disk_that_is_full_leaves_the_old_checkpoint(
 
     def full(content: Any, file: Any) -> None:
         file.write(b"half a check")
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr(checkpoints_module.torch, "save", full)
-    with pytest.raises(UserError, match=r"model_0000007\.pth could not be written .*model_0000003\.pth"):
+    reason = r"model_0000007\.pth could not be written \((.*disk full.*|OSError)\): .*model_0000003\.pth"
+    with pytest.raises(UserError, match=reason):
         _run(state, tmp_path, 8)
     assert (tmp_path / "model_0000003.pth").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == [

@@ -15,7 +15,7 @@ from detectron2_ext.paste.composite import (
     basic,
 )
 from detectron2_ext.paste.pasters import EitherPaster, ImagePaster, PoolPaster
-from detectron2_ext.paste.plan import LikeAnotherImage, Placement
+from detectron2_ext.paste.plan import Placement
 from detectron2_ext.paste.pool import ImagesWithMasks, InstancePool
 from detectron2_ext.paste.sources import AnyImage
 from exchange.config import REPOSITORY, load_config
@@ -107,8 +107,12 @@ def test_the_layout_of_another_image_gives_classes_sizes_and_places(small_lvis):
         small_lvis.add_object(image, category, box)
     small_lvis.add_object(image, 2, [1, 1, 20, 20])
     small_lvis.add_object(image, 1, [0, 0, 60, 40], iscrowd=1)  # which is not imitated
+    small_lvis.add_object(small_lvis.add_image(64, 48), 0, [1, 1, 9, 9])  # nor is this image
     categories = np.array([0, 1, 0, 1, 1])  # no instance of class 2
-    plan = LikeAnotherImage(categories, small_lvis.read(), np.array([0]))
+    config = str(REPOSITORY / "configs/MRCA/MRCA_R50.yaml")
+    cfg = load_config(config, ["INPUT.INST_POOL_SAMPLE_TYPE", "reference"])
+    pool = Mock(categories=categories)
+    plan = build._build_plan(cfg, small_lvis.read(), np.array([0]), pool, None, 0, 0)
     scene = black(96, 200)
     scales, used = [], set()
     for seed in range(200):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from detectron2_ext.paste import build
 from detectron2_ext.paste.build import _weights, build_pool
 from detectron2_ext.paste.pool import InstancePool
 from exchange import files
@@ -67,6 +68,16 @@ def test_as_a_filter_it_leaves_the_highest_share_of_each_class_and_what_is_unkno
     assert [pool.instance(i) for i in range(len(pool))] == [names[i] for i in kept]
 
 
+def test_the_share_is_of_what_nothing_else_leaves_out(ranked):
+    names = [pool_of(ranked).instance(i) for i in range(9)]
+    config = str(REPOSITORY / "tests/detectron2_ext/engine/empty.yaml")
+    cfg = load_config(config, ["INPUT.INST_POOL_RANK", "gradient", "INPUT.INST_POOL_KEEP", "0.5"])
+    refused = frozenset([names[6], names[2]])  # the highest of each class
+    found = build._cutouts_of_run(cfg, ranked, [0, 1], refused)
+    # of the threes 0.5, -2 and 0.5 and what is unknown, of the sevens 1, 2 and -8
+    assert [found.instance(i) for i in range(len(found.rounds))] == [names[i] for i in (0, 3, 4, 5, 7)]
+
+
 def test_what_is_not_ranked_or_damaged_says_what_to_run(ranked):
     for options, message in (
         (
@@ -77,7 +88,13 @@ def test_what_is_not_ranked_or_damaged_says_what_to_run(ranked):
             ["INPUT.INST_POOL_RANK", "size"],
             "INPUT.INST_POOL_RANK is 'size'.*gradient, entropy, clip, similarity",
         ),
-        (["INPUT.INST_POOL_RANK", "gradient", "INPUT.INST_POOL_KEEP", "0.0"], "INST_POOL_KEEP is 0.0"),
+        *(
+            (
+                ["INPUT.INST_POOL_RANK", "gradient", "INPUT.INST_POOL_KEEP", share],
+                f"INST_POOL_KEEP is {share}",
+            )
+            for share in ("0.0", "1.01")
+        ),
     ):
         with pytest.raises(UserError, match=message):
             pool_of(ranked, *options)

@@ -115,8 +115,11 @@ def test_a_limited_view_is_the_whole_image_at_08_to_12_times_what_fits():
     assert abs(np.mean(flips) - 0.5) < 0.07
 
 
-@pytest.mark.parametrize(("limited", "kind"), [(True, ""), (False, ""), (True, "cas")])
-def test_the_settings_limit_the_size_of_what_any_image_lends(reader, limited, kind):
+@pytest.mark.parametrize(
+    ("limited", "kind", "flip"),
+    [(True, "", "none"), (True, "", "horizontal"), (False, "", "none"), (True, "cas", "none")],
+)
+def test_the_settings_limit_the_size_of_what_any_image_lends_and_mirror_it(reader, limited, kind, flip):
     cfg = load_config(
         str(REPOSITORY / "configs/MRCA/MRCA_R50.yaml"),
         [
@@ -126,14 +129,20 @@ def test_the_settings_limit_the_size_of_what_any_image_lends(reader, limited, ki
             str(limited),
             "INPUT.SCP_TYPE",
             repr(kind),
+            "INPUT.RANDOM_FLIP",
+            flip,
         ],
     )
     (paster,) = build_pasters(cfg, reader, IMAGES, None, None, 0, 0)
-    widths = []
+    widths, at_the_right = [], set()
     for seed in range(200):
         scene = Scene(np.zeros((60, 80, 3), np.uint8), [])
         for info in paster(scene, 0, np.random.default_rng(seed), []):
             widths.append((info.box[2] - info.box[0]) * 6.4)  # objects are 10 of the 64 pixels wide
+            at_the_right.add(
+                info.box[0] + info.box[2] > 1.6 * widths[-1]
+            )  # where the first is if it is mirrored
     fit = min(60 / 48, 80 / 64)
     expected = (0.8 * fit, 1.2 * fit) if limited and not kind else (1.0, 1.0)
     np.testing.assert_allclose(np.quantile(widths, [0, 1]) / 64, expected, atol=0.11)
+    assert at_the_right == ({False} if flip == "none" else {False, True})
