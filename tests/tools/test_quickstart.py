@@ -12,6 +12,7 @@ from PIL import Image
 from exchange import files
 from exchange.config import flatten, load_config
 from exchange.cutouts import encode_cutout
+from exchange.errors import UserError
 from exchange.feedback import Feedback, read_feedback, write_feedback
 from exchange.layout import RunLayout
 from exchange.pool_index import write_index
@@ -114,3 +115,6 @@ def test_the_control_has_the_seed_and_the_settings_of_the_rounds_but_pastes_noth
         "OUTPUT_DIR", "INPUT.USE_COPY_METHOD", "INPUT.INST_POOL_FEED",
     }  # fmt: skip
     assert alone["INPUT.USE_COPY_METHOD"] == "none" and not alone["INPUT.INST_POOL_FEED"]
+    monkeypatch.setattr(quickstart.stopping, "wait", lambda _: -9)
+    with pytest.raises(UserError, match=f"the control run failed: see {tmp_path}/control/logs/train.log"):
+        call(quickstart, "--out", tmp_path)
