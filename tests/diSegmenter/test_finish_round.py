@@ -46,7 +46,7 @@ def test_the_pool_is_cumulative_in_lvis_format(layout):
     ]
     assert [image["file_name"] for image in second["images"]][3:] == ["01_0007_0001.png"]
     assert [a["round"] for a in second["annotations"]] == [0, 0, 0, 1]
-    assert second["categories"] == CATEGORIES
+    assert second["categories"] == CATEGORIES and second["info"]["round"] == 1
     annotation = second["annotations"][3]
     assert (annotation["id"], annotation["image_id"], annotation["category_id"]) == (4, 4, 7)
     assert (annotation["bbox"], annotation["area"], annotation["iscrowd"]) == ([3, 4, 10, 11], 90, 0)

@@ -21,6 +21,7 @@ from tests.diSegmenter.conftest import disc_image
 
 CPU = torch.device("cpu")
 IMAGES = [disc_image(8), disc_image(15, size=(64, 32)), disc_image(4, size=(33, 90)), disc_image(12)]
+IMAGES.append(disc_image(10, size=(32, 64)))
 
 
 def test_a_model_with_code_of_its_own_loads_and_finds_the_object(foreground_folder):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers import pre_tokenizers
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from diSegmenter import segmentAndFilter
@@ -111,6 +112,13 @@ def test_a_model_without_a_token_for_an_answer_is_refused(tmp_path, words, missi
     folder = save_judge(tmp_path / "judge", words)
     with pytest.raises(UserError, match=f"has no single token for {missing}.*SEGMENTER.JUDGE"):
         load_judge(folder, "main", QUESTIONS, CPU)
+
+
+def test_the_letter_that_an_answer_begins_with_is_no_answer():
+    model, processor = FAMILIES["LLaVA"]("y e s n o Y N")
+    processor.tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    with pytest.raises(UserError, match="letters has no single token for 'yes'"):
+        Judge(model, processor, QUESTIONS, CPU, "letters")
 
 
 def test_a_model_of_another_kind_or_none_is_refused(tmp_path, clip_folder, foreground_folder):

@@ -65,15 +65,27 @@ def test_the_report_counts_what_was_asked_made_and_kept_of_the_classes_that_lose
 
 
 def test_the_histogram_shows_kept_and_dropped_scores_and_the_threshold_between_them(layout):
-    text = report(layout, [20, 30, 21, 31, 33, 32])
+    text = report(layout, [0, 30, 21, 31, 33, 32])
     bars = re.findall(r'<rect x="(.*?)" .*? height="(.*?)" fill="(.*?)"/>', text)
     places = {
         colour: [float(x) for x, height, c in bars if c == colour and float(height)] for *_, colour in bars
     }
     threshold = float(re.search(r'<path d="M(.*?) 0V', text)[1])
-    assert threshold == pytest.approx(900 * (25 - 19.5) / (33.5 - 19.5), abs=0.1)
+    assert threshold == pytest.approx(900 * (25 + 0.5) / (33.5 + 0.5), abs=0.1)
     assert len(places["#16823c"]) == 4 and min(places["#16823c"]) > threshold
     assert len(places["#be2828"]) == 2 and max(places["#be2828"]) < threshold
+
+
+def test_the_dropped_stand_on_the_kept_and_the_highest_bar_fills_the_picture(layout):
+    text = report(layout, [24.9, 25.0, 25.1, 0, 40])
+    bars = re.findall(r'<rect x=".*?" y="(.*?)" width=".*?" height="(.*?)" fill="(.*?)"/>', text)
+    highest = 200.0
+    for kept, dropped in zip(bars[::2], bars[1::2], strict=True):
+        (top, height), (upper_top, upper_height) = (map(float, bar[:2]) for bar in (kept, dropped))
+        assert (kept[2], dropped[2]) == ("#16823c", "#be2828")
+        assert (top + height, upper_top + upper_height) == pytest.approx((200, top), abs=0.11)
+        highest = min(highest, upper_top)
+    assert highest == 0
 
 
 def test_the_report_carries_a_picture_of_what_was_kept_and_one_of_what_was_dropped(layout, monkeypatch):

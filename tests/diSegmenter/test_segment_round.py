@@ -29,7 +29,9 @@ class Darkness:
 
 
 def score(images, alphas, category_ids):
-    return np.array([[category, alpha.mean()] for alpha, category in zip(alphas, category_ids, strict=True)])
+    return np.array(
+        [[category / 7, alpha.mean()] for alpha, category in zip(alphas, category_ids, strict=True)]
+    )
 
 
 def segment(layout, foreground, batch_size=4, shard=WHOLE, **measures):
@@ -54,8 +56,8 @@ def test_mask_record_and_cut_out_agree(layout):
         image = read_rgba(layout.raw(instance.file))
         np.testing.assert_array_equal(alpha, np.where(image[..., 1] < 255, 255, 0))
         assert instance.area == (alpha > 0).sum() and (instance.height, instance.width) == alpha.shape
-        assert instance.clip_white == instance.category_id
-        assert instance.clip_black == pytest.approx(alpha.mean(), abs=1e-3)
+        assert instance.clip_white == pytest.approx(instance.category_id / 7, abs=1e-4)
+        assert instance.clip_black == pytest.approx(alpha.mean(), abs=1e-4)
         assert (instance.model, instance.prompt, instance.reason) == ("tiny", "a photo", "")
         assert instance.foreground == "darkness"
         x, y, width, height = instance.bbox

@@ -175,6 +175,20 @@ def test_a_file_of_real_features_is_used_as_long_as_it_is_whole_and_about_the_sa
     files.write_bytes(path, files.read_bytes(path)[:-3])
     means([3] * 3 + [7] * 2)
     assert made.call_count == 8
+    content, changed = json.loads((tmp_path / "train.json").read_text()), str(tmp_path / "changed.json")
+    for calls, (kind, change) in enumerate(
+        [
+            ("annotations", {"segmentation": [[1, 1, 9, 1, 9, 9]]}),  # another outline in the same box
+            ("annotations", {"bbox": [2, 3, 9, 8]}),
+            ("images", {"file_name": "1.png"}),
+        ],
+        start=9,
+    ):
+        content[kind][0] |= change
+        files.write_json(changed, content)
+        cfg = load_config(config, ["SEGMENTER.SIMILARITY_PADDING", "3"])
+        build_similarity(cfg, layout, read_annotations(changed), str(tmp_path), CPU)
+        assert made.call_count == calls
 
 
 def test_as_many_real_objects_of_a_class_are_compared_with_as_the_settings_say_by_the_run_s_seed(

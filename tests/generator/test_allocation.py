@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from exchange.errors import UserError
-from generator.allocation import AllocationRule, allocate, save_report, table_rows
+from generator.allocation import Allocation, AllocationRule, allocate, save_report, table_rows
 
 NAN = float("nan")
 patient = settings(
@@ -104,8 +104,8 @@ def test_largest_remainder_gets_the_image_and_the_lower_id_in_a_tie():
 
 @pytest.mark.parametrize("how", [{"balanced": True}, {"minimum": 4, "maximum": 4}])
 def test_every_class_gets_the_same_when_asked_or_bound_to(how):
-    images = allocate(AllocationRule(per_class=4, **how), ids(3), np.array([1, 9, 99])).images
-    assert images.tolist() == [4, 4, 4]
+    division = allocate(AllocationRule(per_class=4, **how), ids(3), np.array([1, 9, 99]))
+    assert division.images.tolist() == [4, 4, 4] and division.share.sum() == pytest.approx(1)
 
 
 def test_bounds_hold_and_what_they_cut_off_goes_to_the_others_in_proportion():
@@ -117,7 +117,7 @@ def test_bounds_hold_and_what_they_cut_off_goes_to_the_others_in_proportion():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"ap_mode": "up"}, {"minimum": 5}, {"maximum": 3}, {"per_class": 0}]
+    [{"ap_mode": "up"}, {"minimum": 5}, {"maximum": 3}, {"maximum": 0}, {"per_class": 0}]
     + [{f"{factor}_exponent": -1.0} for factor in ("frequency", "drift", "ap")],
 )
 def test_impossible_rule_is_refused(wrong):
@@ -175,6 +175,19 @@ def test_twenty_thousand_classes_with_every_bound_in_use():
     images = allocate(rule, ids(20_000), counts, random.random(20_000), random.random(20_000) * 100).images
     assert images.sum() == 80_000
     assert (images.min(), images.max()) == (1, 40)
+
+
+def test_the_table_has_the_most_images_first_and_nothing_where_drift_or_ap_is_unknown():
+    names, division = {3: "cat", 7: "dog"}, Allocation(np.array([0.25, 0.75]), np.array([1, 3]))
+    values = (np.array([12.3456, NAN]), np.array([NAN, 20.126]))
+    for drift, ap, unknown in ((*values, slice(0)), (None, None, slice(3, 5))):
+        dog = ["7", "dog", "9", "", "20.13", "0.750000", "3"]
+        cat = ["3", "cat", "5", "12.35", "", "0.250000", "1"]
+        for row in (dog, cat):
+            row[unknown] = [""] * len(row[unknown])
+        header, *rows = table_rows(names, np.array([5, 9]), drift, ap, division)
+        assert header == ("id", "class", "N", "drift", "AP", "share", "images")
+        assert rows == [tuple(dog), tuple(cat)]
 
 
 def test_without_matplotlib_the_table_is_saved_and_a_line_says_what_is_left_out(

@@ -77,12 +77,13 @@ def test_round_zero_makes_every_planned_image_and_a_complete_manifest(world, mon
 @pytest.mark.bits
 def test_any_number_of_shards_makes_the_same_files(world, monkeypatch):
     run(world, monkeypatch, "--round", "1", "--div", "-1")
-    whole = digests(world)
-    for path in [*(world.run / "pool/raw").iterdir(), *(world.run / "pool/manifests").iterdir()]:
+    whole, table = digests(world), world.run / "pictures/allocation_rd00.csv"
+    allocation = table.read_text()
+    for path in [*(world.run / "pool/raw").iterdir(), *(world.run / "pool/manifests").iterdir(), table]:
         path.unlink()
     for shard in ("0", "1", "2"):
         layout = run(world, monkeypatch, "--round", "1", "--div", shard, "--num_div", "3")
-    assert digests(world) == whole
+    assert digests(world) == whole and table.read_text() == allocation
     assert is_complete(read_round(layout, 0))
 
 
@@ -100,14 +101,16 @@ def test_a_complete_round_needs_no_model(world, monkeypatch):
     run(world, monkeypatch, "--round", "1")
 
 
-def test_a_round_in_the_pool_is_not_drawn_again_though_its_images_were_dropped(world, monkeypatch):
+def test_a_round_in_the_pool_is_not_drawn_again_though_its_images_were_dropped(world, monkeypatch, capsys):
     layout = run(world, monkeypatch, "--round", "1")
     for path in (world.run / "pool/raw").glob("*.png"):
         path.unlink()
     write_done(layout.annotations_done(0))
     monkeypatch.setattr(PipelineSource, "_load", lambda *_, **__: pytest.fail("a model was loaded"))
     run(world, monkeypatch, "--round", "1")
-    assert digests(world) == {}
+    assert "images" not in capsys.readouterr().out
+    run(world, monkeypatch, "--round", "1", "--dry-run")
+    assert digests(world) == {} and "round 0: 12 images\n" in capsys.readouterr().out
 
 
 def test_runs_as_a_script_in_its_folder_and_ends_with_a_sentence_and_code_2_on_bad_input(world):

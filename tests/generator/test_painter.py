@@ -10,6 +10,7 @@ from PIL import Image
 from exchange import files
 from exchange.config import load_config
 from exchange.errors import UserError
+from generator import painter
 from generator.build import (
     build_guidance,
     build_prompt_book,
@@ -63,6 +64,12 @@ def test_the_command_writes_the_same_images_and_without_guidance_others(run, gui
         )
         np.testing.assert_array_equal(np.asarray(same), np.asarray(image))
         assert (np.asarray(other) != np.asarray(image)).any()
+
+
+def test_without_guidance_no_network_is_loaded(run, monkeypatch):
+    monkeypatch.setattr(painter, "load_feedback_network", None)
+    Painter.from_run(run.folder, ["GENERATOR.GUIDANCE_SCALE", "0"])
+    Painter.from_checkpoint(run.checkpoint, guided=False)
 
 
 def test_a_category_that_the_checkpoint_does_not_know_is_refused(run):

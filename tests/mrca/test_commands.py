@@ -141,6 +141,7 @@ def test_a_command_that_there_is_not_and_a_package_that_is_not_installed_are_one
     monkeypatch.setattr(module, "main", without_torch)
     for argument, sentence in (
         ("genrate", "error: mrca has no command 'genrate': did you mean generate?"),
+        ("§", "error: mrca has no command '§': did you mean "),
         (
             "generate",
             "error: mrca generate needs torch, which is not installed: pip install 'mrca[generate]'",

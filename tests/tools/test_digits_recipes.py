@@ -8,12 +8,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tools.digits import train_foreground, train_sd3
+from tools.digits import pictures, prompts, samples, train_foreground, train_sd3
 from tools.digits.optimise import optimising
 
 
 def test_the_diffusion_model_learns_the_way_from_a_picture_s_latents_to_the_noise_in_them(monkeypatch):
     latents, calls = torch.randn(6, 4, 4, 4, generator=torch.Generator().manual_seed(0)), []
+    slopes: list[float] = []
     texts = torch.arange(4.0).view(4, 1, 1).expand(4, 2, 3)
 
     class Watched(nn.Module):
@@ -23,6 +24,7 @@ def test_the_diffusion_model_learns_the_way_from_a_picture_s_latents_to_the_nois
 
         def forward(self, noisy, text, pooled, time, return_dict):
             calls.append((noisy, text[:, 0, 0], pooled[:, 0], time / 1000))
+            slopes.append(self.slope.item())
             return (self.slope * noisy,)
 
     def watched_loss(velocity, target):
@@ -45,6 +47,22 @@ def test_the_diffusion_model_learns_the_way_from_a_picture_s_latents_to_the_nois
     assert (asked == 0).float().mean() > 0.7 and (
         asked > 0
     ).any()  # with its own prompt, or with the empty one
+    average = slopes[1]
+    for slope in [*slopes[2:], slopes[-1]]:  # the last step is hardly one
+        average = 0.998 * average + 0.002 * slope
+    assert pipeline.transformer.slope.item() == pytest.approx(average, rel=0.01)
+    assert abs(average) < abs(slopes[-1]) / 2
+
+
+def test_prompts_for_a_white_or_no_background_have_a_white_one_and_the_others_a_colour():
+    drawn = pictures.with_prompts(samples.split()["val"], 60, np.random.default_rng(0))
+    white = {}
+    for picture, prompt, category in drawn:
+        template = prompt.replace(samples.category_name(category), "{}")
+        white.setdefault(template, set()).add(bool((picture[0, 0] == 255).all()))
+    for_white = ["{} in a white background", "{} isolated on white background", "{} without background"]
+    for_white.append("a photo of {} in a white background")
+    assert white == {template: {template in for_white} for template in prompts.TEMPLATES}
 
 
 def test_a_foreground_model_is_measured_by_intersection_over_union(monkeypatch):

@@ -1,4 +1,5 @@
 import importlib.util
+from unittest.mock import Mock
 
 import numpy as np
 import onnxruntime
@@ -45,6 +46,20 @@ def test_a_network_of_others_is_exported_only_with_the_users_word(monkeypatch, t
     call(export_matting, out, "--config", DIGITS, *settings, "SEGMENTER.TRUST_REMOTE_CODE", "True")
     assert out.read_bytes() == b"a network"
     assert isinstance(seen[0][0], nn.Module) and seen[0][1] == 32
+
+
+class SeveralOutputs(nn.Module):
+    """A coarse side output first, as BiRefNet and its like have them."""
+
+    def forward(self, pixels):
+        return [pixels[:, :1, ::2, ::2], 3 * pixels[:, 1:2]]
+
+
+def test_of_a_network_with_several_outputs_the_last_one_is_exported(monkeypatch):
+    monkeypatch.setattr(torch.onnx, "export", exported := Mock())  # which takes seconds
+    as_onnx(SeveralOutputs(), 8)
+    network, (pixels,) = exported.call_args.args
+    torch.testing.assert_close(network(pixels + 2), torch.full((len(pixels), 1, 8, 8), 6.0))
 
 
 class OnlyPairs(nn.Module):

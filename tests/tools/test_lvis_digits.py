@@ -1,3 +1,4 @@
+import itertools
 import json
 from collections import Counter
 
@@ -34,17 +35,22 @@ def one_of_each(monkeypatch):
     monkeypatch.setattr(scenes, "VAL_INSTANCES_PER_CATEGORY", 1)
 
 
-def test_training_and_validation_share_no_column_of_a_photograph(one_of_each, tmp_path, monkeypatch):
+def test_training_and_validation_share_no_column_of_a_photograph_and_no_digit(
+    one_of_each, tmp_path, monkeypatch
+):
     seen: list[set[bytes]] = []
+    written: list[set[int]] = []
     compose = scenes.compose
 
     def spy(hand, digits, backgrounds, rng):
         seen.append({image[:, x].tobytes() for image in backgrounds for x in range(image.shape[1])})
+        written.append(set(digits.indices.tolist()))
         return compose(hand, digits, backgrounds, rng)
 
     monkeypatch.setattr(scenes, "compose", spy)
     build(str(tmp_path), seed=0)
-    assert seen[0] and seen[-1] and not seen[0] & seen[-1]
+    for first, *_, last in (seen, written):
+        assert first and last and not first & last
 
 
 def test_the_tail_is_long_and_validation_is_balanced(dataset):
@@ -86,6 +92,27 @@ def test_negative_categories_are_absent_and_every_annotation_is_a_visible_mask(d
     assert Image.open(folder / "images" / name).size == (scenes.SIZE, scenes.SIZE)
 
 
+def test_an_object_covers_at_most_half_of_one_behind_it(monkeypatch):
+    monkeypatch.setattr(scenes, "SIZE", scenes.MAX_HEIGHT)  # so that they are in each other's way
+    digits, backgrounds = samples.split()["val"], scenes.photographs("val")
+    left = []
+    for seed in range(40):
+        alone, behind = (
+            scenes.compose(categories, digits, backgrounds, np.random.default_rng(seed)).masks[0]
+            for categories in ([2], [2, 5])
+        )
+        assert not (behind & ~alone).any() and behind.sum() >= 30
+        left.append(behind.sum() / alone.sum())
+    assert 0.5 <= min(left) < 0.6 and max(left) == 1
+
+
+def test_a_photograph_that_is_made_brighter_stays_bright():
+    digits, white = samples.split()["val"], np.full((90, 90, 3), 255, np.uint8)
+    for seed in range(9):
+        image = scenes.compose([1], digits, [white], np.random.default_rng(seed)).image
+        assert np.median(image) >= int(0.7 * 255)
+
+
 def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(one_of_each, tmp_path):
     for name, seed in (("original", 0), ("again", 0), ("other", 1)):
         build(str(tmp_path / name), seed)
@@ -99,8 +126,9 @@ def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(one_of_each
 
 def test_the_tokenizer_knows_every_word_of_the_prompts_and_reads_any_other():
     tokenizer = prompts.build_tokenizer()
-    for template in prompts.TEMPLATES:
-        prompt = template.format("green seven")
+    names = [samples.category_name(number) for number in range(1, samples.NUM_CATEGORIES + 1)]
+    for template, name in itertools.product(prompts.TEMPLATES, names):
+        prompt = template.format(name)
         assert len(tokenizer(prompt).input_ids) == len(prompt.split()) + 2 <= prompts.MAX_TOKENS
     unknown = tokenizer("zebra?").input_ids
     assert len(unknown) > 3 and tokenizer.unk_token_id not in unknown[1:-1]

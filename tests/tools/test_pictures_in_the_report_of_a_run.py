@@ -19,6 +19,7 @@ from exchange.twins import Twins, write_twins
 from tests.diSegmenter.conftest import disc_image
 from tests.tools.made_up_run import EVIL, NAMES, layout, page, write_made_up_run
 from tools.run_report import sprites
+from tools.run_report.content import Round
 
 __all__ = ["layout"]
 
@@ -49,6 +50,17 @@ def test_each_instance_is_on_a_sheet_with_what_is_on_record_about_it(layout):
     tiles = np.hsplit(red, sprites.COLUMNS)  # discs of growing size, three of a class
     assert all(tile[40, 48] for tile in tiles)  # the middle of an image of 48 x 40
     assert tiles[0].sum() < tiles[1].sum() < tiles[2].sum() > tiles[3].sum()
+
+
+def test_the_instances_of_a_class_are_side_by_side_on_as_few_sheets_as_hold_them(
+    layout, monkeypatch, tmp_path
+):
+    rows = list(PoolIndex(layout, [1], dropped_too=True))
+    write_index(layout, 1, rows[::2] + rows[1::2])
+    monkeypatch.setattr(sprites, "PER_SHEET", 3)
+    rounds = [Round(1, [], PoolIndex(layout, [1], dropped_too=True), "", None)]
+    sheets = sprites.write_sheets(layout, rounds, str(tmp_path / "sheets"), "sheets")
+    assert sheets == {id_: [f"sheets/rd01_{id_ - 1:03}"] for id_ in (1, 2, 3, 4)}
 
 
 def test_each_instance_has_the_measures_that_were_taken_and_its_model_where_there_are_several(layout):

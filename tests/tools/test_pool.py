@@ -137,6 +137,11 @@ def test_the_table_as_csv_has_numbers_of_every_class_and_round(layout, call, tmp
     assert float(second["Vendi"]) == pytest.approx(1) and float(second["Vendi of pool"]) > 20
     lone = found[1]
     assert (lone["made"], lone["CLIP score, median"], lone["Vendi"]) == ("0", "", "")
+    write_index(layout, 3, [])
+    call(pool, "stats", layout.root, "--csv", path)
+    assert [row[0] for row in rows_of(capsys.readouterr().out)[:5]] == ["round", "0", "1", "3", "all"]
+    rounds = [row["round"] for row in csv.DictReader(io.StringIO(path.read_text()))]
+    assert rounds == [str(round_) for round_ in (0, 1, 3) for _ in CATEGORIES]
 
 
 def test_prune_asks_what_to_prune_and_leaves_a_round_that_is_under_way(layout, call, capsys):

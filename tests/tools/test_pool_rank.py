@@ -11,6 +11,7 @@ import yaml
 
 from detectron2_ext.engine.build_selection import BOX_HEADS
 from detectron2_ext.modeling import load_feedback_network
+from detectron2_ext.modeling.described import read_described
 from diSegmenter.build_similarity import build_similarity
 from exchange import files
 from exchange.catalog import read_training_set
@@ -23,7 +24,7 @@ from exchange.pool_rank import read_rank
 from tests.detectron2_ext.engine.small_run import write_config
 from tests.digits_run import CONFIG, write_run, write_scenes
 from tests.diSegmenter.conftest import clip_folder, pool_instance  # noqa: F401
-from tools import pool
+from tools import pool, pool_rank
 
 CPU = torch.device("cpu")
 CLIP = ["clip_white", "clip_black"]
@@ -144,6 +145,18 @@ def test_similarity_comes_from_the_index_and_is_measured_where_it_is_unknown(
     np.testing.assert_allclose(values(layout, "similarity"), [0.25, first, 0.25, second], atol=1e-6)
 
 
+def test_a_similarity_of_exactly_0_is_known_and_that_to_a_class_without_real_objects_is_not(
+    monkeypatch, capsys, layout, tmp_path
+):
+    config = write_config(tmp_path)
+    node = {"SEGMENTER": {"SIMILARITY_MODEL": "clip"}}
+    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | node))
+    answers = iter([[0.0], [None]])
+    monkeypatch.setattr(pool_rank, "build_similarity", lambda *_: lambda *_: next(answers))
+    call(monkeypatch, capsys, layout, "--by", "similarity", "--config", config)
+    np.testing.assert_array_equal(values(layout, "similarity"), [0.25, 0.0, 0.25, np.nan])
+
+
 def test_gradient_ranks_by_the_last_checkpoint_and_its_training_set(monkeypatch, capsys, layout, tmp_path):
     with pytest.raises(UserError, match="holds no checkpoint"):
         call(monkeypatch, capsys, layout, "--by", "gradient")
@@ -157,6 +170,8 @@ def test_gradient_ranks_by_the_last_checkpoint_and_its_training_set(monkeypatch,
     found, made_from = values(layout, "gradient"), files.read_json(layout.rank_done(0, "gradient"))
     assert (made_from["images"], made_from["layers"]) == (2, list(BOX_HEADS))
     assert made_from["sha256"] == files.sha256(checkpoint)
+    others = read_described(checkpoint, ["MODEL.ACTIVE_GRAD_LAYERS", "['cls_score']"])
+    assert pool_rank.ByGradient(others, CPU, 2).made_from["layers"] == ["cls_score"]
     known = np.array([True, False, True, False])
     assert (np.isnan(found) != known).all() and (np.abs(found[known]) <= 1).all()
     assert found[0] != found[2]  # each round's are its own instances'

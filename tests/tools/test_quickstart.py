@@ -12,7 +12,8 @@ from PIL import Image
 from exchange import files
 from exchange.config import flatten, load_config
 from exchange.cutouts import encode_cutout
-from exchange.feedback import Feedback, write_feedback
+from exchange.errors import UserError
+from exchange.feedback import Feedback, read_feedback, write_feedback
 from exchange.layout import RunLayout
 from exchange.pool_index import write_index
 from tests.diSegmenter.conftest import CATEGORIES, generate, pool_instance
@@ -45,13 +46,21 @@ def layout(tmp_path) -> RunLayout:
 
 
 @pytest.mark.parametrize(("latest_only", "pools"), [(False, [4, 6]), (True, [4, 2])])
-def test_the_table_counts_what_the_index_lists(layout, latest_only, pools):
+def test_the_table_counts_what_the_index_lists(layout, latest_only, pools, monkeypatch, call):
     summary = summarise(layout, layout, rounds=2, latest_only=latest_only)
     assert [entry["pool"] for entry in summary["rounds"]] == pools
     assert [(entry["generated"], entry["kept"]) for entry in summary["rounds"]] == [(6, 4), (6, 2)]
     assert as_table(summary).splitlines()[-1].split() == [
         "round", "1", "20.0", "21.0", "22.0", "23.0", "6", "2", str(pools[1]),
     ]  # fmt: skip
+    control = RunLayout(f"{layout.root}/control")
+    write_feedback(control, read_feedback(layout.feedback_history(0)))
+    monkeypatch.setattr(overview, "write_overview", drawn := Mock())
+    settings = ("SOLVER.MAX_ITER", 20, "SOLVER.ROUND_ITERS", 10, "SEGMENTER.LATEST_ROUND_ONLY", latest_only)
+    call(overview, layout.root, *settings)
+    _, run, told, path = drawn.call_args.args
+    assert (run.root, path) == (layout.root, f"{layout.pictures_dir}/overview.png")
+    assert told == summary | {"control": {"ap": 10.0, "ap_r": 11.0, "ap_c": 12.0, "ap_f": 13.0}}
 
 
 def test_the_overview_shows_the_cut_outs_of_the_last_round(layout, tmp_path, monkeypatch):
@@ -80,8 +89,9 @@ def test_the_gain_is_drawn_from_the_baseline_on_beside_that_of_the_control():
     assert lines == rare | every
 
 
+@pytest.mark.parametrize("from_scratch", [False, True])
 def test_the_control_has_the_seed_and_the_settings_of_the_rounds_but_pastes_nothing(
-    tmp_path, monkeypatch, call
+    tmp_path, monkeypatch, call, from_scratch
 ):
     commands: list[list[str]] = []
     monkeypatch.setattr(quickstart.stopping, "start", lambda command, **_: commands.append(command))
@@ -90,12 +100,21 @@ def test_the_control_has_the_seed_and_the_settings_of_the_rounds_but_pastes_noth
     monkeypatch.setattr(quickstart, "_make_dataset", Mock())
     monkeypatch.setattr(quickstart, "write_overview", Mock())
     monkeypatch.setattr(quickstart, "write_report", Mock())
-    monkeypatch.setattr(quickstart, "summarise", lambda *_: {"baseline": {}, "control": {}, "rounds": []})
-    call(quickstart, "--out", tmp_path, "--seed", 7)
+    monkeypatch.setattr(quickstart, "_train_baseline", lambda folder, seed: f"{folder}/{seed}.pth")
+    summary = {"baseline": {}, "control": {}, "rounds": []}
+    monkeypatch.setattr(quickstart, "summarise", told := Mock(return_value=summary))
+    options = ["--from-scratch"] if from_scratch else []
+    call(quickstart, "--out", tmp_path, "--seed", 7, *options, "SEGMENTER.LATEST_ROUND_ONLY", True)
     commands[1] = commands[1][:-2]  # without --out
     alone, pasting = (dict(flatten(load_config(command[3], command[4:]))) for command in commands[:2])
     assert alone["SEED"] == pasting["SEED"] == 7
+    assert (alone["MODEL.WEIGHTS"] == f"{tmp_path}/baseline/7.pth") == from_scratch
+    run, control, _, latest_only = told.call_args.args
+    assert (run.root, control.root, latest_only) == (str(tmp_path), f"{tmp_path}/control", True)
     assert {key for key in alone if alone[key] != pasting[key]} == {
         "OUTPUT_DIR", "INPUT.USE_COPY_METHOD", "INPUT.INST_POOL_FEED",
     }  # fmt: skip
     assert alone["INPUT.USE_COPY_METHOD"] == "none" and not alone["INPUT.INST_POOL_FEED"]
+    monkeypatch.setattr(quickstart.stopping, "wait", lambda _: -9)
+    with pytest.raises(UserError, match=f"the control run failed: see {tmp_path}/control/logs/train.log"):
+        call(quickstart, "--out", tmp_path)

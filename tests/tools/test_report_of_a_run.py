@@ -251,6 +251,20 @@ def test_the_csv_of_several_runs_has_the_columns_of_each_in_full_and_a_third_run
     assert shown[-1] == f"{ap_of(2, 3) - ap_of(1, 3):.1f}"
 
 
+def test_a_class_that_the_first_run_lacks_is_described_by_the_run_that_says_most_of_it(layout, tmp_path):
+    lacking, *vague = (
+        write_made_up_run(tmp_path / name, names, images=False)
+        for name, names in (("lacking", NAMES[:3]), ("no group", NAMES), ("no training", NAMES))
+    )
+    for round_ in (0, 1):
+        files.remove(vague[0].annotations(round_))
+        files.remove(f"{vague[1].pictures_dir}/allocation_rd0{round_}.csv")
+    page(lacking.root, *(run.root for run in vague), layout.root)
+    text = files.read_bytes(f"{lacking.root}/comparison/classes.csv").decode()
+    *_, pink = csv.DictReader(io.StringIO(text))
+    assert [pink[name] for name in ("class", "group", "training instances")] == ["pink disc", "common", "40"]
+
+
 def test_a_run_of_which_little_is_there_yet_has_a_page(tmp_path):
     layout = RunLayout(str(tmp_path))
     files.write_bytes(layout.settings_file, b"settings: {}\nversions: {}\n")

@@ -47,9 +47,10 @@ def test_each_process_is_shown_with_its_stage_and_its_number(tmp_path, capfd):
     assert len(after) == 2
 
 
-def test_a_failed_command_stops_its_chain_and_is_named(tmp_path):
+@pytest.mark.parametrize("end", ["sys.exit(3)", "os.kill(os.getpid(), 9)"])
+def test_a_failed_command_stops_its_chain_and_is_named(end, tmp_path):
     after = tmp_path / "after"
-    bad = python("import sys; sys.exit(3)")
+    bad = python(f"import os, sys; {end}")
     chain = Chain("test", [[python("pass"), bad], [python(f"open({str(after)!r}, 'w')")]], {})
     chain.start()
     chain.join()

@@ -50,6 +50,7 @@ def test_a_sheet_of_training_images_goes_to_the_runs_pictures(settings, monkeypa
     assert (sheet[-300:, -300:] == sheet[0, 0]).all()  # the fourth cell, though there are two batches of two
     for color, expected in ((REAL, True), (PASTED, False)):
         assert (sheet == color).all(axis=-1).any() == expected
+    assert (sheet == (90, 30, 0)).all(axis=-1).any()
     call(
         visualize,
         "data",
@@ -147,6 +148,8 @@ def test_predictions_are_those_of_the_average_in_images_spread_over_the_test_set
     train.mkdir(parents=True)
     (train / "last_checkpoint").write_text("model_0000001.pth")
     (train / "model_0000001.pth").touch()
+    values = json.loads(settings.read_text()) | {"MODEL": {"WEIGHTS": "/start.pth"}}
+    settings.write_text(json.dumps(values))
     for given in ((), ("--score", 0.6, "MODEL.WEIGHTS", "/other.pth")):
         call(visualize, "predictions", "--config", settings, "--num", 2, "DATASETS.TEST", "['set']", *given)
     assert loaded == [

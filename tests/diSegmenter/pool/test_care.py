@@ -120,13 +120,13 @@ def append(layout):
     files.write_bytes(path, files.read_bytes(path) + b"more")
 
 
-def loosen(layout):
-    """A cut-out with an empty column, and the index says so."""
-    index = PoolIndex(layout, [0])
-    padded = np.pad(decode_rgba(index.read(1), ""), ((0, 0), (0, 1), (0, 0)))
-    x, y, width, height = index[1].bbox
-    files.write_bytes(index.name(1), encode_cutout(padded, padded[..., 3], [0, 0, width + 1, height]))
-    change(layout, 0, 1, bbox=[x, y, width + 1, height])
+def loosen(layout, side):
+    """A cut-out with an empty row above or below, or column on the left or right; the index says so."""
+    index, (above, below, left, right) = PoolIndex(layout, [0]), np.eye(4, dtype=int)[side].tolist()
+    padded = np.pad(decode_rgba(index.read(1), ""), ((above, below), (left, right), (0, 0)))
+    box = [*index[1].bbox[:2], padded.shape[1], padded.shape[0]]
+    files.write_bytes(index.name(1), encode_cutout(padded, padded[..., 3], [0, 0, *box[2:]]))
+    change(layout, 0, 1, bbox=box)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def loosen(layout):
         (lambda run: change(run, 0, 1, bbox=[0, 0, 30, 30]), "00_0007_0001.webp", "box"),
         (lambda run: change(run, 0, 1, width=20), "rd00.arrow", "box"),
         (lambda run: change(run, 0, 1, height=20), "rd00.arrow", "box"),
-        (loosen, "00_0007_0001.webp", "box"),
+        *((lambda run, side=side: loosen(run, side), "00_0007_0001.webp", "box") for side in range(4)),
         (append, "00_0007_0001.webp", "not its halves"),
         (lambda run: change(run, 0, 1, area=3), "00_0007_0001.webp", "area 3"),
         (lambda run: change(run, 0, 1, category_id=8), "00_0007_0001.png", "category 8"),
@@ -163,14 +163,19 @@ def test_every_instance_of_a_large_pool_is_looked_at(layout):
     assert [int(re.search(r"area (\d+)", what)[1]) for what in found] == [1, 2, 3, 4]
 
 
-def test_a_duplicate_is_found_and_goes_by_prune(layout):
+def test_a_duplicate_is_found_and_goes_by_prune(layout, call, capsys):
     data = files.read_bytes(layout.pool("cutouts/00_0003_0000.webp"))
     files.write_bytes(layout.pool("cutouts/00_0003_0002.webp"), data)
     first = PoolIndex(layout, [0])[0]
     change(layout, 0, 2, bbox=first.bbox, area=first.area)
     (problem,) = verify(layout, IDS)
     assert "the same picture as" in problem.what and "--duplicates" in problem.remedy
-    assert prune_duplicates(layout, CATEGORIES) == 1
+    change(layout, 0, 0, reason="by hand")
+    assert prune_duplicates(layout, CATEGORIES) == 0 and list(verify(layout, IDS)) == []  # of what is kept
+    change(layout, 0, 0, reason="")
+    call(command, "prune", layout.root, "--dropped", "--duplicates")
+    told = [f"round {round_}: removed {count} cut-outs" for round_, count in ((0, 2), (1, 1))]
+    assert capsys.readouterr().out.splitlines() == ["dropped 1 duplicates", *told]
     assert list(verify(layout, IDS)) == []
     listed = [len(read_annotations(layout.annotations(round_)).image_ids) for round_ in (0, 1)]
     assert listed == [2, 5] and len(PoolIndex(layout, [0, 1])) == 5
@@ -316,7 +321,7 @@ def test_what_is_dropped_by_hand_leaves_training_and_no_later_judgement_brings_i
     files.write_json(layout.verdicts(0), {"unreadable": []})
     judged = judge_again(layout, 0, LENIENT)
     assert {i.file for i in judged.instances if i.reason == "by hand"} == {kept[0]}
-    drop(layout, [kept[1]], [], [], CATEGORIES)
+    assert drop(layout, [kept[1]], [], [], CATEGORIES) == {0: 1}
     assert dropped_by_hand(layout) == {kept[0], kept[1], kept[4]}
     later = files.read_json(layout.annotations(1))["images"]
     assert sorted(image["file_name"] for image in later) == sorted([kept[2], kept[3], kept[5]])
@@ -331,7 +336,9 @@ def test_a_class_a_round_or_a_class_in_a_round_is_dropped_whole(classes, rounds,
         for i in PoolIndex(layout, [0, 1], dropped_too=True)
         if (not classes or i.category_id in classes) and (not rounds or i.round in rounds)
     }
-    assert sum(drop(layout, [], classes, rounds, CATEGORIES).values()) == len(meant) > 0
+    named = next(i.file for i in PoolIndex(layout, [0]) if i.file not in meant)
+    meant.add(named)
+    assert sum(drop(layout, [named], classes, rounds, CATEGORIES).values()) == len(meant) > 1
     assert {name for name, reason in reasons(layout).items() if reason == "by hand"} == meant
 
 

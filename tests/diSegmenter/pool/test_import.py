@@ -14,6 +14,7 @@ from diSegmenter.pool.foreign import ForeignInstance, read_coco, read_folders, r
 from diSegmenter.pool.move import merge
 from exchange import files
 from exchange.annotations import read_annotations
+from exchange.cutouts import encode_cutout
 from exchange.errors import UserError
 from exchange.images import BadImage, decode_rgba
 from exchange.layout import RunLayout
@@ -62,30 +63,37 @@ def test_x_pastes_three_kinds_of_paths_come_in(layout, tmp_path, monkeypatch):
 
 def test_a_folder_per_class_comes_in(layout, tmp_path):
     root = str(tmp_path / "folders")
-    files.write_bytes(f"{root}/red disc/b.png", png(disc_rgba(5)))
-    files.write_bytes(f"{root}/blue_disc/a.png", png(disc_rgba(7)))
+    files.write_bytes(f"{root}/red disc/b.PNG", png(disc_rgba(5)))
+    files.write_bytes(
+        f"{root}/blue_disc/a.webp", encode_cutout(disc_image(7), disc_rgba(7)[..., 3], [0, 0, 48, 40])
+    )
     files.write_bytes(f"{root}/blue_disc/notes.txt", b"hello")
     index, cutouts, _ = imported(layout, read_folders(root, IDS))
     assert index.category_ids.tolist() == [7, 3]
     assert [cutout.shape[0] for cutout in cutouts] == [15, 11]
-    assert (index[1].objects, index[1].model, index[1].prompt) == (1, "test", f"{root}/red disc/b.png")
+    assert (index[1].objects, index[1].model, index[1].prompt) == (1, "test", f"{root}/red disc/b.PNG")
 
 
 def test_the_objects_of_a_coco_file_come_in_but_no_crowds(layout, tmp_path):
     root = str(tmp_path / "coco")
     picture = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
     files.write_bytes(f"{root}/a.png", png(picture))
-    square = {"id": 1, "image_id": 5, "category_id": 1, "segmentation": [[9.6, 4.4, 19, 4, 19, 13, 10, 13]]}
+    square = {"id": 8, "image_id": 5, "category_id": 1, "segmentation": [[9.6, 4.4, 19, 4, 19, 13, 10, 13]]}
     crowd = {**square, "id": 2, "iscrowd": 1}
+    runs = {**square, "id": 3, "segmentation": {"size": [30, 40], "counts": [0, 1200]}}
     content = {
-        "images": [{"id": 5, "file_name": "a.png", "width": 40, "height": 30}],
-        "annotations": [square, crowd],
+        "images": [
+            {"id": id_, "file_name": name, "width": 40, "height": 30}
+            for id_, name in ((2, "other.png"), (5, "a.png"))
+        ],
+        "annotations": [crowd, runs, square],
         "categories": [{"id": 1, "name": "blue_disc"}],
     }
     files.write_json(f"{root}/coco.json", content)
     index, cutouts, _ = imported(layout, read_coco(f"{root}/coco.json", root, IDS))
     (instance,) = index
     assert instance.category_id == 7 and instance.bbox == [10, 4, 10, 10]
+    assert (instance.width, instance.height, instance.prompt) == (40, 30, f"{root}/coco.json#8")
     np.testing.assert_array_equal(cutouts[0][..., :3], picture[4:14, 10:20])
     assert (cutouts[0][..., 3] == 255).all()
 
