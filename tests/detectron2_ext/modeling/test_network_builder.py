@@ -27,6 +27,9 @@ def test_parameters_are_those_of_the_references_checkpoints(config, backbone):
         network = build_model(cfg)
     shapes = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
     assert shapes == NAMES[backbone]
+    classifier = {name: p for name, p in network.named_parameters() if ".bottom_up.base.fc." in name}
+    assert bool(classifier) == (backbone == "R50")  # of images, which nothing is learnt for
+    assert not any(parameter.requires_grad for parameter in classifier.values())
 
 
 @pytest.mark.parametrize("backbone", ["R50", "SwinL"])
