@@ -147,9 +147,10 @@ def test_outlines_of_another_index_are_refused(layout):
         *(("cutout", name) for name in ("", "../../secret", "/etc/x", "a/../../x", "a//b", "a\\b", "a/.x", "x" * 201)),
     ],
 )  # fmt: skip
-def test_a_value_that_no_pool_holds_is_named_as_the_index_is_opened(tmp_path, column, value):
+def test_a_value_that_no_pool_holds_is_named_as_the_index_is_opened(tmp_path, monkeypatch, column, value):
+    monkeypatch.setattr(pool_index, "_ROWS_PER_BATCH", 2)
     layout = RunLayout(str(tmp_path))
-    write_index(layout, 0, [ROUND_0[0], dataclasses.replace(ROUND_0[2], **{column: value})])
+    write_index(layout, 0, [*ROUND_0, dataclasses.replace(ROUND_0[2], **{column: value})])
     with pytest.raises(UserError, match=rf"rd00\.arrow is damaged \('{column}' "):
         PoolIndex(layout, [0])
 
