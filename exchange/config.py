@@ -8,7 +8,7 @@ import math
 import operator
 import os
 import reprlib
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -191,7 +191,7 @@ def choose(cfg: CfgNode, key: str, known: Mapping[Any, _Choice]) -> _Choice:
     value = cfg
     for name in key.split("."):
         value = value[name]
-    if not isinstance(value, Hashable) or value not in known:
+    if value not in known:
         raise UserError(f"{key} is {value!r}, which does not exist: choose from {', '.join(map(str, known))}")
     return known[value]
 

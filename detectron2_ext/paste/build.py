@@ -255,7 +255,7 @@ def _copy_method(cfg: CfgNode) -> str | float:
     """INPUT.USE_COPY_METHOD; the share of images that copy from images if it is a mixture ``p:SHARE``."""
     method = cfg.INPUT.USE_COPY_METHOD
     try:
-        if str(method).startswith("p:") and 0 <= float(method[2:]) <= 1:
+        if method.startswith("p:") and 0 <= float(method[2:]) <= 1:
             return float(method[2:])
     except ValueError:
         pass

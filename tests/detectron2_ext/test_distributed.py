@@ -45,6 +45,16 @@ def test_a_process_takes_the_gpu_of_its_number_on_its_own_machine(monkeypatch: p
     chosen.assert_called_once_with(ranks.device)
 
 
+def test_processes_wait_for_each_other_on_every_device_and_one_alone_for_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.distributed, "barrier", wait := Mock())
+    for world_size, device in ((1, "cpu"), (2, "cpu"), (2, "cuda")):
+        Ranks(0, world_size, torch.device(device)).barrier()
+        assert wait.call_count == world_size - 1
+        wait.reset_mock()
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory, python: str) -> Path:
     """The works of :mod:`ten_steps`, each in a folder of its name, by two processes that start once for all."""
@@ -82,7 +92,8 @@ def test_two_processes_train_as_one_does_with_the_same_batches(work: str, one: P
         for rank, weights in enumerate(ranks):
             running = 0.0
             for batch in TinyLoader(0, 10, rank=rank, world_size=2):
-                running = 0.5 * running + float(torch.stack([r["image"] for r in batch]).double().mean())
+                for record in batch:  # each a part of its own
+                    running = 0.5 * running + float(record["image"].double().mean())
             assert weights["own"]["running"].tolist() == pytest.approx([running] * 2, rel=1e-5)
     lines = [
         [json.loads(line) for line in (folder / work / "metrics.json").read_text().splitlines()]

@@ -112,7 +112,8 @@ def test_instances_travel_between_processes():
         assert torch.equal(twin.gt_masks.to_full(), instances.gt_masks.to_full())
     for moved in (instances.to("meta"), instances.gt_masks.to("meta")):
         assert moved.image_size == SIZE and len(moved) == 3
-    assert instances.to("meta").gt_boxes.is_meta and instances.to("meta").gt_masks.crops.is_meta
+    moved = instances.to("meta")
+    assert moved.gt_boxes.is_meta and moved.gt_masks.crops.is_meta and moved.gt_masks.boxes.is_meta
     assert "gt_masks" in instances and "scores" not in instances
     with pytest.raises(AttributeError, match="scores"):
         _ = instances.scores

@@ -36,8 +36,10 @@ def test_evaluation_alone_takes_the_average_where_the_weights_have_one(
     monkeypatch.setattr(modeling, "build_detector", lambda cfg: TinyNet())
     monkeypatch.setattr(modeling, "load_weights", load := Mock())
     cfg = load_config(str(write_config(tmp_path)), ["MODEL.WEIGHTS", "/weights.pth"])
-    train_net.evaluate_only(cfg, ALONE, Engine(Mock(), Mock(return_value=None)), given=True)
-    assert load.call_args.args[1:] == ("/weights.pth",) and load.call_args.kwargs == {"use_ema": True}
+    for given in (True, False):  # there is no checkpoint
+        train_net.evaluate_only(cfg, ALONE, Engine(Mock(), Mock(return_value=None)), given)
+        assert load.call_args.args[1:] == ("/weights.pth",) and load.call_args.kwargs == {"use_ema": True}
+        load.reset_mock()
 
 
 def test_evaluation_alone_prints_one_table_each_class_on_demand_and_where_the_results_are(

@@ -35,7 +35,7 @@ def test_a_yaml_builds_on_its_base_and_the_command_line_has_the_last_word(tmp_pa
         ("SEGMENTER.FOREGROUND_REVISION", "1234567", ["1234567"]),
         ("SEGMENTER.FOREGROUND_REVISION", "[a, b]", ["a", "b"]),
         ("OUTPUT_DIR", "2026", "{}/2026"),
-        ("OUTPUT_DIR", "./runs/auto", "{}/runs/x"),
+        ("OUTPUT_DIR", "./autotest/auto", "{}/autotest/x"),
         ("OUTPUT_DIR", "s3://bucket/run", "s3://bucket/run"),
         ("DATASETS.CUSTOM", "[[a, b.json, /c]]", [["a", "{}/b.json", "/c"]]),
         ("INPUT.SCALE_RANGE", "[0.5, 1]", [0.5, 1.0]),

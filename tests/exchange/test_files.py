@@ -1,7 +1,9 @@
 import fcntl
+import io
 import os
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -134,6 +136,23 @@ def test_what_another_machine_may_write_goes_only_from_a_disk_of_this_one(tmp_pa
     monkeypatch.setattr(files, "_on_disk", lambda path: on_disk)
     files.remove_leftovers(str(tmp_path))
     assert bool(os.listdir(tmp_path)) is not on_disk
+
+
+@pytest.mark.parametrize(
+    ("mount", "on_disk"),
+    [
+        ("8:17 / /run rw - ext4 /dev/x rw", True),
+        ("8:17 / /run rw shared:1 master:2 - ext4 /dev/x rw", True),
+        ("8:17 / /run rw shared:1 - nfs4 ext4:/x rw", False),
+        ("17:8 / /run rw shared:1 - ext4 /dev/x rw", False),
+    ],
+)
+def test_a_disk_of_this_machine_is_known_by_its_mount(monkeypatch, mount, on_disk):
+    device = os.makedev(8, 17)
+    monkeypatch.setattr(files, "os", Mock(wraps=os, stat=lambda path: Mock(st_dev=device)))
+    text = f"20 1 0:3 / / rw shared:9 - overlay overlay rw\n21 20 {mount}\n"
+    monkeypatch.setattr(files, "open", lambda path: io.StringIO(text), raising=False)
+    assert files._on_disk("/run/x") == on_disk
 
 
 def test_a_writer_whose_file_is_removed_before_it_has_its_lock_starts_again(tmp_path, monkeypatch):

@@ -1,10 +1,11 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from exchange import files
-from exchange.annotations import frequency, read_annotations
+from exchange.annotations import AnnotationFile, frequency, read_annotations
 from exchange.errors import UserError
 from exchange.feedback import Feedback, read_feedback, write_feedback
 from exchange.layout import RunLayout
@@ -182,6 +183,13 @@ def test_annotations_are_sorted_by_category_and_counted(tmp_path):
     assert annotations.category_ids.tolist() == [3, 9, 12]
     assert annotations.instance_counts().tolist() == [1, 2, 0]
     assert annotations.image_counts().tolist() == [1, 1, 0]
+
+
+def test_images_of_each_class_are_counted_in_as_many_as_there_are():
+    arrays = {"object_images": [50_000, 50_000, 49_999], "object_classes": [1, 1, 2]}
+    arrays = {name: np.array(places, np.int32) for name, places in arrays.items()}
+    arrays["categories"] = np.frombuffer(json.dumps([None] * 50_001).encode(), np.uint8)
+    assert AnnotationFile("a.json", arrays).image_counts().nonzero()[0].tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from exchange import files, pool_index
 from exchange.errors import UserError
 from exchange.layout import RunLayout
-from exchange.pool_index import PoolIndex, PoolInstance, write_index
+from exchange.pool_index import PoolIndex, PoolInstance, join_parts, write_index, write_part
 from tests.diSegmenter.conftest import pool_instance
 
 
@@ -43,6 +43,7 @@ def test_the_pool_is_the_kept_rows_of_its_rounds_in_order(layout, monkeypatch):
     assert index.column("file").tolist() == [row.file for row in index]
     np.testing.assert_array_equal(index.column("clip_black"), [26.25] * 3)
     assert list(PoolIndex(layout, [1], dropped_too=True)) == ROUND_1
+    assert list(PoolIndex(layout, [1, 0])) == [ROUND_1[1], ROUND_0[0], ROUND_0[2]]
 
 
 def test_instances_that_are_left_out_are_so_in_other_processes_too(layout):
@@ -52,7 +53,9 @@ def test_instances_that_are_left_out_are_so_in_other_processes_too(layout):
     index = PoolIndex(layout, [0, 1], left_out=left_out)
     for one in (index, pickle.loads(pickle.dumps(index))):
         assert list(one) == [ROUND_0[2], ROUND_1[1]] and one.file(1) == ROUND_1[1].file
-    assert list(PoolIndex(layout, [1], dropped_too=True, left_out=left_out)) == [ROUND_1[1]]
+    index = PoolIndex(layout, [1, 0], dropped_too=True, left_out=left_out)
+    for one in (index, pickle.loads(pickle.dumps(index))):
+        assert list(one) == [ROUND_1[1], *ROUND_0[1:]]
 
 
 @pytest.mark.parametrize("lacking", [1, 2, 3])
@@ -101,9 +104,14 @@ def test_a_cut_out_is_a_file_or_a_piece_of_one(layout):
 def test_an_index_is_there_only_when_its_outlines_are(layout, monkeypatch):
     monkeypatch.setattr(pool_index, "write_batches", written := Mock())
     write_index(layout, 0, ROUND_0)
+    write_part(layout, 0, 2, ROUND_0)
+    join_parts(layout, 0, 3)
+    whole, part = [layout.pool_outlines(0), layout.pool_index(0)], [layout.pool_part_outlines(0, 2)]
     assert [call.args[0] for call in written.call_args_list] == [
-        layout.pool_outlines(0),
-        layout.pool_index(0),
+        *whole,
+        *part,
+        layout.pool_part(0, 2),
+        *whole,
     ]
 
 
@@ -129,20 +137,43 @@ def test_outlines_of_another_index_are_refused(layout):
         ("bbox", [0, 1, 1, (1 << 31) - 1]),
         ("bbox", [0, 2, 31, None]),
         *(("width", width) for width in (-1, 0, 16_384)),
-        ("height", 0),
+        *(("height", height) for height in (0, 16_384)),
         *(("area", area) for area in (-1, 0, 31 * 39 + 1)),
         *((name, -1) for name in ("round", "category_id", "objects", "offset")),
         ("length", -2),
         *((name, math.nan) for name in ("clip_white", "clip_black", "similarity", "judge")),
         ("clip_white", math.inf),
-        *(("file", name) for name in ("", "..", ".x", "a/b", "a\\b", "a\0b", "x" * 201)),
+        *(("file", name) for name in ("", "..", ".x", "a/b", "a\\b", "a\0b", "x" * 201, "ä" * 101)),
         *(("cutout", name) for name in ("", "../../secret", "/etc/x", "a/../../x", "a//b", "a\\b", "a/.x", "x" * 201)),
     ],
 )  # fmt: skip
-def test_a_value_that_no_pool_holds_is_named_as_the_index_is_opened(tmp_path, column, value):
+def test_a_value_that_no_pool_holds_is_named_as_the_index_is_opened(tmp_path, monkeypatch, column, value):
+    monkeypatch.setattr(pool_index, "_ROWS_PER_BATCH", 2)
     layout = RunLayout(str(tmp_path))
-    write_index(layout, 0, [ROUND_0[0], dataclasses.replace(ROUND_0[2], **{column: value})])
+    write_index(layout, 0, [*ROUND_0, dataclasses.replace(ROUND_0[2], **{column: value})])
     with pytest.raises(UserError, match=rf"rd00\.arrow is damaged \('{column}' "):
+        PoolIndex(layout, [0])
+
+
+def test_values_at_their_bounds_are_those_of_a_pool(tmp_path):
+    layout = RunLayout(str(tmp_path))
+    least = {
+        "round": 0,
+        "category_id": 0,
+        "width": 1,
+        "height": 1,
+        "bbox": [0, 0, 1, 1],
+        "area": 1,
+        "objects": 0,
+    }
+    most = {"width": 8000, "height": 8000, "bbox": [0, 0, 8000, 8000], "area": 64_000_000}  # pixels in all …
+    most |= {"file": "x" * 200, "cutout": "y" * 200}
+    sides = [{"width": 16_383, "height": 3906}, {"width": 3906, "height": 16_383}]  # … and on a side
+    rows = [dataclasses.replace(ROUND_0[0], **values, segmentation=[]) for values in (least, most, *sides)]
+    write_index(layout, 0, rows)
+    assert list(PoolIndex(layout, [0])) == rows
+    write_index(layout, 0, [dataclasses.replace(rows[1], width=8001)])
+    with pytest.raises(UserError, match="'width' of 'x+' is 8001"):
         PoolIndex(layout, [0])
 
 

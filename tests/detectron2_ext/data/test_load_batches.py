@@ -67,6 +67,11 @@ def test_a_connection_that_breaks_with_its_loader_process_is_explained(broken: E
         list(load_batches(batches()))
 
 
+def test_a_failure_of_this_process_stays_what_it_is() -> None:
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        list(load_batches(_Dying("fails")[n] for n in range(4)))
+
+
 def test_a_failure_in_a_loader_process_keeps_its_traceback() -> None:
     loader = torch.utils.data.DataLoader(_Dying("fails"), num_workers=1)
     with pytest.raises(RuntimeError, match=r"(?s)__getitem__.*shapes do not match"):

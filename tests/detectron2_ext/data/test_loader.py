@@ -185,7 +185,6 @@ def test_test_images_are_seen_once_in_order_by_all_ranks_together(configure):
         ("INPUT.USE_COPY_METHOD", "copy", "choose from none"),
         ("INPUT.USE_COPY_METHOD", "[both]", "choose from none"),
         ("INPUT.INST_POOL_SIZE", "large", "choose from statistics, uniform, statistics_or_uniform, native"),
-        ("INPUT.INST_POOL_SIZE", "[native]", "choose from statistics"),
         ("INPUT.INST_POOL_RANK", "clip", "an annotation file has no ranks"),
         ("INPUT.FORMAT", "RBG", "choose from RGB, BGR"),
         ("INPUT.CUSTOM_AUG", "ResizeShortestEdge", "choose from EfficientDetResizeCrop"),

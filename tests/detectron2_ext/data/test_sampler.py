@@ -3,11 +3,16 @@ import itertools
 import numpy as np
 import pytest
 
-from detectron2_ext.data.sampler import GroupedStream, ImageStream, StreamSampler, repeat_factors
+from detectron2_ext.data.sampler import GroupedStream, ImageStream, StreamSampler, generator, repeat_factors
 
 
 def stream(seed: int = 3) -> ImageStream:
     return ImageStream(np.arange(10, 17), np.array([1.0, 1.5, 2.25, 1.0, 3.0, 1.1, 1.0]), seed)
+
+
+def test_every_purpose_of_every_seed_has_numbers_of_its_own_at_every_position():
+    drawn = {generator(*place).integers(1 << 62) for place in itertools.product(range(3), repeat=4)}
+    assert len(drawn) == 3**4
 
 
 def test_repeat_factors_are_those_of_the_lvis_paper(small_lvis):

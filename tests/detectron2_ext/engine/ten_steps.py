@@ -33,8 +33,9 @@ Batches = Iterator[list[dict[str, Any]]]
 
 
 def regression(ranks: Ranks) -> tuple[CfgNode, nn.Module, Batches]:
-    """The small regression, which draws nothing at random."""
+    """The small regression, which draws nothing at random and takes a batch in two parts."""
     cfg = tiny_config(
+        *("SOLVER.ACCUMULATION_STEPS", "2"),
         *("SOLVER.MAX_ITER", "10", "SOLVER.WARMUP_ITERS", "2", "SOLVER.BASE_LR", "0.01"),
         *("SOLVER.MODEL_EMA", "0.9", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "0.2"),
     )

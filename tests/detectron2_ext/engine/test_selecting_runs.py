@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 import yaml
 
+from detectron2_ext.distributed import Ranks
 from detectron2_ext.engine import checkpoints as checkpoints_module
 from detectron2_ext.engine import round as engine_round
 from exchange import files
@@ -39,6 +41,21 @@ def write_selecting(folder: Path, **solver: object) -> tuple[Path, RunLayout]:
     for round_ in range(2):
         write_pool(layout, round_)
     return config, layout
+
+
+def test_decisions_are_written_once_each_and_the_first_process_forgets_those_beyond_the_checkpoint(
+    tmp_path: Path,
+) -> None:
+    layout, decision = RunLayout(str(tmp_path)), Decision(1, 0, "a.png", 3, 0.5, 0.0, True)
+    state = Mock(iteration=3, cache=Mock(decisions=[decision]))
+    write_decisions(layout, 0, 9, [decision])
+    for rank, kept in ((1, [9]), (0, [])):
+        ranks = Ranks(rank, 2, torch.device("cpu"))
+        checkpoints = checkpoints_module.DecisionsFirst(Mock(), layout, 0, state, ranks)
+        assert list(layout.decision_parts(0)) == kept
+    for state.iteration in (6, 8):
+        checkpoints.save(state)
+    assert list(layout.decision_parts(0)) == [6]
 
 
 class Killed(Exception):

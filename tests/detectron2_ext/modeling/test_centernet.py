@@ -5,7 +5,7 @@ import torch
 from network_scenes import objects, overlap
 from torch import nn
 
-from detectron2_ext.modeling.centernet import CenterNet, HeatMapLoss, ProposalSelection
+from detectron2_ext.modeling.centernet import CenterNet, CenterNetHead, HeatMapLoss, ProposalSelection
 from detectron2_ext.modeling.centernet_targets import CenterNetTargetAssigner
 from detectron2_ext.modeling.roi_sampling import GroundTruth
 
@@ -79,6 +79,12 @@ def test_proposals_are_the_decoded_heat_map(limits, threshold):
         boxes = torch.tensor([box for _, box in expected]).reshape(-1, 4)
         torch.testing.assert_close(found.boxes, boxes, atol=1e-3, rtol=1e-5)
         torch.testing.assert_close(found.scores, torch.tensor([score for score, _ in expected]))
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(256, 32), (64, 32), (32, 16), (16, 8)])
+def test_a_narrow_tower_has_groups_of_two_channels_and_a_wide_one_32(channels, groups):
+    norms = [m for m in CenterNetHead(channels, 2).modules() if isinstance(m, nn.GroupNorm)]
+    assert [norm.num_groups for norm in norms] == [groups] * 4
 
 
 def test_training_has_its_own_limits():

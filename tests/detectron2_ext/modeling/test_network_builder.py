@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from network_scenes import CONFIGS, small_config
+from torch import nn
 
 from detectron2_ext.modeling import FeedbackNetwork, build_model
 from detectron2_ext.modeling.centernet import ProposalSelection
@@ -27,6 +28,9 @@ def test_parameters_are_those_of_the_references_checkpoints(config, backbone):
         network = build_model(cfg)
     shapes = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
     assert shapes == NAMES[backbone]
+    classifier = {name: p for name, p in network.named_parameters() if ".bottom_up.base.fc." in name}
+    assert bool(classifier) == (backbone == "R50")  # of images, which nothing is learnt for
+    assert not any(parameter.requires_grad for parameter in classifier.values())
 
 
 @pytest.mark.parametrize("backbone", ["R50", "SwinL"])
@@ -166,6 +170,14 @@ def test_every_setting_reaches_its_place():
     with torch.device("meta"):
         swin = build_model(small_config(**SWIN, SWIN__USE_CHECKPOINT=True)).backbone.bottom_up
     assert all(layer.recompute for layer in swin.layers)
+
+
+@pytest.mark.parametrize(("norm", "learns"), [("BN", True), ("FrozenBN", False)])
+def test_batch_norms_learn_unless_they_are_frozen(norm, learns):
+    backbone = build_model(small_config(TIMM__NORM=norm)).train().backbone
+    norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms and {module.training for module in norms} == {learns}
+    assert {parameter.requires_grad for module in norms for parameter in module.parameters()} == {learns}
 
 
 def test_no_mask_head_is_an_option():

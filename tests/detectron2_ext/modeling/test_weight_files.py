@@ -10,16 +10,35 @@ from detectron2_ext.modeling.described import read_described
 from detectron2_ext.modeling.weights import read_weight_file
 from exchange.errors import UserError
 
+KINDS = [("float", 64), ("float", 32), ("float", 16), ("bfloat", 16), ("uint", 8)]
+KINDS += [("int", bits) for bits in (64, 32, 16, 8)]
+
+
+class NoPairs:
+    """A dictionary of a single thing and of three."""
+
+    def __reduce__(self):
+        return collections.OrderedDict, ([("a",), ("b", 1, "c")],)
+
+
 KITE = '[{"id": 1, "name": "kite"}]'
 
 
 @pytest.mark.parametrize(
     "value",
-    [np.array([print], dtype=object), collections.Counter(), {1, 2}.__class__, np.arange(3, dtype=">f4")],
+    [
+        np.array([print], dtype=object),
+        collections.Counter(),
+        {1, 2}.__class__,
+        np.arange(3, dtype=">f4"),
+        NoPairs(),
+    ],
 )
 def test_a_pickle_with_more_than_arrays_of_this_machines_numbers_is_refused(value, tmp_path):
     (tmp_path / "x.pkl").write_bytes(pickle.dumps({"model": value}))
-    with pytest.raises(UserError, match="it wants to load|something else than numbers|another byte order"):
+    with pytest.raises(
+        UserError, match="it wants to load|something else than (numbers|pairs)|another byte order"
+    ):
         read_weight_file(str(tmp_path / "x.pkl"))
 
 
@@ -37,6 +56,16 @@ def test_arrays_of_every_kind_are_read(tmp_path):
         assert read["__author__"] == "x"
         for name, array in arrays.items():
             assert np.array_equal(read["model"][name].numpy(), array)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_tensors_of_every_kind_are_read(zipped, tmp_path):
+    kinds = [getattr(torch, f"{name}{bits}") for name, bits in KINDS]
+    tensors = {str(kind): torch.tensor([[-7, 0, 100], [1, 2, 3]]).to(kind) for kind in (*kinds, torch.bool)}
+    torch.save(tensors, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
+    read = read_weight_file(str(tmp_path / "x.pth"))
+    for name, tensor in tensors.items():
+        assert read[name].dtype == tensor.dtype and torch.equal(read[name], tensor)
 
 
 def test_a_file_that_is_not_there_or_holds_something_else_is_named(tmp_path):

@@ -160,6 +160,14 @@ def test_a_backbone_with_one_layer_too_many_is_refused(tmp_path):
         load_weights(fresh(), str(tmp_path / "x.pth"))
 
 
+def test_a_backbone_of_other_shapes_is_refused(tmp_path):
+    weights = timm.create_model(small_config().MODEL.TIMM.BASE_NAME).state_dict()
+    name = next(iter(weights))
+    torch.save(weights | {name: weights[name][1:]}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match="another network than the configuration: 1 "):
+        load_weights(fresh(), str(tmp_path / "x.pth"))
+
+
 def test_a_backbone_of_another_depth_is_refused(tmp_path):
     torch.save(timm.create_model("resnet34").state_dict(), tmp_path / "x.pth")
     with pytest.raises(UserError, match="another network than the configuration: .* have no place"):

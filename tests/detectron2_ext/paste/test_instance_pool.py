@@ -160,7 +160,7 @@ def test_a_cutout_without_halves_is_read_as_before(index_of, write_pool):
     np.testing.assert_array_equal(pool.load(0, (5, 5)), whole)
 
 
-def test_a_cutout_of_another_size_than_its_index_says_is_bad(index_of, write_pool):
+def test_a_cutout_of_another_size_than_its_index_says_or_without_its_file_is_bad(index_of, write_pool):
     layout = index_of(write_pool(5))
     pool = InstancePool(IndexedCutouts(layout, [0]), CATEGORY_IDS)
     height, width = pool.size(0)
@@ -168,6 +168,9 @@ def test_a_cutout_of_another_size_than_its_index_says_is_bad(index_of, write_poo
     with pytest.raises(
         BadImage, match=rf"{width + 1} x {height} pixels, but by the index {width} x {height}"
     ):
+        pool.load(0)
+    files.remove(pool.name(0))
+    with pytest.raises(BadImage, match="there is no file"):
         pool.load(0)
 
 

@@ -219,6 +219,15 @@ def test_a_turned_cutout_holds_the_whole_object_tightly():
     assert max(heights) == pytest.approx(20 * np.cos(np.pi / 6) + 30 * np.sin(np.pi / 6), abs=2)
 
 
+@pytest.mark.parametrize("degrees", [30.0, 11.0])
+def test_a_cutout_turns_about_its_centre(degrees):
+    one_way, other = (Mock(uniform=lambda *_, angle=angle: angle) for angle in (degrees, -degrees))
+    pixels = np.random.default_rng(0).integers(0, 256, (21, 30, 4), dtype=np.uint8)
+    turned = RandomRotation()(pixels, one_way).astype(int)
+    mirrored = RandomRotation()(pixels[:, ::-1], other)[:, ::-1]
+    assert mirrored.shape == turned.shape and np.abs(mirrored - turned).mean() < 3
+
+
 def test_colour_jitter_turns_hues_by_a_fifth_and_scales_brightness_and_contrast_by_one():
     rng = np.random.default_rng(0)
     grey, red = np.full((1, 1, 4), 100, np.uint8), np.array([[[200, 50, 50, 255]]], np.uint8)
