@@ -83,11 +83,14 @@ def test_the_page_tells_where_the_time_of_each_round_went_and_the_share_of_each_
 
 
 def test_the_table_of_classes_lands_as_csv_with_everything_round_by_round(layout):
+    content = files.read_json(layout.annotations(0))
+    content["categories"][1]["frequency"] = "unheard of"
+    files.write_json(layout.annotations(0), content)
     page(layout.root)
     text = files.read_bytes(f"{layout.root}/report/classes.csv").decode()
     rows = list(csv.DictReader(io.StringIO(text)))
     assert [row["class"] for row in rows] == NAMES
-    assert [row["group"] for row in rows] == ["common", "frequent", "rare", "common"]
+    assert [row["group"] for row in rows] == ["common", "unheard of", "rare", "common"]
     for i, row in enumerate(rows, start=1):
         counts = [row[name] for name in ("training instances", "asked", "made", "kept", "dropped for")]
         assert counts == [str(10 * i), "6", "6", "4", "CLIP score 2"]
