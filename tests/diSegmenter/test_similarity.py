@@ -243,7 +243,7 @@ def test_what_cannot_be_compared_with_is_said_before_anything_is_cut_out(
 
 
 def test_an_image_that_does_not_decode_is_left_out_and_the_others_count_for_their_own_class(tmp_path):
-    annotations = write_training_set(tmp_path, [7, 3, 7] + [3] * 18)
+    annotations = write_training_set(tmp_path, [7, 3, 7] + [3] * 17)  # one of twenty may be lost
     (tmp_path / "0.png").write_bytes(b"no image")
     objects = RealObjects.of_each_class(annotations, str(tmp_path), 99, 0)
 
@@ -251,7 +251,7 @@ def test_an_image_that_does_not_decode_is_left_out_and_the_others_count_for_thei
         return np.float32([picture.mean((0, 1)) for picture in pictures])
 
     means = real_objects.mean_features(objects, lambda pixels, *_: pixels, encode, batch_size=4, workers=2)
-    upright = [ImageOps.exif_transpose(Image.open(tmp_path / f"{number}.png")) for number in range(1, 21)]
+    upright = [ImageOps.exif_transpose(Image.open(tmp_path / f"{number}.png")) for number in range(1, 20)]
     colours = np.array([np.asarray(image).mean((0, 1)) for image in upright])
     assert means.keys() == {3, 7}
     np.testing.assert_allclose(means[7], colours[1], rtol=1e-5)

@@ -128,6 +128,20 @@ def test_a_call_that_fails_leaves_gradients_off():
         assert not torch.is_grad_enabled()
 
 
+def test_a_call_with_gradients_leaves_them_on_and_the_graph_of_the_step_as_it_is():
+    class Double(torch.nn.Module):
+        def forward(self, hidden_states):
+            return (2 * hidden_states,)
+
+    calls = DenoiserCalls(SimpleNamespace(transformer=Double()), wants_graph=lambda: True)
+    with torch.no_grad(), calls.watched():
+        calls.denoiser(hidden_states=torch.ones(1, 4))
+        graph = calls._graph
+        with torch.enable_grad():
+            calls.denoiser(hidden_states=torch.zeros(1, 4))
+            assert torch.is_grad_enabled() and calls._graph is graph
+
+
 @pytest.mark.parametrize("criterion", sorted(CRITERIA))
 def test_criterion_of_the_finished_images_rises(criterion, classifier):
     pipeline = make_pipeline("sd3")

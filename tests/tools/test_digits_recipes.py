@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tools.digits import pictures, prompts, samples, train_foreground, train_sd3
+from tools.digits import pictures, prompts, samples, train_clip, train_foreground, train_sd3
 from tools.digits.optimise import optimising
 
 
@@ -52,6 +52,20 @@ def test_the_diffusion_model_learns_the_way_from_a_picture_s_latents_to_the_nois
         average = 0.998 * average + 0.002 * slope
     assert pipeline.transformer.slope.item() == pytest.approx(average, rel=0.01)
     assert abs(average) < abs(slopes[-1]) / 2
+
+
+def test_the_text_tower_learns_the_categories_codes_in_every_template():
+    class Text(nn.Module):
+        def forward(self, template):
+            return SimpleNamespace(pooler_output=torch.eye(9)[3 * template : 3 * template + 3])
+
+    torch.manual_seed(0)
+    model, codes = nn.Module(), F.normalize(torch.randn(3, 4), dim=1)
+    model.text_model, model.text_projection = Text(), nn.Linear(9, 4, bias=False)
+    nn.init.normal_(model.text_projection.weight, std=0.01)
+    train_clip.train_text(model, [{"template": number} for number in range(3)], codes, steps=150)
+    learnt = F.normalize(model.text_projection.weight.T, dim=1)
+    assert ((learnt.view(3, 3, 4) * codes).sum(2) > 0.8).all()
 
 
 def test_prompts_for_a_white_or_no_background_have_a_white_one_and_the_others_a_colour():

@@ -18,6 +18,7 @@ from exchange.pool_index import PoolIndex, write_index
 from exchange.twins import Twins, write_twins
 from tests.diSegmenter.conftest import disc_image
 from tests.tools.made_up_run import EVIL, NAMES, layout, page, write_made_up_run
+from tools.outlines import PASTED
 from tools.run_report import sprites
 from tools.run_report.content import Round
 
@@ -122,6 +123,13 @@ def test_how_the_images_of_each_round_were_divided_is_on_the_page(layout):
     shown = re.findall(r'"data:image/webp;base64,([^"]+)" alt="allocation of round (\d)"', page(layout.root))
     widths = {number: Image.open(io.BytesIO(base64.b64decode(data))).width for data, number in shown}
     assert widths == {"0": 20, "1": 30}
+
+
+def test_an_outline_goes_through_the_centres_of_the_pixels_at_the_border(layout):
+    thumbnail = np.asarray(sprites._thumbnail(layout, PoolIndex(layout, [0]), 0))
+    assert thumbnail.shape == (80, 96, 3)  # twice the image
+    drawn = np.argwhere((thumbnail == PASTED).all(-1))
+    assert (drawn.min(0).tolist(), drawn.max(0).tolist()) == ([9, 7], [29, 25])
 
 
 def test_of_an_image_that_is_gone_the_cut_out_is_shown_and_grey_without_it(layout):

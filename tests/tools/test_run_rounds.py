@@ -110,7 +110,10 @@ def test_the_command_line_decides_rounds_folder_staleness_processes_and_interpre
         assert pools[1] == (pool_steps(config, 2, 3, interpreters) if feed else [])
         assert training[1][::3] == [[["bash", launch, "--num-gpus", "3", *config]]] * rounds
         assert training[2] == os.environ | {"MRCA_PYTHON": "trainer"}
-        assert len(call()[1][1]) == 3 * (3 if feed else 1)  # all of the schedule
+        pools, training = call()
+        assert len(training[1]) == 3 * (3 if feed else 1)  # all of the schedule
+        assert training[2]["MRCA_PYTHON"] == sys.executable
+        assert all(command[0] == sys.executable for step in pools[1] for command in step)
     for rounds in ("0", "4"):
         with pytest.raises(UserError, match=f"--num-rounds {rounds}: the schedule has 3"):
             call("--rounds", rounds)
