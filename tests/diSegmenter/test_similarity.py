@@ -211,6 +211,7 @@ def test_the_real_objects_of_a_class_are_drawn_by_the_seed_alone(tmp_path):
     threes, sevens = drawn(whole, 5, 0)
     assert len(threes) == 5 and sevens == [12, 13, 14]
     assert drawn(write_training_set(tmp_path, [3] * 12), 5, 0) == [threes, []]
+    assert len(set(drawn(whole, 11, 0)[0])) == 11  # none twice
     assert drawn(whole, 5, 1)[0] != threes and drawn(whole, 99, 1)[0] == list(range(12))
     content = json.loads((tmp_path / "train.json").read_text())
     content["annotations"][0]["iscrowd"] = 1
