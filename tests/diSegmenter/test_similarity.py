@@ -66,9 +66,9 @@ def test_the_similarity_is_the_mean_cosine_with_the_real_objects_of_the_class(
     real = write_training_set(tmp_path, [3] * 7 + [7] * 2)
     images = [disc_image(8), disc_image(5, size=(30, 64)), disc_image(12, ink=(0, 0, 250)), disc_image(3)]
     alphas = [np.where(image[..., 1] < 255, 255, 0).astype(np.uint8) for image in images]
-    found = build_similarity(cfg, layout, real, str(tmp_path), CPU)(
-        images, alphas, [3, 7, 7, 9]
-    )  # no 9 is real
+    compare = build_similarity(cfg, layout, real, str(tmp_path), CPU)
+    found = compare(images, alphas, [3, 7, 7, 9])  # no 9 is real
+    assert compare(images[3:], alphas[3:], [9]) == [None]
 
     def feature(picture):
         with torch.no_grad():

@@ -93,7 +93,7 @@ def test_gpu_that_is_not_there_gets_the_list_of_those_that_are(monkeypatch, gpu)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"model {index}")
     with pytest.raises(UserError, match=rf"no GPU {gpu}:.*0 \(model 0\), 1 \(model 1\)"):
         choose_device(gpu)
-    assert choose_device(1) == torch.device("cuda", 1)
+    assert [choose_device(number) for number in (0, 1)] == [torch.device("cuda", n) for n in (0, 1)]
 
 
 def test_without_any_gpu_the_cpu_draws(monkeypatch):

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from exchange.layout import RunLayout
 from tests.running import commands_with, needs_process_list
 from tools import run_rounds
 from tools.run_rounds import Chain, Interpreters, pool_steps, run_chains, training_steps
+from tools.stage_output import Terminal
 
 
 def python(code):
@@ -38,10 +40,13 @@ def test_each_process_is_shown_with_its_stage_and_its_number(tmp_path, capfd):
         [[sys.executable, str(tmp_path / "generate.py")]] * 2,
         [[sys.executable, str(tmp_path / "launch.sh")]],
     ]
-    after = []
+    after, terminal = [], io.StringIO()
     chain = Chain("test", steps, {}, after_step=lambda: after.append(True))
-    chain.start()
-    chain.join()
+    named = Chain("named", [[python("print('there')")]], {}, Terminal(terminal))
+    for each in (chain, named):
+        each.start()
+        each.join()
+    assert terminal.getvalue() == "[named] there\n"
     lines = capfd.readouterr().err.splitlines()
     assert sorted(lines[:2]) == ["[generate 0] here", "[generate 1] here"] and lines[2:] == ["[train] here"]
     assert len(after) == 2
