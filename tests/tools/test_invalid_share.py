@@ -99,6 +99,8 @@ def test_a_filter_alone_keeps_what_its_threshold_lets_pass_whatever_the_others_s
         "kept": [True, False, False, False],
     }
     assert "kept by similarity alone" not in kept_by(rows[3:], FILTER)
+    nothing = pool_instance(0, 3, 0, clip_white=0.0, clip_black=-1.0)
+    assert kept_by([nothing], FILTER) == {"kept by clip alone": [False], "kept": [True]}
 
 
 @pytest.fixture

@@ -107,6 +107,10 @@ def test_the_objects_of_a_coco_file_come_in_but_no_crowds(layout, tmp_path):
     assert (instance.width, instance.height, instance.prompt) == (40, 30, f"{root}/coco.json#8")
     np.testing.assert_array_equal(cutouts[0][..., :3], picture[4:14, 10:20])
     assert (cutouts[0][..., 3] == 255).all()
+    content["images"][1]["file_name"] = "../coco/a.png"
+    files.write_json(f"{root}/coco.json", content)
+    with pytest.raises(UserError, match=r"coco\.json: annotation 8: .*leads out"):
+        list(read_coco(f"{root}/coco.json", root, IDS))
 
 
 def test_what_does_not_decode_or_shows_nothing_is_left_out_and_named(layout, tmp_path):
