@@ -2,6 +2,7 @@
 
 import io
 import os
+import sys
 from unittest.mock import Mock
 
 import numpy as np
@@ -103,6 +104,17 @@ def test_the_data_set_is_built_unless_both_its_files_are_there(tmp_path, monkeyp
     assert run.call_args.args[0][1:] == [
         str(REPOSITORY / "tools/build_lvis_digits.py"), str(tmp_path / "lvis_digits"), "--seed", "0",
     ]  # fmt: skip
+
+
+def test_two_trainings_share_the_processors_unless_the_user_says_how_many_threads(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 9)
+    for given, threads in ((None, "4"), ("7", "7")):
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        if given:
+            monkeypatch.setenv("OMP_NUM_THREADS", given)
+        assert quickstart._environment() == os.environ | {
+            "OMP_NUM_THREADS": threads, "MRCA_PYTHON": sys.executable,
+        }  # fmt: skip
 
 
 @pytest.mark.parametrize("from_scratch", [False, True])

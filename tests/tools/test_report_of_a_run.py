@@ -217,6 +217,9 @@ def test_two_runs_stand_side_by_side_with_their_difference_and_what_they_are_set
     assert pink[-1] == ""  # the other run has none
     assert ["SOLVER.MAX_ITER", "20", "77", "90000"] in rows
     assert "SEED" not in [row[0] for row in rows if row]  # as by default
+    settings = files.read_bytes(layout.settings_file).replace(b"MAX_ITER: 20", b"MAX_ITER: 20\n  SEED: 3")
+    files.write_bytes(layout.settings_file, settings)
+    assert ["SEED", "3", "0", "0"] in Rows(page(layout.root, other.root)).rows
     assert Path(f"{layout.root}/comparison/B/rd00_000.webp").exists()
 
 
