@@ -1,5 +1,6 @@
 """What the embedded models of LVIS-Digits learn, and how they are measured, with networks that only look on."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tools import train_digits_models
 from tools.digits import pictures, prompts, samples, train_clip, train_foreground, train_sd3
 from tools.digits.optimise import optimising
 
@@ -107,3 +109,15 @@ def test_steps_are_adamw_s_with_clipped_gradients_and_the_rates_of_one_cycle():
         way = mean / (1 - momentum**number) / (np.sqrt(square / (1 - 0.999**number)) + 1e-8)
         expected = expected * (1 - rate * 0.02) - rate * way
         np.testing.assert_allclose(weight.detach(), expected, rtol=1e-6)
+
+
+def test_a_recipe_gets_folder_seed_and_steps_and_what_it_measures_stands_beside_its_model(
+    tmp_path, monkeypatch, call
+):
+    asked = []
+    recipe = (lambda *given: asked.append(given) or {"auc": 0.5}, 2500)
+    monkeypatch.setitem(train_digits_models._RECIPES, "clip", recipe)
+    for options, seed in ((["--steps", 7], 0), (["--seed", 3], 3)):
+        call(train_digits_models, "clip", "--out", tmp_path, *options)
+        assert json.loads((tmp_path / "clip/quality.json").read_text()) == {"seed": seed, "auc": 0.5}
+    assert asked == [(f"{tmp_path}/clip", 0, 7), (f"{tmp_path}/clip", 3, 2500)]
