@@ -56,7 +56,7 @@ def test_each_process_is_shown_with_its_stage_and_its_number(tmp_path, capfd):
 def test_a_failed_command_stops_its_chain_and_is_named(end, tmp_path):
     after = tmp_path / "after"
     bad = python(f"import os, sys; {end}")
-    chain = Chain("test", [[python("pass"), bad], [python(f"open({str(after)!r}, 'w')")]], {})
+    chain = Chain("test", [[python("pass"), bad, python("pass")], [python(f"open({str(after)!r}, 'w')")]], {})
     chain.start()
     chain.join()
     assert chain.failed == bad
