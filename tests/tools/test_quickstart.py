@@ -146,3 +146,9 @@ def test_the_control_has_the_seed_and_the_settings_of_the_rounds_but_pastes_noth
     monkeypatch.setattr(quickstart.stopping, "wait", lambda _: -9)
     with pytest.raises(UserError, match=f"the control run failed: see {tmp_path}/control/logs/train.log"):
         call(quickstart, "--out", tmp_path)
+    monkeypatch.setattr(quickstart.stopping, "end", ended := Mock())
+    monkeypatch.setattr(quickstart.stopping, "start", lambda *_, **__: "the control")
+    monkeypatch.setattr(quickstart, "_run", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        call(quickstart, "--out", tmp_path)
+    ended.assert_called_once_with("the control")
