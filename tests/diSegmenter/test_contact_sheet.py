@@ -3,7 +3,8 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
-from diSegmenter.report import contact_sheet, instance_sheet
+from diSegmenter import report
+from diSegmenter.report import contact_sheet, framed_pair, instance_sheet
 from exchange import files
 from exchange.images import encode_png
 from tests.diSegmenter.conftest import generate, pool_instance
@@ -27,12 +28,26 @@ def masked(layout, count):
     return instances
 
 
-def test_kept_ones_are_framed_green_and_dropped_ones_red(layout):
+def test_kept_ones_are_framed_green_and_dropped_ones_red_above_class_score_and_verdict(layout, monkeypatch):
+    told, draw = [], report.contact_sheet
+    monkeypatch.setattr(report, "contact_sheet", lambda *given: told.append(given[1:]) or draw(*given))
     (instance,) = masked(layout, 1)
     for reason, frame in (("", (22, 130, 60)), ("CLIP score", (190, 40, 40))):
-        judged = dataclasses.replace(instance, reason=reason)
+        judged = dataclasses.replace(instance, reason=reason, clip_black=12.345)
         sheet = np.asarray(instance_sheet(layout, "round 0", [judged], NAMES))
         assert (sheet == frame).all(axis=-1).any(axis=1).sum() == 124
+        assert (sheet == 235).all(axis=-1).any()  # the mask shows nothing
+    assert told == [([f"red disc\n12.3 {what}"], "round 0") for what in ("kept", "dropped: CLIP score")]
+
+
+def test_the_cut_out_stands_over_grey_squares_right_of_its_image():
+    image, alpha = np.full((40, 48, 4), (200, 0, 0, 255), np.uint8), np.zeros((40, 48), np.uint8)
+    alpha[:, :24] = 255
+    pair = np.asarray(framed_pair(image, alpha, (0, 0, 0)))
+    first, second = pair[6:118, 6:118], pair[6:118, 124:236]
+    assert (first == (200, 0, 0)).all() and (second[:, :50] == (200, 0, 0)).all()
+    behind = second[:, 62:]
+    assert (behind[..., :1] == behind).all() and {200, 235} <= set(behind.ravel().tolist())
 
 
 def test_the_sheet_of_a_round_shows_a_spread_of_it(layout):

@@ -155,10 +155,10 @@ def test_a_threshold_with_tolerance_empties_no_class_and_a_fixed_one_names_those
     )
     checks = dataclasses.replace(CHECKS, clip_tolerance=tolerance)
     judged = JudgedRound(0, checks, checks.judge(instances), [])
-    write_pool(layout, judged, CATEGORIES, [0], 100)
+    write_pool(layout, judged, [*CATEGORIES, {"id": 9, "name": "moth"}], [0], 100)  # no moth was made
     assert [i.clip_score for i in sorted(judged.kept, key=lambda i: i.category_id)] == kept
     assert judged.instances[-1].reason == "no object"  # and is not the best of its class
-    assert [name for name in ("red disc", "blue_disc") if name in caplog.text] == emptied
+    assert [name for name in ("red disc", "blue_disc", "moth") if name in caplog.text] == emptied
     assert not emptied or "(blue_disc); dropped for CLIP score 3, no object 1: " in caplog.text
 
 

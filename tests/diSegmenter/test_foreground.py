@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
+    AutoModelForImageSegmentation,
     Sam2Config,
     Sam2HieraDetConfig,
     Sam2MaskDecoderConfig,
@@ -136,6 +137,20 @@ def test_the_background_is_what_sam_2_finds_at_the_four_corners_and_the_object_t
     for of_image in points[:, 0].tolist():
         assert sorted(of_image) == [[0.0, 0.0], [0.0, 39.0], [39.0, 0.0], [39.0, 39.0]]
     assert logits[:, 0, 0, 0].tolist() == [-1.0, -2.0]
+
+
+@pytest.mark.parametrize(
+    ("choice", "kind", "options"),
+    [
+        ("sam2", Sam2Model, {}),
+        ("sam2_background", Sam2Model, {}),
+        ("matting", AutoModelForImageSegmentation, {"trust_remote_code": True}),
+    ],
+)
+def test_weights_and_code_are_of_the_revision_that_is_asked_for(monkeypatch, choice, kind, options):
+    monkeypatch.setattr(kind, "from_pretrained", load := Mock())
+    load_network(choice, "a name", "v2", True)
+    load.assert_called_once_with("a name", revision="v2", **options)
 
 
 @pytest.mark.parametrize("choice", ["sam2", "sam2_background"])

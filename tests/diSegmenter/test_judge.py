@@ -139,6 +139,13 @@ def test_a_model_that_does_not_answer_by_its_next_token_is_refused(folder, monke
         load_judge(folder, "main", QUESTIONS, CPU)
 
 
+def test_an_encoder_with_a_decoder_is_refused():
+    model, processor = FAMILIES["LLaVA"](WORDS)
+    model.config.is_encoder_decoder = True
+    with pytest.raises(UserError, match="pair does not answer by its next token"):
+        Judge(model, processor, QUESTIONS, CPU, "pair")
+
+
 def test_a_template_that_can_think_aloud_is_told_not_to(tmp_path):
     thinking = chat() + "{% if enable_thinking is not defined or enable_thinking %} maybe{% endif %}"
     answers = [

@@ -9,12 +9,14 @@ import pytest
 from PIL import Image
 
 from diSegmenter.filter import InstanceFilter
-from diSegmenter.finish_round import judge_round
+from diSegmenter.finish_round import JudgedRound, judge_round
 from diSegmenter.report import instance_sheet, write_pictures
 from exchange import files
 from exchange.images import encode_png
+from exchange.manifest import Manifest, write_manifest
 from tests.diSegmenter.conftest import generate, pool_instance
 
+FILTER = InstanceFilter(25.5, (0.0, 1.0), 0, False)
 NAMES = {3: "red disc", 7: "<blue> disc"}
 
 
@@ -48,7 +50,7 @@ def report(layout, scores):
         mask = encode_png(np.full((40, 48), 255, np.uint8))
         files.write_bytes(layout.segmented(item.file), mask)
         instances.append(pool_instance(0, item.category_id, item.instance, clip_black=score))
-    judged = judge_round(layout, 0, instances, InstanceFilter(25.0, (0.0, 1.0), 0, False))
+    judged = judge_round(layout, 0, instances, FILTER)
     write_pictures(layout, dataclasses.replace(judged, unreadable=["a.png", "b.png", "c.png"]), NAMES)
     return files.read_bytes(files.join(layout.pictures_dir, "report_rd00.html")).decode()
 
@@ -56,12 +58,28 @@ def report(layout, scores):
 def test_the_report_counts_what_was_asked_made_and_kept_of_the_classes_that_lose_most_first(layout):
     text = report(layout, [20, 30, 31, 33, 34, 32, 35])
     assert (
-        "Asked for: 7. Kept is what has a CLIP score of 25 or more, an object that covers less than 100 %"
+        "Asked for: 7. Kept is what has a CLIP score of 25.5 or more, an object that covers less than 100 %"
         in text
     )
     page = Page(text)
     assert page.rows[1:3] == [["does not decode", "3"], ["CLIP score", "1"]]
     assert page.rows[-2:] == [["red disc", "4", "4", "3"], ["<blue> disc", "3", "3", "3"]]
+
+
+def test_every_class_that_was_asked_for_or_made_is_in_one_of_three_tables(layout):
+    names = {number: f"class {number:02}" for number in range(1, 36)}
+    names |= {36: "neither"}
+    asked = {number: 0 if number in (34, 36) else 2 for number in names}
+    write_manifest(layout, Manifest(0, 0, 1, True, asked, [], 1.0))
+    made = [pool_instance(0, number, 0) for number in (34, 35)]
+    write_pictures(layout, JudgedRound(0, FILTER, made, []), names)
+    page = Page(files.read_bytes(f"{layout.pictures_dir}/report_rd00.html").decode())
+    head = ["class", "asked", "made", "kept"]
+    rows = page.rows[page.rows.index(head) :]
+    assert rows.count(head) == 3
+    lost = [[names[number], "2", "0", "0"] for number in range(1, 34)]
+    whole = [["class 34", "0", "1", "1"], ["class 35", "2", "1", "1"]]
+    assert [row for row in rows if row != head] == lost + whole
 
 
 def test_the_histogram_shows_kept_and_dropped_scores_and_the_threshold_between_them(layout):
@@ -71,13 +89,13 @@ def test_the_histogram_shows_kept_and_dropped_scores_and_the_threshold_between_t
         colour: [float(x) for x, height, c in bars if c == colour and float(height)] for *_, colour in bars
     }
     threshold = float(re.search(r'<path d="M(.*?) 0V', text)[1])
-    assert threshold == pytest.approx(900 * (25 + 0.5) / (33.5 + 0.5), abs=0.1)
+    assert threshold == pytest.approx(900 * (25.5 + 0.5) / (33.5 + 0.5), abs=0.1)
     assert len(places["#16823c"]) == 4 and min(places["#16823c"]) > threshold
     assert len(places["#be2828"]) == 2 and max(places["#be2828"]) < threshold
 
 
 def test_the_dropped_stand_on_the_kept_and_the_highest_bar_fills_the_picture(layout):
-    text = report(layout, [24.9, 25.0, 25.1, 0, 40])
+    text = report(layout, [25.48, 25.5, 25.6, 0, 40])
     bars = re.findall(r'<rect x=".*?" y="(.*?)" width=".*?" height="(.*?)" fill="(.*?)"/>', text)
     highest = 200.0
     for kept, dropped in zip(bars[::2], bars[1::2], strict=True):
@@ -107,3 +125,4 @@ def test_a_round_with_nothing_kept_has_a_report(layout):
     text = report(layout, [1, 2])
     assert "0 of 2 instances kept" in text
     assert "<h2>Dropped</h2>" in text and "<h2>Kept</h2>" not in text
+    assert "<rect" in text and "<path" not in text  # the threshold is far from these scores

@@ -39,6 +39,7 @@ def test_share_is_the_product_of_rarity_drift_and_ap():
         (AllocationRule(drift_exponent=0), [10 / 2, 20 / 4, 40 / 8]),
         (AllocationRule(ap_mode="off"), [3 / 2, 5 / 4, 1 / 8]),
         (AllocationRule(ap_mode="inverse"), [3 / 2 / 10, 5 / 4 / 20, 1 / 8 / 40]),
+        (AllocationRule(ap_mode="inverse", ap_exponent=2), [3 / 2 / 10**2, 5 / 4 / 20**2, 1 / 8 / 40**2]),
         (AllocationRule(frequency_exponent=0.5), [30 / 2**0.5, 100 / 2, 40 / 8**0.5]),
         (
             AllocationRule(drift_exponent=2, ap_exponent=0.5),
@@ -178,7 +179,7 @@ def test_twenty_thousand_classes_with_every_bound_in_use():
 
 
 def test_the_table_has_the_most_images_first_and_nothing_where_drift_or_ap_is_unknown():
-    names, division = {3: "cat", 7: "dog"}, Allocation(np.array([0.25, 0.75]), np.array([1, 3]))
+    names, division = {7: "dog", 3: "cat"}, Allocation(np.array([0.25, 0.75]), np.array([1, 3]))
     values = (np.array([12.3456, NAN]), np.array([NAN, 20.126]))
     for drift, ap, unknown in ((*values, slice(0)), (None, None, slice(3, 5))):
         dog = ["7", "dog", "9", "", "20.13", "0.750000", "3"]

@@ -87,12 +87,18 @@ def test_any_number_of_shards_makes_the_same_files(world, monkeypatch):
     assert is_complete(read_round(layout, 0))
 
 
-def test_torchrun_environment_chooses_the_shard(world, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+def test_torchrun_environment_chooses_the_shard_and_the_gpu_unless_that_is_named(world, monkeypatch):
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "7")):
+        monkeypatch.setenv(name, value)
+    chosen = []
+    monkeypatch.setattr(
+        "generator.pipelines.choose_device", lambda gpu: chosen.append(gpu) or torch.device("cpu")
+    )
     layout = run(world, monkeypatch, "--round", "1")
+    run(world, monkeypatch, "--round", "1", "--gpu", "5")
     (manifest,) = read_round(layout, 0)
     assert (manifest.shard, manifest.num_shards, len(manifest.instances)) == (1, 2, 4)
+    assert chosen == [7, 5]
 
 
 def test_a_complete_round_needs_no_model(world, monkeypatch):
@@ -188,6 +194,11 @@ def test_dry_run_shows_the_rounds_that_can_be_known_and_claims_nothing(world, mo
     assert [shown.count(f"round {r}: 12 images\n") for r in range(3)] == [1, 1, 0]
     assert "round 2: depends on feedback that is not there yet\n" in shown
     assert [path.name for path in world.run.iterdir()] == ["pictures"]
+    write_feedback(RunLayout(str(world.run)), feedback(0))
+    for staleness, known in (("0", False), ("1", True)):
+        options = ("--st-rd", "2", "--round", "3", "FEEDBACK.STALENESS", staleness)
+        run(world, monkeypatch, "--dry-run", *options)
+        assert ("round 2: 12 images\n" in capsys.readouterr().out) == known
 
 
 def largest_remainder(weights: list[float], total: int) -> list[int]:

@@ -115,6 +115,7 @@ def test_graph_exists_at_guided_steps_alone_and_never_leaves_the_call(pipeline, 
     assert set(seen[1::2]) == {(False, False)}
 
 
+@pytest.mark.filterwarnings("error")  # as what goes wrong in a hook then is one
 def test_a_call_that_fails_leaves_gradients_off():
     class Failing(torch.nn.Module):
         def forward(self, hidden_states):
@@ -125,6 +126,20 @@ def test_a_call_that_fails_leaves_gradients_off():
         with pytest.raises(torch.cuda.OutOfMemoryError, match="with a graph: True"):
             calls.denoiser(hidden_states=torch.zeros(1, 4))
         assert not torch.is_grad_enabled()
+
+
+def test_a_call_with_gradients_leaves_them_on_and_the_graph_of_the_step_as_it_is():
+    class Double(torch.nn.Module):
+        def forward(self, hidden_states):
+            return (2 * hidden_states,)
+
+    calls = DenoiserCalls(SimpleNamespace(transformer=Double()), wants_graph=lambda: True)
+    with torch.no_grad(), calls.watched():
+        calls.denoiser(hidden_states=torch.ones(1, 4))
+        graph = calls._graph
+        with torch.enable_grad():
+            calls.denoiser(hidden_states=torch.zeros(1, 4))
+            assert torch.is_grad_enabled() and calls._graph is graph
 
 
 @pytest.mark.parametrize("criterion", sorted(CRITERIA))
@@ -167,6 +182,18 @@ def test_pipeline_that_combines_predictions_in_another_way_is_refused(classifier
     with pytest.raises(UserError, match="guidance_rescale"):
         draw_guided(pipeline, Guidance(classifier), guidance_rescale=0.7)
     assert type(pipeline.scheduler) is d.PNDMScheduler
+
+
+@pytest.mark.parametrize(
+    "dtype, allowed", [(torch.float32, 1e-3), (torch.float16, 0.1), (torch.bfloat16, 0.1)]
+)
+@pytest.mark.parametrize("size", [0.01, 1, 100])
+def test_predictions_may_differ_by_rounding_relative_to_their_size(dtype, allowed, size):
+    theirs = torch.full((2, 4, 8, 8), float(size), dtype=dtype)
+    steering = SimpleNamespace(pipeline=None)
+    _Steering._check_combination(steering, theirs * (1 + 0.5 * allowed), theirs)
+    with pytest.raises(UserError, match="guidance_rescale"):
+        _Steering._check_combination(steering, theirs * (1 + 2 * allowed), theirs)
 
 
 def test_pipeline_that_calls_its_denoiser_twice_is_refused(classifier):

@@ -1,4 +1,5 @@
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
@@ -21,13 +22,26 @@ def test_writer_has_written_everything_when_it_is_left(tmp_path):
     assert [read_record(GeneratedInstance, str(tmp_path / f"{i}.png")) for i in range(20)] == records
 
 
-@pytest.mark.parametrize("images", [1, 5])  # 5: more than the queue holds, nobody waits for ever
+@pytest.mark.parametrize("images", [1, 3])  # 3: one fails, one is queued and one waits until there is room
 def test_what_fails_in_the_thread_is_raised_where_images_are_drawn(images, tmp_path, monkeypatch):
+    writer, raised, last_is_put = ImageWriter(depth=1), [], threading.Event()
+
     def fail(path, data):
+        last_is_put.wait()
         raise PermissionError(13, "no", path)
 
+    def draw():
+        try:
+            with writer:
+                for number in range(1, images + 1):
+                    if number == images:
+                        threading.Timer(0.05, last_is_put.set).start()
+                    writer.put(str(tmp_path / "a.png"), PIXELS, RECORD)
+        except PermissionError as error:
+            raised.append(error)
+
     monkeypatch.setattr(files, "write_bytes", fail)
-    with pytest.raises(PermissionError), ImageWriter(depth=1) as writer:
-        for _ in range(images):
-            writer.put(str(tmp_path / "a.png"), PIXELS, RECORD)
-    assert writer.written == []
+    drawing = threading.Thread(target=draw, daemon=True)
+    drawing.start()
+    drawing.join(timeout=30)
+    assert len(raised) == 1 and not drawing.is_alive() and writer.written == []

@@ -93,7 +93,7 @@ def test_gpu_that_is_not_there_gets_the_list_of_those_that_are(monkeypatch, gpu)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"model {index}")
     with pytest.raises(UserError, match=rf"no GPU {gpu}:.*0 \(model 0\), 1 \(model 1\)"):
         choose_device(gpu)
-    assert choose_device(1) == torch.device("cuda", 1)
+    assert [choose_device(number) for number in (0, 1)] == [torch.device("cuda", n) for n in (0, 1)]
 
 
 def test_without_any_gpu_the_cpu_draws(monkeypatch):
@@ -101,9 +101,23 @@ def test_without_any_gpu_the_cpu_draws(monkeypatch):
     assert choose_device(3) == CPU
 
 
-@pytest.mark.parametrize("part", ["load", "load_encoders", "load_painter"])
-def test_what_is_loaded_is_frozen_once_and_for_all(saved_sd3, part):
+TEXT = {f"{part}{number}" for part in ("text_encoder", "tokenizer") for number in ("", "_2")}
+
+
+@pytest.mark.parametrize(
+    ("part", "parts"),
+    [
+        ("load", {*TEXT, "scheduler", "transformer", "vae"}),
+        (
+            "load_encoders",
+            {*TEXT, "scheduler", "transformer"},
+        ),  # which tells the width of a T5 that there is not
+        ("load_painter", {"scheduler", "transformer", "vae"}),
+    ],
+)
+def test_no_more_is_loaded_than_is_asked_for_and_frozen_once_and_for_all(saved_sd3, part, parts):
     pipeline = getattr(source(saved_sd3), part)()
+    assert {name for name, component in pipeline.components.items() if component is not None} == parts
     networks = [network for network in pipeline.components.values() if isinstance(network, torch.nn.Module)]
     assert networks and not any(p.requires_grad for network in networks for p in network.parameters())
 

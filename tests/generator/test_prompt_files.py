@@ -78,10 +78,10 @@ def test_stage_1_asks_for_every_category_before_it_draws_and_for_a_share(world, 
 
 def plan(count, round_=0, share=0.7, seed=0):
     book = PromptBook(["a {}"], "raw", Sentences({"cow": ["one", "two", "three", "four"]}, share))
-    return [
-        image.prompt
-        for image in plan_round([{"id": 3, "name": "cow"}], np.array([count]), book, seed, round_)
-    ]
+    images = plan_round([{"id": 3, "name": "cow"}], np.array([count]), book, seed, round_)
+    for image in images:
+        assert image.template == ("a {}" if image.prompt == "a cow" else image.prompt)
+    return [image.prompt for image in images]
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.7, 1.0])

@@ -4,6 +4,8 @@ import gc
 import shutil
 import weakref
 from collections import Counter
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from exchange.twins import read_twins
 from generator.build import chosen_models
 from generator.pipelines import PipelineSource
 from generator.plan import Model, PromptBook, Sentences, plan_round, share_among
+from generator.sampling import Samplers
 from tests.generator.test_generate import digests, fake_network, feedback, run
 from tests.generator.test_settings import settings
 from tests.generator.tiny_pipelines import make_pipeline
@@ -54,6 +57,17 @@ def test_each_model_gets_its_share_of_a_round_exactly_and_of_each_category_nearl
         of_category = Counter(image.model for image in plan if image.category_id == category)
         for name, all_ in zip("abcd", whole, strict=False):
             assert abs(of_category[name] - count * all_ / len(plan)) < 2
+
+
+def test_what_several_models_drew_comes_in_the_order_that_was_asked_for():
+    plan = share_among(plan_of([4, 4]), models(1, 1))
+    assert [image.model for image in plan] != sorted(image.model for image in plan)
+    fake = {"check": Mock(), "prepare": Mock(), "release": Mock()}
+    fake["sample"] = lambda images, guidance: [image.file for image in images]
+    samplers = Samplers({name: SimpleNamespace(**fake) for name in "ab"})
+    samplers.prepare(plan)
+    names = [image.file for image in plan]
+    assert samplers.sample(plan) == names and samplers.draw(plan, 3) == names
 
 
 def test_no_category_is_bound_to_a_model_and_no_sentence():

@@ -127,8 +127,10 @@ def test_a_command_is_the_script_with_the_same_arguments(monkeypatch):
     module = importlib.import_module("detectron2_ext.train_net")
     monkeypatch.setattr(module, "main", lambda: seen.append(sys.argv))
     monkeypatch.setattr(sys, "argv", ["mrca", "evaluate", "--config", "x.yaml"])
+    monkeypatch.setattr(sys, "path", ["a folder with other tools", *sys.path])
     commands.main()
     assert seen == [["mrca evaluate", "--eval-only", "--config", "x.yaml"]]
+    assert sys.path[0] == str(REPOSITORY)
 
 
 def test_a_command_that_there_is_not_and_a_package_that_is_not_installed_are_one_sentence(

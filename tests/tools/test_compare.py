@@ -168,8 +168,9 @@ def test_every_configuration_gets_every_seed_and_a_mistake_is_said_before_the_fi
         compare.main()
 
     configs = [tmp_path / "a/None.yaml", tmp_path / "a/Ours.yaml"]
-    call("--configs", *configs, "--seeds", 2, "--jobs", 3, "--gpus", 4)
-    runs = [Run(str(config), seed, str(tmp_path), ()) for seed in (0, 1) for config in configs]
+    call("--configs", *configs, "--seeds", 2, "--jobs", 3, "--gpus", 4, "DATALOADER.NUM_WORKERS", 2)
+    settings = ("DATALOADER.NUM_WORKERS", "2")
+    runs = [Run(str(config), seed, str(tmp_path), settings) for seed in (0, 1) for config in configs]
     assert asked == [(runs, ["None", "Ours"], str(tmp_path), 3, 4)]
     monkeypatch.setattr("sys.argv", ["compare.py", "--configs", str(configs[0])])
     monkeypatch.chdir(tmp_path)

@@ -1,5 +1,6 @@
 """What the embedded models of LVIS-Digits learn, and how they are measured, with networks that only look on."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tools.digits import pictures, prompts, samples, train_foreground, train_sd3
+from tools import train_digits_models
+from tools.digits import pictures, prompts, samples, train_clip, train_foreground, train_sd3
 from tools.digits.optimise import optimising
 
 
@@ -54,6 +56,20 @@ def test_the_diffusion_model_learns_the_way_from_a_picture_s_latents_to_the_nois
     assert abs(average) < abs(slopes[-1]) / 2
 
 
+def test_the_text_tower_learns_the_categories_codes_in_every_template():
+    class Text(nn.Module):
+        def forward(self, template):
+            return SimpleNamespace(pooler_output=torch.eye(9)[3 * template : 3 * template + 3])
+
+    torch.manual_seed(0)
+    model, codes = nn.Module(), F.normalize(torch.randn(3, 4), dim=1)
+    model.text_model, model.text_projection = Text(), nn.Linear(9, 4, bias=False)
+    nn.init.normal_(model.text_projection.weight, std=0.01)
+    train_clip.train_text(model, [{"template": number} for number in range(3)], codes, steps=150)
+    learnt = F.normalize(model.text_projection.weight.T, dim=1)
+    assert ((learnt.view(3, 3, 4) * codes).sum(2) > 0.8).all()
+
+
 def test_prompts_for_a_white_or_no_background_have_a_white_one_and_the_others_a_colour():
     drawn = pictures.with_prompts(samples.split()["val"], 60, np.random.default_rng(0))
     white = {}
@@ -93,3 +109,15 @@ def test_steps_are_adamw_s_with_clipped_gradients_and_the_rates_of_one_cycle():
         way = mean / (1 - momentum**number) / (np.sqrt(square / (1 - 0.999**number)) + 1e-8)
         expected = expected * (1 - rate * 0.02) - rate * way
         np.testing.assert_allclose(weight.detach(), expected, rtol=1e-6)
+
+
+def test_a_recipe_gets_folder_seed_and_steps_and_what_it_measures_stands_beside_its_model(
+    tmp_path, monkeypatch, call
+):
+    asked = []
+    recipe = (lambda *given: asked.append(given) or {"auc": 0.5}, 2500)
+    monkeypatch.setitem(train_digits_models._RECIPES, "clip", recipe)
+    for options, seed in ((["--steps", 7], 0), (["--seed", 3], 3)):
+        call(train_digits_models, "clip", "--out", tmp_path, *options)
+        assert json.loads((tmp_path / "clip/quality.json").read_text()) == {"seed": seed, "auc": 0.5}
+    assert asked == [(f"{tmp_path}/clip", 0, 7), (f"{tmp_path}/clip", 3, 2500)]

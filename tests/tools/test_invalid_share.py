@@ -1,5 +1,7 @@
 """What an independent classifier calls invalid among the instances of LVIS-Digits, and by which filter that is kept."""
 
+from collections import Counter
+
 import cv2
 import numpy as np
 import pytest
@@ -97,6 +99,8 @@ def test_a_filter_alone_keeps_what_its_threshold_lets_pass_whatever_the_others_s
         "kept": [True, False, False, False],
     }
     assert "kept by similarity alone" not in kept_by(rows[3:], FILTER)
+    nothing = pool_instance(0, 3, 0, clip_white=0.0, clip_black=-1.0)
+    assert kept_by([nothing], FILTER) == {"kept by clip alone": [False], "kept": [True]}
 
 
 @pytest.fixture
@@ -139,6 +143,7 @@ def test_runs_are_added_up_before_and_after_the_filters_and_what_is_kept_wrongly
         ["kept", "10", "20.0 %", "0", "0", "0", "2"],
         ["real digits", "1", "0.0 %", "0", "0", "0", "0"],
     ]
+    assert "kept" not in invalid_share.table({"made": Counter({"nothing": 2}), "kept": Counter()})
     height, width, _ = read_rgba(sheet).shape
     assert width > 2 * 200 and 2 * height < width  # two pairs, side by side
 

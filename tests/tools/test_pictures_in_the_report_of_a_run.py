@@ -18,6 +18,7 @@ from exchange.pool_index import PoolIndex, write_index
 from exchange.twins import Twins, write_twins
 from tests.diSegmenter.conftest import disc_image
 from tests.tools.made_up_run import EVIL, NAMES, layout, page, write_made_up_run
+from tools.outlines import PASTED
 from tools.run_report import sprites
 from tools.run_report.content import Round
 
@@ -124,15 +125,24 @@ def test_how_the_images_of_each_round_were_divided_is_on_the_page(layout):
     assert widths == {"0": 20, "1": 30}
 
 
+def test_an_outline_goes_through_the_centres_of_the_pixels_at_the_border(layout):
+    thumbnail = np.asarray(sprites._thumbnail(layout, PoolIndex(layout, [0]), 0))
+    assert thumbnail.shape == (80, 96, 3)  # twice the image
+    drawn = np.argwhere((thumbnail == PASTED).all(-1))
+    assert (drawn.min(0).tolist(), drawn.max(0).tolist()) == ([9, 7], [29, 25])
+
+
 def test_of_an_image_that_is_gone_the_cut_out_is_shown_and_grey_without_it(layout):
     pool = PoolIndex(layout, [0], dropped_too=True)
     for row in (0, 1):
         files.remove(layout.raw(pool[row].file))
-    red = encode_cutout(disc_image(9, ink=(255, 0, 0)), np.full((40, 48), 255, np.uint8), [0, 0, 48, 40])
-    files.write_bytes(pool.name(1), red)
+    red = disc_image(9, ink=(255, 0, 0))
+    alpha = np.where(red[..., 1] < 255, 255, 0).astype(np.uint8)
+    files.write_bytes(pool.name(1), encode_cutout(red, alpha, [0, 0, 48, 40]))
     gone, cut_out = (sprites._thumbnail(layout, pool, row) for row in (0, 1))
     assert gone.getcolors() == [(sprites.SIDE**2, (200, 200, 200))]
-    assert (255, 0, 0) in [colour for _, colour in cut_out.getcolors(1 << 16)]
+    colours = {colour for _, colour in cut_out.getcolors(1 << 16)}
+    assert colours == {(255, 0, 0), (200, 200, 200), (235, 235, 235)}
 
 
 def test_guided_images_stand_beside_their_twins_with_the_criterion_of_both(layout):

@@ -95,6 +95,8 @@ def test_a_pool_that_is_measured_by_the_run_s_encoder_has_its_diversity_in_stats
     vendi = f"{vendi_score(features):.1f}"
     assert first[4:8] == [f"{mean_distance(features):.3f}", vendi, vendi, "4.8 %"]
     assert second == ["1", "0", "0", vendi]  # which adds nothing
+    assert pool.build_parser().parse_args(["stats", layout.root]).near == 0.99
+    call(pool, "stats", layout.root, "--near", "1")
     for near in ("0.0", "1.5"):
         with pytest.raises(UserError, match=f"--near {near}: a cosine"):
             call(pool, "stats", layout.root, "--near", near)

@@ -1,6 +1,8 @@
 """What the quickstart tells of a run of which only the pool's index and the cut-outs are left, as training reads it."""
 
 import io
+import os
+import sys
 from unittest.mock import Mock
 
 import numpy as np
@@ -10,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from exchange import files
-from exchange.config import flatten, load_config
+from exchange.config import REPOSITORY, flatten, load_config
 from exchange.cutouts import encode_cutout
 from exchange.errors import UserError
 from exchange.feedback import Feedback, read_feedback, write_feedback
@@ -47,7 +49,10 @@ def layout(tmp_path) -> RunLayout:
 
 @pytest.mark.parametrize(("latest_only", "pools"), [(False, [4, 6]), (True, [4, 2])])
 def test_the_table_counts_what_the_index_lists(layout, latest_only, pools, monkeypatch, call):
+    for round_, time in ((-1, 100), (0, 130), (1, 190)):
+        os.utime(layout.feedback_history(round_), (time, time))
     summary = summarise(layout, layout, rounds=2, latest_only=latest_only)
+    assert [entry["seconds"] for entry in summary["rounds"]] == [30, 60]
     assert [entry["pool"] for entry in summary["rounds"]] == pools
     assert [(entry["generated"], entry["kept"]) for entry in summary["rounds"]] == [(6, 4), (6, 2)]
     assert as_table(summary).splitlines()[-1].split() == [
@@ -89,6 +94,29 @@ def test_the_gain_is_drawn_from_the_baseline_on_beside_that_of_the_control():
     assert lines == rare | every
 
 
+def test_the_data_set_is_built_unless_both_its_files_are_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    monkeypatch.setattr(quickstart, "_run", run := Mock())
+    for part, built in (("train", 1), ("val", 2), ("", 2)):
+        quickstart._make_dataset()
+        assert run.call_count == built
+        files.write_bytes(str(tmp_path / f"lvis_digits/lvis_digits_{part}.json"), b"")
+    assert run.call_args.args[0][1:] == [
+        str(REPOSITORY / "tools/build_lvis_digits.py"), str(tmp_path / "lvis_digits"), "--seed", "0",
+    ]  # fmt: skip
+
+
+def test_two_trainings_share_the_processors_unless_the_user_says_how_many_threads(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 9)
+    for given, threads in ((None, "4"), ("7", "7")):
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        if given:
+            monkeypatch.setenv("OMP_NUM_THREADS", given)
+        assert quickstart._environment() == os.environ | {
+            "OMP_NUM_THREADS": threads, "MRCA_PYTHON": sys.executable,
+        }  # fmt: skip
+
+
 @pytest.mark.parametrize("from_scratch", [False, True])
 def test_the_control_has_the_seed_and_the_settings_of_the_rounds_but_pastes_nothing(
     tmp_path, monkeypatch, call, from_scratch
@@ -118,3 +146,9 @@ def test_the_control_has_the_seed_and_the_settings_of_the_rounds_but_pastes_noth
     monkeypatch.setattr(quickstart.stopping, "wait", lambda _: -9)
     with pytest.raises(UserError, match=f"the control run failed: see {tmp_path}/control/logs/train.log"):
         call(quickstart, "--out", tmp_path)
+    monkeypatch.setattr(quickstart.stopping, "end", ended := Mock())
+    monkeypatch.setattr(quickstart.stopping, "start", lambda *_, **__: "the control")
+    monkeypatch.setattr(quickstart, "_run", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        call(quickstart, "--out", tmp_path)
+    ended.assert_called_once_with("the control")

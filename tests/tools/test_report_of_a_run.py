@@ -83,11 +83,14 @@ def test_the_page_tells_where_the_time_of_each_round_went_and_the_share_of_each_
 
 
 def test_the_table_of_classes_lands_as_csv_with_everything_round_by_round(layout):
+    content = files.read_json(layout.annotations(0))
+    content["categories"][1]["frequency"] = "unheard of"
+    files.write_json(layout.annotations(0), content)
     page(layout.root)
     text = files.read_bytes(f"{layout.root}/report/classes.csv").decode()
     rows = list(csv.DictReader(io.StringIO(text)))
     assert [row["class"] for row in rows] == NAMES
-    assert [row["group"] for row in rows] == ["common", "frequent", "rare", "common"]
+    assert [row["group"] for row in rows] == ["common", "unheard of", "rare", "common"]
     for i, row in enumerate(rows, start=1):
         counts = [row[name] for name in ("training instances", "asked", "made", "kept", "dropped for")]
         assert counts == [str(10 * i), "6", "6", "4", "CLIP score 2"]
@@ -151,10 +154,14 @@ def test_the_quality_of_the_pool_is_told_round_by_round_and_class_by_class_as_fa
     assert "the Vendi score the number of instances" in page(layout.root)
 
 
-def test_a_run_without_a_pool_has_no_word_about_its_quality(layout):
+def test_a_run_without_a_pool_has_no_word_about_its_quality_but_tells_what_was_drawn(layout):
+    files.remove(layout.feedback_history(1))
     for round_ in (0, 1):
         files.remove(layout.annotations_done(round_))
-    assert 'id="pool"' not in page(layout.root)
+    text = page(layout.root)
+    assert 'id="pool"' not in text
+    last = next(row for row in Rows(text).rows if row[:1] == ["round 1"])
+    assert last[5:8] == ["12", "12", ""]
 
 
 def test_a_selection_is_told_round_by_round_and_class_by_class(layout):
@@ -201,7 +208,9 @@ def test_winners_and_losers_are_the_classes_that_moved_most(layout):
 
 def test_two_runs_stand_side_by_side_with_their_difference_and_what_they_are_set_to(layout, tmp_path):
     other = write_made_up_run(tmp_path / "other", NAMES[:3], rounds=1, per_class=4)
-    settings = files.read_bytes(other.settings_file).replace(b"MAX_ITER: 10", b"MAX_ITER: 77\n  SEED: 0")
+    settings = files.read_bytes(other.settings_file).replace(
+        b"MAX_ITER: 10", b"MAX_ITER: 77\n  SEED: 0\n  OLD.KEY: 5"
+    )
     files.write_bytes(other.settings_file, settings)
     rows = Rows(page(layout.root, other.root)).rows
     heads = next(row for row in rows if row[:2] == ["class", "group"] and "difference" in row)
@@ -213,7 +222,11 @@ def test_two_runs_stand_side_by_side_with_their_difference_and_what_they_are_set
     assert of_blue["difference"] == f"{ap_of(0, 3) - ap_of(1, 3):.1f}"
     assert pink[-1] == ""  # the other run has none
     assert ["SOLVER.MAX_ITER", "20", "77", "90000"] in rows
+    assert ["OLD.KEY", "", "5"] in [row[:3] for row in rows]  # which there is not any more
     assert "SEED" not in [row[0] for row in rows if row]  # as by default
+    settings = files.read_bytes(layout.settings_file).replace(b"MAX_ITER: 20", b"MAX_ITER: 20\n  SEED: 3")
+    files.write_bytes(layout.settings_file, settings)
+    assert ["SEED", "3", "0", "0"] in Rows(page(layout.root, other.root)).rows
     assert Path(f"{layout.root}/comparison/B/rd00_000.webp").exists()
 
 

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from exchange.layout import RunLayout
 from tests.running import commands_with, needs_process_list
 from tools import run_rounds
 from tools.run_rounds import Chain, Interpreters, pool_steps, run_chains, training_steps
+from tools.stage_output import Terminal
 
 
 def python(code):
@@ -38,10 +40,13 @@ def test_each_process_is_shown_with_its_stage_and_its_number(tmp_path, capfd):
         [[sys.executable, str(tmp_path / "generate.py")]] * 2,
         [[sys.executable, str(tmp_path / "launch.sh")]],
     ]
-    after = []
+    after, terminal = [], io.StringIO()
     chain = Chain("test", steps, {}, after_step=lambda: after.append(True))
-    chain.start()
-    chain.join()
+    named = Chain("named", [[python("print('there')")]], {}, Terminal(terminal))
+    for each in (chain, named):
+        each.start()
+        each.join()
+    assert terminal.getvalue() == "[named] there\n"
     lines = capfd.readouterr().err.splitlines()
     assert sorted(lines[:2]) == ["[generate 0] here", "[generate 1] here"] and lines[2:] == ["[train] here"]
     assert len(after) == 2
@@ -51,7 +56,7 @@ def test_each_process_is_shown_with_its_stage_and_its_number(tmp_path, capfd):
 def test_a_failed_command_stops_its_chain_and_is_named(end, tmp_path):
     after = tmp_path / "after"
     bad = python(f"import os, sys; {end}")
-    chain = Chain("test", [[python("pass"), bad], [python(f"open({str(after)!r}, 'w')")]], {})
+    chain = Chain("test", [[python("pass"), bad, python("pass")], [python(f"open({str(after)!r}, 'w')")]], {})
     chain.start()
     chain.join()
     assert chain.failed == bad
@@ -110,7 +115,10 @@ def test_the_command_line_decides_rounds_folder_staleness_processes_and_interpre
         assert pools[1] == (pool_steps(config, 2, 3, interpreters) if feed else [])
         assert training[1][::3] == [[["bash", launch, "--num-gpus", "3", *config]]] * rounds
         assert training[2] == os.environ | {"MRCA_PYTHON": "trainer"}
-        assert len(call()[1][1]) == 3 * (3 if feed else 1)  # all of the schedule
+        pools, training = call()
+        assert len(training[1]) == 3 * (3 if feed else 1)  # all of the schedule
+        assert training[2]["MRCA_PYTHON"] == sys.executable
+        assert all(command[0] == sys.executable for step in pools[1] for command in step)
     for rounds in ("0", "4"):
         with pytest.raises(UserError, match=f"--num-rounds {rounds}: the schedule has 3"):
             call("--rounds", rounds)

@@ -120,9 +120,10 @@ def test_a_run_without_a_pool_of_its_own_is_one_round_that_waits_for_nothing(lay
 
 
 def test_the_generator_waits_for_the_feedback_that_its_round_is_drawn_from(layout):
-    files.remove(layout.feedback_history(0))
     for path in (layout.annotations_done(1), layout.manifest(1, 0, 1)):
         files.remove(path)
+    assert look(layout, time.time(), 900).doing[0].endswith(" of ? images are drawn")
+    files.remove(layout.feedback_history(0))
     doing = look(layout, time.time(), 900).doing
     assert doing[0].startswith("round 1, stage 1: waits for the feedback of round 0 since ")
     assert doing[1] == "round 0, stage 3: evaluates"

@@ -92,8 +92,8 @@ def test_what_was_pasted_is_named_in_the_picture_and_in_its_record(settings, mon
     instances.gt_masks, instances.instance_source = Mock(to_full=lambda: masks), torch.tensor([0, 1, 1])
     # What others cover is no object of the image any more; the last one was copied from another image.
     covered = [(30, 30, 40, 40), (12, 0, 60, 40), (0, 12, 60, 40), (0, 0, 18, 40), (0, 0, 60, 18)]
-    pasted = [PasteInfo(0, box, index, 0) for index, box in enumerate(covered)]
-    pasted += [PasteInfo(1, (10, 10, 22, 22), 6, 1), PasteInfo(0, (10, 10, 22, 22), 5, 1)]
+    pasted = [PasteInfo(0, box, index, 0) for index, box in enumerate(covered, start=1)]
+    pasted += [PasteInfo(1, (10, 10, 22, 22), 6, 1), PasteInfo(0, (10, 10, 22, 22), 0, 1)]
     pasted.append(PasteInfo(0, (0, 0, 8, 8)))
     item = {
         "image": torch.zeros(3, 48, 64, dtype=torch.uint8),
@@ -111,8 +111,8 @@ def test_what_was_pasted_is_named_in_the_picture_and_in_its_record(settings, mon
     monkeypatch.setattr(sheets, "draw_objects", lambda *given: drawn.append(given[3]) or draw(*given))
     call(visualize, "data", "--config", settings, "--num", 2)
     record = read_record(Pasted, str(settings.parent / "run/pictures/data_rd00.png"))
-    assert record == Pasted([2], ["01_0001_0005.png"], [1])
-    assert drawn == [["kite"] * 3, ["kite", "kite 01_0001_0005", "kite"]]
+    assert record == Pasted([2], ["01_0001_0000.png"], [1])
+    assert drawn == [["kite"] * 3, ["kite", "kite 01_0001_0000", "kite"]]
 
 
 def test_predictions_are_those_of_the_average_in_images_spread_over_the_test_set(settings, monkeypatch, call):

@@ -130,16 +130,17 @@ def test_the_command_writes_what_stage_1_reads_and_goes_on_where_it_was_stopped(
 
 def test_of_categories_that_share_a_name_the_first_one_is_written_about(gpt2, world, monkeypatch, tmp_path):
     content = json.loads((tmp_path / "train.json").read_text())
-    content["categories"] = [{"id": id_, "name": "bat", "def": f"the bat {id_}"} for id_ in (2, 5, 9)]
+    content["categories"] = [{"id": id_, "name": "bat/box", "def": f"the bat {id_}"} for id_ in (2, 5, 9)]
     (tmp_path / "train.json").write_text(json.dumps(content))
     asked = []
     monkeypatch.setattr(
         sentence_writer.LanguageModel,
         "__call__",
-        lambda _, text, *__: asked.append(text) or [f"{word} bat" for word in WORDS],
+        lambda _, text, *__: asked.append(text) or [f"{word} bat/box" for word in WORDS],
     )
-    assert list(write(world, monkeypatch, gpt2)) == ["bat.txt"]
-    assert len(asked) == 1 and "a single bat (the bat 2)" in asked[0]
+    for _ in range(2):
+        assert list(write(world, monkeypatch, gpt2)) == ["bat%2Fbox.txt"]
+        assert len(asked) == 1 and "a single bat/box (the bat 2)" in asked[0]
 
 
 def test_other_seeds_write_other_sentences(gpt2, world, monkeypatch):

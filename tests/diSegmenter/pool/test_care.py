@@ -36,7 +36,7 @@ NAMES = {category["id"]: category["name"] for category in CATEGORIES}
 
 @pytest.fixture
 def layout(tmp_path):
-    """A pool of two rounds, each with three kept discs, one that was dropped, and an image without an object."""
+    """A pool of two rounds, each with three kept pieces of discs, one dropped, and an image without an object."""
     layout, random = RunLayout(str(tmp_path / "run")), np.random.default_rng(0)
     for round_ in (0, 1):
         rows = []
@@ -44,6 +44,7 @@ def layout(tmp_path):
             category = CATEGORIES[number % 2]["id"]
             name = layout.instance_name(round_, category, number)
             alpha = np.where(disc_image(5 + number + 4 * round_)[..., 1] < 255, 255, 0).astype(np.uint8)
+            alpha[20 + number :] = 0  # wider than high
             image, found = random.integers(0, 256, (40, 48, 3), dtype=np.uint8), outline(alpha)
             files.write_bytes(layout.cutout(name), encode_cutout(image, alpha, found["bbox"]))
             files.write_bytes(layout.raw(name), b"raw")
@@ -144,6 +145,7 @@ def loosen(layout, side):
         (lambda run: change(run, 0, 1, cutout="../../x"), "rd00.arrow", "leads out of"),
         (lose_the_marker, "rd01.arrow", "no marker"),
         (lose_the_index, "rd01.arrow", "there is no pool index"),
+        (lambda run: files.write_done(run.annotations_done(100)), "rd100.arrow", "there is no pool index"),
         (halve_the_annotations, "rd01.json", "not valid JSON"),
         (forget_an_annotation, "rd00.json", "lacks 1 instances"),
     ],

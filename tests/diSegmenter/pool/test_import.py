@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diSegmenter.pool import add
+from diSegmenter.pool import add, foreign
 from diSegmenter.pool.add import import_round
 from diSegmenter.pool.foreign import ForeignInstance, read_coco, read_folders, read_xpaste
 from diSegmenter.pool.move import merge
@@ -31,8 +31,8 @@ def disc_rgba(radius, halo=0):
     return np.dstack([image, alpha])
 
 
-def imported(layout, foreign):
-    count, left_out = import_round(layout, foreign, CATEGORIES, "test")
+def imported(layout, instances):
+    count, left_out = import_round(layout, instances, CATEGORIES, "test")
     index = PoolIndex(layout, layout.pool_rounds())
     assert len(index) == count
     assert read_annotations(layout.pool_categories()).categories == CATEGORIES
@@ -52,13 +52,24 @@ def test_x_pastes_three_kinds_of_paths_come_in(layout, tmp_path, monkeypatch):
     files.write_bytes(f"{folder}/images/2.png", png(disc_rgba(4, halo=128)))
     pool = {"0": ["*images/0.png"], "1": ["images/1.png|masks/1.png", f"{folder}/images/2.png"]}
     files.write_json(f"{folder}/LVIS_instance_pools.json", pool)
-    foreign = read_xpaste(f"{folder}/LVIS_instance_pools.json", folder, sorted(IDS.values()))
-    index, cutouts, left_out = imported(layout, foreign)
+    instances = read_xpaste(f"{folder}/LVIS_instance_pools.json", folder, sorted(IDS.values()))
+    index, cutouts, left_out = imported(layout, instances)
     assert not left_out and index.category_ids.tolist() == [3, 7, 7]
     np.testing.assert_array_equal(cutouts[0], clean)  # cropped already, as its star says: taken as it is
     for cutout, radius, opaque in zip(cutouts[1:], (9, 4), (200, 255), strict=True):
         assert cutout.shape == (2 * radius + 1, 2 * radius + 1, 4)  # the halo is cut off
         assert set(np.unique(cutout[..., 3])) == {0, opaque}  # as soft as it was
+
+
+def test_paths_of_x_paste_are_below_the_root_unless_they_are_whole(tmp_path, monkeypatch):
+    read = []
+    image = np.full((9, 9, 4), 255, np.uint8)
+    monkeypatch.setattr(foreign, "read_rgba", lambda path: read.append(path) or image)
+    path = str(tmp_path / "pool.json")
+    files.write_json(path, {"0": ["*a.png", "s3://bucket/b.png", "/c.png|d.png"]})
+    for instance in read_xpaste(path, "s3://theirs/", [3]):
+        instance.load()
+    assert read == ["s3://theirs/a.png", "s3://bucket/b.png", "/c.png", "s3://theirs/d.png"]
 
 
 def test_a_folder_per_class_comes_in(layout, tmp_path):
@@ -96,6 +107,10 @@ def test_the_objects_of_a_coco_file_come_in_but_no_crowds(layout, tmp_path):
     assert (instance.width, instance.height, instance.prompt) == (40, 30, f"{root}/coco.json#8")
     np.testing.assert_array_equal(cutouts[0][..., :3], picture[4:14, 10:20])
     assert (cutouts[0][..., 3] == 255).all()
+    content["images"][1]["file_name"] = "../coco/a.png"
+    files.write_json(f"{root}/coco.json", content)
+    with pytest.raises(UserError, match=r"coco\.json: annotation 8: .*leads out"):
+        list(read_coco(f"{root}/coco.json", root, IDS))
 
 
 def test_what_does_not_decode_or_shows_nothing_is_left_out_and_named(layout, tmp_path):

@@ -11,7 +11,7 @@ from exchange.pool_index import PoolIndex, write_index
 from exchange.pool_rank import write_rank
 from tests.diSegmenter.conftest import pool_instance
 
-REASONS = ("", "", "", "CLIP score", "too small", "", "CLIP score")
+REASONS = ("", "", "", "too small", "CLIP score", "", "CLIP score")
 NEAR = 0.9
 
 
