@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 
@@ -153,6 +154,15 @@ def test_a_command_that_there_is_not_and_a_package_that_is_not_installed_are_one
         with pytest.raises(SystemExit, match="2"):
             commands.main()
         assert capsys.readouterr().err.startswith(sentence)
+
+
+@pytest.mark.parametrize("name", ["generator.nothing", "tools", None])
+def test_a_module_of_our_own_that_is_missing_is_no_package_to_install(name, monkeypatch):
+    module = importlib.import_module("generator.generate")
+    monkeypatch.setattr(module, "main", Mock(side_effect=ModuleNotFoundError("it is gone", name=name)))
+    monkeypatch.setattr(sys, "argv", ["mrca", "generate"])
+    with pytest.raises(ModuleNotFoundError, match="it is gone"):
+        commands.main()
 
 
 @pytest.mark.parametrize("several", [["--num-gpus", "2"], ["--num-machines", "2", "--machine-rank", "1"]])
