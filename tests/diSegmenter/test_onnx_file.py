@@ -63,8 +63,9 @@ def hub(tmp_path, monkeypatch):
 def test_of_a_hub_repository_its_model_or_the_file_that_is_named_is_meant(hub):
     assert find_onnx("them/matting", "main") == str(hub / "onnx/model.onnx")
     assert find_onnx("them/matting/onnx/half.onnx", "main") == str(hub / "onnx/half.onnx")
-    with pytest.raises(UserError, match="repository them/matting has no onnx/whole.onnx at main"):
-        find_onnx("them/matting/onnx/whole.onnx", "main")
+    for name in ("onnx/whole.onnx", "onnx"):  # the latter is a folder there
+        with pytest.raises(UserError, match=f"repository them/matting has no {name} at main"):
+            find_onnx(f"them/matting/{name}", "main")
 
 
 @pytest.mark.parametrize(

@@ -221,6 +221,8 @@ def test_the_real_objects_of_a_class_are_drawn_by_the_seed_alone(tmp_path):
     files.write_json(str(tmp_path / "odd.json"), content)
     odd = RealObjects.of_each_class(read_annotations(str(tmp_path / "odd.json")), "", 99, 0)
     assert odd.chosen.tolist() == list(range(2, 12)) and odd.boxes[0].tolist() == [50, 30, 6, 10]
+    threes, sevens = drawn(write_training_set(tmp_path, [3] * 12 + [7] * 12), 5, 0)
+    assert [place + 12 for place in threes] != sevens  # each by random numbers of its own
 
 
 @pytest.mark.parametrize("broken", ["model", "surroundings", "images"])
