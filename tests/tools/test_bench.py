@@ -50,11 +50,15 @@ def test_several_benchmarks_are_told_one_after_the_other_and_land_in_one_file(
     monkeypatch, tmp_path, capsys, call
 ):
     for module, ratio in ((pool, 2.0), (paste, 3.0)):
-        monkeypatch.setattr(module, "measure", lambda _, ratio=ratio: {"ratio": ratio})
+        monkeypatch.setattr(module, "measure", lambda on, ratio=ratio: {"ratio": ratio, "on": on})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "the GPU")
     path = tmp_path / "result.json"
-    call(bench, "paste", "pool", "--json", str(path))
+    call(bench, "paste", "pool", "--json", str(path), "--device", "cuda")
     assert re.findall(r"ratio +(\d)", capsys.readouterr().out) == ["3", "2"]
-    assert [(r["name"], r["ratio"]) for r in json.loads(path.read_text())] == [("paste", 3.0), ("pool", 2.0)]
+    results = json.loads(path.read_text())
+    assert [(result["name"], result["ratio"]) for result in results] == [("paste", 3.0), ("pool", 2.0)]
+    assert {(result["device"], result["on"]) for result in results} == {("the GPU", "cuda")}
 
 
 def test_the_fastest_form_of_a_step_is_told_against_float32(monkeypatch):

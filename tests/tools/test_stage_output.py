@@ -41,6 +41,23 @@ def test_lines_have_their_stage_in_front_and_of_a_bar_a_file_gets_the_end():
     assert screen.getvalue() == "[train] 12:00:00 a: Größe\n[train] 100%|██| 2/2\n[train] error: no\n"
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (b"begun\n\r1/2", ["[train] begun\n", "[train] 1/2", "[train] 1/2\n"]),
+        (b"\r2/2\nend", ["[train] 2/2\n", "[train] end\n"]),
+    ],
+)
+def test_a_terminal_shows_a_bar_while_it_grows_and_a_line_when_it_ends(text, shown):
+    screen = Screen(is_terminal=True)
+    writer, thread = follow(Terminal(screen), "train")
+    os.write(writer, text)
+    os.close(writer)
+    thread.join()
+    clear = "\r\x1b[K"
+    assert screen.getvalue() == "".join(clear + piece for piece in shown)
+
+
 def test_a_terminal_has_one_bar_at_a_time_below_the_lines_of_all_stages():
     screen = Screen(is_terminal=True)
     terminal = Terminal(screen)

@@ -156,12 +156,14 @@ def test_a_run_that_is_finished_running_waiting_or_failed_ends_with_its_code(
     date(layout, rd00=899)
     assert code() == 10
     date(layout, rd00=901)
-    assert code() == 11 and "waiting: 1 of 2 rounds" in capsys.readouterr().out
+    assert code() == 11 and "waiting: 1 of 2 rounds" in (told := capsys.readouterr().out)
+    assert "left: about 0:29:58" in told and "last sign of life: 0:15:01 ago" in told
     assert code("--quiet", "1000") == 10
     _stage_that_fails(layout)
     monkeypatch.setattr(status.time, "sleep", lambda _: pytest.fail("the run failed, and it is watched on"))
     assert code("--watch") == 12
     assert "train.log: " in (told := capsys.readouterr().out) and "UserError: no more room" in told
+    assert "last sign of life: 0:" in told
     log_to_run(layout, "train")  # started again
     _close_logs()
     assert b"no more room" in files.read_bytes(f"{layout.logs_dir}/train.log")  # behind what was there
@@ -169,7 +171,9 @@ def test_a_run_that_is_finished_running_waiting_or_failed_ends_with_its_code(
     assert code() == 10
     write_made_up_run(layout.root, NAMES)
     files.write_bytes(layout.settings_file, SETTINGS)
-    assert code() == 0 and "disk: 0.00 GB" in capsys.readouterr().out
+    capsys.readouterr()
+    assert code() == 0 and "disk: 0.00 GB" in (told := capsys.readouterr().out)
+    assert "left:" not in told and "sign of life" not in told
 
 
 def test_a_stage_that_a_signal_ended_is_said_to_be_stopped_until_it_is_started_again(layout, listening):
