@@ -93,17 +93,18 @@ def test_a_foreground_model_is_measured_by_intersection_over_union(monkeypatch):
     assert measured["mean_iou_cleaned"] == pytest.approx((4 / 8 + 4 / 4) / 2)
 
 
-def test_steps_are_adamw_s_with_clipped_gradients_and_the_rates_of_one_cycle():
+@pytest.mark.parametrize(("options", "largest"), [({"max_norm": 1.0}, 1), ({}, 99)])
+def test_steps_are_adamw_s_with_clipped_gradients_and_the_rates_of_one_cycle(options, largest):
     weight = torch.nn.Parameter(torch.tensor([0.5, -2.0], dtype=torch.float64))
     slopes = torch.tensor([[3.0, 4.0], [0.3, 0.4], [-6.0, 8.0], [0.1, 0.0]], dtype=torch.float64)
-    steps = optimising([weight], 4, 0.1, 0.02, "test", warm_up=0.5, max_norm=1.0)
+    steps = optimising([weight], 4, 0.1, 0.02, "test", warm_up=0.5, **options)
     rates = [0.1 / 25, 0.1, (0.1 + 0.1 / 250_000) / 2, 0.1 / 250_000]  # up to the second step, down a cosine
     momenta = [0.95, 0.85, 0.9, 0.95]  # the other way round
     expected, mean, square = np.array([0.5, -2.0]), np.zeros(2), np.zeros(2)
     learning = zip(steps, slopes, rates, momenta, strict=True)
     for number, (step, slope, rate, momentum) in enumerate(learning, start=1):
         step((weight * slope).sum())
-        gradient = slope.numpy() / max(np.linalg.norm(slope), 1)
+        gradient = slope.numpy() / max(np.linalg.norm(slope) / largest, 1)
         mean = momentum * mean + (1 - momentum) * gradient
         square = 0.999 * square + 0.001 * gradient**2
         way = mean / (1 - momentum**number) / (np.sqrt(square / (1 - 0.999**number)) + 1e-8)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
+from transformers import CLIPTokenizer
 
 from exchange.annotations import frequency
+from exchange.config import REPOSITORY
 from tools.build_lvis_digits import build
 from tools.digits import prompts, samples, scenes
 
@@ -89,6 +91,7 @@ def test_negative_categories_are_absent_and_every_annotation_is_a_visible_mask(d
         for image in part["images"]:
             assert not present[image["id"]] & set(image["neg_category_ids"])
     name = parts["train"]["images"][0]["file_name"]
+    assert name == "train_00001.png"
     assert Image.open(folder / "images" / name).size == (scenes.SIZE, scenes.SIZE)
 
 
@@ -130,6 +133,8 @@ def test_the_tokenizer_knows_every_word_of_the_prompts_and_reads_any_other():
     for template, name in itertools.product(prompts.TEMPLATES, names):
         prompt = template.format(name)
         assert len(tokenizer(prompt).input_ids) == len(prompt.split()) + 2 <= prompts.MAX_TOKENS
+    embedded = CLIPTokenizer.from_pretrained(REPOSITORY / "assets/digits/clip")
+    assert tokenizer.get_vocab() == embedded.get_vocab()  # the same in every process
     unknown = tokenizer("zebra?").input_ids
     assert len(unknown) > 3 and tokenizer.unk_token_id not in unknown[1:-1]
 

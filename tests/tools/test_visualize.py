@@ -182,6 +182,18 @@ def test_masks_are_tinted_and_outlined_where_they_are():
     assert tuple(picture[100, 200]) == REAL
 
 
+def test_small_images_keep_their_colours_and_large_ones_are_averaged():
+    stripes = np.zeros((16, 64, 3), np.uint8)
+    stripes[:, ::2] = 200
+    drawn = [
+        np.asarray(draw_objects(stripes, np.zeros((0, 4)), np.zeros((0, 16, 64), bool), [], [], side))
+        for side in (256, 16)
+    ]
+    assert [picture.shape for picture in drawn] == [(64, 256, 3), (4, 16, 3)]
+    assert set(drawn[0].flat) == {0, 200}
+    assert (abs(drawn[1].astype(int) - 100) < 25).all()
+
+
 def test_neighbouring_classes_have_colours_that_differ():
     colors = np.array([class_color(index) for index in range(30)], int)
     assert np.abs(np.diff(colors, axis=0)).max(axis=1).min() > 80
