@@ -140,6 +140,9 @@ def test_a_call_with_gradients_leaves_them_on_and_the_graph_of_the_step_as_it_is
         with torch.enable_grad():
             calls.denoiser(hidden_states=torch.zeros(1, 4))
             assert torch.is_grad_enabled() and calls._graph is graph
+    assert not calls.has_graph
+    with pytest.raises(UserError, match="0 times"):  # nothing of it is left to the next pipeline
+        _ = calls.keywords
 
 
 @pytest.mark.parametrize("criterion", sorted(CRITERIA))

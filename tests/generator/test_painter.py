@@ -66,6 +66,23 @@ def test_the_command_writes_the_same_images_and_without_guidance_others(run, gui
         assert (np.asarray(other) != np.asarray(image)).any()
 
 
+def test_several_generators_share_the_images(run, monkeypatch):
+    seeds = {}
+
+    def draw(plan, batch_size, guidance):
+        seeds.update((image.seed, image.model) for image in plan)
+        return [SimpleNamespace(pixels=np.zeros((4, 4, 3), np.uint8)) for _ in plan]
+
+    sampler = SimpleNamespace(prepare=lambda plan: None, draw=draw)
+    monkeypatch.setattr(painter, "build_sampler", lambda *_, **__: sampler)
+    models = ["GENERATOR.MODEL", "", "GENERATOR.MODELS", "[['a', 1], ['b', 2]]"]
+    drawing = Painter.from_run(run.folder, models, guided=False)
+    assert len(drawing.draw("red three", 6)) == 6
+    assert sorted(seeds.values()) == ["a"] * 2 + ["b"] * 4
+    drawing.draw("red three", 6, seed=1)
+    assert len(seeds) == 12  # others
+
+
 def test_without_guidance_no_network_is_loaded(run, monkeypatch):
     monkeypatch.setattr(painter, "load_feedback_network", None)
     Painter.from_run(run.folder, ["GENERATOR.GUIDANCE_SCALE", "0"])

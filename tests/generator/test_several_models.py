@@ -20,7 +20,7 @@ from exchange.manifest import read_round
 from exchange.twins import read_twins
 from generator.build import chosen_models
 from generator.pipelines import PipelineSource
-from generator.plan import Model, PromptBook, Sentences, plan_round, share_among
+from generator.plan import Model, PlannedImage, PromptBook, Sentences, plan_round, share_among
 from generator.sampling import Samplers
 from tests.generator.test_generate import digests, fake_network, feedback, run
 from tests.generator.test_settings import settings
@@ -57,6 +57,15 @@ def test_each_model_gets_its_share_of_a_round_exactly_and_of_each_category_nearl
         of_category = Counter(image.model for image in plan if image.category_id == category)
         for name, all_ in zip("abcd", whole, strict=False):
             assert abs(of_category[name] - count * all_ / len(plan)) < 2
+
+
+def test_categories_stand_in_the_order_of_their_first_seeds_and_images_in_that_of_their_own():
+    def image(category: int, seed: int) -> PlannedImage:
+        return PlannedImage(f"{seed}.png", category, category, 1, seed, "a {}", "a cow")
+
+    plan = [image(0, 5), image(0, 1), image(1, 3), image(1, 9), image(1, 8)]
+    drawn = {image.seed: image.model for image in share_among(plan, models(1, 1))}
+    assert [drawn[seed] for seed in (3, 8, 9, 1, 5)] == ["a", "b", "a", "b", "a"]
 
 
 def test_what_several_models_drew_comes_in_the_order_that_was_asked_for():

@@ -1,6 +1,8 @@
 """Twins of guided images: what is drawn of them, and that they change nothing else."""
 
 import dataclasses
+from collections.abc import Sequence
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -11,8 +13,10 @@ from exchange.layout import RunLayout
 from exchange.manifest import read_round
 from exchange.twins import read_twins, twins_record, write_twins
 from generator.pipelines import PipelineSource
-from generator.plan import PromptBook, plan_round
-from generator.twins import choose_twins
+from generator.plan import PlannedImage, PromptBook, plan_round
+from generator.production import Draw
+from generator.sampling import SampledImage
+from generator.twins import choose_twins, draw_twins
 from tests.generator.test_generate import digests, fake_network, feedback, run
 
 __all__ = ["fake_network"]
@@ -31,6 +35,20 @@ def test_they_are_spread_over_the_round_and_no_more_than_its_images():
     plan = plan_round(categories, np.full(10, 2), PromptBook(["a {}"]), run_seed=0, round_=1)
     assert [plan.index(image) for image in choose_twins(plan, 3)] == [0, 10, 19]
     assert choose_twins(plan, 100) == plan and choose_twins(plan, 0) == []
+
+
+def test_their_criterion_is_that_of_the_finished_image(tmp_path):
+    categories = [{"id": i, "name": str(i)} for i in (3, 7)]
+    plan = plan_round(categories, np.ones(2, int), PromptBook(["a {}"]), run_seed=0, round_=1)
+    grey = np.full((8, 8, 3), 128, np.uint8)
+    values = {image.file: (0.5 + n, 0.25 + n) for n, image in enumerate(plan)}
+
+    def begin(images: Sequence[PlannedImage]) -> Draw:
+        return lambda batch: [SampledImage(grey, *values[image.file], 0) for image in batch]
+
+    draw_twins(str(tmp_path / "twins.png"), plan, begin)
+    twins, _ = read_twins(str(tmp_path / "twins.png"))
+    assert (twins.files, twins.criterion) == ([image.file for image in plan], [0.25, 1.25])
 
 
 @pytest.mark.bits
@@ -89,6 +107,11 @@ def test_they_are_drawn_once_and_again_where_they_are_gone_or_damaged(world, lay
     run(world, monkeypatch, *options)
 
 
-def test_one_network_guides_a_round_and_its_twins(world, layout, monkeypatch, fake_network):
-    run(world, monkeypatch, *GUIDED, "GENERATOR.TWINS", "2")
-    assert len(fake_network) == 1
+def test_one_network_guides_a_round_and_its_twins_and_their_prompts_are_encoded_together(
+    world, layout, monkeypatch, fake_network
+):
+    encoders = Mock(side_effect=PipelineSource.load_encoders)
+    monkeypatch.setattr(PipelineSource, "load_encoders", lambda source: encoders(source))
+    shard = ("--div", "0", "--num-div", "12")  # has few of the prompts
+    run(world, monkeypatch, *GUIDED, *shard, "GENERATOR.BATCH_SIZE", "1", "GENERATOR.TWINS", "3")
+    assert len(fake_network) == encoders.call_count == 1

@@ -131,6 +131,10 @@ def test_the_judge_is_measured_against_each_kind_of_bad_cut_out(monkeypatch):
 
     monkeypatch.setattr(train_judge, "KINDS", {kind: (draws(kind), 1.0) for kind in brightness})
     monkeypatch.setattr(train_judge, "Judge", judge)
+    seen = []
+    monkeypatch.setattr(
+        train_judge, "Scribe", lambda digits, photographs, _: seen.extend([digits, photographs])
+    )
     assert train_judge.measure(None, None, count=30) == {
         "auc": pytest.approx(5 / 8),
         "yes_to_whole": 0.5,
@@ -139,6 +143,9 @@ def test_the_judge_is_measured_against_each_kind_of_bad_cut_out(monkeypatch):
         "auc_piece": pytest.approx(2 / 4),
         "no_to_piece": 0.5,
     }
+    digits, photographs = seen
+    assert digits.indices.tolist() == samples.split()["val"].indices.tolist()
+    assert all(map(np.array_equal, photographs, scenes.photographs("val")))
 
 
 def test_the_embedded_judge_says_yes_to_the_right_digit_and_no_to_another():

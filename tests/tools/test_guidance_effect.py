@@ -1,7 +1,17 @@
+import dataclasses
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 
+from exchange import files
+from exchange.feedback import write_feedback
+from exchange.layout import RunLayout
 from generator.plan import PlannedImage
+from tests.exchange.test_formats import FEEDBACK
+from tools import guidance_effect
 from tools.guidance_effect import clip_scores, compare
 
 
@@ -23,3 +33,39 @@ def test_each_image_is_scored_whole_and_with_its_own_category():
     images = np.tile(np.arange(5, dtype=np.uint8)[:, None, None, None], (1, 4, 6, 3))
     plan = [PlannedImage(f"{i}.png", 7 + i, i, 0, i, "a {}", "a cat") for i in range(5)]
     assert clip_scores(scorer, images, plan, batch_size=2).tolist() == [700, 801, 902, 1003, 1104]
+
+
+def test_the_criterion_and_the_clip_score_of_guided_images_are_set_against_those_without(
+    tmp_path, monkeypatch, call
+):
+    categories = [{"id": id_, "name": f"c{id_}"} for id_ in (3, 7)]
+    annotations = {"images": [], "annotations": [], "categories": categories}
+    files.write_json(str(tmp_path / "set.json"), annotations)
+    data = {"TRAIN": ["set"], "CUSTOM": [["set", str(tmp_path / "set.json"), str(tmp_path)]]}
+    settings = {"DATASETS": data, "OUTPUT_DIR": str(tmp_path / "run")}
+    files.write_json(str(tmp_path / "settings.yaml"), settings | {"GENERATOR": {"CRITERION": "entropy"}})
+    write_feedback(RunLayout(str(tmp_path / "run")), dataclasses.replace(FEEDBACK, round=-1))
+
+    def draw(plan, batch_size, guidance):
+        level = 204 if guidance else 51
+        return [SimpleNamespace(pixels=np.full((4, 4, 3), level, np.uint8)) for _ in plan]
+
+    guidance = SimpleNamespace(uncertainty=lambda images, classes: images.mean((1, 2, 3)) + classes)
+    sampler = SimpleNamespace(prepare=lambda plan: None, draw=draw)
+    monkeypatch.setattr("generator.build.load_classifier", lambda *_: None)
+    monkeypatch.setattr("generator.build.build_guidance", lambda *_: guidance)
+    monkeypatch.setattr("generator.build.build_sampler", lambda *_, **__: sampler)
+    monkeypatch.setattr(
+        "diSegmenter.clip_score.load_clip_scorer",
+        lambda *_: lambda images, alphas, ids: np.array([[25.0 - image[0, 0, 0] / 51] for image in images]),
+    )
+    monkeypatch.setattr("generator.pipelines.choose_device", lambda _: torch.device("cpu"))
+    out = tmp_path / "effect.json"
+    call(guidance_effect, "--config", tmp_path / "settings.yaml", "--pairs", "3", "--out", out)
+    effect = json.loads(out.read_text())
+    told = {
+        name: [effect[name][which] for which in ("unguided", "guided")] for name in ("entropy", "clip_score")
+    }
+    assert effect["pairs"] == 3
+    assert told["entropy"] == pytest.approx([0.2 + 1 / 3, 0.8 + 1 / 3])  # two of the first class
+    assert told["clip_score"] == [24.0, 21.0]

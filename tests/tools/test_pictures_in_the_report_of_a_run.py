@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from exchange import files
@@ -19,6 +20,7 @@ from exchange.twins import Twins, write_twins
 from tests.diSegmenter.conftest import disc_image
 from tests.tools.made_up_run import EVIL, NAMES, layout, page, write_made_up_run
 from tools.outlines import PASTED
+from tools.report import write_report
 from tools.run_report import sprites
 from tools.run_report.content import Round
 
@@ -114,6 +116,22 @@ def test_a_round_s_training_images_are_those_drawn_after_it_and_its_report_is_li
         ("3", '<a href="#class=1">a</a>, <a href="#class=1">&lt;b&gt;</a>'),
     ]
     assert re.findall(r'href="([^"]*report_rd\d+\.html)"', text) == ["pictures/report_rd01.html"]
+
+
+@pytest.mark.parametrize(
+    ("root", "out"),
+    [
+        ("memory://linked", "memory://linked/report.html"),
+        ("memory://linked", "{}/page.html"),
+        ("{}/run", "memory://linked/page.html"),
+    ],
+)
+def test_the_report_of_a_round_is_linked_in_full_where_it_or_the_page_is_in_a_bucket(root, out, tmp_path):
+    root, out = root.format(tmp_path), out.format(tmp_path)
+    link = f"{write_made_up_run(root, NAMES, images=False).pictures_dir}/report_rd01.html"
+    files.write_bytes(link, b"")
+    text = files.read_bytes(write_report([root], out)).decode()
+    assert re.findall(r'href="([^"]*report_rd\d+\.html)"', text) == [link]
 
 
 def test_how_the_images_of_each_round_were_divided_is_on_the_page(layout):

@@ -14,6 +14,7 @@ import pytest
 from exchange import files, pool_features
 from exchange.decisions import Decision, write_decisions
 from exchange.errors import UserError
+from exchange.feedback import read_feedback, write_feedback
 from exchange.layout import RunLayout
 from exchange.manifest import read_manifest, write_manifest
 from exchange.pool_index import PoolIndex
@@ -103,6 +104,10 @@ def test_the_table_tells_what_the_objects_of_a_class_are_taken_for_the_most_freq
     taken_for = [[1, 12], [3, 4], [None, 2], [2, 1], [4, 1]]
     content = {"classes": [{"id": 1, "taken_for": taken_for}, {"id": 2, "taken_for": []}]}
     files.write_json(layout.scores("discs", "model.pth"), content)
+    files.write_json(layout.scores("discs", "older.pth"), {"classes": [{"id": 3, "taken_for": [[3, 1]]}]})
+    for round_, name in ((-1, "older.pth"), (1, "without scores.pth")):
+        told = read_feedback(layout.feedback_history(round_))
+        write_feedback(layout, dataclasses.replace(told, checkpoint=name))
     rows = Rows(page(layout.root)).rows
     heads, first, second = (
         next(row for row in rows if row[:2] == start and len(row) > 9)
@@ -167,8 +172,8 @@ def test_a_run_without_a_pool_has_no_word_about_its_quality_but_tells_what_was_d
 def test_a_selection_is_told_round_by_round_and_class_by_class(layout):
     assert 'id="selection"' not in page(layout.root)
     for round_, scores in ((0, [0.1, 0.2, 0.3, -0.2]), (1, [0.5])):
-        rows = [
-            Decision(n, 0, f"{round_}{id_}.png", id_, score, -0.05, score > 0)
+        rows = [  # of two processes side by side
+            Decision(n // 2, n % 2, f"{round_}{id_}.png", id_, score, -0.05, score > 0)
             for n, score in enumerate(scores)
             for id_ in ((1, 3) if n == 3 else (1,))
         ]
@@ -276,6 +281,34 @@ def test_a_class_that_the_first_run_lacks_is_described_by_the_run_that_says_most
     text = files.read_bytes(f"{lacking.root}/comparison/classes.csv").decode()
     *_, pink = csv.DictReader(io.StringIO(text))
     assert [pink[name] for name in ("class", "group", "training instances")] == ["pink disc", "common", "40"]
+
+
+def curves(*roots: str) -> dict[str, list[str]]:
+    """The names of the lines of each chart on the page of these runs."""
+    figures = re.findall(r"<figcaption>(.*)\n(.*)</figcaption>", page(*roots))
+    return {title: re.findall(r">[┄━] (.*?)</span>", labels) for title, labels in figures}
+
+
+def test_a_curve_has_two_points_and_the_control_s_may_lie_at_zero(layout):
+    told = {name: ["run", "control"] for name in ("AP", "APr, rare classes")}
+    of_training = {name: ["run"] for name in ("loss by iteration", "learning rate by iteration")}
+    assert curves(layout.root) == told | of_training
+    control = RunLayout(f"{layout.root}/control")
+    write_feedback(
+        control, dataclasses.replace(read_feedback(control.feedback_file), mean_mask_ap=0.0, ap_r=None)
+    )
+    assert curves(layout.root) == told | {"APr, rare classes": ["run"]} | of_training
+    for path in (layout.feedback_history(-1), layout.feedback_history(0), control.feedback_file):
+        files.remove(path)
+    first = files.read_bytes(f"{layout.train_dir}/metrics.json").splitlines()[0]
+    files.write_bytes(f"{layout.train_dir}/metrics.json", first)
+    assert curves(layout.root) == {}
+
+
+def test_every_run_of_many_has_its_curves(tmp_path):
+    roots = [write_made_up_run(tmp_path / label, NAMES[:1], 1, images=False).root for label in "ABCDEFG"]
+    expected = [f"{label} {which}" for label in "ABCDEFG" for which in ("run", "control")]
+    assert curves(*roots)["AP"] == expected
 
 
 def test_a_run_of_which_little_is_there_yet_has_a_page(tmp_path):

@@ -34,12 +34,11 @@ def test_a_chain_runs_its_steps_in_order_and_the_commands_of_a_step_side_by_side
 
 
 def test_each_process_is_shown_with_its_stage_and_its_number(tmp_path, capfd):
-    for name in ("generate.py", "launch.sh"):
+    commands = []
+    for name in ("generate.py", "segmentAndFilter.py", "launch.sh", "visualize.py", "report.py"):
         (tmp_path / name).write_text("print('here')")
-    steps = [
-        [[sys.executable, str(tmp_path / "generate.py")]] * 2,
-        [[sys.executable, str(tmp_path / "launch.sh")]],
-    ]
+        commands.append([sys.executable, str(tmp_path / name)])
+    steps = [commands[:1] * 2, *([command] for command in commands[1:])]
     after, terminal = [], io.StringIO()
     chain = Chain("test", steps, {}, after_step=lambda: after.append(True))
     named = Chain("named", [[python("print('there')")]], {}, Terminal(terminal))
@@ -48,8 +47,9 @@ def test_each_process_is_shown_with_its_stage_and_its_number(tmp_path, capfd):
         each.join()
     assert terminal.getvalue() == "[named] there\n"
     lines = capfd.readouterr().err.splitlines()
-    assert sorted(lines[:2]) == ["[generate 0] here", "[generate 1] here"] and lines[2:] == ["[train] here"]
-    assert len(after) == 2
+    assert sorted(lines[:2]) == ["[generate 0] here", "[generate 1] here"]
+    assert lines[2:] == [f"[{stage}] here" for stage in ("segment", "train", "visualize", "report")]
+    assert len(after) == 5
 
 
 @pytest.mark.parametrize("end", ["sys.exit(3)", "os.kill(os.getpid(), 9)"])

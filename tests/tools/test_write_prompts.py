@@ -68,6 +68,7 @@ def test_lines_that_name_the_category_are_kept_once_and_without_the_marks_of_a_l
         A battery on a table
         A wombat on a meadow
 
+        2.5 bats
         A bat."""
     asked = []
 
@@ -75,7 +76,7 @@ def test_lines_that_name_the_category_are_kept_once_and_without_the_marks_of_a_l
         asked.append((text, number, seed))
         return answer.splitlines()
 
-    kept = ["A brown bat on a branch.", "Two bats at dusk", "A flying mouse in a cave", "A bat."]
+    kept = ["A brown bat on a branch.", "Two bats at dusk", "A flying mouse in a cave", "2.5 bats", "A bat."]
     assert write_sentences(ask, BAT, 3, seed=0) == kept[:3] and len(asked) == 1
     asked.clear()
     assert write_sentences(ask, BAT, 9, seed=0) == kept
