@@ -15,22 +15,20 @@ from detectron2_ext.modeling.roi_heads import CascadeRoiHeads
 from detectron2_ext.modeling.roi_sampling import GroundTruth
 from detectron2_ext.structures import Instances
 
+_STEP = 32  # the stride of a backbone's coarsest feature
+
 
 class ImagePreprocessor(nn.Module):
-    """Normalises pixel values (0-255) once and pads below and to the right with the mean.
+    """Normalises pixel values (0-255) once and pads below and to the right with the mean, to multiples of 32.
 
     Args:
         pixel_mean, pixel_std: per channel, in the order and range (0-255) of the images.
-        size_divisibility: the padded height and width are multiples of it.
     """
 
-    def __init__(
-        self, pixel_mean: Sequence[float], pixel_std: Sequence[float], size_divisibility: int = 32
-    ) -> None:
+    def __init__(self, pixel_mean: Sequence[float], pixel_std: Sequence[float]) -> None:
         super().__init__()
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
-        self.size_divisibility = size_divisibility
 
     @property
     def device(self) -> torch.device:
@@ -56,7 +54,7 @@ class ImagePreprocessor(nn.Module):
         return (images - self.pixel_mean) / self.pixel_std
 
     def _padded(self, extent: int) -> int:
-        return -(-extent // self.size_divisibility) * self.size_divisibility
+        return -(-extent // _STEP) * _STEP
 
 
 class CenterNet2(nn.Module):

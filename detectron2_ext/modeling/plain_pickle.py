@@ -179,7 +179,7 @@ class PlainUnpickler:
 
     def _encode(self, arguments: tuple[Any, ...]) -> bytes:
         match arguments:
-            case (str(text), "latin1" | "latin-1"):
+            case (str(text), "latin1"):
                 self._take(len(text))
                 try:
                     return text.encode("latin-1")

@@ -217,6 +217,21 @@ def test_boxes_and_outlines_may_lie_as_far_outside_of_their_image_as_that_is_lar
                 AnnotationFile.of_records("a", images=[image], annotations=[record], categories=[category])
 
 
+def test_a_box_of_three_numbers_is_named_also_beside_one_of_five():
+    image, category = {"id": 1, "height": 6, "width": 8}, {"id": 1, "name": "a"}
+    records = [{"image_id": 1, "category_id": 1, "bbox": box} for box in ([1, 1, 2], [2, 1, 1, 2, 2])]
+    with pytest.raises(UserError, match=r"record 0 of .* has bbox \[1, 1, 2\], which is not a list of four"):
+        AnnotationFile.of_records("a", images=[image], annotations=records, categories=[category])
+
+
+def test_the_image_and_the_class_of_an_object_may_be_the_last_of_many():
+    images = [{"id": n, "height": 6, "width": 8, "file_name": ""} for n in range(2**16 + 1)]
+    categories = [{"id": n, "name": ""} for n in range(2**15 + 1)]
+    last = {"image_id": 2**16, "category_id": 2**15}
+    file = AnnotationFile.of_records("a", images=images, annotations=[last], categories=categories)
+    assert (file.object_images.tolist(), file.object_classes.tolist()) == ([2**16], [2**15])
+
+
 def test_while_one_process_reads_the_others_wait_and_then_map(path, readings, monkeypatch):
     read_into = annotations.read_into
 

@@ -36,7 +36,7 @@ def test_the_pool_is_the_kept_rows_of_its_rounds_in_order(layout, monkeypatch):
     write_index(layout, 0, ROUND_0)
     write_index(layout, 1, ROUND_1)
     index = PoolIndex(layout, [0, 1])
-    assert list(index) == [ROUND_0[0], ROUND_0[2], ROUND_1[1]]
+    assert list(index) == [index[0], index[1], index[2]] == [ROUND_0[0], ROUND_0[2], ROUND_1[1]]
     np.testing.assert_array_equal(index.category_ids, [9, 4, 7])
     np.testing.assert_array_equal(index.rounds, [0, 0, 1])
     assert list(PoolIndex(layout, [1])) == [ROUND_1[1]]

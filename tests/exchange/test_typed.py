@@ -13,6 +13,7 @@ class Example:
     flag: bool
     polygons: list[list[int]]
     extra: int = 7
+    place: tuple[int, float] = (0, 0.0)
 
 
 GOOD = {"name": "a", "number": 3, "ratio": 0.5, "flag": True, "polygons": [[1, 2], []]}
@@ -22,6 +23,7 @@ def test_values_arrive_and_defaults_fill_in():
     assert from_record(Example, GOOD) == Example("a", 3, 0.5, True, [[1, 2], []])
     assert from_record(Example, {**GOOD, "ratio": None, "extra": 8, "unknown": 1}).extra == 8
     assert from_record(Example, {**GOOD, "ratio": 1}).ratio == 1
+    assert from_record(Example, {**GOOD, "place": [4, 0.5]}).place == [4, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -41,6 +43,11 @@ def test_values_arrive_and_defaults_fill_in():
         ("polygons", [1, 2]),
         ("polygons", [["1"]]),
         ("polygons", {}),
+        ("place", []),
+        ("place", [4]),
+        ("place", [4, 0.5, 0.5]),
+        ("place", [0.5, 4]),
+        ("place", 4),
     ],
 )
 def test_a_value_of_another_type_is_named(field, value):

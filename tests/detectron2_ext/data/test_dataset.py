@@ -58,9 +58,10 @@ def test_objects_that_cannot_be_learnt_are_left_out_and_counted(small_lvis, capl
     small_lvis.add_object(image, 0, [1, 1, 5, 5], segmentation=[[1, 1, 6, 6]])  # a polygon of two points
     small_lvis.add_object(image, 0, [1, 1, 5, 5], segmentation=[])
     small_lvis.add_object(image, 1, [1, 1, 5, 5])
+    small_lvis.add_object(small_lvis.add_image(), 2, [1, 1, 5, 5])
     dataset = small_lvis.read()
-    assert dataset.record(0).classes.tolist() == [1]
-    assert "left out 4 of 5 objects" in caplog.text
+    assert [dataset.record(index).classes.tolist() for index in range(2)] == [[1], [2]]
+    assert "left out 4 of 6 objects" in caplog.text
 
 
 def test_a_polygon_of_two_points_beside_a_whole_one_is_ignored(small_lvis):

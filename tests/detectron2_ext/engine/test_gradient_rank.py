@@ -49,6 +49,7 @@ def test_the_score_is_the_cosine_with_the_mean_gradient_of_real_objects_of_the_c
     losses = rank._network.class_losses
     rank._network.class_losses = lambda batch, through: (seen.extend(batch), losses(batch, through))[1]
     found = dict(rank())
+    assert not any(module.training for module in rank._network.modules())
     exact = Exact(rank._network)
     parts = layers or ["roi_heads.box_head", "roi_heads.box_predictor"]
     for name, parameter in rank._network.named_parameters():

@@ -308,6 +308,16 @@ def test_what_does_not_fit_is_named_before_anything_is_trained(
     assert not (tmp_path / "run/train/metrics.json").exists()
 
 
+def test_a_training_set_without_boxes_is_named_before_anything_is_saved(tmp_path: Path) -> None:
+    config, path = write_config(tmp_path), tmp_path / "small_train/annotations.json"
+    content = json.loads(path.read_text())
+    del content["annotations"][0]["bbox"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="annotation 1 has no 'bbox'"):
+        call(config)
+    assert not (tmp_path / "run/train/model_initial.pth").exists()
+
+
 def test_nothing_to_evaluate_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing to evaluate"):
         call(write_config(tmp_path), "--eval-only")

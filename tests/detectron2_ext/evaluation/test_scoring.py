@@ -144,6 +144,8 @@ def test_predictions_that_lvis_cannot_judge_change_nothing() -> None:
     for image in world.images:
         image["neg_category_ids"].append(0)  # is no category of the data set
     assert (CocoTruth(world.file).counted(everything) == judged).all()
+    truth.judge_only([], [])
+    assert not truth.counted(everything).any()
 
 
 def test_the_order_in_which_images_were_seen_does_not_matter() -> None:

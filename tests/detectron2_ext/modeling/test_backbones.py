@@ -150,6 +150,8 @@ def test_residuals_are_dropped_more_often_the_deeper_they_are():
         network = SwinTransformer(SWIN_SIZES["L-22k-384"])
     shares = [block.drop_path.drop_prob for layer in network.layers for block in layer.blocks]
     assert shares == pytest.approx([0.3 * block / 23 for block in range(24)])
+    most = {name: size.drop_path for name, size in SWIN_SIZES.items()}
+    assert most == {name: 0.2 if name in ("T", "S") else 0.3 for name in most}  # as the reference trains them
     tokens = torch.randn(1, 8, 8, 16)
     assert torch.equal(SwinBlock(16, heads=2, window=4, shift=0, drop_path=1.0).train()(tokens), tokens)
 

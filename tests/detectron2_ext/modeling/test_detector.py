@@ -3,6 +3,7 @@ import torch
 from network_scenes import NUM_CLASSES, objects, scene, small_config
 
 from detectron2_ext.modeling import build_model
+from detectron2_ext.modeling.detector import ImagePreprocessor
 
 LOSSES = {
     *(f"loss_{kind}_stage{stage}" for kind in ("cls", "box_reg") for stage in range(3)),
@@ -45,6 +46,18 @@ def test_every_loss_is_finite_and_every_trained_weight_has_a_gradient(batch):
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+def test_images_are_padded_with_the_mean_below_and_to_the_right_to_multiples_of_32():
+    preprocessor = ImagePreprocessor([10.0, 20.0, 30.0], [1.0, 2.0, 4.0])
+    images = [torch.full((3, *size), 50, dtype=torch.uint8) for size in ((32, 64), (20, 70))]
+    batch, sizes = preprocessor(images)
+    assert sizes == [(32, 64), (20, 70)]
+    expected = torch.zeros(2, 3, 32, 96)
+    normal = torch.tensor([40.0, 15.0, 5.0]).view(3, 1, 1)
+    expected[0, :, :, :64], expected[1, :, :20, :70] = normal, normal
+    assert torch.equal(batch, expected)
+    assert torch.equal(preprocessor.from_batch(images[1][None]), expected[1:])
 
 
 def test_one_class_is_enough():

@@ -42,6 +42,14 @@ def test_a_pickle_with_more_than_arrays_of_this_machines_numbers_is_refused(valu
         read_weight_file(str(tmp_path / "x.pkl"))
 
 
+@pytest.mark.parametrize("operands", [b"\x8c\x05torch]", b"]\x8c\x0cFloatStorage", b"]]"])
+def test_a_pickle_that_wants_to_load_what_is_no_name_is_refused(operands, tmp_path):
+    stack_global = b"\x93"  # of module and name; here one is an empty list, or both
+    (tmp_path / "x.pkl").write_bytes(b"\x80\x04" + operands + stack_global + b".")
+    with pytest.raises(UserError, match="it wants to load something without a name"):
+        read_weight_file(str(tmp_path / "x.pkl"))
+
+
 def test_arrays_of_every_kind_are_read(tmp_path):
     arrays = {
         "float": np.arange(6, dtype=np.float32).reshape(2, 3),

@@ -1,4 +1,5 @@
 import pickle
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -78,3 +79,9 @@ def test_class_draws_among_the_images_classes_take_only_those_and_any_where_ther
 def test_weighted_draws_follow_the_weights():
     rows = np.concatenate(drawn(WeightedDraws(np.array([1.0, 0.0, 3.0, 4.0]), (1, 3)), range(8000)))
     np.testing.assert_allclose(np.bincount(rows, minlength=4) / len(rows), [0.125, 0, 0.375, 0.5], atol=0.012)
+
+
+def test_an_instance_of_weight_0_is_not_drawn_where_the_number_falls_between_two_others():
+    rng = Mock(integers=Mock(return_value=3), uniform=Mock(return_value=np.array([0.0, 1.0, 2.5])))
+    draws = WeightedDraws(np.array([0.0, 1.0, 0.0, 2.0, 0.0]), (1, 3))
+    assert draws(0, NO_CLASSES, rng).tolist() == [1, 3, 3]

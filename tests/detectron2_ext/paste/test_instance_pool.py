@@ -197,8 +197,7 @@ def test_a_damaged_a_missing_and_an_empty_cutout_are_bad(write_pool):
 def test_a_pool_of_other_categories_is_named(write_pool):
     path = write_pool(3)
     content = json.loads(path.read_text())
-    content["annotations"][0]["category_id"] = content["categories"][0]["id"] = 11
-    content["annotations"] = content["annotations"][:1]
+    content["annotations"][2]["category_id"] = content["categories"][2]["id"] = 11
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match="category 11, which DATASETS.TRAIN does not know"):
         read(path)

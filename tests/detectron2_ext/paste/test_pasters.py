@@ -66,8 +66,10 @@ def test_both_pasters_get_the_rule_of_the_settings_which_digits_scale_to_their_1
         monkeypatch.setattr(build, name, paster)
     for path, rule in (("MRCA/MRCA_R50", RELEASED), ("digits/MRCA_digits", Occlusion(10 // 4, 300 // 16))):
         cfg = load_config(str(REPOSITORY / f"configs/{path}.yaml"), ["INPUT.USE_COPY_METHOD", "both"])
-        build.build_pasters(cfg, Mock(), None, [1], None, round_=0, seed=0)
-        assert [made[name].call_args.args[-1] for name in ("PoolPaster", "ImagePaster")] == [rule, rule]
+        pasters = build.build_pasters(cfg, Mock(), None, [1], None, round_=0, seed=0)
+        in_turn = [made[name] for name in ("PoolPaster", "ImagePaster")]  # so that what is copied is on top
+        assert pasters == [paster.return_value for paster in in_turn]
+        assert [paster.call_args.args[-1] for paster in in_turn] == [rule, rule]
 
 
 def test_what_cannot_be_read_is_told_and_does_not_keep_the_others_from_being_pasted(write_pool):

@@ -30,19 +30,24 @@ def test_a_distortion_is_the_formula(contrast_first, hue):
         assert np.abs(result - expected(pixel, *settings)).max() <= 1.01  # eight bits, rounded down
 
 
-def test_each_part_of_a_distortion_is_drawn_for_half_of_the_images_from_its_range():
+def test_each_part_of_a_distortion_is_drawn_by_itself_for_half_of_the_images_from_its_range():
     drawn = [PhotometricDistortion.draw(np.random.default_rng(seed)) for seed in range(3000)]
+    parts = []
     for name, neutral, low, high in (
         ("brightness", 0, -32, 32), ("contrast", 1, 0.5, 1.5), ("saturation", 1, 0.5, 1.5), ("hue", 0, -18, 18)
     ):  # fmt: skip
         values = np.array([getattr(each, name) for each in drawn])
-        changed = values[values != neutral]
+        parts.append(values != neutral)
+        changed = values[parts[-1]]
         assert abs(len(changed) / 3000 - 0.5) < 0.04
         quantiles = [low, (low + high) / 2, high]
         np.testing.assert_allclose(np.quantile(changed, [0, 0.5, 1]), quantiles, atol=0.05 * (high - low))
-    assert abs(np.mean([each.contrast_first for each in drawn]) - 0.5) < 0.04
-    moved = np.mean([each.channels != (0, 1, 2) for each in drawn])
-    assert abs(moved - 5 / 12) < 0.04  # half of the time one of six orders, one of which changes nothing
+    parts.append(np.array([each.contrast_first for each in drawn]))
+    assert abs(parts[-1].mean() - 0.5) < 0.04
+    parts.append(np.array([each.channels != (0, 1, 2) for each in drawn]))
+    # half of the time one of six orders, one of which changes nothing
+    assert abs(parts[-1].mean() - 5 / 12) < 0.04
+    np.testing.assert_allclose(np.corrcoef(parts), np.eye(6), atol=0.08)
 
 
 def test_torchvisions_jitter_scales_brightness_by_half_and_turns_hues_by_three_tenths():
@@ -68,12 +73,14 @@ def scene_of(*classes) -> Scene:
     return Scene(image, objects)
 
 
-def test_pixels_of_chosen_objects_alone_change():
+def test_pixels_of_chosen_objects_alone_change_as_those_of_the_whole_image_would():
     scene = scene_of(0, 1, 0, 2)
-    RecolorObjects(np.array([True, False, False]), lambda image, _: image + 50)(
+    scene.image[0, 0] = 50
+    RecolorObjects(np.array([True, False, False]), lambda image, _: image + image[0, 0])(
         scene, np.random.default_rng(0)
     )
     wanted = np.full((20, 60, 3), 100)
+    wanted[0, 0] = 50
     for n in (0, 2):
         wanted[5, 10 * n + 3 : 10 * n + 5] = wanted[6, 10 * n + 4 : 10 * n + 6] = 150
     np.testing.assert_array_equal(scene.image, wanted)

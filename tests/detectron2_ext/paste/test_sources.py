@@ -3,6 +3,7 @@ import pytest
 
 from detectron2_ext.data.view import PASTED, FitFlip, ResizeCropFlip, Scene, SceneReader
 from detectron2_ext.paste.build import build_pasters
+from detectron2_ext.paste.sources import Source
 from exchange.config import REPOSITORY, load_config
 from exchange.errors import UserError
 
@@ -43,6 +44,13 @@ def copied(reader, scene_index, **settings):
         infos = paster(scene, 0, np.random.default_rng(seed), [])
         found.append((read[0] if read else None, sorted(info.class_index for info in infos)))
     return found
+
+
+def test_a_source_lends_the_objects_of_its_classes_of_all_where_it_names_none(reader):
+    scene = reader(1, np.random.default_rng(0))
+    for classes, lent in ((None, [0, 1, 1]), ([1], [1, 1]), ([0, 2], [0]), ([], [])):
+        source = Source(1, None if classes is None else np.array(classes, dtype=np.int64))
+        assert [o.class_index for o in source.objects(scene)] == lent
 
 
 def shares(images) -> list[float]:
