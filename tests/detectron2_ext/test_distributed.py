@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import socket
@@ -38,11 +39,13 @@ def test_a_process_takes_the_gpu_of_its_number_on_its_own_machine(monkeypatch: p
     for name, value in (("RANK", "5"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "8")):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "set_device", chosen := Mock())
-    for name in ("init_process_group", "destroy_process_group"):
-        monkeypatch.setattr(torch.distributed, name, Mock())
+    monkeypatch.setattr(torch.distributed, "init_process_group", joined := Mock())
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", Mock())
     with join_ranks("cuda") as ranks:
         assert ranks == Ranks(5, 8, torch.device("cuda", 1))
     chosen.assert_called_once_with(ranks.device)
+    # what the first process does alone, or the stages before it, may take a day
+    assert joined.call_args.kwargs["timeout"] > datetime.timedelta(days=1)
 
 
 def test_processes_wait_for_each_other_on_every_device_and_one_alone_for_nobody(

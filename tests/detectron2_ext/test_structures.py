@@ -99,8 +99,10 @@ def test_instances_index_every_field():
 
 def test_instances_refuse_a_field_of_another_length():
     instances = Instances(SIZE, gt_boxes=torch.zeros(2, 4))
-    with pytest.raises(ValueError, match="gt_classes has 3 entries"):
-        instances.gt_classes = torch.zeros(3)
+    for length in (0, 1, 3):
+        with pytest.raises(ValueError, match=f"gt_classes has {length} entries"):
+            instances.gt_classes = torch.zeros(length)
+    assert "gt_classes" not in instances
     with pytest.raises(ValueError, match="do not fit"):
         BitMasks(torch.zeros(2, 5, 5), torch.zeros(3, 4), SIZE)
 

@@ -282,15 +282,16 @@ def test_the_cache_is_cleared_from_the_command_line(path, call, capsys):
     assert_is(file, CONTENT)  # who has it open keeps it
 
 
-def test_joined_files_are_those_of_both_with_new_numbers_and_whole_paths(path, tmp_path, readings):
+def test_joined_files_are_those_of_each_with_new_numbers_and_whole_paths(path, tmp_path, readings):
     second = {part: CONTENT[part][:2] for part in ("images", "annotations")} | {
         "categories": CONTENT["categories"]
     }
     second["annotations"] = [{**record, "image_id": 70} for record in second["annotations"]]
     (tmp_path / "b.json").write_text(json.dumps(second))
-    parts = [(read_annotations(path), "/a/"), (read_annotations(str(tmp_path / "b.json")), "s3://b")]
+    first, other = read_annotations(path), read_annotations(str(tmp_path / "b.json"))
+    parts = [(first, "/a/"), (other, "s3://b"), (other, "/d")]
     images, records = [], []
-    for content, folder in ((CONTENT, "/a/"), (second, "s3://b/")):
+    for content, folder in ((CONTENT, "/a/"), (second, "s3://b/"), (second, "/d/")):
         places = {
             image["id"]: len(images) + number for number, image in enumerate(content["images"], start=1)
         }

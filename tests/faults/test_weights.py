@@ -204,6 +204,13 @@ def test_what_claims_to_be_large_is_refused_before_it_takes_memory(claim, tmp_pa
         read_weight_file(str(tmp_path / "x.pth"))
 
 
+@pytest.mark.parametrize("count", [0, 5, 7, 12])
+def test_a_storage_of_more_or_fewer_numbers_than_were_saved_is_refused(count, tmp_path):
+    (tmp_path / "x.pth").write_bytes(archive(pickle_of_archive(), storage=bytes(4 * count)))
+    with pytest.raises(UserError, match=r"x\.pth .*storage 0 has not the 6 torch\.float32 numbers"):
+        read_weight_file(str(tmp_path / "x.pth"))
+
+
 class Touches:
     """Makes a file when it is unpickled."""
 

@@ -9,7 +9,7 @@ from exchange.errors import UserError
 def test_records_hold_what_the_file_says(small_lvis):
     first = small_lvis.add_image(64, 48)
     second = small_lvis.add_image(32, 40)
-    small_lvis.add_object(second, 2, [1, 2, 10, 20])
+    small_lvis.add_object(second, 2, [1, 2, 10, 20], iscrowd=1)
     small_lvis.add_object(first, 1, [5.5, 6, 7, 8.25])
     small_lvis.add_object(second, 0, [0, 0, 4, 4])
     dataset = small_lvis.read()
@@ -19,8 +19,10 @@ def test_records_hold_what_the_file_says(small_lvis):
     assert (record.width, record.height, record.image_id) == (64, 48, first)
     assert record.file_name.endswith("set/0001.png")
     np.testing.assert_array_equal(record.boxes, [[5.5, 6, 12.5, 14.25]])
+    assert record.crowd.tolist() == [False]
     record = dataset.record(1)
     assert record.classes.tolist() == [2, 0]  # in the order of the file
+    assert record.crowd.tolist() == [True, False]
     polygon = dataset.segmentation(record.first_object)[0]
     np.testing.assert_array_equal(polygon, [[1, 2], [11, 2], [11, 22], [1, 22]])
 

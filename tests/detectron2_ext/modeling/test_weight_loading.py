@@ -55,8 +55,10 @@ def test_averaged_weights_are_taken_where_they_are_asked_for_and_there(source, t
     network = fresh()
     assert load_weights(network, path, use_ema=True).averaged and same(network, average)
     assert not load_weights(network, path).averaged and same(network, weights)
-    torch.save({"model": weights}, path)
-    assert not load_weights(network, path, use_ema=True).averaged and same(network, weights)
+    for nothing in ({}, {"model_ema": {}}, {"model_ema": None}):
+        torch.save({"model": weights} | nothing, path)
+        network = fresh()
+        assert not load_weights(network, path, use_ema=True).averaged and same(network, weights)
 
 
 @pytest.mark.parametrize("change", ["missing", "surplus", "shape"])
