@@ -1,12 +1,16 @@
 """How a command ends."""
 
+import logging
 import os
 import signal
 import subprocess
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from exchange.config import REPOSITORY
+from exchange.errors import run_cli
 
 ENDS = "from exchange.errors import run_cli; run_cli(lambda: {})"
 
@@ -19,6 +23,25 @@ def test_nobody_who_reads_its_output_is_no_error(lines: int, python: str) -> Non
     done = subprocess.run(command, cwd=REPOSITORY, stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+@pytest.mark.parametrize(
+    ("error", "lines"),
+    [
+        (SystemExit(), []),
+        (SystemExit(3), ["SystemExit: 3"]),
+        (ValueError("of\ntwo lines"), ["ValueError: of two lines"]),
+    ],
+)
+def test_the_last_line_of_its_log_is_what_ended_it_unless_all_is_well(
+    error: BaseException, lines: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = logging.FileHandler(tmp_path / "log.txt")
+    monkeypatch.setattr(logging.getLogger(), "handlers", [log])
+    with pytest.raises(type(error)):
+        run_cli(Mock(side_effect=error))
+    log.close()
+    assert (tmp_path / "log.txt").read_text().splitlines() == lines
 
 
 def test_a_connection_that_breaks_is_an_error_as_any_other(python: str) -> None:

@@ -181,7 +181,7 @@ _BAD = {
     "images file_name": r'5 null "\ud800" "a\u0000"',
     "images neg_category_ids": '5 null ["2"] [[2]] [18446744073709551616]',
     "categories name": r'5 "\ud800" []',
-    "categories frequency": '"x" null []',
+    "categories frequency": '"x" "" "rc" null []',
     "categories id": "-1 2147483648",
     "categories synonyms": '"cat" [5]',
 }

@@ -104,3 +104,8 @@ def test_what_is_not_ranked_or_damaged_says_what_to_run(ranked):
     files.write_bytes(ranked.rank(0, "gradient"), files.read_bytes(ranked.rank(0, "gradient"))[:-40])
     with pytest.raises(UserError, match=r"rd00\.gradient\.arrow is damaged .* mrca pool rank"):
         _weights("gradient", DATASET, pool_of(ranked))
+    files.write_bytes(ranked.rank(0, "gradient"), files.read_bytes(ranked.pool_index(0)))  # of other columns
+    with pytest.raises(
+        UserError, match=r"rd00\.gradient\.arrow is a rank of another version: .* mrca pool rank"
+    ):
+        _weights("gradient", DATASET, pool_of(ranked))
