@@ -45,6 +45,8 @@ def test_the_score_is_the_cosine_with_the_mean_gradient_of_real_objects_of_the_c
 ) -> None:
     write_config(tmp_path)
     rank = build(tmp_path, "MODEL.ACTIVE_GRAD_LAYERS", str(layers))
+    for predictor in rank._network.roi_heads.box_predictor:  # so that the backbone's gradients count
+        torch.nn.init.normal_(predictor.cls_score.weight, std=0.5)
     seen: list[dict[str, Any]] = []
     losses = rank._network.class_losses
     rank._network.class_losses = lambda batch, through: (seen.extend(batch), losses(batch, through))[1]
