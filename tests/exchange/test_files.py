@@ -51,6 +51,8 @@ def test_json_round_trips_on_a_local_path_and_on_another_file_system(tmp_path):
         files.write_json(files.join(root, "x", "y.json"), {"a": [1, None]})
         assert files.read_json(files.join(root, "x", "y.json")) == {"a": [1, None]}
         assert files.list_dir(files.join(root, "x")) == ["y.json"]
+    assert [*files.entries(str(tmp_path / "x"), "y")] == ["y.json"]
+    assert files.entries(str(tmp_path / "x"), "json") == {}
 
 
 def test_nan_is_refused_before_anything_is_written(tmp_path):
@@ -81,6 +83,15 @@ def test_a_missing_and_a_damaged_file_are_named(tmp_path):
     (tmp_path / "half.json").write_text('{"a": [1,')
     with pytest.raises(UserError, match=r"half\.json is not valid JSON"):
         files.read_json(str(tmp_path / "half.json"))
+
+
+def test_a_file_that_is_rewritten_in_place_at_once_has_another_stamp(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc")
+    stamps = []
+    for written in (10**18, 10**18 + 4_000_000):  # ns
+        os.utime(tmp_path / "x", ns=(written, written))
+        stamps.append(files.stamp(str(tmp_path / "x")))
+    assert stamps[0] != stamps[1]
 
 
 def test_the_digest_is_sha256(tmp_path):

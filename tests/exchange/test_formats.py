@@ -128,6 +128,13 @@ def test_a_round_is_complete_when_all_its_shards_are(tmp_path):
     assert read_round(layout, 1) == []
 
 
+def test_the_shards_of_a_round_are_in_the_order_of_their_numbers(tmp_path):
+    layout = RunLayout(str(tmp_path))
+    for shard in range(11):
+        write_manifest(layout, make_manifest(shard, num_shards=11))
+    assert [manifest.shard for manifest in read_round(layout, 0)] == list(range(11))
+
+
 def test_shards_of_different_divisions_are_not_mixed(tmp_path):
     layout = RunLayout(str(tmp_path))
     write_manifest(layout, make_manifest(0))

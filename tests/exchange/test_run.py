@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from fvcore.common.config import CfgNode
 
+from exchange import files
 from exchange.config import REPOSITORY, flatten, load_config
 from exchange.errors import UserError
 from exchange.run import add_round_arguments, chosen_rounds, claim_run, num_rounds, open_run
@@ -61,7 +62,11 @@ def test_what_changes_no_result_may_change_on_resumption(tmp_path):
     shutil.move(tmp_path / "run", tmp_path / "moved")
     free = with_others(cfg, FREE)
     free.OUTPUT_DIR = str(tmp_path / "moved")
-    assert open_run(free).root == str(tmp_path / "moved")
+    for folder in ("", "pool", "train"):
+        files.write_bytes(str(tmp_path / "moved" / folder / f"x.{files._kernel()}-01234567.tmp"), b"")
+    assert open_run(free, "pool").root == str(tmp_path / "moved")
+    left = {path.parent.name for path in (tmp_path / "moved").rglob("*.tmp")}
+    assert left == {"train"}  # what killed writers left where this stage does not write
 
 
 def test_whatever_else_changes_is_refused(tmp_path):
