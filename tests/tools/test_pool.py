@@ -157,6 +157,15 @@ def test_the_similarity_of_a_round_is_the_median_and_as_csv_its_quantiles_too(la
     assert told == pytest.approx([0.05, 0.5, 0.725])
 
 
+def test_that_nothing_at_all_was_kept_is_told(layout, call, capsys):
+    for round_ in (0, 1):
+        write_index(layout, round_, [pool_instance(round_, CATEGORIES[0]["id"], 0, reason="too small")])
+    call(pool, "stats", layout.root)
+    head, *rows = rows_of(capsys.readouterr().out)
+    assert head[:3] == ["round", "made", "kept"]
+    assert [row[:3] for row in rows[:3]] == [["0", "1", "0"], ["1", "1", "0"], ["all", "2", "0"]]
+
+
 def test_prune_asks_what_to_prune_and_leaves_a_round_that_is_under_way(layout, call, capsys):
     with pytest.raises(UserError, match="at least one of --originals, --dropped, --duplicates"):
         call(pool, "prune", layout.root)
