@@ -134,8 +134,9 @@ FAMILIES: dict[str, Callable[[str], tuple[nn.Module, Any]]] = {
 
 
 def save_judge(folder: Path, words: str, template: str | None = None) -> str:
-    """Writes a LLaVA that knows ``words``, with its processor."""
+    """Writes a LLaVA that knows ``words``, in bfloat16 as most are published, with its processor."""
     torch.manual_seed(0)
-    for part in llava(words, template):
+    model, processor = llava(words, template)
+    for part in (model.bfloat16(), processor):
         part.save_pretrained(folder)
     return str(folder)

@@ -94,6 +94,15 @@ def test_the_histogram_shows_kept_and_dropped_scores_and_the_threshold_between_t
     assert len(places["#be2828"]) == 2 and max(places["#be2828"]) < threshold
 
 
+@pytest.mark.parametrize(
+    ("scores", "shown"), [((26, 30), True), ((26.01, 30), False), ((20, 25), True), ((20, 24.99), False)]
+)
+def test_the_histogram_ends_half_a_point_from_the_scores_and_shows_a_threshold_up_to_there(
+    layout, scores, shown
+):
+    assert ("<path" in report(layout, scores)) == shown
+
+
 def test_the_dropped_stand_on_the_kept_and_the_highest_bar_fills_the_picture(layout):
     text = report(layout, [25.48, 25.5, 25.6, 0, 40])
     bars = re.findall(r'<rect x=".*?" y="(.*?)" width=".*?" height="(.*?)" fill="(.*?)"/>', text)

@@ -1,5 +1,6 @@
 import json
 import logging
+from collections.abc import Sequence
 from unittest.mock import Mock
 
 import numpy as np
@@ -11,7 +12,7 @@ from transformers import AutoImageProcessor, CLIPModel, Dinov2Config, Dinov2Mode
 from diSegmenter import real_objects, segmentAndFilter
 from diSegmenter.build_similarity import build_similarity
 from diSegmenter.real_objects import RealObjects
-from diSegmenter.similarity import SURROUNDINGS, Framing, load_image_encoder
+from diSegmenter.similarity import SURROUNDINGS, Framing, Similarity, load_image_encoder
 from exchange import files
 from exchange.annotations import read_annotations
 from exchange.config import load_config
@@ -94,6 +95,19 @@ def test_the_similarity_is_the_mean_cosine_with_the_real_objects_of_the_class(
             expected, abs=2e-4 if surroundings == "blur" else 1e-5
         )  # means of .5
     assert found[3] is None and len({round(value, 3) for value in found[:3]}) == 3
+
+
+def test_soft_edges_are_looked_at_too_and_what_is_faint_everywhere():
+    boxes, alpha = [], np.zeros((20, 30), np.uint8)
+    alpha[4:9, 6:20], alpha[5:7, 8:12] = 1, 255
+
+    def frame(image: np.ndarray, opacity: np.ndarray, box: Sequence[int]) -> np.ndarray:
+        boxes.append(tuple(box))
+        return image
+
+    compare = Similarity(lambda pictures: np.ones((len(pictures), 1)), frame, {3: np.ones(1)})
+    assert compare([disc_image(3)] * 2, [alpha, np.minimum(alpha, 1)], [3, 3]) == [1, 1]
+    assert boxes == [(6, 4, 14, 5)] * 2
 
 
 def test_dissimilar_instances_are_dropped_and_those_of_a_class_without_real_objects_kept(

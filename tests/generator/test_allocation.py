@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from exchange.errors import UserError
 from generator.allocation import Allocation, AllocationRule, allocate, save_report, table_rows
@@ -199,6 +200,17 @@ def test_without_matplotlib_the_table_is_saved_and_a_line_says_what_is_left_out(
     save_report(str(tmp_path / "x"), [("id", "N", "images"), ("1", "2", "3")])
     assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
     assert caplog.messages == [f"{tmp_path}/x.png is left out: matplotlib is not installed"]
+
+
+def test_the_plot_has_the_images_of_each_class_above_its_training_instances(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.extend(figure.axes))
+    allocation = Allocation(np.array([0.75, 0.25]), np.array([9, 2]))
+    rows = table_rows({1: "cat", 2: "dog"}, np.array([5, 70]), None, None, allocation)
+    save_report(str(tmp_path / "x"), rows)
+    (axes,) = drawn
+    assert axes.collections[0].get_offsets().tolist() == [[5, 9], [70, 2]]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("training instances of a class", "images to draw")
 
 
 def test_the_plot_is_drawn_again_only_where_it_is_missing_or_of_another_table(tmp_path):

@@ -81,6 +81,16 @@ def sd3(tmp_path_factory):
     return path
 
 
+def test_a_criterion_that_is_not_finite_is_unknown(sd3):
+    sampler = make_sampler(sd3)
+    sampler.prepare(BATCH)
+    values = torch.tensor([torch.inf, -torch.inf, torch.nan, 0, 0])
+    guidance = Guidance(make_classifier(3), lambda logits, _: logits.sum(1) + values)
+    images = sampler.sample(BATCH, guidance)
+    for told in ([i.criterion_before for i in images], [i.criterion_after for i in images]):
+        assert told[:3] == [None] * 3 and None not in told[3:]
+
+
 @pytest.mark.bits
 def test_embeddings_on_disk_serve_the_next_process_without_the_text_encoders(sd3, tmp_path, monkeypatch):
     first = make_sampler(sd3, store=EmbeddingFolder(str(tmp_path), "sd3"))

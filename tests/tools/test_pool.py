@@ -146,6 +146,26 @@ def test_the_table_as_csv_has_numbers_of_every_class_and_round(layout, call, tmp
     assert rounds == [str(round_) for round_ in (0, 1, 3) for _ in CATEGORIES]
 
 
+def test_the_similarity_of_a_round_is_the_median_and_as_csv_its_quantiles_too(layout, call, tmp_path, capsys):
+    values, category, path = (0.75, 0.5, 0.0), CATEGORIES[0]["id"], tmp_path / "quality.csv"
+    write_index(layout, 1, [pool_instance(1, category, n, similarity=v) for n, v in enumerate(values)])
+    call(pool, "stats", layout.root, "--csv", path)
+    head, _, second, *_ = rows_of(capsys.readouterr().out)
+    assert (head[4], second[4]) == ("similarity", "0.500")
+    row = list(csv.DictReader(io.StringIO(path.read_text())))[len(CATEGORIES)]
+    told = [float(row[f"similarity, {which}"]) for which in ("5 %", "median", "95 %")]
+    assert told == pytest.approx([0.05, 0.5, 0.725])
+
+
+def test_that_nothing_at_all_was_kept_is_told(layout, call, capsys):
+    for round_ in (0, 1):
+        write_index(layout, round_, [pool_instance(round_, CATEGORIES[0]["id"], 0, reason="too small")])
+    call(pool, "stats", layout.root)
+    head, *rows = rows_of(capsys.readouterr().out)
+    assert head[:3] == ["round", "made", "kept"]
+    assert [row[:3] for row in rows[:3]] == [["0", "1", "0"], ["1", "1", "0"], ["all", "2", "0"]]
+
+
 def test_prune_asks_what_to_prune_and_leaves_a_round_that_is_under_way(layout, call, capsys):
     with pytest.raises(UserError, match="at least one of --originals, --dropped, --duplicates"):
         call(pool, "prune", layout.root)

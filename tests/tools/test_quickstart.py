@@ -1,5 +1,6 @@
 """What the quickstart tells of a run of which only the pool's index and the cut-outs are left, as training reads it."""
 
+import dataclasses
 import io
 import os
 import sys
@@ -17,6 +18,7 @@ from exchange.cutouts import encode_cutout
 from exchange.errors import UserError
 from exchange.feedback import Feedback, read_feedback, write_feedback
 from exchange.layout import RunLayout
+from exchange.manifest import read_round, write_manifest
 from exchange.pool_index import write_index
 from tests.diSegmenter.conftest import CATEGORIES, generate, pool_instance
 from tools import overview, quickstart, sheets
@@ -25,7 +27,8 @@ from tools.quickstart import as_table, summarise
 
 @pytest.fixture
 def layout(tmp_path) -> RunLayout:
-    """Two rounds: of six images each four and two were kept, all of them red; no annotation file, no image."""
+    """Two rounds: of six images each, and seven asked for, four and two were kept, all of them red; no annotation
+    file, no image."""
     layout = RunLayout(str(tmp_path / "run"))
     red = encode_cutout(
         np.full((40, 48, 3), (255, 0, 0), np.uint8), np.full((40, 48), 255, np.uint8), [3, 4, 10, 11]
@@ -38,6 +41,7 @@ def layout(tmp_path) -> RunLayout:
             files.write_bytes(layout.cutout(item.file), red)
             files.remove(layout.raw(item.file))
         write_index(layout, round_, rows)
+        write_manifest(layout, dataclasses.replace(read_round(layout, round_)[0], asked={3: 4, 7: 3}))
     for round_ in (-1, 0, 1):
         ap = 10.0 * (round_ + 1)
         values = ([3, 7], [ap] * 2, [ap] * 2, [None] * 2, ap, ap, ap + 1, ap + 2, ap + 3)

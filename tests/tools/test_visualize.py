@@ -192,6 +192,8 @@ def test_small_images_keep_their_colours_and_large_ones_are_averaged():
     assert [picture.shape for picture in drawn] == [(64, 256, 3), (4, 16, 3)]
     assert set(drawn[0].flat) == {0, 200}
     assert (abs(drawn[1].astype(int) - 100) < 25).all()
+    upright = draw_objects(np.rot90(stripes), np.zeros((0, 4)), np.zeros((0, 64, 16), bool), [], [], 256)
+    assert np.array_equal(np.asarray(upright), np.rot90(drawn[0]))
 
 
 def test_neighbouring_classes_have_colours_that_differ():

@@ -102,6 +102,17 @@ def test_a_language_model_answers_by_its_seed_alone_and_leaves_the_random_number
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+def test_a_model_that_chats_is_asked_for_its_own_turn_and_not_to_think_aloud(gpt2, monkeypatch):
+    model = LanguageModel(str(gpt2), "main", CPU)
+    turn = "{% if add_generation_prompt %} old{% endif %}"
+    thoughts = "{% if enable_thinking is not defined or enable_thinking %} box{% endif %}"
+    model._tokenizer.chat_template = "{{ messages[0]['content'] }}" + turn + thoughts
+    monkeypatch.setattr(model._model, "generate", generate := Mock(wraps=model._model.generate))
+    model("red cow", 3, 0)
+    (asked,) = generate.call_args.kwargs["input_ids"]
+    assert model._tokenizer.decode(asked) == "red cow old"
+
+
 def test_a_line_that_is_cut_off_is_no_answer_and_nor_is_what_is_thought_before_one(gpt2, monkeypatch):
     model = LanguageModel(str(gpt2), "main", CPU)
     written = model._tokenizer("red cow box").input_ids
