@@ -15,7 +15,7 @@ from detectron2_ext.modeling.roi_heads import CascadeRoiHeads
 from detectron2_ext.modeling.roi_sampling import GroundTruth
 from detectron2_ext.structures import Instances
 
-_STEP = 32  # the stride of a backbone's coarsest feature
+_SIZE_DIVISIBILITY = 32  # the stride of a backbone's coarsest feature
 
 
 class ImagePreprocessor(nn.Module):
@@ -54,7 +54,7 @@ class ImagePreprocessor(nn.Module):
         return (images - self.pixel_mean) / self.pixel_std
 
     def _padded(self, extent: int) -> int:
-        return -(-extent // _STEP) * _STEP
+        return -(-extent // _SIZE_DIVISIBILITY) * _SIZE_DIVISIBILITY
 
 
 class CenterNet2(nn.Module):
