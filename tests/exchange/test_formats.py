@@ -77,9 +77,8 @@ def test_every_round_finds_its_own_files_whatever_their_number(tmp_path):
     assert layout.feedback_history(0) != layout.feedback_history(-1)
     assert layout.cutout_name("a.b.png") == "cutouts/a.b.webp"  # an imported pool has names of its own
     assert layout.instance_name(9, 34, 5) == "09_0034_0005.png"
-    assert layout.features_made_from() == str(
-        tmp_path / "pool/features/made_from.json"
-    )  # of runs that there are
+    # as runs that there are have it
+    assert layout.features_made_from() == str(tmp_path / "pool/features/made_from.json")
 
 
 @pytest.mark.parametrize(

@@ -147,9 +147,8 @@ def test_the_settings_limit_the_size_of_what_any_image_lends_and_mirror_it(reade
         scene = Scene(np.zeros((60, 80, 3), np.uint8), [])
         for info in paster(scene, 0, np.random.default_rng(seed), []):
             widths.append((info.box[2] - info.box[0]) * 6.4)  # objects are 10 of the 64 pixels wide
-            at_the_right.add(
-                info.box[0] + info.box[2] > 1.6 * widths[-1]
-            )  # where the first is if it is mirrored
+            # where the first object is if it is mirrored
+            at_the_right.add(info.box[0] + info.box[2] > 1.6 * widths[-1])
     fit = min(60 / 48, 80 / 64)
     expected = (0.8 * fit, 1.2 * fit) if limited and not kind else (1.0, 1.0)
     np.testing.assert_allclose(np.quantile(widths, [0, 1]) / 64, expected, atol=0.11)
