@@ -53,20 +53,22 @@ def test_score_and_decision_are_those_of_the_definition_in_float64(threshold: fl
     assert [(d.instance, d.category_id) for d in state.cache.decisions] == named
 
 
-@pytest.mark.parametrize(("update", "steps"), [("MOMENTUM0.1", 10), ("AVERAGE", 3)])
-def test_after_so_many_steps_the_cache_is_that_computed_outside(update: str, steps: int) -> None:
+@pytest.mark.parametrize(
+    ("update", "saved", "steps"),
+    [("MOMENTUM0.1", True, 10), ("AVERAGE", True, 3), ("AVERAGE", False, 2), ("MOMENTUM0", True, 2)],
+)
+def test_after_so_many_steps_the_cache_is_that_computed_outside(update: str, saved: bool, steps: int) -> None:
+    moving = {"SOLVER__BASE_LR": 0.01, "SOLVER__WARMUP_ITERS": 0}
     state, step = start(
-        selecting_config(MODEL__ACTIVE_GRAD_UPDATE=update, SOLVER__BASE_LR=0.01, SOLVER__WARMUP_ITERS=0)
+        selecting_config(MODEL__ACTIVE_GRAD_UPDATE=update, MODEL__ACTIVE_GRAD_SAVE=saved, **moving)
     )
     assert state.cache is not None
     expected = torch.zeros_like(state.cache.gradient, dtype=torch.float64)
     for iteration in range(steps):
         batch = batch_of(iteration)
         gradient = Exact(state.model).gradient_of_tests([record["test"] for record in batch])
-        if update == "AVERAGE":
-            expected = (iteration * expected + gradient) / (iteration + 1)
-        else:
-            expected = 0.1 * expected + 0.9 * gradient
+        kept = {"AVERAGE": iteration / (iteration + 1), "MOMENTUM0.1": 0.1, "MOMENTUM0": 0}[update] * saved
+        expected = kept * expected + (1 - kept) * gradient
         go(state, step, batch)
     difference = (state.cache.gradient - expected).norm() / expected.norm()
     assert state.cache.updates == steps and difference < 1e-3
@@ -227,7 +229,7 @@ def test_the_threshold_from_the_queue_lets_a_share_pass_that_moves_over_the_trai
         ("MODEL__ACTIVE_ONCE_MODE", "only_paste_dynamic_2", "shares S from 0 to 1"),
         ("MODEL__ACTIVE_ONCE_MODE", "only_paste_dynamic_linear_0.5_1.5", "shares S from 0 to 1"),
         ("MODEL__ACTIVE_GRAD_UPDATE", "MOMENTUM1", "MODEL.ACTIVE_GRAD_UPDATE is 'MOMENTUM1': choose AVERAGE"),
-        ("MODEL__ACTIVE_GRAD_LAYERS", ["head7"], "MODEL.ACTIVE_GRAD_LAYERS has 'head7'"),
+        ("MODEL__ACTIVE_GRAD_LAYERS", ["fc2", "head7"], "MODEL.ACTIVE_GRAD_LAYERS has 'head7'"),
         ("MODEL__ACTIVE_TEST_EVERY", 0, "MODEL.ACTIVE_TEST_EVERY is 0: it is 1 or more"),
         ("MODEL__ACTIVE_TEST_BATCHSIZE", 0, "MODEL.ACTIVE_TEST_BATCHSIZE is 0: it is 1 or more"),
         ("INPUT__USE_COPY_METHOD", "none", "INPUT.USE_COPY_METHOD none pastes nothing"),
@@ -236,5 +238,6 @@ def test_the_threshold_from_the_queue_lets_a_share_pass_that_moves_over_the_trai
 def test_what_a_selection_does_not_have_is_said_before_the_training(
     key: str, value: Any, message: str
 ) -> None:
+    cfg = selecting_config(**{key: value})
     with pytest.raises(UserError, match=message):
-        start(selecting_config(**{key: value}))
+        TrainingState.start(build_model(cfg), cfg)
