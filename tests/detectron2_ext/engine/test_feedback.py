@@ -25,7 +25,8 @@ def test_feedback_compares_the_weights_in_memory_with_the_evaluated_ones_of_the_
     averaged: bool, tmp_path: Path
 ) -> None:
     rest = {"optimizer": {}, "scheduler": {}, "scaler": {}, "iteration": 39}
-    weights = {"model": _weights(11), "model_ema": _weights(1)} if averaged else {"model": _weights(1)}
+    of_model, of_average, now = (_weights(seed, num_classes=4) for seed in (11, 1, 2))
+    weights = {"model": of_model, "model_ema": of_average} if averaged else {"model": of_average}
     torch.save({**weights, **rest}, tmp_path / "before.pth")
     (tmp_path / "now.pth").write_bytes(b"is not read again, but for its digest")
     mask = {"AP": 8.0, "APr": 6.0, "APc": 7.0, "APf": None}
@@ -37,18 +38,18 @@ def test_feedback_compares_the_weights_in_memory_with_the_evaluated_ones_of_the_
         round_=4,
         iteration=50,
         checkpoint=str(tmp_path / "now.pth"),
-        weights=_weights(2),
+        weights=now,
         before=str(tmp_path / "before.pth"),
         dataset="val",
-        category_ids=[2, 5, 9],
+        category_ids=[2, 5, 9, 11],  # the last of which the data set does not know
     )
     last = _NAME.format(2)
-    expected = (_weights(2)[last].double() - _weights(1)[last].double()).square().sum(dim=1).sqrt()[:3]
+    expected = (now[last].double() - of_average[last].double()).square().sum(dim=1).sqrt()[:4]
     assert feedback.drift == pytest.approx(expected.tolist(), rel=1e-12)
     assert (feedback.round, feedback.iteration, feedback.dataset) == (4, 50, "val")
-    assert (feedback.checkpoint, feedback.categories) == (str(tmp_path / "now.pth"), [2, 5, 9])
+    assert (feedback.checkpoint, feedback.categories) == (str(tmp_path / "now.pth"), [2, 5, 9, 11])
     assert feedback.checkpoint_sha256 == files.sha256(str(tmp_path / "now.pth"))
-    assert (feedback.box_ap, feedback.mask_ap) == ([1.0, None, 2.0], [3.0, None, 4.0])
+    assert (feedback.box_ap, feedback.mask_ap) == ([1.0, None, 2.0, None], [3.0, None, 4.0, None])
     assert (feedback.mean_box_ap, feedback.mean_mask_ap) == (10.0, 8.0)
     assert (feedback.ap_r, feedback.ap_c, feedback.ap_f) == (6.0, 7.0, None)
 

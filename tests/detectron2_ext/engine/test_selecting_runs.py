@@ -98,7 +98,8 @@ def test_a_killed_and_resumed_run_decides_and_learns_as_the_uninterrupted_one_bi
 def test_a_round_leaves_out_what_the_rounds_before_refused_whenever_they_pasted_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, layout = write_selecting(tmp_path, MAX_ITER=2, ROUND_ITERS=1)
+    config, layout = write_selecting(tmp_path, MAX_ITER=3, ROUND_ITERS=1)
+    write_pool(layout, 2)
     pools, build = [], engine_round.build_pool
     monkeypatch.setattr(engine_round, "build_pool", lambda *of: pools.append(build(*of)) or pools[-1])
     monkeypatch.setattr(engine_round.TrainingRun, "_evaluate", lambda run, round_: None)
@@ -115,12 +116,16 @@ def test_a_round_leaves_out_what_the_rounds_before_refused_whenever_they_pasted_
     write_decisions(layout, 0, 1, rows)
     write_decisions(layout, 1, 9, [Decision(1, 0, names[2], 9, 0.0, 0.5, False)] * 9)
     Path(layout.feedback_history(0)).parent.mkdir(exist_ok=True)
-    Path(layout.feedback_history(0)).write_text("{}")
     monkeypatch.setattr(engine_round, "read_feedback", lambda path: None)
-    call(config, "FEEDBACK.DROP_REFUSED", "2")
+    for round_ in (0, 1):
+        Path(layout.feedback_history(round_)).write_text("{}")
+        call(config, "FEEDBACK.DROP_REFUSED", "2")
+        for path in layout.decision_parts(1).values():
+            Path(path).unlink()
+        write_decisions(layout, 1, 2, [Decision(1, 0, names[2], 9, 0.0, 0.5, False)])
     pasted = [{pool.instance(i) for i in range(len(pool))} for pool in pools]
-    second = {layout.instance_name(1, category, 0) for category in (2, 5, 9)}
-    assert pasted == [set(names), {*names[1:], *second}]
+    second, third = ({layout.instance_name(r, category, 0) for category in (2, 5, 9)} for r in (1, 2))
+    assert pasted == [set(names), {*names[1:], *second}, {names[1], *second, *third}]
 
 
 def test_the_digits_configuration_takes_a_few_steps_and_tells_what_it_decided(tmp_path: Path) -> None:
