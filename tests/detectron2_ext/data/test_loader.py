@@ -130,9 +130,12 @@ def test_feedback_changes_object_sizes_from_its_round_on(configure):
     )
 
 
-def test_feedback_about_other_categories_is_refused(configure):
+@pytest.mark.parametrize("categories", [(10, 20), (10, 20, 31)])
+def test_feedback_about_other_categories_is_refused(configure, categories):
     with pytest.raises(UserError, match="not those of DATASETS.TRAIN"):
-        train_loader(configure(*IN_ROUNDS), start_iteration=20, feedback=feedback([1.0, 2.0], (1, 2)))
+        train_loader(
+            configure(*IN_ROUNDS), start_iteration=20, feedback=feedback([1.0, 2.0, 3.0], categories)
+        )
 
 
 def test_more_than_five_percent_of_bad_files_are_an_error_and_fewer_are_listed(
