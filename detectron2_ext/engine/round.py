@@ -94,16 +94,20 @@ class TrainingRun:
             self._finish_round()
 
     def _finish_round(self) -> None:
-        state, length, last = self._state, round_iterations(self._cfg), self._cfg.SOLVER.MAX_ITER
-        if state.iteration == 0 and pastes_from_run(self._cfg):
+        cfg, state, layout = self._cfg, self._state, self._layout
+        if state.iteration == 0 and pastes_from_run(cfg):
             self.evaluate_initial()
-        round_ = max(state.iteration - 1, 0) // length
-        end = min((round_ + 1) * length, last)
-        if state.iteration == end and files.exists(self._layout.feedback_history(round_)):
-            round_, end = round_ + 1, min(end + length, last)
-        if round_ * length >= last:
+        last = cfg.SOLVER.MAX_ITER
+        unfinished = unfinished_round(
+            state.iteration,
+            round_iterations(cfg),
+            last,
+            is_told=lambda round_: files.exists(layout.feedback_history(round_)),
+        )
+        if unfinished is None:
             _log.info("all %d iterations are done: nothing left to train", last)
             return
+        round_, end = unfinished
         if state.iteration < end:
             self._train(round_, end)
         self._evaluate(round_)
@@ -249,6 +253,21 @@ class TrainingRun:
 def run_checkpoints(cfg: CfgNode, layout: RunLayout) -> RunCheckpoints:
     """The checkpoints of a run."""
     return RunCheckpoints(layout.train_dir, round_iterations(cfg), cfg.SOLVER.KEEP_CHECKPOINTS)
+
+
+def unfinished_round(
+    iteration: int, length: int, last: int, is_told: Callable[[int], bool]
+) -> tuple[int, int] | None:
+    """Number and end of the first round that lacks iterations, or that the generator has not been told about.
+
+    None where there is none. ``iteration``: how many are done; ``length``: of a round; ``last``: all iterations;
+    ``is_told``: whether the feedback of a round is there.
+    """
+    round_ = max(iteration - 1, 0) // length
+    end = min((round_ + 1) * length, last)
+    if iteration < end or not is_told(round_):
+        return round_, end
+    return (round_ + 1, min(end + length, last)) if end < last else None
 
 
 def stops(start: int, end: int, period: int) -> list[int]:

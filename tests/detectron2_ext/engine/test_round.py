@@ -219,6 +219,31 @@ def test_an_evaluation_within_a_call_that_was_killed_is_made_good(
 
 
 @pytest.mark.parametrize(
+    ("iteration", "last", "told", "expected"),
+    [
+        (0, 6, [], (0, 3)),
+        (0, 6, [0], (0, 3)),  # which another training left there
+        (2, 6, [], (0, 3)),
+        (3, 6, [], (0, 3)),
+        (3, 6, [0], (1, 6)),
+        (4, 6, [0], (1, 6)),
+        (6, 6, [0], (1, 6)),
+        (6, 6, [0, 1], None),
+        (3, 5, [0], (1, 5)),
+        (5, 5, [0], (1, 5)),
+        (5, 5, [0, 1], None),
+        (6, 9, [0, 1], (2, 9)),
+        (2, 2, [], (0, 2)),
+        (2, 2, [0], None),
+    ],
+)
+def test_a_call_goes_on_with_the_first_round_that_lacks_iterations_or_feedback(
+    iteration: int, last: int, told: list[int], expected: tuple[int, int] | None
+) -> None:
+    assert engine_round.unfinished_round(iteration, 3, last, told.__contains__) == expected
+
+
+@pytest.mark.parametrize(
     ("start", "end", "period", "expected"),
     [
         (0, 9, 0, [9]),
