@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from detectron2_ext.data import view as view_module
-from detectron2_ext.data.view import ResizeCropFlip, SceneReader, View
+from detectron2_ext.data.view import FitFlip, ResizeCropFlip, SceneReader, View
 
 
 def draws(count: int, **options) -> list[View]:
@@ -49,6 +49,13 @@ def test_an_image_is_resized_bilinearly():
 def test_a_portrait_image_fits_its_longer_side():
     view = ResizeCropFlip(100, (1.0, 1.0)).draw((400, 200), np.random.default_rng(0))
     assert view.scale == 0.25 and view.size == (100, 50)
+
+
+@pytest.mark.parametrize("augmentation", [ResizeCropFlip(64, (0.1, 0.1)), FitFlip((64, 64), (0.1, 0.1))])
+@pytest.mark.parametrize("size", [(1, 64), (64, 1)])
+def test_of_the_narrowest_image_a_pixel_is_left(augmentation, size):
+    view = augmentation.draw(size, np.random.default_rng(0))
+    assert sorted(view.size) == [1, 6] and view.image(np.zeros((*size, 3), np.uint8)).shape == (*view.size, 3)
 
 
 @pytest.mark.parametrize("flip", [False, True])
