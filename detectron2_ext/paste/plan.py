@@ -284,7 +284,7 @@ def adaptive_factors(box_ap: Sequence[float | None]) -> np.ndarray:
     if not 0 < mean < 100:  # every class at the same end: all are at the mean
         return factors
     below, above = 1 - ap[known] / mean, (mean - ap[known]) / (100 - mean)
-    factors[known] = FACTOR_AT_ZERO ** np.where(ap[known] <= mean, below, np.maximum(above, -1))
+    factors[known] = FACTOR_AT_ZERO ** np.where(ap[known] <= mean, below, above)
     return factors
 
 

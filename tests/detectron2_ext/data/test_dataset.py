@@ -115,3 +115,8 @@ def test_dicts_speak_detectron2(filled_lvis):
     assert annotation["bbox"] == [10, 10, 30, 30] and annotation["bbox_mode"] == 0  # XYXY_ABS
     assert annotation["category_id"] == 2 and annotation["iscrowd"] == 0
     assert annotation["segmentation"] == [[10, 10, 30, 10, 30, 30, 10, 30]]
+    runs = coco_mask.encode(np.asfortranarray(np.eye(48, 64, dtype=np.uint8)))
+    segmentation = runs | {"counts": runs["counts"].decode()}
+    filled_lvis.add_object(1, 0, [0, 0, 48, 48], segmentation=segmentation, iscrowd=1)
+    crowd = filled_lvis.read().dicts()[0]["annotations"][-1]
+    assert (crowd["iscrowd"], crowd["segmentation"]) == (1, runs)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detectron2_ext.data.images import read_gray, read_image
+from detectron2_ext.data.images import read_gray, read_image, read_rgba
 from exchange.images import BadImage
 
 
@@ -74,8 +74,11 @@ def test_what_is_no_image_ends_early_or_has_another_size_is_bad(tmp_path):
     path = tmp_path / "a.jpg"
     write_jpeg(path, smooth(48, 64))
     data = path.read_bytes()
-    with pytest.raises(BadImage, match="64 x 48 pixels, but the annotations say 48 x 64"):
-        read_image(str(path), (64, 48))
+    for shrink in (1.0, 0.2):
+        with pytest.raises(BadImage, match="64 x 48 pixels, but the annotations say 48 x 64"):
+            read_image(str(path), (64, 48), shrink)
+    path.write_bytes(data + bytes(1000))  # as some cameras do
+    assert read_image(str(path), (48, 64)).shape == (48, 64, 3)
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(BadImage, match="ends too early"):
         read_image(str(path), (48, 64))
@@ -85,6 +88,12 @@ def test_what_is_no_image_ends_early_or_has_another_size_is_bad(tmp_path):
             read_image(str(path), (48, 64))
     with pytest.raises(BadImage, match="there is no file"):
         read_image(str(tmp_path / "missing.jpg"), (48, 64))
+
+
+def test_an_image_of_16_bits_is_no_cutout(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((4, 5, 4), 40000, np.uint16))
+    with pytest.raises(BadImage, match="a.png: not an image of 8 bits per channel, or damaged"):
+        read_rgba(str(tmp_path / "a.png"))
 
 
 def test_a_truncated_png_is_bad(tmp_path):

@@ -57,13 +57,19 @@ def test_a_killed_loader_process_is_explained(python: str) -> None:
     assert re.search("a process that loads images died .*lower DATALOADER.NUM_WORKERS", done.stderr)
 
 
-@pytest.mark.parametrize("broken", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
-def test_a_connection_that_breaks_with_its_loader_process_is_explained(broken: Exception) -> None:
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (ConnectionResetError(104, "Connection reset by peer"), r"\[Errno 104\] Connection reset by peer"),
+        (EOFError(), "EOFError"),
+    ],
+)
+def test_a_connection_that_breaks_with_its_loader_process_is_explained(broken: Exception, said: str) -> None:
     def batches() -> Iterator[list[dict[str, Any]]]:
         raise broken
         yield []
 
-    with pytest.raises(UserError, match=r"a process that loads images died .*lower DATALOADER\.NUM_WORKERS"):
+    with pytest.raises(UserError, match=rf"loads images died \({said}\): .*lower DATALOADER\.NUM_WORKERS"):
         list(load_batches(batches()))
 
 
@@ -85,8 +91,10 @@ def test_an_error_of_the_user_in_a_loader_process_keeps_its_sentence() -> None:
 
 
 def test_a_loader_process_outlives_what_a_terminal_sends_to_all(listening) -> None:
-    cfg = load_config(str(REPOSITORY / "configs/digits/NoPaste_digits.yaml"), ["DATALOADER.NUM_WORKERS", "1"])
+    settings = ["DATALOADER.NUM_WORKERS", "1", "DATALOADER.PREFETCH_FACTOR", "3"]
+    cfg = load_config(str(REPOSITORY / "configs/digits/NoPaste_digits.yaml"), settings)
     loader = batches_in_order(cfg, _Dying("hears a terminal"), range(4), 2)
+    assert loader.prefetch_factor == 3
     assert list(load_batches(loader)) == [[0, 1], [2, 3]]
 
 

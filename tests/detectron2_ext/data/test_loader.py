@@ -148,6 +148,7 @@ def test_more_than_five_percent_of_bad_files_are_an_error_and_fewer_are_listed(
         list(build_test_loader(configure(), build_dataset(configure(), "small")))
     skipped = SkippedFiles(40)
     skipped.add(["one", "two", "one"])
+    assert caplog.messages.count("skipped one") == 1
     with pytest.raises(UserError, match="3 files of a data set of 40"):
         skipped.add(["three"])
     for _ in range(20):
@@ -157,11 +158,13 @@ def test_more_than_five_percent_of_bad_files_are_an_error_and_fewer_are_listed(
     with caplog.at_level(logging.WARNING):
         assert len(list(train_loader(configure()))) == 30
         tested = list(build_test_loader(configure(), build_dataset(configure(), "small")))
+        of_two = build_test_loader(configure(), build_dataset(configure(), "small"), rank=1, world_size=2)
+        assert len(list(of_two)) == 15
     assert len(tested) == 31 and {item["image_id"] for batch in tested for item in batch} == {
         1,
         *range(3, 33),
     }
-    assert caplog.text.count("1 files were skipped") == 2 and "0002.png" in caplog.text
+    assert caplog.text.count("1 files were skipped") == 3 and "0002.png" in caplog.text
 
 
 def test_test_images_are_seen_once_in_order_by_all_ranks_together(configure):
@@ -170,12 +173,12 @@ def test_test_images_are_seen_once_in_order_by_all_ranks_together(configure):
     parts = [
         [
             item["image_id"]
-            for batch in build_test_loader(cfg, dataset, rank=r, world_size=2)
+            for batch in build_test_loader(cfg, dataset, rank=r, world_size=5)
             for item in batch
         ]
-        for r in (0, 1)
+        for r in (0, 1, 4)
     ]
-    assert parts == [[1, 3, 5, 7, 9, 11], [2, 4, 6, 8, 10, 12]]
+    assert parts == [[1, 6, 11], [2, 7, 12], [5, 10]]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from detectron2_ext.data import view as view_module
-from detectron2_ext.data.view import FitFlip, ResizeCropFlip, SceneReader, View
+from detectron2_ext.data.view import FitFlip, ResizeCropFlip, SceneReader, View, tighten, union
 
 
 def draws(count: int, **options) -> list[View]:
@@ -56,6 +56,16 @@ def test_a_portrait_image_fits_its_longer_side():
 def test_of_the_narrowest_image_a_pixel_is_left(augmentation, size):
     view = augmentation.draw(size, np.random.default_rng(0))
     assert sorted(view.size) == [1, 6] and view.image(np.zeros((*size, 3), np.uint8)).shape == (*view.size, 3)
+
+
+def test_a_union_has_the_pixels_of_any_mask_in_its_tight_box():
+    canvases = np.zeros((3, 20, 30), np.uint8)
+    canvases[0, 4:10, 5:25] = canvases[0, 9:16, 20:25] = 1
+    canvases[1, 6:18, 3:7] = canvases[1, 17, 3:28] = 1  # its box has most of the first one's pixels
+    canvases[2, 8, 8] = 1
+    together = union([tighten(canvas) for canvas in canvases])
+    assert together.box == (3, 4, 28, 18)
+    np.testing.assert_array_equal(together.crop, canvases.max(axis=0)[4:18, 3:28])
 
 
 @pytest.mark.parametrize("flip", [False, True])

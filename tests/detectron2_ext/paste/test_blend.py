@@ -39,6 +39,15 @@ def test_gaussian_blends_over_two_pixels_on_either_side_of_the_border():
     assert row[5] + row[6] == pytest.approx(200, abs=1)
 
 
+def test_gaussian_blends_at_the_edge_of_the_window_too():
+    window, cutout, mask = parts()
+    window[:], cutout[..., :3], mask[:] = 0, 200, 1
+    BLENDS["gaussian"](window, cutout, mask)
+    first, second = 11 / 16, 15 / 16  # what 1 4 6 4 1 has over an object that begins 0 and 1 pixels before
+    assert window[9, :3, 0].tolist() == pytest.approx([200 * first, 200 * second, 200], abs=0.6)
+    assert window[0, 0, 0] == pytest.approx(200 * first**2, abs=0.6)
+
+
 def test_poisson_keeps_the_gradients_and_takes_the_surroundings():
     window, cutout, mask = parts()
     window[:] = 60

@@ -221,6 +221,13 @@ def test_a_turned_cutout_holds_the_whole_object_tightly():
     assert max(heights) == pytest.approx(20 * np.cos(np.pi / 6) + 30 * np.sin(np.pi / 6), abs=2)
 
 
+def test_cutouts_turn_one_way_as_often_as_the_other():
+    rng, bar = np.random.default_rng(0), np.full((3, 41, 4), 255, np.uint8)
+    ends = [RandomRotation()(bar, rng)[..., 3] for _ in range(300)]
+    slopes = [int(end[:, -3:].any(axis=1).argmax()) - int(end[:, :3].any(axis=1).argmax()) for end in ends]
+    np.testing.assert_allclose(np.quantile(slopes, [0, 0.5, 1]), [-19, 0, 19], atol=3)
+
+
 @pytest.mark.parametrize("degrees", [30.0, 11.0])
 def test_a_cutout_turns_about_its_centre(degrees):
     one_way, other = (Mock(uniform=lambda *_, angle=angle: angle) for angle in (degrees, -degrees))
@@ -230,7 +237,7 @@ def test_a_cutout_turns_about_its_centre(degrees):
     assert mirrored.shape == turned.shape and np.abs(mirrored - turned).mean() < 3
 
 
-def test_colour_jitter_turns_hues_by_a_fifth_and_scales_brightness_and_contrast_by_one():
+def test_colour_jitter_turns_hues_by_a_fifth_and_scales_all_else_by_one():
     rng = np.random.default_rng(0)
     grey, red = np.full((1, 1, 4), 100, np.uint8), np.array([[[200, 50, 50, 255]]], np.uint8)
     levels, hues = [], []
@@ -240,12 +247,18 @@ def test_colour_jitter_turns_hues_by_a_fifth_and_scales_brightness_and_contrast_
         hues.append((hue + 0.5) % 1 - 0.5)
     np.testing.assert_allclose(np.quantile(levels, [0, 1]), [80, 120], atol=3)
     np.testing.assert_allclose(np.quantile(hues, [0, 1]), [-0.2, 0.2], atol=0.02)
-    pair = np.array([[[60, 60, 60, 255], [140, 140, 140, 255]]], np.uint8)
-    jittered = np.array([RandomColor(probability=1.0)(pair, rng)[0, :, 0] for _ in range(300)], dtype=float)
-    brightness, contrast = jittered.mean(axis=1) / 100, np.diff(jittered)[:, 0] / 80
-    contrast /= brightness  # whatever the brightness: contrast is drawn by itself
-    np.testing.assert_allclose(np.quantile(contrast, [0, 1]), [0.8, 1.2], atol=0.03)
-    assert abs(np.corrcoef(brightness, contrast)[0, 1]) < 0.2
+    pixels = np.array(
+        [[[60, 60, 60, 255], [140, 140, 140, 255], [150, 70, 98, 255]]], np.uint8
+    )  # of mean 100
+    jittered = np.array(
+        [RandomColor(probability=1.0)(pixels, rng)[0, :, :3] for _ in range(600)], dtype=float
+    )
+    brightness, contrast = jittered[:, :2].mean(axis=(1, 2)) / 100, np.diff(jittered[:, :2, 0])[:, 0] / 80
+    saturation = np.ptp(jittered[:, 2], axis=1) / 80 / contrast  # whatever was drawn before
+    contrast /= brightness
+    for drawn in (brightness, contrast, saturation):
+        np.testing.assert_allclose(np.quantile(drawn, [0, 1]), [0.8, 1.2], atol=0.04)
+    assert np.abs(np.corrcoef([brightness, contrast, saturation]) - np.eye(3)).max() < 0.2
 
 
 def test_colour_jitter_changes_colours_of_half_of_the_cutouts_and_no_shape():
