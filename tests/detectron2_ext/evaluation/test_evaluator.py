@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,11 +17,12 @@ from torch import nn
 from detectron2_ext.distributed import Ranks
 from detectron2_ext.evaluation import Evaluation, evaluate_model, evaluator
 from detectron2_ext.evaluation.confusions import Confusions
-from detectron2_ext.evaluation.evaluator import as_json, format_table
+from detectron2_ext.evaluation.evaluator import as_json, explain_nothing, format_classes, format_table
 from detectron2_ext.evaluation.predictions import Predictions
 from detectron2_ext.evaluation.scoring import CocoTruth
 from detectron2_ext.structures import Instances
 from exchange import files
+from exchange.annotations import AnnotationFile
 from exchange.config import load_config
 from tests.detectron2_ext.engine.small_run import write_config
 from tests.detectron2_ext.evaluation.worlds import World, random_world
@@ -137,12 +139,45 @@ def test_a_data_set_that_lacks_a_frequency_is_scored_by_cocos_rules(tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["coco_instances_results.json"]
 
 
+def test_what_goes_wrong_with_the_last_masks_ends_the_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, predictions = random_world(0, lvis=True)
+    add, last = evaluator._Records.add, list(predictions)[-1]
+
+    def fails(self: Any, image_ids: list[int], found: Any) -> None:
+        if last in image_ids:
+            raise OSError(28, "No space left on device")
+        add(self, image_ids, found)
+
+    monkeypatch.setattr(evaluator._Records, "add", fails)
+    with pytest.raises(OSError, match="No space left"):
+        _evaluate(world, predictions, tmp_path, 1)
+    assert not list(tmp_path.glob("*.json"))
+
+
+@pytest.mark.parametrize("first_is_empty", [True, False])
+def test_predictions_of_many_processes_are_one_list_wherever_there_are_some(
+    first_is_empty: bool, tmp_path: Path
+) -> None:
+    world, predictions = random_world(0, lvis=True)
+    predictions = dict(list(predictions.items())[:8])
+    for place, image_id in enumerate(predictions):
+        if place % 4 == (0 if first_is_empty else 2):
+            predictions[image_id] = predictions[image_id][:0]
+    _evaluate(world, predictions, tmp_path, 4)
+    written = json.loads((tmp_path / "lvis_instances_results.json").read_text())
+    assert len(written) == sum(map(len, predictions.values()))
+
+
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_network_that_finds_nothing_writes_an_empty_list(world_size: int, tmp_path: Path) -> None:
     world, predictions = random_world(2, lvis=True)
     nothing = {image_id: found[:0] for image_id, found in predictions.items()}
     evaluation = _evaluate(world, nothing, tmp_path, world_size)
-    assert evaluation is not None and evaluation.mask["AP"] == 0.0
+    assert evaluation == _direct(world, nothing) and evaluation.mask["AP"] == 0.0
+    counts = np.bincount(world.file.object_classes[~world.file.crowd], minlength=len(world.categories))
+    assert list(evaluation.confusions) == [{None: count} if count else {} for count in counts.tolist()]
     assert json.loads((tmp_path / "lvis_instances_results.json").read_text()) == []
 
 
@@ -154,6 +189,22 @@ def test_the_table_lines_up_and_shows_a_dash_where_there_is_no_score() -> None:
         "box   31.41 100.00      -",
         "mask   2.70   0.00  12.00",
     ]
+
+
+def test_the_classes_line_up_and_are_in_the_order_of_their_ids() -> None:
+    categories = [{"id": 1203, "name": "zebra"}, {"id": 7, "name": "a pet cat"}]
+    file = AnnotationFile.of_records("file.json", images=[], annotations=[], categories=categories)
+    assert format_classes(Evaluation({}, {}, [100.0, None], [None, 7.126]), file).splitlines() == [
+        "  id     box  mask  class",
+        "   7  100.00     -  a pet cat",
+        "1203       -  7.13  zebra",
+    ]
+
+
+def test_that_no_mask_was_found_is_explained_whatever_is_said_of_boxes() -> None:
+    for box, mask, explained in ((5.0, 0.0, True), (0.0, 5.0, False), (5.0, None, True)):
+        evaluation = Evaluation({"AP": box}, {"AP": mask}, [], [])
+        assert (explain_nothing(evaluation) is not None) == explained
 
 
 def test_the_json_has_every_class_with_its_name() -> None:

@@ -237,7 +237,9 @@ def _world(*annotations: dict[str, Any], **labels: list[int]) -> AnnotationFile:
 @pytest.mark.parametrize("segmentation", [[], [[]], [[0, 0, 10, 10]]])
 def test_polygons_of_fewer_than_three_points_are_no_mask_and_no_box(build, segmentation) -> None:
     truth = build(_world(_square(1, 3, 0) | {"segmentation": segmentation}))
-    evaluation = truth.score(_predictions({1: _squares((0, 0.9))}))
+    found = _squares((0, 0.9), (0, 0.8))
+    found.pred_boxes[1] = torch.tensor([0.0, 0.0, 60.0, 20.0])  # the whole image
+    evaluation = truth.score(_predictions({1: found}))
     assert (evaluation.box["AP"], evaluation.mask["AP"]) == (pytest.approx(100.0), 0.0)
 
 

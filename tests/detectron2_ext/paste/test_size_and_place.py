@@ -123,19 +123,20 @@ def test_a_native_object_keeps_its_number_of_pixels():
     np.testing.assert_allclose(drawn_sizes((40, 30), None, (480, 640)).prod(axis=1), 1200, rtol=0.07)
 
 
-def test_a_target_under_five_pixels_or_as_large_as_the_image_is_dropped():
-    shown = set()
+@pytest.mark.parametrize("image_size", [(40, 60), (60, 40)])
+def test_a_target_under_five_pixels_or_as_large_as_the_image_is_dropped(image_size):
+    shown, longer = set(), image_size.index(60)
     for seed in range(600):
         root = float(np.random.default_rng(seed + 1000).choice([0.1, 0.15, 0.7, 1.0]))
-        ratio = 60 / 40 * np.random.default_rng(seed).uniform(0.8, 1.2)
+        ratio = image_size[1] / image_size[0] * np.random.default_rng(seed).uniform(0.8, 1.2)
         width = (root**2 * 40 * 60 * ratio) ** 0.5
         expected = int(width / ratio), int(width)
-        dropped = min(expected) < 5 or expected[0] >= 40 or expected[1] >= 60
-        size = draw_object_size((40, 60), root, (40, 60), np.random.default_rng(seed))
+        dropped = min(expected) < 5 or expected[0] >= image_size[0] or expected[1] >= image_size[1]
+        size = draw_object_size(image_size, root, image_size, np.random.default_rng(seed))
         assert size == (None if dropped else expected)
-        shown.add((dropped, *expected))
-    assert any(not dropped and 5 in size for dropped, *size in shown)
-    assert any(dropped and width == 60 and height < 40 for dropped, height, width in shown)
+        shown.add((dropped, expected))
+    assert any(not dropped and size[1 - longer] == 5 for dropped, size in shown)
+    assert any(dropped and size[longer] == 60 and size[1 - longer] < 40 for dropped, size in shown)
 
 
 def test_the_centre_is_anywhere_in_the_image():
