@@ -69,5 +69,4 @@ def build_schedule(optimizer: torch.optim.Optimizer, cfg: CfgNode) -> LambdaLR:
         if share
         else cosine
     )
-    # The scheduler is stepped once after the last iteration too.
-    return LambdaLR(optimizer, lambda i: multiplier(min(i, solver.MAX_ITER - 1) / solver.MAX_ITER))
+    return LambdaLR(optimizer, lambda i: multiplier(i / solver.MAX_ITER))

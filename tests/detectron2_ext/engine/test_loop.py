@@ -258,6 +258,13 @@ def test_a_disk_that_is_full_leaves_the_old_checkpoint(
     ]
 
 
+def test_without_an_average_the_weights_themselves_stand_for_the_state() -> None:
+    records = [{"id": 3, "name": "cat", "frequency": "r"}, {"id": 8, "name": "cup", "image_count": 2}]
+    state = TrainingState.start(TinyNet(), tiny_config("SOLVER.MODEL_EMA", "0"), records)
+    assert state.evaluated is state.model and "model_ema" not in state.state_dict()
+    assert state.state_dict()["categories"] == [{"id": 3, "name": "cat"}, {"id": 8, "name": "cup"}]
+
+
 @pytest.mark.parametrize("size", [0, 100, 2000])
 def test_a_checkpoint_that_was_cut_short_is_named(size: int, tmp_path: Path) -> None:
     path = _run(_state(), tmp_path, 4).latest()

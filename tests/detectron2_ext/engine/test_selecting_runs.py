@@ -120,9 +120,10 @@ def test_a_round_leaves_out_what_the_rounds_before_refused_whenever_they_pasted_
     for round_ in (0, 1):
         Path(layout.feedback_history(round_)).write_text("{}")
         call(config, "FEEDBACK.DROP_REFUSED", "2")
-        for path in layout.decision_parts(1).values():
-            Path(path).unlink()
-        write_decisions(layout, 1, 2, [Decision(1, 0, names[2], 9, 0.0, 0.5, False)])
+        assert list(layout.decision_parts(round_ + 1)) == [round_ + 2]
+        write_decisions(
+            layout, 1, 2, [Decision(1, 0, names[2], 9, 0.0, 0.5, False)]
+        )  # in the place of its own
     pasted = [{pool.instance(i) for i in range(len(pool))} for pool in pools]
     second, third = ({layout.instance_name(r, category, 0) for category in (2, 5, 9)} for r in (1, 2))
     assert pasted == [set(names), {*names[1:], *second}, {names[1], *second, *third}]
