@@ -36,8 +36,10 @@ def test_evaluation_alone_takes_the_average_where_the_weights_have_one(
     monkeypatch.setattr(modeling, "build_detector", lambda cfg: TinyNet())
     monkeypatch.setattr(modeling, "load_weights", load := Mock())
     cfg = load_config(str(write_config(tmp_path)), ["MODEL.WEIGHTS", "/weights.pth"])
+    cfg.merge_from_list(["DATASETS.TEST", ["small_val", "small_train"]])
     for given in (True, False):  # there is no checkpoint
-        train_net.evaluate_only(cfg, ALONE, Engine(Mock(), Mock(return_value=None)), given)
+        train_net.evaluate_only(cfg, ALONE, Engine(Mock(), validate := Mock(return_value=None)), given)
+        assert [call.args[2] for call in validate.call_args_list] == ["small_val", "small_train"]
         assert load.call_args.args[1:] == ("/weights.pth",) and load.call_args.kwargs == {"use_ema": True}
         load.reset_mock()
 

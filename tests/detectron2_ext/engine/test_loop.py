@@ -259,7 +259,7 @@ def test_a_disk_that_is_full_leaves_the_old_checkpoint(
 
 
 def test_without_an_average_the_weights_themselves_stand_for_the_state() -> None:
-    records = [{"id": 3, "name": "cat", "frequency": "r"}, {"id": 8, "name": "cup", "image_count": 2}]
+    records = [{"id": 3, "name": "cat", "synset": "cat.n.01"}, {"id": 8, "name": "cup", "image_count": 2}]
     state = TrainingState.start(TinyNet(), tiny_config("SOLVER.MODEL_EMA", "0"), records)
     assert state.evaluated is state.model and "model_ema" not in state.state_dict()
     assert state.state_dict()["categories"] == [{"id": 3, "name": "cat"}, {"id": 8, "name": "cup"}]

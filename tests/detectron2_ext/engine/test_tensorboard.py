@@ -36,7 +36,7 @@ def picture(events: EventAccumulator, tag: str) -> np.ndarray:
 def test_metrics_and_scores_stand_at_their_iterations_and_what_is_unknown_at_none(tmp_path: Path) -> None:
     with open_board(CFG, str(tmp_path), 0, ALONE) as board:
         add_metrics(board, 20, {"total_loss": 1.5, "lr": 0.25, "memory_mib": 3.0})
-        add_scores(board, 30, "val", Evaluation({"AP": 12.5}, {"AP": 11.5, "APr": None}, [], []))
+        add_scores(board, 30, "val", Evaluation({"AP": 12.5}, {"AP": 11.5, "AP50": 0.0, "APr": None}, [], []))
     events = read(tmp_path)
     values = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     assert values == {
@@ -45,6 +45,7 @@ def test_metrics_and_scores_stand_at_their_iterations_and_what_is_unknown_at_non
         "speed/memory_mib": [(20, 3.0)],
         "val/box_AP": [(30, 12.5)],
         "val/mask_AP": [(30, 11.5)],
+        "val/mask_AP50": [(30, 0.0)],
     }
 
 
@@ -74,13 +75,13 @@ def test_the_first_batch_is_shown_with_its_boxes_and_passed_on_with_the_others(
         gt_classes=torch.tensor([1]),
         instance_source=torch.tensor([1]),
     )
-    batches = [[{"image": image, "instances": objects}], [{"image": image, "instances": objects}]]
+    batches = [[{"image": image, "instances": objects}] * images for images in (9, 1)]
     state = TrainingState.start(TinyNet(), cfg, CATEGORIES)
     state.iteration = 7
     with open_board(cfg, str(tmp_path), 7, ALONE) as board:
         assert list(shown(batches, board, state, cfg)) == batches
     events = read(tmp_path)
-    assert events.Tags()["images"] == ["training/0"]
+    assert sorted(events.Tags()["images"]) == [f"training/{place}" for place in range(8)]
     pixels = picture(events, "training/0")
     assert pixels.shape == (40, 60, 3) and pixels[10, 55].tolist() == [200, 0, 0]
     assert pixels[38, 10].tolist() == [255, 0, 0]  # the box's lower edge
