@@ -109,12 +109,12 @@ def _match_network(
     ]
     missing = [name for name in expected if name not in weights]
     surplus = [name for name in weights if name not in expected]
-    only_classifier = all(name.endswith(_CLASSIFIER_PARTS) for name in differing)
     elsewhere = {*differing, *missing, *surplus}
-    if elsewhere and new_classifier and all(name.endswith(_CLASSIFIER_PARTS) for name in elsewhere):
+    only_classifier = all(name.endswith(_CLASSIFIER_PARTS) for name in elsewhere)
+    if only_classifier and new_classifier:
         report.fresh, report.unused = [*differing, *missing], [*report.unused, *surplus]
         return {name: value for name, value in weights.items() if name not in elsewhere}
-    if _FIRST_CLASSIFIER in differing and weights[_FIRST_CLASSIFIER].ndim == 1 and only_classifier:
+    if only_classifier and _FIRST_CLASSIFIER in differing and weights[_FIRST_CLASSIFIER].ndim == 1:
         classes, ours = (len(source[_FIRST_CLASSIFIER]) - 1 for source in (weights, expected))
         raise UserError(
             f"{report.path} was trained on {classes} classes, but MODEL.ROI_HEADS.NUM_CLASSES is {ours}: "

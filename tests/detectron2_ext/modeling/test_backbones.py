@@ -1,4 +1,5 @@
 import math
+from copy import deepcopy
 
 import pytest
 import timm
@@ -71,6 +72,12 @@ def test_swin_is_timms_where_maps_are_whole_windows(tmp_path):
         == "backbone.bottom_up.layers.0.downsample.norm.weight"
     )
     assert set(report.unused) == {"norm.weight", "norm.bias", "head.fc.weight", "head.fc.bias", *mask}
+    loaded = ours.backbone.bottom_up.state_dict()
+    torch.save({name: 2 * value for name, value in loaded.items()}, tmp_path / "released.pth")
+    other = deepcopy(ours)
+    assert load_weights(other, str(tmp_path / "released.pth")).converted == {}  # it counts as we do
+    doubled = other.backbone.bottom_up.state_dict()
+    assert all(torch.equal(doubled[name], 2 * value) for name, value in loaded.items())
     images = torch.randn(2, 3, 256, 256)
     features = ours.backbone.bottom_up.eval()(images)
     tokens = theirs.patch_embed(images)

@@ -119,9 +119,24 @@ def test_another_number_of_classes_is_an_error_unless_the_classifier_may_be_new(
     )
     assert "initial values kept: 9, roi_heads.box_predictor.0" in caplog.text
     plain = fresh(ROI_HEADS__NUM_CLASSES=8, ROI_BOX_HEAD__USE_FED_LOSS=False)
-    assert (
-        len(load_weights(plain, path, new_classifier=True).unused) == 3
-    )  # what only the federated loss weighs by
+    weighed_by = [f"roi_heads.box_predictor.{stage}.freq_weight" for stage in range(3)]
+    assert load_weights(plain, path, new_classifier=True).unused == weighed_by
+    torch.save({"model": plain.state_dict()}, tmp_path / "plain.pth")
+    assert load_weights(network, str(tmp_path / "plain.pth"), new_classifier=True).fresh == weighed_by
+
+
+@pytest.mark.parametrize("new_classifier", [False, True])
+@pytest.mark.parametrize("value", [None, torch.zeros(5, 8, 1, 1)])
+def test_another_number_of_classes_beside_other_differences_is_another_network(
+    source, value, new_classifier, tmp_path
+):
+    mask_head = {"roi_heads.mask_head.predictor.weight": value}
+    weights = {
+        name: tensor for name, tensor in (source.state_dict() | mask_head).items() if tensor is not None
+    }
+    torch.save({"model": weights}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=r"x\.pth is of another network than the configuration: "):
+        load_weights(fresh(ROI_HEADS__NUM_CLASSES=8), str(tmp_path / "x.pth"), new_classifier=new_classifier)
 
 
 def test_pixel_statistics_in_old_checkpoints_are_named_not_loaded(source, tmp_path, caplog):
