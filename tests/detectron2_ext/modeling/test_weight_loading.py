@@ -33,7 +33,7 @@ def test_a_checkpoint_returns_every_weight(source, form, tmp_path):
     weights = source.state_dict()
     path = str(tmp_path / ("x.safetensors" if form == "safetensors" else "x.pth"))
     if form == "safetensors":
-        save_file(weights, path)
+        save_file(weights, path, {"format": "pt", "settings": "another tool's"})
     elif form == "ddp":
         torch.save(
             {"model": {f"module.{name}": value for name, value in weights.items()}, "iteration": 7}, path
@@ -117,7 +117,8 @@ def test_another_number_of_classes_is_an_error_unless_the_classifier_may_be_new(
     assert torch.equal(
         network.state_dict()["roi_heads.box_head.0.fc1.weight"], source.roi_heads.box_head[0].fc1.weight
     )
-    assert "initial values kept: 9, roi_heads.box_predictor.0" in caplog.text
+    shown = ", ".join(report.fresh[:8])
+    assert caplog.messages[-1] == f"{path}: initial values kept: 9, {shown}, …"
     plain = fresh(ROI_HEADS__NUM_CLASSES=8, ROI_BOX_HEAD__USE_FED_LOSS=False)
     weighed_by = [f"roi_heads.box_predictor.{stage}.freq_weight" for stage in range(3)]
     assert load_weights(plain, path, new_classifier=True).unused == weighed_by
@@ -141,10 +142,17 @@ def test_another_number_of_classes_beside_other_differences_is_another_network(
 
 def test_pixel_statistics_in_old_checkpoints_are_named_not_loaded(source, tmp_path, caplog):
     path = str(tmp_path / "x.pth")
-    torch.save({"model": dict(source.state_dict()) | {"pixel_mean": torch.zeros(3, 1, 1)}}, path)
-    report = load_weights(fresh(), path)
-    assert report.unused == ["pixel_mean"]
-    assert caplog.messages == [f"{path}: in the file, without use: 1, pixel_mean"]
+    caplog.set_level(logging.INFO)
+    mean, other = {"pixel_mean": torch.zeros(3, 1, 1)}, dict.fromkeys("abcdefgh", 1)
+    for count, and_more in ((8, ""), (9, ", …")):
+        unused = dict(list((mean | other).items())[:count])
+        torch.save({"model": source.state_dict(), "model_ema": source.state_dict() | unused}, path)
+        caplog.clear()
+        assert load_weights(fresh(), path, use_ema=True).unused == list(unused)
+        assert caplog.messages == [
+            f"loaded {len(source.state_dict())} averaged weights from {path}",
+            f"{path}: in the file, without use: {count}, pixel_mean, a, b, c, d, e, f, g{and_more}",
+        ]
 
 
 @pytest.mark.parametrize("protocol", [2, 5])
