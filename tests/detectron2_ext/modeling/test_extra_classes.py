@@ -5,6 +5,7 @@ from network_scenes import NUM_CLASSES, scene, small_config
 
 from detectron2_ext.modeling import build_model, load_weights
 from detectron2_ext.modeling.extra_classes import without_extra_classes
+from exchange.errors import UserError
 
 EXTRA = 7
 CLASSIFIERS = ("cls_score.weight", "cls_score.bias", "freq_weight")
@@ -78,3 +79,17 @@ def test_weights_of_the_data_set_s_classes_alone_start_a_network_with_more(tmp_p
         assert torch.equal(value[last:], given[NUM_CLASSES:]), name  # the background's, where it has one
     cut = without_extra_classes(model.state_dict(), EXTRA)
     assert all(torch.equal(cut[name], given) for name, given in source.state_dict().items())
+
+
+def test_weights_of_other_classes_than_those_of_the_data_set_are_refused_by_their_number(tmp_path):
+    source, more = network(0), EXTRA - 4
+    grown = {
+        name: torch.cat([value, value[:more]]) if name.endswith(CLASSIFIERS) else value
+        for name, value in source.state_dict().items()
+    }
+    torch.save({"model": grown}, tmp_path / "x.pth")
+    message = (
+        f"trained on {NUM_CLASSES + more} classes, but MODEL.ROI_HEADS.NUM_CLASSES is {NUM_CLASSES + EXTRA}"
+    )
+    with pytest.raises(UserError, match=message):
+        load_weights(network(EXTRA), str(tmp_path / "x.pth"))

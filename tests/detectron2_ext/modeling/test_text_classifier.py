@@ -26,6 +26,7 @@ def network(path: str, **overrides):
 def test_logits_are_the_temperature_times_the_cosine_of_feature_and_text(features, bias):
     classifier = network(features, ROI_BOX_HEAD__NORM_TEMP=30.0, ROI_BOX_HEAD__USE_BIAS=bias).roi_heads
     classifier = classifier.box_predictor[1].cls_score
+    assert (classifier.cls_bias is None) == (bias == 0)
     hidden = torch.randn(6, 24)
     weight, shift = (parameter.detach().double().numpy() for parameter in classifier.linear.parameters())
     projected = hidden.double().numpy() @ weight.T + shift
@@ -37,6 +38,8 @@ def test_logits_are_the_temperature_times_the_cosine_of_feature_and_text(feature
 
 def test_a_network_with_text_rows_learns_all_but_them_and_detects(features):
     model = network(features, ROI_BOX_HEAD__USE_BIAS=-4.5)
+    initial = torch.cat([p.bbox_pred[2].weight.flatten() for p in model.roi_heads.box_predictor])
+    assert initial.std().item() == pytest.approx(0.001, rel=0.2)
     before = [predictor.cls_score.zs_weight.clone() for predictor in model.roi_heads.box_predictor]
     losses = model.train()([scene(0)])
     sum(losses.values()).backward()
@@ -61,7 +64,7 @@ def test_a_network_with_text_rows_learns_all_but_them_and_detects(features):
         (b"no array", "is no .npy file"),
         (np.ones((NUM_CLASSES + 1, 7)), f"for each of the {NUM_CLASSES} classes"),
         (np.ones(NUM_CLASSES), "must hold a row"),
-        (np.zeros((NUM_CLASSES, 7)), "not all 0"),
+        (np.eye(NUM_CLASSES, 7, k=1 - NUM_CLASSES), "not all 0"),  # but of the last
         (np.full((NUM_CLASSES, 7), np.nan), "must hold a row of numbers"),
         (np.array([[print]] * NUM_CLASSES), "is no .npy file"),
     ],
