@@ -21,6 +21,7 @@ from exchange.cutouts import encode_cutout
 from exchange.errors import UserError
 from exchange.images import BadImage, encode_png
 from exchange.pool_index import PoolIndex, write_index
+from tests.diSegmenter.conftest import pool_instance
 
 CATEGORY_IDS = np.array([10, 20, 30])
 
@@ -31,8 +32,15 @@ def read(path, **options) -> InstancePool:
 
 
 def test_categories_are_class_indices(write_pool):
-    pool = read(write_pool(5))
+    path = write_pool(5)
+    content = json.loads(path.read_text())
+    content["images"].reverse()
+    path.write_text(json.dumps(content))
+    pool = read(path)
     assert len(pool) == 5 and pool.categories.tolist() == [0, 1, 2, 0, 1]
+    names = [f"00_{10 * (n % 3 + 1):04}_{n:04}.png" for n in range(5)]
+    assert [pool.instance(index) for index in range(5)] == names
+    assert [pool.name(index) for index in range(5)] == [f"{path.parent}/raw/{name}" for name in names]
 
 
 def test_a_cutout_is_the_tight_box_of_its_alpha(write_pool):
@@ -158,17 +166,20 @@ def test_a_cutout_without_halves_is_read_as_before(index_of, write_pool):
     Image.fromarray(whole).save(buffer, "WEBP", lossless=True, exact=True)
     files.write_bytes(pool.name(0), buffer.getvalue())
     np.testing.assert_array_equal(pool.load(0, (5, 5)), whole)
+    files.write_bytes(pool.name(0), buffer.getvalue() + b"half")
+    with pytest.raises(BadImage, match=f"^{pool.name(0)}: 4 bytes of halves, not "):
+        pool.load(0, (5, 5))
 
 
 def test_a_cutout_of_another_size_than_its_index_says_or_without_its_file_is_bad(index_of, write_pool):
     layout = index_of(write_pool(5))
-    pool = InstancePool(IndexedCutouts(layout, [0]), CATEGORY_IDS)
-    height, width = pool.size(0)
-    files.write_bytes(pool.name(0), encode_png(np.zeros((height, width + 1, 4), np.uint8)))
-    with pytest.raises(
-        BadImage, match=rf"{width + 1} x {height} pixels, but by the index {width} x {height}"
-    ):
-        pool.load(0)
+    write_index(layout, 2, [pool_instance(2, 10, 0, cutout="cutouts/0.png", bbox=[9, 9, 31, 20], height=48)])
+    pool = InstancePool(IndexedCutouts(layout, [2]), CATEGORY_IDS)
+    assert pool.size(0) == (20, 31)
+    for height, width in ((31, 31), (20, 32)):
+        files.write_bytes(pool.name(0), encode_png(np.zeros((height, width, 4), np.uint8)))
+        with pytest.raises(BadImage, match=rf"{width} x {height} pixels, but by the index 31 x 20"):
+            pool.load(0)
     files.remove(pool.name(0))
     with pytest.raises(BadImage, match="there is no file"):
         pool.load(0)
@@ -184,12 +195,14 @@ def test_a_whole_image_is_decoded_once_for_its_size_and_its_pixels(write_pool, m
 
 
 def test_a_damaged_a_missing_and_an_empty_cutout_are_bad(write_pool):
-    path = write_pool(3)
+    path = write_pool(4)
     (path.parent / "raw" / "00_0010_0000.png").write_bytes(b"no image")
     (path.parent / "raw" / "00_0020_0001.png").unlink()
     cv2.imwrite(str(path.parent / "segmented" / "00_0030_0002.png"), np.zeros((48, 48), np.uint8))
+    cv2.imwrite(str(path.parent / "segmented" / "00_0010_0003.png"), np.full((36, 64), 255, np.uint8))
     pool = read(path)
-    for index, reason in enumerate(("not an image", "there is no file", "no pixel belongs")):
+    reasons = ("not an image", "there is no file", "no pixel belongs", "its alpha mask has another size")
+    for index, reason in enumerate(reasons):
         with pytest.raises(BadImage, match=reason):
             pool.load(index)
 
