@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -13,9 +14,12 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from detectron2_ext.distributed import Ranks, join_ranks
+from detectron2_ext.engine import torchrun as torchrun_module
 from exchange.config import REPOSITORY
+from exchange.errors import STOPPED
 from tests.detectron2_ext.engine.ten_steps import ten_steps
 from tests.detectron2_ext.engine.tiny import TinyLoader, assert_equal_weights
 
@@ -33,6 +37,16 @@ def torchrun(
         place = ["--master-addr", "127.0.0.1", "--master-port", str(probe.getsockname()[1])]
     command = [python, "-m", module, "--nproc-per-node", "2", *place, str(script), *arguments]
     return subprocess.run(command, env=environment, text=True, timeout=240, **options)
+
+
+def test_torchrun_ends_as_a_command_that_a_signal_stopped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped = SignalException("Process 7 got signal: 15", signal.SIGTERM)
+    monkeypatch.setattr(torchrun_module, "main", Mock(side_effect=stopped))
+    with pytest.raises(SystemExit) as ended:
+        torchrun_module.run()
+    assert ended.value.code == 143 and capsys.readouterr().err == STOPPED
 
 
 def test_a_process_takes_the_gpu_of_its_number_on_its_own_machine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ def test_they_are_those_of_the_masks_that_the_network_pastes() -> None:
     boxes[:40] = boxes[:40].round()
     boxes[40:80, 1], boxes[40:80, 3] = 0, HEIGHT  # runs go on in the next column
     boxes[80:90] = torch.tensor([0.0, 0, WIDTH, HEIGHT])
+    boxes[90] = torch.tensor([WIDTH - 7.0, HEIGHT - 7, WIDTH, HEIGHT])  # with the last pixel
     boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(1)]
     masks = (torch.rand(len(boxes), 7, 7, generator=random) * 1.5).clamp(max=1)
     masks[::5], masks[1::25] = 1.0, 0.0
