@@ -26,9 +26,9 @@ FEEDBACK = Feedback(
     checkpoint_sha256="00",
     dataset="d",
     categories=[1, 5],
-    box_ap=[10.0, None],
-    mask_ap=[9.0, None],
-    drift=[0.5, 0.25],
+    box_ap=[100.0, None],
+    mask_ap=[0.0, None],
+    drift=[0.5, 0.0],
     mean_box_ap=10.0,
     mean_mask_ap=9.0,
     ap_r=None,
@@ -90,13 +90,16 @@ def test_every_round_finds_its_own_files_whatever_their_number(tmp_path):
         ({"box_ap": []}, "box_ap"),
         ({"mask_ap": [1.0, "x"]}, "mask_ap"),
         ({"mask_ap": [1.0, -1.0]}, "percentage"),
-        ({"ap_r": 100.5}, "percentage"),
+        ({"box_ap": [101.0, None]}, "percentage"),
+        *(({name: 100.5}, "percentage") for name in ("mean_box_ap", "mean_mask_ap", "ap_r", "ap_c", "ap_f")),
         ({"drift": [0.0, -1.0]}, "'drift' is negative"),
         ({"drift": [0.0, 1e308]}, "'drift'"),
         ({"categories": [5, 1]}, "ascending"),
         ({"categories": [1, 1]}, "ascending"),
         ({"categories": [1, 1 << 31]}, "32 bits"),
+        ({"categories": [-1, 5]}, "32 bits"),
         ({"round": -2}, "'round'"),
+        ({"iteration": -1}, "'iteration'"),
         ({"checkpoint": "\ud800"}, "'checkpoint'"),
     ],
 )
@@ -109,7 +112,7 @@ def test_feedback_of_another_format_or_inconsistent_is_refused(tmp_path, change,
 
 def make_manifest(shard, complete=True, file="00_0001_0000.png", num_shards=2):
     made = GeneratedInstance(file, 1, 0, 7, "a photo of {}", "a photo of x", False)
-    return Manifest(0, shard, num_shards, complete, {1: 4}, [made], 1.0)
+    return Manifest(0, shard, num_shards, complete, {1: 4}, [made], 0.0)
 
 
 _INSTANCE = dataclasses.asdict(make_manifest(0).instances[0])
@@ -121,9 +124,9 @@ def test_a_round_is_complete_when_all_its_shards_are(tmp_path):
     assert not is_complete(read_round(layout, 0))
     write_manifest(layout, make_manifest(1, complete=False))
     assert not is_complete(read_round(layout, 0))
-    write_manifest(layout, make_manifest(1))
+    write_manifest(layout, whole := make_manifest(1, file="x" * 200))
     assert is_complete(read_round(layout, 0))
-    assert read_round(layout, 0) == [make_manifest(0), make_manifest(1)]
+    assert read_round(layout, 0) == [make_manifest(0), whole]
     assert read_round(layout, 1) == []
 
 
@@ -163,6 +166,8 @@ def test_a_manifest_that_names_a_file_elsewhere_is_refused(tmp_path, file):
         ({"asked": []}, "'asked' is no dict"),
         ({"instances": {}}, "'instances' is no list"),
         ({"shard": 2}, "out of range"),
+        ({"shard": -1}, "out of range"),
+        ({"round": -1}, "out of range"),
         ({"seconds": -1.0}, "out of range"),
         ({"instances": [{**_INSTANCE, "model": "\ud800"}]}, "'model'"),
         ({"instances": [{**_INSTANCE, "category_id": 1 << 31}]}, "32 bits"),
@@ -205,6 +210,8 @@ def test_images_of_each_class_are_counted_in_as_many_as_there_are():
     ("part", "value", "message"),
     [
         ("images", {}, "no list 'images'"),
+        ("annotations", None, "no list 'annotations'"),
+        ("categories", {}, "no list 'categories'"),
         ("annotations", [{"image_id": 1, "category_id": 2}], "category_id 2"),
         ("annotations", [{"image_id": 8, "category_id": 1}], "image_id 8"),
         ("categories", [{"id": 1}], "name"),

@@ -12,15 +12,16 @@ class Example:
     ratio: float | None
     flag: bool
     polygons: list[list[int]]
+    counts: dict[int, int]
     extra: int = 7
     place: tuple[int, float] = (0, 0.0)
 
 
-GOOD = {"name": "a", "number": 3, "ratio": 0.5, "flag": True, "polygons": [[1, 2], []]}
+GOOD = {"name": "a", "number": 3, "ratio": 0.5, "flag": True, "polygons": [[1, 2], []], "counts": {"5": 6}}
 
 
 def test_values_arrive_and_defaults_fill_in():
-    assert from_record(Example, GOOD) == Example("a", 3, 0.5, True, [[1, 2], []])
+    assert from_record(Example, GOOD) == Example("a", 3, 0.5, True, [[1, 2], []], {"5": 6})
     assert from_record(Example, {**GOOD, "ratio": None, "extra": 8, "unknown": 1}).extra == 8
     assert from_record(Example, {**GOOD, "ratio": 1}).ratio == 1
     assert from_record(Example, {**GOOD, "place": [4, 0.5]}).place == [4, 0.5]
@@ -48,6 +49,8 @@ def test_values_arrive_and_defaults_fill_in():
         ("place", [4, 0.5, 0.5]),
         ("place", [0.5, 4]),
         ("place", 4),
+        ("counts", []),
+        ("counts", {"1": 1.5}),
     ],
 )
 def test_a_value_of_another_type_is_named(field, value):
