@@ -106,7 +106,8 @@ def beyond(halves, tmp_path, monkeypatch):
         halves([(5, "cat"), (9, "dog")], [(9, "dog"), (5, "cat")])
         path = tmp_path / "extra.json"
         path.write_text(json.dumps(content))
-        return load_config(str(tmp_path / "x.yaml"), ["DATASETS.EXTRA_CATEGORIES", os.path.relpath(path, REPOSITORY), *settings])
+        named = ["DATASETS.EXTRA_CATEGORIES", os.path.relpath(path, REPOSITORY)]
+        return load_config(str(tmp_path / "x.yaml"), [*named, *settings])
 
     return write
 
