@@ -164,6 +164,9 @@ def test_every_key_of_the_segmenter_reaches_what_it_is_for(monkeypatch, config, 
         assert built["load_foreground"].call_args.args[3] is trusted
     off = load_config(config, ["SEGMENTER.SIMILARITY_THRESHOLD", "0.7", "SEGMENTER.JUDGE_THRESHOLD", "0.8"])
     assert segmentAndFilter.build_filter(off, 23.0) == InstanceFilter(23.0, (0.0, 1.1), 0, False)
+    cfg = load_config(config, ["SEGMENTER.FOREGROUND", "alpha"])
+    segmentAndFilter.build_segmenter(cfg, layout, dataset, "images", Shard(), 0)
+    assert built["OneModel"].call_args.args[0] == "alpha"
 
 
 def test_of_several_models_each_gets_its_name_and_clip_chooses(call, config, layout, foreground_folder):

@@ -59,6 +59,14 @@ def test_json_round_trips_on_a_local_path_and_on_another_file_system(tmp_path):
     assert files.disk_usage(str(tmp_path)) == entry.size
 
 
+def test_names_are_sorted_whatever_the_disk_s_order(tmp_path):
+    names = [f"{number * 7 % 30:02}" for number in range(30)]
+    for name in names:
+        (tmp_path / name).touch()
+    assert files.list_dir(str(tmp_path)) == sorted(names)
+    assert files.names(str(tmp_path), "1") == {f"1{digit}" for digit in range(10)}
+
+
 def test_nan_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError):
         files.write_json(str(tmp_path / "x.json"), float("nan"))

@@ -2,12 +2,14 @@ import dataclasses
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from exchange import files
 from exchange.annotations import AnnotationFile, frequency, read_annotations
+from exchange.decisions import Decision, write_decisions
 from exchange.errors import UserError
-from exchange.feedback import Feedback, read_feedback, write_feedback
+from exchange.feedback import Feedback, read_feedback, source_round, write_feedback
 from exchange.layout import RunLayout
 from exchange.manifest import (
     GeneratedInstance,
@@ -17,7 +19,11 @@ from exchange.manifest import (
     read_round,
     write_manifest,
 )
+from exchange.pool_features import add_features
+from exchange.pool_index import write_index
+from exchange.pool_rank import write_rank
 from exchange.seeds import instance_seed
+from tests.diSegmenter.conftest import pool_instance
 
 FEEDBACK = Feedback(
     round=2,
@@ -43,6 +49,11 @@ def test_feedback_round_trips_and_is_kept_in_the_history(tmp_path):
     write_feedback(layout, FEEDBACK)
     assert read_feedback(layout.feedback_file) == FEEDBACK
     assert read_feedback(layout.feedback_history(2)) == FEEDBACK
+
+
+def test_feedback_is_that_of_the_round_before_or_staler_and_of_the_initial_weights_at_least():
+    assert [source_round(round_, 0) for round_ in range(4)] == [-1, 0, 1, 2]
+    assert [source_round(round_, 1) for round_ in range(4)] == [-1, -1, 0, 1]
 
 
 def test_the_file_of_a_round_is_written_last_and_the_copy_shows_the_latest_round(tmp_path, monkeypatch):
@@ -77,8 +88,68 @@ def test_every_round_finds_its_own_files_whatever_their_number(tmp_path):
     assert layout.feedback_history(0) != layout.feedback_history(-1)
     assert layout.cutout_name("a.b.png") == "cutouts/a.b.webp"  # an imported pool has names of its own
     assert layout.instance_name(9, 34, 5) == "09_0034_0005.png"
-    # as runs that there are have it
-    assert layout.features_made_from() == str(tmp_path / "pool/features/made_from.json")
+
+
+def test_what_runs_that_there_are_hold_is_found_and_of_the_same_form(tmp_path):
+    layout = RunLayout(f"{tmp_path}/")
+    weights = "s3://elsewhere/model_0000299.pth"
+    places = {
+        layout.settings_file: "run.yaml",
+        layout.scores("val", weights): "train/inference/val/metrics_0000299.json",
+        layout.decisions(1, 300): "train/decisions/rd01_0000300.arrow",
+        layout.twins(3): "pictures/twins_rd03.png",
+        layout.logs_dir: "logs",
+        layout.locks_dir: "locks",
+        layout.seconds_dir: "seconds",
+        layout.report: "report.html",
+        layout.feedback_file: "feedback.json",
+        layout.feedback_history(-1): "feedback/initial.json",
+        layout.feedback_history(0): "feedback/rd00.json",
+        layout.raw("a.png"): "pool/raw/a.png",
+        layout.segmented("a.png"): "pool/segmented/a.png",
+        layout.cutout("a.png"): "pool/cutouts/a.webp",
+        layout.manifest(2, 0, 3): "pool/manifests/manifest_rd02_0of3.json",
+        layout.pool_index(7): "pool/index/rd07.arrow",
+        layout.pool_outlines(7): "pool/index/rd07.outlines.arrow",
+        layout.pool_part(7, 2): "pool/index/rd07.parts/000002.arrow",
+        layout.pool_part_outlines(7, 2): "pool/index/rd07.parts/000002.outlines.arrow",
+        layout.pool_part_done(7, 2): "pool/index/rd07.parts/000002.json",
+        layout.pool_categories(): "pool/categories.json",
+        layout.dropped_by_hand(): "pool/dropped.json",
+        layout.real_features(): "pool/real_features.safetensors",
+        layout.rank(0, "clip"): "pool/rank/rd00.clip.arrow",
+        layout.rank_done(0, "clip"): "pool/rank/rd00.clip.json",
+        layout.features(0, 2): "pool/features/rd00_002.arrow",
+        layout.features_made_from(): "pool/features/made_from.json",
+        layout.annotations(4): "pool/annotations/rd04.json",
+        layout.verdicts(4): "pool/annotations/rd04.filter.json",
+        layout.annotations_done(4): "pool/annotations/rd04.done",
+    }
+    assert list(places) == [f"{tmp_path}/{place}" for place in places.values()]
+    write_index(layout, 0, [pool_instance(0, 3, 0)])
+    write_decisions(layout, 1, 300, [Decision(299, 0, "a.png", 3, 0.5, -0.05, True)])
+    write_rank(layout, 0, "clip", ["a.png"], np.ones(1), {})
+    add_features(layout, 0, ["a.png"], np.eye(1))
+    texts = ("file", "reason", "model", "prompt", "cutout", "foreground", "instance")
+    kinds = dict.fromkeys(texts, "string") | {"bbox": "fixed_size_list<item: int32>[4]", "accepted": "bool"}
+    kinds |= dict.fromkeys(("clip_white", "clip_black", "similarity", "judge"), "double")
+    kinds |= dict.fromkeys(("value", "score", "threshold"), "double")
+    kinds |= dict.fromkeys(("seed", "offset", "length"), "int64") | {"feature": "list<item: halffloat>"}
+    kinds["segmentation"] = "list<item: list<item: int32>>"
+    columns = {
+        layout.pool_index(
+            0
+        ): "file round category_id width height bbox area objects clip_white clip_black reason "
+        "seed model prompt cutout offset length foreground similarity judge",
+        layout.pool_outlines(0): "segmentation",
+        layout.decisions(1, 300): "iteration process instance category_id score threshold accepted",
+        layout.rank(0, "clip"): "file value",
+        layout.features(0, 0): "file feature",
+    }
+    for path, names in columns.items():
+        schema = pa.ipc.open_file(path).schema
+        assert schema.names == names.split() and schema.metadata == {b"format": b"1"}, path
+        assert [str(kind) for kind in schema.types] == [kinds.get(name, "int32") for name in schema.names]
 
 
 @pytest.mark.parametrize(

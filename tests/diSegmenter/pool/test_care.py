@@ -205,6 +205,7 @@ def test_packing_keeps_every_cut_out_kept_or_dropped_in_tar_files_that_anybody_r
     tars = [f"rd{round_:02}_{number:04}.tar" for round_ in (0, 1) for number in (0, 1)]
     assert files.list_dir(pool.pool("cutouts")) == tars
     assert pixels(pool, dropped_too=True) == before and list(verify(pool, IDS)) == []
+    assert files.read_bytes(pool.pool(f"cutouts/{tars[2]}")).endswith(bytes(2 * 512))  # where a tar file ends
     with tarfile.open(pool.pool(f"cutouts/{tars[2]}")) as tar:
         members = [(tar.extractfile(name).read(), name) for name in tar.getnames()]
     assert [decode_rgba(*member).tobytes() for member in members] == [data for *_, data in before[4:7]]
