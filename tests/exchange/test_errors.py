@@ -11,6 +11,8 @@ import pytest
 
 from exchange.config import REPOSITORY
 from exchange.errors import run_cli
+from exchange.layout import RunLayout
+from exchange.logs import log_to_run
 
 ENDS = "from exchange.errors import run_cli; run_cli(lambda: {})"
 
@@ -42,6 +44,19 @@ def test_the_last_line_of_its_log_is_what_ended_it_unless_all_is_well(
         run_cli(Mock(side_effect=error))
     log.close()
     assert (tmp_path / "log.txt").read_text().splitlines() == lines
+
+
+def test_a_stage_begins_its_log_behind_what_is_there_with_its_rank_if_it_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", handlers := [])
+    for root, rank in ((str(tmp_path), None), (str(tmp_path), 1), ("s3://bucket/run", None)):
+        log_to_run(RunLayout(root), "train", rank)
+    lines = (tmp_path / "logs/train.log").read_text().splitlines()
+    assert [line.split(" ", 2)[2] for line in lines] == [
+        f"INFO {rank}exchange.logs: started" for rank in ("", "rank 1 ")
+    ]
+    assert len(handlers) == 2 and [handler.close() for handler in handlers]
 
 
 def test_a_connection_that_breaks_is_an_error_as_any_other(python: str) -> None:

@@ -330,6 +330,18 @@ def test_what_is_dropped_by_hand_leaves_training_and_no_later_judgement_brings_i
     assert sorted(image["file_name"] for image in later) == sorted([kept[2], kept[3], kept[5]])
 
 
+def test_an_annotation_file_of_the_latest_round_alone_stays_so_when_instances_are_dropped(layout):
+    write_lvis(layout.annotations(1), layout, [1], CATEGORIES)
+    first, *_, last = PoolIndex(layout, [0, 1]).column("file")
+    drop(layout, [first, last], [], [], CATEGORIES)
+    content = files.read_json(layout.annotations(1))
+    listed = [image["file_name"] for image in content["images"]]
+    assert listed == PoolIndex(layout, [1]).column("file").tolist() and content["info"]["round"] == 1
+    files.write_bytes(layout.annotations(1), b"damaged")
+    drop(layout, listed[:1], [], [], CATEGORIES)
+    assert list(verify(layout, IDS)) == []
+
+
 @pytest.mark.parametrize(
     ("classes", "rounds"), [([CATEGORIES[0]["id"]], []), ([], [1]), ([CATEGORIES[0]["id"]], [1])]
 )
