@@ -47,6 +47,12 @@ def test_the_better_of_the_two_backgrounds_decides_at_the_threshold_itself():
     assert CHECKS.reason(dataclasses.replace(GOOD, clip_white=25.0, clip_black=-3.0)) == ""
 
 
+def test_the_best_of_a_class_and_what_is_as_far_below_as_the_tolerance_stay_however_low_they_score():
+    rows = [dataclasses.replace(GOOD, clip_white=score, clip_black=-9.0) for score in (-3.0, -4.01, -4.0)]
+    judged = dataclasses.replace(CHECKS, clip_tolerance=1.0).judge(rows)
+    assert [row.reason for row in judged] == ["", "CLIP score", ""]
+
+
 def test_an_instance_without_a_score_is_not_judged_by_it():
     assert CHECKS.reason(dataclasses.replace(GOOD, clip_white=None, clip_black=None)) == ""
 

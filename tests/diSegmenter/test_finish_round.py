@@ -7,7 +7,14 @@ import pytest
 
 from diSegmenter import finish_round
 from diSegmenter.filter import InstanceFilter
-from diSegmenter.finish_round import JudgedRound, finished_rounds, judge_again, judge_round, write_pool
+from diSegmenter.finish_round import (
+    JudgedRound,
+    finished_rounds,
+    judge_again,
+    judge_round,
+    read_filter,
+    write_pool,
+)
 from exchange import files
 from exchange.cutouts import encode_cutout
 from exchange.errors import UserError
@@ -137,6 +144,10 @@ def test_decisions_and_thresholds_are_on_record(layout):
         "unreadable": [],
         "instances": [kept | of_both, dropped | of_both | {"clip_black": 20}],
     }
+    for damaged in ([], {}, {"settings": 3}):
+        files.write_json(layout.verdicts(1), damaged)
+        with pytest.raises(UserError, match=r"rd01\.filter\.json does not say what was kept .*--refilter"):
+            read_filter(layout, 1)
 
 
 def test_a_round_is_judged_again_from_its_index(layout):

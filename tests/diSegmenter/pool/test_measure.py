@@ -188,10 +188,10 @@ def test_a_cut_out_that_does_not_decode_is_named(layout):
 
 
 def test_an_object_stands_whole_in_the_middle_of_a_white_square():
-    cutout = np.zeros((50, 10, 4), np.uint8)
+    cutout = np.zeros((51, 11, 4), np.uint8)
     cutout[..., 3], cutout[0, :, 3] = 255, 51
     square = on_white_square(cutout)
-    assert square.shape == (60, 60, 3)
-    expected = np.full((60, 60), 255)
-    expected[5:55, 25:35], expected[5, 25:35] = 0, 204
+    assert square.shape == (62, 62, 3)  # 1.2 x 51, rounded up
+    expected = np.full((62, 62), 255)
+    expected[5:56, 25:36], expected[5, 25:36] = 0, 204
     assert (square == expected[..., None]).all()
