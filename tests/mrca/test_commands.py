@@ -46,6 +46,10 @@ def test_every_option_has_a_help_with_its_default(module, monkeypatch):
             if action.option_strings and action.nargs != 0 and may_be_left_out:
                 text = parser._get_formatter()._expand_help(action)
                 assert "default" in text or "release's name" in text, (parser.prog, action.option_strings)
+                assert text.count("(default") < 2 and "default: None" not in text, action.option_strings
+            if action.nargs == 0:
+                shown = parser._get_formatter()._expand_help(action)
+                assert "default: False" not in shown, action.option_strings
 
 
 @pytest.mark.parametrize("module", MODULES)
