@@ -15,23 +15,9 @@ from exchange.manifest import GeneratedInstance, Manifest, write_manifest
 from exchange.pool_index import PoolInstance
 
 CATEGORIES = [
-    {
-        "id": 3,
-        "name": "red disc",
-        "frequency": "r",
-        "image_count": 2,
-        "instance_count": 2,
-        "synset": "disc.n.01",
-    },
-    {
-        "id": 7,
-        "name": "blue_disc",
-        "frequency": "f",
-        "image_count": 200,
-        "instance_count": 300,
-        "def": "a disc",
-    },
-]
+    {"id": 3, "name": "red disc", "frequency": "r", "image_count": 2, "instance_count": 2, "synset": "disc.n.01"},
+    {"id": 7, "name": "blue_disc", "frequency": "f", "image_count": 200, "instance_count": 300, "def": "a disc"},
+]  # fmt: skip
 
 
 def disc_image(

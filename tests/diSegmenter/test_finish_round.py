@@ -46,11 +46,8 @@ def test_the_pool_is_cumulative_in_lvis_format(layout):
     finish(layout, 0, [30, 20, 30, 25], [0])
     finish(layout, 1, [10, 40, 24.9, 10], [0, 1])
     first, second = (files.read_json(layout.annotations(round_)) for round_ in (0, 1))
-    assert [image["file_name"] for image in first["images"]] == [
-        "00_0003_0000.png",
-        "00_0003_0002.png",
-        "00_0007_0003.png",
-    ]
+    names = [f"00_{rest}.png" for rest in ("0003_0000", "0003_0002", "0007_0003")]
+    assert [image["file_name"] for image in first["images"]] == names
     assert [image["file_name"] for image in second["images"]][3:] == ["01_0007_0001.png"]
     assert [a["round"] for a in second["annotations"]] == [0, 0, 0, 1]
     assert second["categories"] == CATEGORIES and second["info"]["round"] == 1
@@ -58,11 +55,8 @@ def test_the_pool_is_cumulative_in_lvis_format(layout):
     assert (annotation["id"], annotation["image_id"], annotation["category_id"]) == (4, 4, 7)
     assert (annotation["bbox"], annotation["area"], annotation["iscrowd"]) == ([3, 4, 10, 11], 90, 0)
     assert (annotation["segmentation"], annotation["clip_score"]) == ([[3, 4, 12, 4, 12, 14]], 40)
-    assert (second["images"][3]["id"], second["images"][3]["width"], second["images"][3]["height"]) == (
-        4,
-        48,
-        40,
-    )
+    image = second["images"][3]
+    assert (image["id"], image["width"], image["height"]) == (4, 48, 40)
     assert finished_rounds(layout, range(3)) == [0, 1]
 
 
@@ -72,13 +66,7 @@ def test_a_round_costs_the_same_whatever_came_before_and_says_who_writes_the_res
     caplog.set_level("INFO")
     for round_ in range(5):
         finish(layout, round_, [30, 30], list(range(round_ + 1)), limit=4)
-    assert [files.exists(layout.annotations(round_)) for round_ in range(5)] == [
-        True,
-        True,
-        False,
-        False,
-        False,
-    ]
+    assert [files.exists(layout.annotations(round_)) for round_ in range(5)] == [True] * 2 + [False] * 3
     assert "round 3: kept 2 of 2 instances" in caplog.messages
     assert "ANNOTATION_FILE_LIMIT" in caplog.text and f"mrca pool export {layout.root} OUT" in caplog.text
     opened, written, write = [], Counter(), files.atomic_writer

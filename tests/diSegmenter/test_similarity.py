@@ -49,12 +49,9 @@ def test_the_similarity_is_the_mean_cosine_with_the_real_objects_of_the_class(
         torch.manual_seed(1)
         folder = str(tmp_path / "dino")
         sizes = {
-            "hidden_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "image_size": 16,
+            "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16,
             "patch_size": 4,
-        }
+        }  # fmt: skip
         Dinov2Model(Dinov2Config(**sizes)).save_pretrained(folder)
         processor.save_pretrained(folder)
         exact = Dinov2Model.from_pretrained(folder).double().eval()

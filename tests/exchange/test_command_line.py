@@ -7,12 +7,7 @@ import pytest
 from huggingface_hub import utils as hub
 from transformers.utils import logging
 
-from exchange.command_line import (
-    add_command,
-    left_out_without_matplotlib,
-    make_parser,
-    quiet_model_libraries,
-)
+from exchange.command_line import add_command, left_out_without_matplotlib, make_parser, quiet_model_libraries
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,7 @@ from fvcore.common.config import CfgNode
 from exchange import files, run
 from exchange.config import REPOSITORY, flatten, load_config
 from exchange.errors import UserError
-from exchange.run import (
-    add_round_arguments,
-    chosen_rounds,
-    claim_run,
-    num_rounds,
-    open_run,
-    round_iterations,
-)
+from exchange.run import add_round_arguments, chosen_rounds, claim_run, num_rounds, open_run, round_iterations
 
 CONFIG = str(REPOSITORY / "configs/digits/MRCA_digits.yaml")
 
@@ -30,29 +23,13 @@ def settings(root: Path, *overrides: str):
 
 
 FREE = {
-    "OUTPUT_DIR",
-    "DATASETS.CUSTOM",
-    "MODEL.DEVICE",
-    "MODEL.META_ARCHITECTURE",
-    "MODEL.ROI_HEADS.NAME",
-    "DATALOADER.NUM_WORKERS",
-    "DATALOADER.PREFETCH_FACTOR",
-    "FEEDBACK.TIMEOUT",
-    "GENERATOR.EMBEDDING_CACHE",
-    "GENERATOR.GUIDANCE_CHECKPOINTING",
-    "GENERATOR.GUIDANCE_CHUNK",
-    "GENERATOR.TWINS",
-    "SEGMENTER.ANNOTATION_FILE_LIMIT",
-    "SEGMENTER.BATCH_SIZE",
-    "SEGMENTER.KEEP_RAW",
-    "SEGMENTER.TRUST_REMOTE_CODE",
-    "SEGMENTER.WORKERS",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "SOLVER.KEEP_CHECKPOINTS",
-    "SOLVER.LOG_PERIOD",
-    "SOLVER.TENSORBOARD",
-    "TEST.EVAL_PERIOD",
-}
+    "OUTPUT_DIR", "DATASETS.CUSTOM", "MODEL.DEVICE", "MODEL.META_ARCHITECTURE", "MODEL.ROI_HEADS.NAME",
+    "DATALOADER.NUM_WORKERS", "DATALOADER.PREFETCH_FACTOR", "FEEDBACK.TIMEOUT", "GENERATOR.EMBEDDING_CACHE",
+    "GENERATOR.GUIDANCE_CHECKPOINTING", "GENERATOR.GUIDANCE_CHUNK", "GENERATOR.TWINS",
+    "SEGMENTER.ANNOTATION_FILE_LIMIT", "SEGMENTER.BATCH_SIZE", "SEGMENTER.KEEP_RAW",
+    "SEGMENTER.TRUST_REMOTE_CODE", "SEGMENTER.WORKERS", "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.KEEP_CHECKPOINTS", "SOLVER.LOG_PERIOD", "SOLVER.TENSORBOARD", "TEST.EVAL_PERIOD",
+}  # fmt: skip
 
 
 def with_others(cfg: CfgNode, keys: set[str]) -> CfgNode:
