@@ -81,10 +81,14 @@ def test_every_round_finds_its_own_files_whatever_their_number(tmp_path):
         files.write_bytes(layout.pool_index(round_), b"")
         files.write_bytes(layout.pool_outlines(round_), b"")
         files.write_bytes(layout.manifest(round_, 0, 1), b"")
+        files.write_bytes(layout.features(round_, 10 * round_), b"")
+        files.write_bytes(layout.decisions(round_, 10**5 * round_), b"")
     files.write_bytes(layout.pool("index/rd12.arrow.5f.tmp"), b"")  # of a writer that was killed
     assert layout.pool_rounds() == [9, 11, 100]
     for round_ in (100, 9, 11):
         assert layout.manifests(round_) == [layout.manifest(round_, 0, 1)]
+        assert layout.feature_parts(round_) == [10 * round_]
+        assert [*layout.decision_parts(round_)] == [10**5 * round_]
     assert layout.feedback_history(0) != layout.feedback_history(-1)
     assert layout.cutout_name("a.b.png") == "cutouts/a.b.webp"  # an imported pool has names of its own
     assert layout.instance_name(9, 34, 5) == "09_0034_0005.png"

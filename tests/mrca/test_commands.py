@@ -11,6 +11,8 @@ from unittest.mock import Mock
 
 import pytest
 
+import mrca
+from detectron2_ext.predictor import Predictor
 from exchange.config import REPOSITORY
 from mrca import commands
 from mrca.commands import COMMANDS
@@ -75,6 +77,16 @@ def test_words_of_an_option_are_joined_by_hyphens_and_the_release_s_spelling_is_
     for parser in parsers_of(module, monkeypatch):
         for action in parser._actions:
             assert "_" not in "".join(action.option_strings[:1]), action.option_strings
+
+
+def test_mrca_has_the_five_names_of_its_parts_which_it_finds():
+    owners = {"CRITERIA": "criteria", "Guidance": "guidance", "guided": "guidance", "Painter": "painter"}
+    expected = [getattr(importlib.import_module(f"generator.{owners[name]}"), name) for name in owners]
+    assert [getattr(mrca, name) for name in mrca.__all__] == [*expected, Predictor]
+    assert not hasattr(mrca, "nothing")
+    (finder,) = (finder for finder in sys.meta_path if finder.__module__ == "mrca")
+    assert finder.find_spec("exchange").origin == str(REPOSITORY / "exchange/__init__.py")
+    assert finder.find_spec("tools") is None
 
 
 def test_help_imports_nothing_slow():
