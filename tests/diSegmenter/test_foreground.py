@@ -25,8 +25,11 @@ IMAGES = [disc_image(8), disc_image(15, size=(64, 32)), disc_image(4, size=(33, 
 IMAGES.append(disc_image(10, size=(32, 64)))
 
 
-def test_a_model_with_code_of_its_own_loads_and_finds_the_object(foreground_folder):
+def test_a_model_with_code_of_its_own_loads_and_finds_the_object(foreground_folder, caplog):
     foreground = load_foreground("matting", foreground_folder, "main", True, 32, CPU)
+    assert caplog.messages == [
+        f"SEGMENTER.TRUST_REMOTE_CODE is set: {foreground_folder} at main may run its own code here"
+    ]
     for image in IMAGES:
         (alpha,) = foreground([image])
         inside = image[..., 1] < 255
@@ -76,10 +79,11 @@ def test_foreign_code_does_not_run_without_the_users_word(foreground_folder):
 
 
 def test_code_in_the_repositorys_assets_needs_no_word_but_code_that_is_only_reached_through_them_does(
-    foreground_folder, tmp_path, monkeypatch
+    foreground_folder, tmp_path, monkeypatch, caplog
 ):
     monkeypatch.setattr(foreground_module, "_OURS", foreground_folder)
-    assert load_foreground("matting", foreground_folder, "main", False, 32, CPU)
+    for trusts in (False, True):
+        assert load_foreground("matting", foreground_folder, "main", trusts, 32, CPU) and not caplog.messages
     (tmp_path / "assets").mkdir()
     monkeypatch.setattr(foreground_module, "_OURS", tmp_path / "assets")
     for link, name in (("theirs", "assets/../theirs"), ("assets/linked", "assets/linked")):
