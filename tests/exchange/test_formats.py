@@ -26,22 +26,10 @@ from exchange.seeds import instance_seed
 from tests.diSegmenter.conftest import pool_instance
 
 FEEDBACK = Feedback(
-    round=2,
-    iteration=300,
-    checkpoint="train/model_0000299.pth",
-    checkpoint_sha256="00",
-    dataset="d",
-    categories=[1, 5],
-    box_ap=[100.0, None],
-    mask_ap=[0.0, None],
-    drift=[0.5, 0.0],
-    mean_box_ap=10.0,
-    mean_mask_ap=9.0,
-    ap_r=None,
-    ap_c=9.0,
-    ap_f=None,
-    time="2026-01-01T00:00:00",
-)
+    round=2, iteration=300, checkpoint="train/model_0000299.pth", checkpoint_sha256="00", dataset="d",
+    categories=[1, 5], box_ap=[100.0, None], mask_ap=[0.0, None], drift=[0.5, 0.0], mean_box_ap=10.0,
+    mean_mask_ap=9.0, ap_r=None, ap_c=9.0, ap_f=None, time="2026-01-01T00:00:00",
+)  # fmt: skip
 
 
 def test_feedback_round_trips_and_is_kept_in_the_history(tmp_path):
