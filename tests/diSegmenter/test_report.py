@@ -67,7 +67,7 @@ def test_the_report_counts_what_was_asked_made_and_kept_of_the_classes_that_lose
 
 
 def test_every_class_that_was_asked_for_or_made_is_in_one_of_three_tables(layout):
-    names = {number: f"class {number:02}" for number in range(1, 36)}
+    names = {number: f"class {40 - number:02}" for number in range(1, 36)}
     names |= {36: "neither"}
     asked = {number: 0 if number in (34, 36) else 2 for number in names}
     write_manifest(layout, Manifest(0, 0, 1, True, asked, [], 1.0))
@@ -78,8 +78,8 @@ def test_every_class_that_was_asked_for_or_made_is_in_one_of_three_tables(layout
     head = ["class", "asked", "made", "kept"]
     rows = page.rows[page.rows.index(head) :]
     assert rows.count(head) == 3
-    lost = [[names[number], "2", "0", "0"] for number in range(1, 34)]
-    others = [["class 35", "2", "3", "2"], ["class 34", "0", "1", "1"]]
+    lost = [[names[number], "2", "0", "0"] for number in range(33, 0, -1)]
+    others = [[names[35], "2", "3", "2"], [names[34], "0", "1", "1"]]
     assert [row for row in rows if row != head] == lost + others
 
 

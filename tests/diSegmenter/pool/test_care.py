@@ -141,7 +141,7 @@ def loosen(layout, side):
         *((lambda run, side=side: loosen(run, side), "00_0007_0001.webp", "box") for side in range(4)),
         (append, "00_0007_0001.webp", "not its halves"),
         (lambda run: change(run, 0, 1, area=3), "00_0007_0001.webp", "area 3"),
-        (lambda run: change(run, 0, 1, category_id=8), "00_0007_0001.png", "category 8"),
+        (lambda run: change(run, 0, 1, category_id=5), "00_0007_0001.png", "category 5"),
         (lambda run: change(run, 0, 1, cutout="../../x"), "rd00.arrow", "leads out of"),
         (lose_the_marker, "rd01.arrow", "no marker"),
         (lose_the_index, "rd01.arrow", "there is no pool index"),
@@ -154,6 +154,8 @@ def test_each_damage_is_found_and_has_a_remedy(layout, damage, file, what):
     damage(layout)
     (problem,) = verify(layout, IDS)
     assert problem.file.endswith(file) and what in problem.what and problem.remedy
+    if of_round := re.match(r"rd(\d+)", file):
+        assert problem.remedy == f"run segmentAndFilter.py --st-rd {int(of_round[1])} again"
 
 
 def test_every_instance_of_a_large_pool_is_looked_at(layout):
@@ -227,6 +229,9 @@ def test_packing_that_is_killed_before_its_index_is_written_loses_nothing(layout
         pack(layout, 0)
     assert pixels(layout, dropped_too=True) == before
     assert pack(layout, 0) == 4 and pixels(layout, dropped_too=True) == before
+    files.remove(layout.cutout("01_0003_0000.png"))
+    with pytest.raises(UserError, match=r"there is no file .*01_0003_0000\.webp"):
+        pack(layout, 1)
 
 
 def test_a_merged_pool_keeps_every_cut_out_until_its_duplicates_go(pool, tmp_path):

@@ -126,7 +126,7 @@ def test_features_of_another_model_are_made_again(layout, left):
     "damage",
     [lambda data: data[:-9], lambda data: b"", lambda data: data.replace(b"0_0003_0005", b"\xff" * 11)],
 )
-def test_a_damaged_part_is_named_and_measured_again_alone(layout, damage):
+def test_a_damaged_part_is_named_and_measured_again_alone(layout, damage, caplog):
     names = add_round(layout, 0)
     run(layout, Encoder())
     before = read(layout, names)
@@ -136,6 +136,7 @@ def test_a_damaged_part_is_named_and_measured_again_alone(layout, damage):
         PoolFeatures(layout, [0])
     encode = Encoder()
     assert run(layout, encode) == [(0, 3, 7)] and encode.seen == 3
+    assert [message.partition(" (")[0] for message in caplog.messages] == [f"{path} is damaged"]
     np.testing.assert_array_equal(read(layout, names), before)
 
 

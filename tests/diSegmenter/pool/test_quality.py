@@ -140,6 +140,7 @@ def test_what_repeats_the_former_round_adds_instances_and_no_diversity(layout, t
 
 def test_diversity_is_known_up_to_the_first_round_with_an_instance_that_is_not_measured(layout):
     add_features(layout, 0)
+    assert PoolQuality(layout, layout.pool_rounds()).unmeasured == 1
     add_features(layout, 3)
     quality = PoolQuality(layout, layout.pool_rounds())
     assert quality.unmeasured == 1
