@@ -1,5 +1,6 @@
 """How a command ends."""
 
+import errno
 import logging
 import os
 import signal
@@ -13,6 +14,7 @@ from exchange.config import REPOSITORY
 from exchange.errors import run_cli
 from exchange.layout import RunLayout
 from exchange.logs import log_to_run
+from exchange.stopping import Stopped
 
 ENDS = "from exchange.errors import run_cli; run_cli(lambda: {})"
 
@@ -25,6 +27,31 @@ def test_nobody_who_reads_its_output_is_no_error(lines: int, python: str) -> Non
     done = subprocess.run(command, cwd=REPOSITORY, stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+@pytest.mark.parametrize("name", ["ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO"])
+def test_a_file_that_may_not_be_written_is_one_sentence_and_a_broken_disk_is_an_error_as_any_other(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    number = getattr(errno, name)
+    with pytest.raises(OSError if name == "EIO" else SystemExit) as end:
+        run_cli(Mock(side_effect=OSError(number, os.strerror(number), "/x")))
+    if name != "EIO":
+        assert end.value.code == 2
+        assert capsys.readouterr().err.startswith(
+            f"error: /x: {os.strerror(number)}: make room there, or give"
+        )
+
+
+@pytest.mark.parametrize("by_torchrun", [False, True])
+def test_a_process_of_torchrun_s_that_is_stopped_says_nothing_as_another_may_have_failed(
+    by_torchrun: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if by_torchrun:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
+    with pytest.raises(SystemExit, match="143"):
+        run_cli(Mock(side_effect=Stopped(signal.SIGTERM)))
+    assert capsys.readouterr().err == ("" if by_torchrun else "stopped; the same command goes on\n")
 
 
 @pytest.mark.parametrize(

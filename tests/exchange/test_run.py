@@ -123,7 +123,8 @@ def test_a_run_says_of_which_versions_its_numbers_are(tmp_path, monkeypatch):
 
 def test_a_run_folder_is_claimed_when_something_is_made_not_when_it_is_looked_at(tmp_path):
     cfg = settings(tmp_path / "run")
-    open_run(cfg, "train", "pool/raw")
+    assert open_run(cfg, "train", "pool/raw").root == str(tmp_path / "run")
+    assert run.run_layout(load_config(CONFIG, ["OUTPUT_DIR", "s3://bucket/run"])).root == "s3://bucket/run"
     assert not (tmp_path / "run").exists()
     claim_run(cfg)
     with pytest.raises(UserError, match="SEED 0, not 1"):
