@@ -201,15 +201,10 @@ IMAGE = (("n", 3, 8, 8), FLOAT)
 @pytest.mark.parametrize(
     "inputs",
     [
-        [(("n", 3), FLOAT)],
-        [((1, 1, 8, 8), FLOAT)],
-        [((1, 8, 8, 3), FLOAT)],
-        [((1, 3, 8, 8), TensorProto.UINT8)],
-        [(("n", 77), TensorProto.INT64)],
-        [IMAGE, IMAGE],
-        [],
+        [(("n", 3), FLOAT)], [((1, 1, 8, 8), FLOAT)], [((1, 8, 8, 3), FLOAT)],
+        [((1, 3, 8, 8), TensorProto.UINT8)], [(("n", 77), TensorProto.INT64)], [IMAGE, IMAGE], [],
     ],
-)
+)  # fmt: skip
 def test_a_network_that_takes_no_image_is_refused(inputs, tmp_path):
     if inputs:
         kind = inputs[0][1]

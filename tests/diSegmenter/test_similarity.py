@@ -169,16 +169,12 @@ def test_a_file_of_real_features_is_used_as_long_as_it_is_whole_and_about_the_sa
 
     for calls, arguments in enumerate(
         [
-            ([3] * 4,),
-            ([3] * 4, "PADDING", "4"),
-            ([3] * 4, "REVISION", "v2"),
-            ([3] * 4, "SURROUNDINGS", "white"),
-            ([3] * 4, "MODEL", "dinov2"),
-            ([3] * 4 + [7],),
+            ([3] * 4,), ([3] * 4, "PADDING", "4"), ([3] * 4, "REVISION", "v2"),
+            ([3] * 4, "SURROUNDINGS", "white"), ([3] * 4, "MODEL", "dinov2"), ([3] * 4 + [7],),
             ([3] * 3 + [7] * 2,),
         ],
         start=1,
-    ):
+    ):  # fmt: skip
         for _ in range(2):
             np.testing.assert_array_equal(means(*arguments)[3], np.ones(4, np.float32))
             assert made.call_count == calls
