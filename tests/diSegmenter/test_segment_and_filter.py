@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -141,7 +142,9 @@ def test_every_key_of_the_segmenter_reaches_what_it_is_for(monkeypatch, config, 
     }  # fmt: skip
     cfg = load_config(config, [text for key, v in values.items() for text in (f"SEGMENTER.{key}", str(v))])
     dataset = read_annotations(cfg.DATASETS.CUSTOM[0][1])
+    assert not files.exists(layout.settings_file)
     segmentAndFilter.build_segmenter(cfg, layout, dataset, "images", Shard(1, 4), 0)
+    assert files.exists(layout.settings_file)  # since the pool got the features of real objects
     assert built["load_foreground"].call_args.args[:5] == ("sam2", "f", "r", True, 48)
     reading = OnnxReading([0.5, 0.6, 0.7], [1.0, 2.0, 3.0], -2, ["minmax"])
     assert built["load_foreground"].call_args.args[6] == reading
@@ -185,6 +188,8 @@ def test_of_several_models_each_gets_its_name_and_clip_chooses(call, config, lay
     )
     with pytest.raises(UserError, match="names 2 models and SEGMENTER.FOREGROUND_MODEL has 3 entries"):
         segmentAndFilter.chosen_foregrounds(cfg)
+    with pytest.raises(UserError, match="names 0 models"):
+        segmentAndFilter.chosen_foregrounds(load_config(config, ["SEGMENTER.FOREGROUND", "[]"]))
     cfg = load_config(
         config, ["SEGMENTER.FOREGROUND", "[matting, sam2]", "SEGMENTER.FOREGROUND_MODEL", "[a, b]"]
     )
@@ -262,7 +267,7 @@ def test_dropped_cut_outs_that_were_pruned_come_back_the_way_that_the_message_sa
     call(segmentAndFilter, *options)
     call(segmentAndFilter, *options, "--refilter", "101")
     assert prune_dropped(layout, 0) == 6
-    call(segmentAndFilter, *options, "--refilter", "101")  # which needs none of them
+    call(segmentAndFilter, "--config", config, "--refilter", "101")  # needs none of them, and no round 1
     with pytest.raises(
         UserError, match=f"6 cut-outs of round 0 are gone.* remove {layout.annotations_done(0)} "
     ):
@@ -271,6 +276,13 @@ def test_dropped_cut_outs_that_were_pruned_come_back_the_way_that_the_message_sa
     call(segmentAndFilter, *options)
     call(segmentAndFilter, *options, "--refilter", "-100")
     assert len(PoolIndex(layout, [0])) == 6
+
+
+def test_a_run_is_claimed_with_its_first_image(config, layout):
+    listings = [(0, []), (2, generate(layout, 0, 2))]
+    claimed = segmentAndFilter.claimed(load_config(config), iter(listings), nullcontext)
+    told = [(listing, files.exists(layout.settings_file)) for listing in claimed]
+    assert told == [(listings[0], False), (listings[1], True)]
 
 
 def test_refiltering_nothing_is_an_error(call, config):
