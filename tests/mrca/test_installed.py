@@ -44,13 +44,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     build = [
         *pip,
-        "wheel",
-        "--no-deps",
-        "--no-build-isolation",
-        "--wheel-dir",
-        str(folder),
-        str(folder / "source"),
-    ]
+        "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(folder / "source"),
+    ]  # fmt: skip
     subprocess.run(build, check=True)
     (wheel,) = folder.glob("mrca-*.whl")
     site = folder / "site"
