@@ -24,17 +24,17 @@ def four_seconds(monkeypatch):
 
 
 def test_images_come_as_stage_1_lists_them_for_as_long_as_it_lists_some(layout, four_seconds):
-    def names(step):
-        return [instance.file for instance in step[1]]
+    def told(step):
+        return step[0], [instance.file for instance in step[1]]
 
     generate(layout, 0, 2, complete=False)
     steps = follow_round(layout, 0, timeout_s=5)
-    assert names(next(steps)) == ["00_0003_0000.png", "00_0007_0001.png"]
+    assert told(next(steps)) == (2, ["00_0003_0000.png", "00_0007_0001.png"])
     generate(layout, 0, 4, complete=False)
-    assert names(next(steps)) == ["00_0003_0002.png", "00_0007_0003.png"]
-    assert names(next(steps)) == []
+    assert told(next(steps)) == (4, ["00_0003_0002.png", "00_0007_0003.png"])
+    assert told(next(steps)) == (4, [])
     generate(layout, 0, 5)
-    assert names(next(steps)) == ["00_0003_0004.png"]
+    assert told(next(steps)) == (5, ["00_0003_0004.png"])
     assert next(steps, None) is None
 
 

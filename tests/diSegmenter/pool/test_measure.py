@@ -89,8 +89,9 @@ def test_what_was_killed_goes_on_behind_its_last_whole_part_and_ends_as_if_it_ha
     add_round(layout, 0)
     with pytest.raises(KeyboardInterrupt):
         run(layout, Encoder(most=4))
+    files.write_bytes(left := layout.pool(f"features/x.{files._kernel()}-01234567.tmp"), b"")
     second = Encoder()
-    assert run(layout, second) == [(0, 4, 7)] and second.seen == 4
+    assert run(layout, second) == [(0, 4, 7)] and second.seen == 4 and not files.exists(left)
     np.testing.assert_array_equal(read(layout, names), read(whole, names))
 
 
