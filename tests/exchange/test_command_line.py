@@ -43,6 +43,9 @@ def test_model_libraries_are_quiet_and_downloads_keep_their_bars():
         quiet_model_libraries()
         assert logging.get_verbosity() == logging.ERROR and not logging.is_progress_bar_enabled()
         assert not hub.are_progress_bars_disabled()
+        hub.disable_progress_bars()
+        quiet_model_libraries()
+        assert hub.are_progress_bars_disabled()
     finally:
         logging.set_verbosity(before)
         logging.enable_progress_bar()
