@@ -56,9 +56,12 @@ def test_switched_off_checks_drop_nothing():
 
 
 RELEASE = {"ALPHA_FLOOR": 0, "LARGEST_COMPONENT": False, "AREA_SHARE": [0.0, 1.1], "CLIP_THRESHOLD": 25.0}
+MODELS = {"FOREGROUND_MODEL": ["ZhengPeng7/BiRefNet"], "INPUT_SIZE": 512, "TRUST_REMOTE_CODE": False}
+MODELS |= {"CLIP_MODEL": "openai/clip-vit-large-patch14", "CLIP_PROMPT": "a photo of {}"}
+MODELS |= {"SIMILARITY_MODEL": "", "SIMILARITY_THRESHOLD": 0.6, "SIMILARITY_PADDING": 40, "JUDGE": ""}
 X_PASTE = {"ALPHA_FLOOR": 128, "LARGEST_COMPONENT": True, "AREA_SHARE": [0.01, 1.0]}
 FORMS = {
-    "MRCA/*.yaml": RELEASE,
+    "MRCA/*.yaml": RELEASE | MODELS | {"LATEST_ROUND_ONLY": False, "KEEP_RAW": True},
     "baselines/**/MRCA*.yaml": RELEASE,
     "baselines/**/XPaste*.yaml": X_PASTE,
     "digits/*.yaml": X_PASTE,
