@@ -70,6 +70,7 @@ def test_the_list_of_commands_has_examples_that_parse(name, monkeypatch):
     command = COMMANDS[name]
     parser = parsers_of(command.module, monkeypatch)[0]
     parse(parser, [*command.preset, *shlex.split(command.example)])
+    assert set(command.extra.split(",")) <= {"generate", "segment", "train", "report"}
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -135,18 +136,24 @@ def test_without_a_command_each_is_listed_with_a_line_and_an_example(monkeypatch
     monkeypatch.setattr(sys, "argv", ["mrca"])
     commands.main()
     text = capsys.readouterr().out
+    names = "quickstart generate segment train feedback evaluate rounds predict draw write-prompts export"
+    names += " export-matting pool report status overview compare visualize cache bench"
+    assert " ".join(COMMANDS) == names
     for name, command in COMMANDS.items():
         assert f"\n  {name:14} {command.summary}\n" in text and f" mrca {name} {command.example}\n" in text
 
 
-def test_a_command_is_the_script_with_the_same_arguments(monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "preset"), [("train", []), ("evaluate", ["--eval-only"]), ("feedback", ["--eval-initial"])]
+)
+def test_a_command_is_the_script_with_the_same_arguments(name, preset, monkeypatch):
     seen = []
     module = importlib.import_module("detectron2_ext.train_net")
     monkeypatch.setattr(module, "main", lambda: seen.append(sys.argv))
-    monkeypatch.setattr(sys, "argv", ["mrca", "evaluate", "--config", "x.yaml"])
+    monkeypatch.setattr(sys, "argv", ["mrca", name, "--config", "x.yaml"])
     monkeypatch.setattr(sys, "path", ["a folder with other tools", *sys.path])
     commands.main()
-    assert seen == [["mrca evaluate", "--eval-only", "--config", "x.yaml"]]
+    assert seen == [[f"mrca {name}", *preset, "--config", "x.yaml"]]
     assert sys.path[0] == str(REPOSITORY)
 
 
