@@ -69,7 +69,7 @@ def test_the_network_sees_the_file_s_size_normalised_by_the_keys_and_the_output_
     image = np.random.default_rng(0).integers(0, 256, (60, 80, 4), dtype=np.uint8)
     path = save_channels(tmp_path / "channels.onnx", shape)
     mean, std = (0.1, -0.5, 0.25), (1.5, 2.0, 0.75)
-    for output, channel in ((0, 0), (1, 1), (-1, 2)):
+    for output, channel in ((0, 0), (1, 1), (-1, 2), (-3, 0)):
         (mask,) = masks(path, [image], OnnxReading(mean, std, output, ()), input_size=16)
         seen = (resized(image[..., channel] / 255, size) - mean[channel]) / std[channel]
         expected = 255 * np.clip(resized(seen, (60, 80)), 0, 1)
