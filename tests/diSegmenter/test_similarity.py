@@ -229,6 +229,10 @@ def test_the_real_objects_of_a_class_are_drawn_by_the_seed_alone(tmp_path):
     assert len(set(drawn(whole, 11, 0)[0])) == 11  # none twice
     assert drawn(whole, 5, 1)[0] != threes and drawn(whole, 99, 1)[0] == list(range(12))
     content = json.loads((tmp_path / "train.json").read_text())
+    content["categories"].insert(0, {"id": 1, "name": "other"})
+    files.write_json(str(tmp_path / "more.json"), content)
+    more = RealObjects.of_each_class(read_annotations(str(tmp_path / "more.json")), "", 5, 0)
+    assert sorted(more.chosen.tolist()) == sorted(threes)
     content["annotations"][0]["iscrowd"] = 1
     content["annotations"][1]["bbox"] = [100, 0, 5, 5]  # outside of its image
     content["annotations"][2]["bbox"] = [50, 30, 20, 20]  # partly
