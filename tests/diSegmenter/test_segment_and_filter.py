@@ -124,7 +124,7 @@ def test_the_latest_round_alone_without_an_annotation_file_is_a_choice(call, con
 
 def test_every_key_of_the_segmenter_reaches_what_it_is_for(monkeypatch, config, layout):
     built = {name: Mock() for name in ("RoundSegmenter", "load_foreground", "load_clip_scorer", "OneModel")}
-    monkeypatch.setattr("diSegmenter.cut_out.InTurn", lambda model: model)
+    monkeypatch.setattr("diSegmenter.cut_out.InTurn", lambda model: ("in turn", model))
     monkeypatch.setattr("diSegmenter.build_similarity.build_similarity", lambda *given: given)
     monkeypatch.setattr("diSegmenter.judge.load_judge", lambda *given: given)
     monkeypatch.setattr("diSegmenter.segment_round.RoundSegmenter", built["RoundSegmenter"])
@@ -150,11 +150,12 @@ def test_every_key_of_the_segmenter_reaches_what_it_is_for(monkeypatch, config, 
     assert built["load_foreground"].call_args.args[6] == reading
     texts = {3: "one red disc", 7: "one blue_disc"}
     assert built["load_clip_scorer"].call_args.args[:3] == ("c", "s", texts)
-    assert built["OneModel"].call_args.args[::2] == ("f", MaskCleaner(9, False))
+    foreground, scorer = (("in turn", built[f"load_{n}"].return_value) for n in ("foreground", "clip_scorer"))
+    assert built["OneModel"].call_args.args == ("f", foreground, MaskCleaner(9, False), scorer)
     questions = {3: "is it one red disc", 7: "is it one blue disc"}
     measures = {
-        "similarity": (cfg, layout, dataset, "images", torch.device("cpu")),
-        "judge": ("j", "t", questions, torch.device("cpu")),
+        "similarity": ("in turn", (cfg, layout, dataset, "images", torch.device("cpu"))),
+        "judge": ("in turn", ("j", "t", questions, torch.device("cpu"))),
     }
     expected = (built["OneModel"].return_value, 3, 2, Shard(1, 4), measures)
     assert built["RoundSegmenter"].call_args.args[1:] == expected

@@ -214,22 +214,16 @@ def test_a_manifest_that_names_a_file_elsewhere_is_refused(tmp_path, file):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"asked": {"1": 1e999}}, "not valid JSON"),
-        ({"asked": {"1": 1.5}}, "'asked'"),
-        ({"asked": {"one": 1}}, "'one'"),
-        ({"asked": {"1": -1}}, "negative"),
-        ({"asked": {str(1 << 31): 1}}, "32 bits"),
-        ({"asked": []}, "'asked' is no dict"),
-        ({"instances": {}}, "'instances' is no list"),
-        ({"shard": 2}, "out of range"),
-        ({"shard": -1}, "out of range"),
-        ({"round": -1}, "out of range"),
-        ({"seconds": -1.0}, "out of range"),
-        ({"instances": [{**_INSTANCE, "model": "\ud800"}]}, "'model'"),
+        ({"asked": {"1": 1e999}}, "not valid JSON"), ({"asked": {"1": 1.5}}, "'asked'"),
+        ({"asked": {"one": 1}}, "'one'"), ({"asked": {"1": -1}}, "negative"),
+        ({"asked": {str(1 << 31): 1}}, "32 bits"), ({"asked": []}, "'asked' is no dict"),
+        ({"instances": {}}, "'instances' is no list"), ({"shard": 2}, "out of range"),
+        ({"shard": -1}, "out of range"), ({"round": -1}, "out of range"),
+        ({"seconds": -1.0}, "out of range"), ({"instances": [{**_INSTANCE, "model": "\ud800"}]}, "'model'"),
         ({"instances": [{**_INSTANCE, "category_id": 1 << 31}]}, "32 bits"),
         ({"instances": [{**_INSTANCE, "instance": -1}]}, "negative"),
     ],
-)
+)  # fmt: skip
 def test_a_manifest_with_values_that_no_generator_writes_is_refused(tmp_path, change, message):
     content = {"format": 1, **dataclasses.asdict(make_manifest(0)), **change}
     (tmp_path / "m.json").write_text(json.dumps(content))

@@ -108,7 +108,7 @@ def test_a_round_that_is_added_and_an_instance_that_is_brought_back_are_all_that
 
 
 @pytest.mark.parametrize("left", ["whole", "without saying from what", "with damage in what says it"])
-def test_features_of_another_model_are_made_again(layout, left):
+def test_features_of_another_model_are_made_again(layout, left, caplog):
     names = add_round(layout, 0)
     run(layout, Encoder())
     if left == "whole":
@@ -121,6 +121,7 @@ def test_features_of_another_model_are_made_again(layout, left):
             assert not len(PoolFeatures(layout, [0]))
         assert run(layout, Encoder(width=9)) == [(0, 7, 7)]
     assert read(layout, names).shape == (7, 9)
+    assert (layout.features_made_from() in caplog.text) == ("damage" in left)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,7 @@ def test_a_damaged_part_is_named_and_measured_again_alone(layout, damage, caplog
     np.testing.assert_array_equal(read(layout, names), before)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0, 3.0])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0, 0.98, 1.02])
 def test_what_is_no_unit_vector_is_no_feature(layout, value):
     add_round(layout, 0)
     run(layout, Encoder())
@@ -171,9 +172,15 @@ def test_a_part_without_a_feature_for_each_name_is_damaged(layout, names, vector
         PoolFeatures(layout, [0])
 
 
-def test_features_of_several_widths_are_refused(layout):
+def test_a_part_in_two_and_features_of_several_widths_are_refused(layout):
     add_round(layout, 0)
     run(layout, Encoder())
+    whole = files.read_bytes(layout.features(0, 0))
+    with pa.ipc.open_file(whole) as part:
+        write_batches(layout.features(0, 0), part.schema, [part.get_batch(0)] * 2)
+    with pytest.raises(UserError, match=r"rd00_000\.arrow is damaged \(not a part of a round\)"):
+        PoolFeatures(layout, [0])
+    files.write_bytes(layout.features(0, 0), whole)
     add_features(layout, 0, ["a"], np.eye(1, 5))
     with pytest.raises(UserError, match="features has features of several widths: remove the folder"):
         PoolFeatures(layout, [0])
