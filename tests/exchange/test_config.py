@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from exchange import files
-from exchange.config import REPOSITORY, flatten, load_config
+from exchange.config import REPOSITORY, choose, config_of_text, flatten, load_config
 from exchange.errors import UserError
 from exchange.run import claim_run, open_run
 
@@ -34,6 +34,7 @@ def test_a_yaml_builds_on_its_base_and_the_command_line_has_the_last_word(tmp_pa
         ("SEGMENTER.CLIP_REVISION", "1234567", "1234567"),
         ("GENERATOR.MODEL", "[a]", "[a]"),
         ("SEGMENTER.FOREGROUND_REVISION", "1234567", ["1234567"]),
+        ("SEGMENTER.FOREGROUND_REVISION", "'1234567'", ["1234567"]),
         ("SEGMENTER.FOREGROUND_REVISION", "[a, b]", ["a", "b"]),
         ("OUTPUT_DIR", "2026", "{}/2026"),
         ("OUTPUT_DIR", "./autotest/auto", "{}/autotest/x"),
@@ -287,6 +288,15 @@ def test_a_selection_that_decides_otherwise_is_refused_and_only_told_of_where_no
         load_config(path, [key, value])
     load_config(path, [key, value, "INPUT.ACTIVE_SELECT", "False"])
     assert key in caplog.messages[-1]
+
+
+def test_a_value_is_one_of_its_choices_and_a_text_that_is_no_table_holds_no_settings(tmp_path):
+    cfg = load_config(write(tmp_path / "x.yaml", {}), ["SEED", "3"])
+    assert choose(cfg, "SEED", {3: "three"}) == "three"
+    with pytest.raises(UserError, match="^SEED is 3, which does not exist: choose from 4, 5$"):
+        choose(cfg, "SEED", {4: "four", 5: "five"})
+    with pytest.raises(UserError, match="^x.pth holds no settings: take another file$"):
+        config_of_text("[1]", "x.pth")
 
 
 def test_a_key_is_either_live_or_without_effect():

@@ -92,9 +92,10 @@ def test_no_path_leads_out_of_its_root(part):
 def test_a_missing_and_a_damaged_file_are_named(tmp_path):
     with pytest.raises(UserError, match="missing.json"):
         files.read_json(str(tmp_path / "missing.json"))
-    (tmp_path / "half.json").write_text('{"a": [1,')
-    with pytest.raises(UserError, match=r"half\.json is not valid JSON"):
-        files.read_json(str(tmp_path / "half.json"))
+    for text in ('{"a": [1,', '{"a": NaN}'):
+        (tmp_path / "half.json").write_text(text)
+        with pytest.raises(UserError, match=r"half\.json is not valid JSON"):
+            files.read_json(str(tmp_path / "half.json"))
 
 
 def test_a_file_that_is_rewritten_in_place_at_once_has_another_stamp(tmp_path):

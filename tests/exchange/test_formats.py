@@ -140,25 +140,18 @@ def test_what_runs_that_there_are_hold_is_found_and_of_the_same_form(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "format 2"),
-        ({"drift": [1.0]}, "drift"),
+        ({"format": 2}, "format 2"), ({"drift": [1.0]}, "drift"),
         ({"mask_ap": [1.0, 1.0, 1.0]}, "'mask_ap' must list one value for each of the 2"),
-        ({"box_ap": []}, "box_ap"),
-        ({"mask_ap": [1.0, "x"]}, "mask_ap"),
-        ({"mask_ap": [1.0, -1.0]}, "percentage"),
-        ({"box_ap": [101.0, None]}, "percentage"),
+        ({"box_ap": []}, "box_ap"), ({"mask_ap": [1.0, "x"]}, "mask_ap"),
+        ({"mask_ap": [1.0, -1.0]}, "percentage"), ({"box_ap": [101.0, None]}, "percentage"),
         *(({name: 100.5}, "percentage") for name in ("mean_box_ap", "mean_mask_ap", "ap_r", "ap_c", "ap_f")),
-        ({"drift": [0.0, -1.0]}, "'drift' is negative"),
-        ({"drift": [0.0, 1e308]}, "'drift'"),
-        ({"categories": [5, 1]}, "ascending"),
-        ({"categories": [1, 1]}, "ascending"),
-        ({"categories": [1, 1 << 31]}, "32 bits"),
-        ({"categories": [-1, 5]}, "32 bits"),
-        ({"round": -2}, "'round'"),
-        ({"iteration": -1}, "'iteration'"),
+        ({"drift": [0.0, -1.0]}, "'drift' is negative"), ({"drift": [0.0, 1e308]}, "'drift'"),
+        ({"categories": [5, 1]}, "ascending"), ({"categories": [1, 1]}, "ascending"),
+        ({"categories": [1, 1 << 31]}, "32 bits"), ({"categories": [-1, 5]}, "32 bits"),
+        ({"round": -2}, "'round'"), ({"iteration": -1}, "'iteration'"),
         ({"checkpoint": "\ud800"}, "'checkpoint'"),
     ],
-)
+)  # fmt: skip
 def test_feedback_of_another_format_or_inconsistent_is_refused(tmp_path, change, message):
     content = {"format": 1, **dataclasses.asdict(FEEDBACK), **change}
     files.write_json(str(tmp_path / "f.json"), content)

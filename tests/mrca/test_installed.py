@@ -64,12 +64,8 @@ def test_the_wheel_is_one_package_with_everything_that_runs(installed):
     parts = ("exchange", "generator", "diSegmenter", "detectron2_ext", "tools")
     files = [path for part in parts for path in (REPOSITORY / part).rglob("*.py")]
     others = (
-        "configs/**/*.yaml",
-        "exchange/*.yaml",
-        "assets/digits/**/*",
-        "tools/run_report/page.*",
-        "launch.sh",
-    )
+        "configs/**/*.yaml", "exchange/*.yaml", "assets/digits/**/*", "tools/run_report/page.*", "launch.sh",
+    )  # fmt: skip
     for pattern in others:
         files += [path for path in REPOSITORY.glob(pattern) if path.is_file() and path.suffix != ".pyc"]
     assert packed == {path.relative_to(REPOSITORY).as_posix() for path in files}
