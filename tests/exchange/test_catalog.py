@@ -123,8 +123,9 @@ def test_extra_categories_are_the_last_classes_of_a_run_and_have_no_instances(be
     assert whole.categories[2]["def"] == "it digs" and whole.num_extra == 2
     assert whole.path.endswith(f"b.json + {REPOSITORY}/{cfg.DATASETS.EXTRA_CATEGORIES}")
     assert whole.instance_counts().tolist() == [1, 2, 0, 0] == whole.image_counts().tolist()
-    heads = with_classes_of(cfg, whole).MODEL.ROI_HEADS
-    assert (heads.NUM_CLASSES, heads.NUM_EXTRA_CLASSES) == (4, 2)
+    known = with_classes_of(cfg, whole)
+    heads = known.MODEL.ROI_HEADS
+    assert (heads.NUM_CLASSES, heads.NUM_EXTRA_CLASSES, known.is_frozen()) == (4, 2, True)
 
 
 @pytest.mark.parametrize("given", [2, 4])
