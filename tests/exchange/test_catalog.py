@@ -126,6 +126,7 @@ def test_extra_categories_are_the_last_classes_of_a_run_and_have_no_instances(be
     known = with_classes_of(cfg, whole)
     heads = known.MODEL.ROI_HEADS
     assert (heads.NUM_CLASSES, heads.NUM_EXTRA_CLASSES, known.is_frozen()) == (4, 2, True)
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == cfg.MODEL.ROI_HEADS.NUM_EXTRA_CLASSES == 0
 
 
 @pytest.mark.parametrize("given", [2, 4])
