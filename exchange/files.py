@@ -286,10 +286,8 @@ def remove_folder(path: str) -> None:
 def open_to_read(path: str) -> Iterator[BinaryIO]:
     """Yields the file ``path``, which can be read from any place on; raises UserError where there is none."""
     filesystem, local = _locate(path)
-    try:
+    with _missing_is_told(path):
         file = filesystem.open(local, "rb")
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise UserError(f"there is no file {path}: check the path, or run the step that writes it") from error
     with file:
         yield file
 

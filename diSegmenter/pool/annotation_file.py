@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from exchange import files
+from exchange.errors import UserError
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex, PoolInstance
 
@@ -39,10 +41,18 @@ def write_lvis(path: str, layout: RunLayout, rounds: Sequence[int], categories: 
 
 
 def renew_lvis(layout: RunLayout, round_: int, categories: Sequence[dict[str, Any]]) -> None:
-    """Writes the annotation file of a round again, if it has one, since the pool up to there has changed."""
-    if files.exists(layout.annotations(round_)):
-        rounds = [r for r in layout.pool_rounds() if r <= round_]
-        write_lvis(layout.annotations(round_), layout, rounds, list(categories))
+    """Writes the annotation file of a round again, if it has one, since the pool up to there has changed.
+
+    It stays one of the latest round alone (SEGMENTER.LATEST_ROUND_ONLY); where it is damaged, it has all up to there.
+    """
+    path = layout.annotations(round_)
+    if not files.exists(path):
+        return
+    rounds = [r for r in layout.pool_rounds() if r <= round_]
+    with suppress(UserError, KeyError, TypeError):
+        listed = {annotation["round"] for annotation in files.read_json(path)["annotations"]}
+        rounds = [r for r in rounds if r in listed or r == round_]
+    write_lvis(path, layout, rounds, list(categories))
 
 
 def _images(layout: RunLayout, rounds: Sequence[int]) -> Iterator[tuple[str, int, int]]:

@@ -8,13 +8,9 @@ from tests.diSegmenter.conftest import pool_instance
 
 GOOD = pool_instance(0, 1, 0, width=100, height=50, bbox=[20, 10, 40, 30], area=1000, clip_black=26.0)
 CHECKS = InstanceFilter(
-    clip_threshold=25.0,
-    area_share=(0.05, 0.95),
-    max_objects=1,
-    drop_touching_border=True,
-    similarity_threshold=0.6,
-    judge_threshold=0.5,
-)
+    clip_threshold=25.0, area_share=(0.05, 0.95), max_objects=1, drop_touching_border=True,
+    similarity_threshold=0.6, judge_threshold=0.5,
+)  # fmt: skip
 
 
 def test_a_good_instance_is_kept():
@@ -24,27 +20,27 @@ def test_a_good_instance_is_kept():
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"clip_black": 24.99}, "CLIP score"),
-        ({"area": 250}, "too small"),
-        ({"area": 4750}, "too large"),
-        ({"objects": 2}, "several objects"),
-        ({"bbox": [0, 10, 40, 30]}, "touches the border"),
+        ({"clip_black": 24.99}, "CLIP score"), ({"area": 250}, "too small"), ({"area": 4750}, "too large"),
+        ({"objects": 2}, "several objects"), ({"bbox": [0, 10, 40, 30]}, "touches the border"),
         ({"bbox": [20, 0, 40, 30]}, "touches the border"),
         ({"bbox": [60, 10, 40, 30]}, "touches the border"),
-        ({"bbox": [20, 20, 40, 30]}, "touches the border"),
-        ({"segmentation": []}, "no object"),
-        ({"similarity": 0.59}, "similarity"),
-        ({"similarity": 0.6}, ""),
-        ({"judge": 0.49}, "judge"),
+        ({"bbox": [20, 20, 40, 30]}, "touches the border"), ({"segmentation": []}, "no object"),
+        ({"similarity": 0.59}, "similarity"), ({"similarity": 0.6}, ""), ({"judge": 0.49}, "judge"),
         ({"judge": 0.5}, ""),
     ],
-)
+)  # fmt: skip
 def test_each_check_drops_with_its_reason(change, reason):
     assert CHECKS.reason(dataclasses.replace(GOOD, **change)) == reason
 
 
 def test_the_better_of_the_two_backgrounds_decides_at_the_threshold_itself():
     assert CHECKS.reason(dataclasses.replace(GOOD, clip_white=25.0, clip_black=-3.0)) == ""
+
+
+def test_the_best_of_a_class_and_what_is_as_far_below_as_the_tolerance_stay_however_low_they_score():
+    rows = [dataclasses.replace(GOOD, clip_white=score, clip_black=-9.0) for score in (-3.0, -4.01, -4.0)]
+    judged = dataclasses.replace(CHECKS, clip_tolerance=1.0).judge(rows)
+    assert [row.reason for row in judged] == ["", "CLIP score", ""]
 
 
 def test_an_instance_without_a_score_is_not_judged_by_it():
@@ -60,9 +56,12 @@ def test_switched_off_checks_drop_nothing():
 
 
 RELEASE = {"ALPHA_FLOOR": 0, "LARGEST_COMPONENT": False, "AREA_SHARE": [0.0, 1.1], "CLIP_THRESHOLD": 25.0}
+MODELS = {"FOREGROUND_MODEL": ["ZhengPeng7/BiRefNet"], "INPUT_SIZE": 512, "TRUST_REMOTE_CODE": False}
+MODELS |= {"CLIP_MODEL": "openai/clip-vit-large-patch14", "CLIP_PROMPT": "a photo of {}"}
+MODELS |= {"SIMILARITY_MODEL": "", "SIMILARITY_THRESHOLD": 0.6, "SIMILARITY_PADDING": 40, "JUDGE": ""}
 X_PASTE = {"ALPHA_FLOOR": 128, "LARGEST_COMPONENT": True, "AREA_SHARE": [0.01, 1.0]}
 FORMS = {
-    "MRCA/*.yaml": RELEASE,
+    "MRCA/*.yaml": RELEASE | MODELS | {"LATEST_ROUND_ONLY": False, "KEEP_RAW": True},
     "baselines/**/MRCA*.yaml": RELEASE,
     "baselines/**/XPaste*.yaml": X_PASTE,
     "digits/*.yaml": X_PASTE,

@@ -7,7 +7,14 @@ import pytest
 
 from diSegmenter import finish_round
 from diSegmenter.filter import InstanceFilter
-from diSegmenter.finish_round import JudgedRound, finished_rounds, judge_again, judge_round, write_pool
+from diSegmenter.finish_round import (
+    JudgedRound,
+    finished_rounds,
+    judge_again,
+    judge_round,
+    read_filter,
+    write_pool,
+)
 from exchange import files
 from exchange.cutouts import encode_cutout
 from exchange.errors import UserError
@@ -39,23 +46,16 @@ def test_the_pool_is_cumulative_in_lvis_format(layout):
     finish(layout, 0, [30, 20, 30, 25], [0])
     finish(layout, 1, [10, 40, 24.9, 10], [0, 1])
     first, second = (files.read_json(layout.annotations(round_)) for round_ in (0, 1))
-    assert [image["file_name"] for image in first["images"]] == [
-        "00_0003_0000.png",
-        "00_0003_0002.png",
-        "00_0007_0003.png",
-    ]
-    assert [image["file_name"] for image in second["images"]][3:] == ["01_0007_0001.png"]
+    names = [f"00_{rest}.png" for rest in ("0003_0000", "0003_0002", "0007_0003")]
+    assert [image["file_name"] for image in first["images"]] == names
+    assert len(second["images"]) == 4
     assert [a["round"] for a in second["annotations"]] == [0, 0, 0, 1]
     assert second["categories"] == CATEGORIES and second["info"]["round"] == 1
-    annotation = second["annotations"][3]
-    assert (annotation["id"], annotation["image_id"], annotation["category_id"]) == (4, 4, 7)
-    assert (annotation["bbox"], annotation["area"], annotation["iscrowd"]) == ([3, 4, 10, 11], 90, 0)
-    assert (annotation["segmentation"], annotation["clip_score"]) == ([[3, 4, 12, 4, 12, 14]], 40)
-    assert (second["images"][3]["id"], second["images"][3]["width"], second["images"][3]["height"]) == (
-        4,
-        48,
-        40,
-    )
+    placed = {"id": 4, "image_id": 4, "category_id": 7, "iscrowd": 0, "round": 1, "clip_score": 40}
+    outline = {"bbox": [3, 4, 10, 11], "area": 90, "segmentation": [[3, 4, 12, 4, 12, 14]]}
+    assert second["annotations"][3] == placed | outline
+    image = {"id": 4, "file_name": "01_0007_0001.png", "width": 48, "height": 40}
+    assert second["images"][3] == image | {"neg_category_ids": [], "not_exhaustive_category_ids": []}
     assert finished_rounds(layout, range(3)) == [0, 1]
 
 
@@ -65,13 +65,8 @@ def test_a_round_costs_the_same_whatever_came_before_and_says_who_writes_the_res
     caplog.set_level("INFO")
     for round_ in range(5):
         finish(layout, round_, [30, 30], list(range(round_ + 1)), limit=4)
-    assert [files.exists(layout.annotations(round_)) for round_ in range(5)] == [
-        True,
-        True,
-        False,
-        False,
-        False,
-    ]
+    assert [files.exists(layout.annotations(round_)) for round_ in range(5)] == [True] * 2 + [False] * 3
+    assert "round 3: kept 2 of 2 instances" in caplog.messages
     assert "ANNOTATION_FILE_LIMIT" in caplog.text and f"mrca pool export {layout.root} OUT" in caplog.text
     opened, written, write = [], Counter(), files.atomic_writer
 
@@ -125,15 +120,21 @@ def test_the_index_lists_dropped_ones_with_their_reason(layout):
 
 
 def test_decisions_and_thresholds_are_on_record(layout):
-    finish(layout, 0, [30, 20], [0])
-    record = files.read_json(layout.verdicts(0))
-    assert record["settings"]["clip_threshold"] == 25.0
-    kept, dropped = record["instances"]
-    scores = {"clip_white", "clip_black", "similarity", "judge"}
-    assert set(kept) == {"kept", "file", "category_id", "reason", "objects", "area", *scores}
-    assert (kept["file"], kept["kept"], kept["reason"]) == ("00_0003_0000.png", True, "")
-    assert (dropped["kept"], dropped["reason"], dropped["clip_black"]) == (False, "CLIP score", 20)
-    assert [dropped[key] for key in ("category_id", "clip_white", "objects", "area")] == [7, 0.0, 1, 90]
+    finish(layout, 1, [30, 20], [1])
+    of_both = {"clip_white": 0.0, "similarity": None, "judge": None, "objects": 1, "area": 90}
+    kept = {"kept": True, "file": "01_0003_0000.png", "category_id": 3, "reason": "", "clip_black": 30}
+    dropped = {"kept": False, "file": "01_0007_0001.png", "category_id": 7, "reason": "CLIP score"}
+    assert files.read_json(layout.verdicts(1)) == {
+        "format": 1,
+        "round": 1,
+        "settings": dataclasses.asdict(CHECKS) | {"area_share": [0.0, 1.0]},
+        "unreadable": [],
+        "instances": [kept | of_both, dropped | of_both | {"clip_black": 20}],
+    }
+    for damaged in ([], {}, {"settings": 3}):
+        files.write_json(layout.verdicts(1), damaged)
+        with pytest.raises(UserError, match=r"rd01\.filter\.json does not say what was kept .*--refilter"):
+            read_filter(layout, 1)
 
 
 def test_a_round_is_judged_again_from_its_index(layout):
@@ -168,24 +169,31 @@ def test_images_that_nobody_has_cut_out_are_left_to_other_processes(layout):
     assert len(judge_round(layout, 0, instances, CHECKS).instances) == 4
 
 
-def test_a_few_images_that_do_not_decode_are_left_out(layout):
+def test_a_few_images_that_do_not_decode_are_left_out(layout, caplog):
     generated = generate(layout, 0, 40)
     for item in generated[38:]:
         files.write_bytes(layout.raw(item.file), b"no image")
     judged = judge_round(layout, 0, cut_out(layout, generated[:38], [30] * 38), CHECKS)
     assert judged.unreadable == sorted(item.file for item in generated[38:])
+    names = ", ".join(judged.unreadable)
+    assert "WARNING  diSegmenter.finish_round:" in caplog.text
+    assert caplog.messages == [f"round 0: 2 images do not decode and are left out: {names}"]
     assert len(judged.kept) == 38
     write_pool(layout, judged, CATEGORIES, [0], 100)
     assert judge_again(layout, 0, CHECKS).unreadable == judged.unreadable
 
 
-def test_more_than_five_percent_of_damaged_images_is_an_error(layout):
+@pytest.mark.parametrize(("number", "share", "more"), [(3, 8, ""), (10, 25, ""), (11, 28, ", …")])
+def test_more_than_five_percent_of_damaged_images_is_an_error(layout, number, share, more):
     generated = generate(layout, 0, 40)
-    for item in generated[37:]:
+    whole, damaged = generated[number:], generated[:number]
+    for item in damaged:
         files.write_bytes(layout.raw(item.file), b"no image")
-    names = ", ".join(sorted(item.file for item in generated[37:]))
-    with pytest.raises(UserError, match=rf"3 images \(8%\) of round 0 do not decode \({names}\)"):
-        judge_round(layout, 0, cut_out(layout, generated[:37], [30] * 37), CHECKS)
+    names = ", ".join(sorted(item.file for item in damaged)[:10]) + more
+    with pytest.raises(
+        UserError, match=rf"^{number} images \({share}%\) of round 0 do not decode \({names}\)"
+    ):
+        judge_round(layout, 0, cut_out(layout, whole, [30] * len(whole)), CHECKS)
 
 
 def test_a_pool_on_an_unfinished_round_is_refused(layout):
@@ -194,25 +202,28 @@ def test_a_pool_on_an_unfinished_round_is_refused(layout):
     assert not files.exists(layout.annotations_done(1))
 
 
-def test_a_start_lists_each_folder_of_cut_outs_once_for_all_rounds(layout, monkeypatch):
-    for round_ in range(4):
+def test_a_start_lists_each_folder_of_cut_outs_once_for_all_rounds(layout, monkeypatch, caplog):
+    for round_ in range(5):
         finish(layout, round_, [30, 30], [round_])
+    files.write_bytes(layout.pool_outlines(4), b"damaged")
     files.remove(layout.cutout("02_0003_0000.png"))
     listed, list_dir = [], files.list_dir
     monkeypatch.setattr(files, "list_dir", lambda folder: listed.append(folder) or list_dir(folder))
-    assert finished_rounds(layout, range(5)) == [0, 1, 3]
+    assert finished_rounds(layout, range(6)) == [0, 1, 3]
     assert listed == [layout.pool("cutouts")]
+    (told,) = caplog.messages
+    assert told.startswith("round 4 has its marker but no good index, which is made again: ")
 
 
 def test_classes_that_lose_all_are_named_with_what_they_are_dropped_for(layout, caplog):
     finish(layout, 0, [30, 20, 30, 25], [0])
     assert "nothing is kept" not in caplog.text
     names = {category["id"]: category["name"] for category in CATEGORIES}
-    instances = cut_out(layout, generate(layout, 1, 4), [10, 40, 20, 40])  # of 3, 7, 3, 7
-    refused = [
-        dataclasses.replace(instance, judge=0.5 * (instance.category_id == 3)) for instance in instances
-    ]
+    instances = cut_out(layout, generate(layout, 1, 4), [40, 20, 20, 10])  # of 3, 7, 3, 7
+    refused = [dataclasses.replace(instance, judge=0.5 * (n > 0)) for n, instance in enumerate(instances)]
     judge = dataclasses.replace(CHECKS, judge_threshold=0.5)
     write_pool(layout, judge_round(layout, 1, refused, judge), CATEGORIES, [0, 1], 100)
-    assert f"nothing is kept of 2 classes ({names[3]}, {names[7]}); dropped for" in caplog.text
-    assert "CLIP score 2" in caplog.text and "judge 2" in caplog.text
+    assert (
+        f"nothing is kept of 2 classes ({names[3]}, {names[7]}); dropped for CLIP score 3, judge 1: "
+        in caplog.text
+    )

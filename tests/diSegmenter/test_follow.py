@@ -1,3 +1,4 @@
+import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -14,21 +15,26 @@ def test_a_complete_round_comes_at_once(layout):
     assert list(follow_round(layout, 0, timeout_s=0)) == [(5, instances)]
 
 
-def test_images_come_as_stage_1_lists_them_for_as_long_as_it_lists_some(layout, monkeypatch):
-    def names(step):
-        return [instance.file for instance in step[1]]
-
-    generate(layout, 0, 2, complete=False)
-    clock = [0.0]  # each step takes four of the five seconds in which there must be something new
+@pytest.fixture
+def four_seconds(monkeypatch):
+    """What each step takes of the five in which there must be something new."""
+    clock = [0.0]
     monkeypatch.setattr(waiting.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(waiting.time, "sleep", lambda _: clock.__setitem__(0, clock[0] + 4))
+
+
+def test_images_come_as_stage_1_lists_them_for_as_long_as_it_lists_some(layout, four_seconds):
+    def told(step):
+        return step[0], [instance.file for instance in step[1]]
+
+    generate(layout, 0, 2, complete=False)
     steps = follow_round(layout, 0, timeout_s=5)
-    assert names(next(steps)) == ["00_0003_0000.png", "00_0007_0001.png"]
+    assert told(next(steps)) == (2, ["00_0003_0000.png", "00_0007_0001.png"])
     generate(layout, 0, 4, complete=False)
-    assert names(next(steps)) == ["00_0003_0002.png", "00_0007_0003.png"]
-    assert names(next(steps)) == []
+    assert told(next(steps)) == (4, ["00_0003_0002.png", "00_0007_0003.png"])
+    assert told(next(steps)) == (4, [])
     generate(layout, 0, 5)
-    assert names(next(steps)) == ["00_0003_0004.png"]
+    assert told(next(steps)) == (5, ["00_0003_0004.png"])
     assert next(steps, None) is None
 
 
@@ -58,9 +64,9 @@ def test_a_run_whose_manifests_lie_among_its_images_is_read(layout):
     assert layout.manifests(0) == [str(old)] and len(instances) == 4
 
 
-def test_a_stage_1_that_stands_still_is_an_error_that_says_so(layout):
+def test_a_stage_1_that_stands_still_is_an_error_that_says_so(layout, four_seconds):
     generate(layout, 2, 4, 0, 2)
     with pytest.raises(
-        UserError, match="waited 0 s .* round 2, of which 2 images are listed, .*FEEDBACK.TIMEOUT"
+        UserError, match="waited 5 s .* round 2, of which 2 images are listed, .*FEEDBACK.TIMEOUT"
     ):
-        list(follow_round(layout, 2, timeout_s=0))
+        list(itertools.islice(follow_round(layout, 2, timeout_s=5), 9))

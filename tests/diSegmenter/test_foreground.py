@@ -25,8 +25,11 @@ IMAGES = [disc_image(8), disc_image(15, size=(64, 32)), disc_image(4, size=(33, 
 IMAGES.append(disc_image(10, size=(32, 64)))
 
 
-def test_a_model_with_code_of_its_own_loads_and_finds_the_object(foreground_folder):
+def test_a_model_with_code_of_its_own_loads_and_finds_the_object(foreground_folder, caplog):
     foreground = load_foreground("matting", foreground_folder, "main", True, 32, CPU)
+    assert caplog.messages == [
+        f"SEGMENTER.TRUST_REMOTE_CODE is set: {foreground_folder} at main may run its own code here"
+    ]
     for image in IMAGES:
         (alpha,) = foreground([image])
         inside = image[..., 1] < 255
@@ -76,10 +79,11 @@ def test_foreign_code_does_not_run_without_the_users_word(foreground_folder):
 
 
 def test_code_in_the_repositorys_assets_needs_no_word_but_code_that_is_only_reached_through_them_does(
-    foreground_folder, tmp_path, monkeypatch
+    foreground_folder, tmp_path, monkeypatch, caplog
 ):
     monkeypatch.setattr(foreground_module, "_OURS", foreground_folder)
-    assert load_foreground("matting", foreground_folder, "main", False, 32, CPU)
+    for trusts in (False, True):
+        assert load_foreground("matting", foreground_folder, "main", trusts, 32, CPU) and not caplog.messages
     (tmp_path / "assets").mkdir()
     monkeypatch.setattr(foreground_module, "_OURS", tmp_path / "assets")
     for link, name in (("theirs", "assets/../theirs"), ("assets/linked", "assets/linked")):
@@ -158,21 +162,14 @@ def test_weights_and_code_are_of_the_revision_that_is_asked_for(monkeypatch, cho
 def test_sam_2_loads_and_gives_a_mask_of_each_image(tmp_path, choice):
     torch.manual_seed(0)
     backbone = Sam2HieraDetConfig(
-        hidden_size=8,
-        num_attention_heads=1,
-        image_size=[64, 64],
-        blocks_per_stage=[1, 1, 1, 1],
-        embed_dim_per_stage=[8, 16, 32, 64],
-        num_attention_heads_per_stage=[1, 1, 2, 2],
-        window_size_per_stage=[4, 2, 2, 2],
-        global_attention_blocks=[],
-    )
+        hidden_size=8, num_attention_heads=1, image_size=[64, 64], blocks_per_stage=[1, 1, 1, 1],
+        embed_dim_per_stage=[8, 16, 32, 64], num_attention_heads_per_stage=[1, 1, 2, 2],
+        window_size_per_stage=[4, 2, 2, 2], global_attention_blocks=[],
+    )  # fmt: skip
     vision = Sam2VisionConfig(
-        backbone_config=backbone,
-        backbone_channel_list=[64, 32, 16, 8],
-        backbone_feature_sizes=[[16, 16], [8, 8], [4, 4]],
-        fpn_hidden_size=16,
-    )
+        backbone_config=backbone, backbone_channel_list=[64, 32, 16, 8],
+        backbone_feature_sizes=[[16, 16], [8, 8], [4, 4]], fpn_hidden_size=16,
+    )  # fmt: skip
     prompt = Sam2PromptEncoderConfig(hidden_size=16, image_size=64, patch_size=16)
     decoder = Sam2MaskDecoderConfig(
         hidden_size=16, mlp_dim=16, num_hidden_layers=1, num_attention_heads=2, iou_head_hidden_dim=16

@@ -1,4 +1,5 @@
 import re
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 from diSegmenter import segmentAndFilter
 from diSegmenter.judge import Judge, load_judge, questions_about, shown
 from exchange import files
+from exchange.config import load_config
 from exchange.errors import UserError
 from exchange.pool_index import PoolIndex
 from tests.diSegmenter.conftest import disc_image, generate, write_settings
@@ -121,6 +123,22 @@ def test_the_letter_that_an_answer_begins_with_is_no_answer():
         Judge(model, processor, QUESTIONS, CPU, "letters")
 
 
+def test_an_answer_may_begin_with_a_space_or_a_capital_but_is_one_known_token():
+    tokens = {
+        "yes": [5],
+        " yes": [6],
+        "Yes": [7],
+        " Yes": [0],
+        "no": [8, 9],
+        " no": [11],
+        "No": [0],
+        " No": [9, 8],
+    }
+    tokenizer = Mock(encode=lambda text, add_special_tokens: tokens[text], unk_token_id=0)
+    judge = Judge(FAMILIES["LLaVA"](WORDS)[0], Mock(tokenizer=tokenizer), QUESTIONS, CPU, "stub")
+    assert (judge._yes, judge._no) == ([5, 6, 7], [11])
+
+
 def test_a_model_of_another_kind_or_none_is_refused(tmp_path, clip_folder, foreground_folder):
     for name, message in (
         (clip_folder, "Unrecognized configuration class"),
@@ -204,8 +222,13 @@ def test_a_call_that_goes_on_keeps_the_answers_that_there_are(call, config, layo
 
 
 def test_a_threshold_that_is_no_probability_is_refused(call, config):
-    with pytest.raises(UserError, match=r"SEGMENTER\.JUDGE_THRESHOLD is 50: give a probability, from 0 to 1"):
-        call(segmentAndFilter, "--config", config, "SEGMENTER.JUDGE_THRESHOLD", "50")
+    for value in ("50", "-0.1"):
+        with pytest.raises(
+            UserError, match=rf"\.JUDGE_THRESHOLD is {value}: give a probability, from 0 to 1"
+        ):
+            call(segmentAndFilter, "--config", config, "SEGMENTER.JUDGE_THRESHOLD", value)
+    surely = load_config(config, ["SEGMENTER.JUDGE_THRESHOLD", "1"])
+    assert segmentAndFilter.build_filter(surely, 25.0).judge_threshold == 1
 
 
 def test_a_question_without_a_place_for_the_name_stops_stage_2_before_anything_is_cut_out(

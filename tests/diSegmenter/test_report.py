@@ -67,19 +67,20 @@ def test_the_report_counts_what_was_asked_made_and_kept_of_the_classes_that_lose
 
 
 def test_every_class_that_was_asked_for_or_made_is_in_one_of_three_tables(layout):
-    names = {number: f"class {number:02}" for number in range(1, 36)}
+    names = {number: f"class {40 - number:02}" for number in range(1, 36)}
     names |= {36: "neither"}
     asked = {number: 0 if number in (34, 36) else 2 for number in names}
     write_manifest(layout, Manifest(0, 0, 1, True, asked, [], 1.0))
-    made = [pool_instance(0, number, 0) for number in (34, 35)]
+    made = [pool_instance(0, 35, number, reason="judge" * (number == 2)) for number in range(3)]
+    made.append(pool_instance(0, 34, 0))
     write_pictures(layout, JudgedRound(0, FILTER, made, []), names)
     page = Page(files.read_bytes(f"{layout.pictures_dir}/report_rd00.html").decode())
     head = ["class", "asked", "made", "kept"]
     rows = page.rows[page.rows.index(head) :]
     assert rows.count(head) == 3
-    lost = [[names[number], "2", "0", "0"] for number in range(1, 34)]
-    whole = [["class 34", "0", "1", "1"], ["class 35", "2", "1", "1"]]
-    assert [row for row in rows if row != head] == lost + whole
+    lost = [[names[number], "2", "0", "0"] for number in range(33, 0, -1)]
+    others = [[names[35], "2", "3", "2"], [names[34], "0", "1", "1"]]
+    assert [row for row in rows if row != head] == lost + others
 
 
 def test_the_histogram_shows_kept_and_dropped_scores_and_the_threshold_between_them(layout):
@@ -88,6 +89,7 @@ def test_the_histogram_shows_kept_and_dropped_scores_and_the_threshold_between_t
     places = {
         colour: [float(x) for x, height, c in bars if c == colour and float(height)] for *_, colour in bars
     }
+    assert {height for _, height, _ in bars} == {"0.0", "200.0"}  # one of each score
     threshold = float(re.search(r'<path d="M(.*?) 0V', text)[1])
     assert threshold == pytest.approx(900 * (25.5 + 0.5) / (33.5 + 0.5), abs=0.1)
     assert len(places["#16823c"]) == 4 and min(places["#16823c"]) > threshold

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -123,7 +124,7 @@ def test_the_latest_round_alone_without_an_annotation_file_is_a_choice(call, con
 
 def test_every_key_of_the_segmenter_reaches_what_it_is_for(monkeypatch, config, layout):
     built = {name: Mock() for name in ("RoundSegmenter", "load_foreground", "load_clip_scorer", "OneModel")}
-    monkeypatch.setattr("diSegmenter.cut_out.InTurn", lambda model: model)
+    monkeypatch.setattr("diSegmenter.cut_out.InTurn", lambda model: ("in turn", model))
     monkeypatch.setattr("diSegmenter.build_similarity.build_similarity", lambda *given: given)
     monkeypatch.setattr("diSegmenter.judge.load_judge", lambda *given: given)
     monkeypatch.setattr("diSegmenter.segment_round.RoundSegmenter", built["RoundSegmenter"])
@@ -141,17 +142,20 @@ def test_every_key_of_the_segmenter_reaches_what_it_is_for(monkeypatch, config, 
     }  # fmt: skip
     cfg = load_config(config, [text for key, v in values.items() for text in (f"SEGMENTER.{key}", str(v))])
     dataset = read_annotations(cfg.DATASETS.CUSTOM[0][1])
+    assert not files.exists(layout.settings_file)
     segmentAndFilter.build_segmenter(cfg, layout, dataset, "images", Shard(1, 4), 0)
+    assert files.exists(layout.settings_file)  # since the pool got the features of real objects
     assert built["load_foreground"].call_args.args[:5] == ("sam2", "f", "r", True, 48)
     reading = OnnxReading([0.5, 0.6, 0.7], [1.0, 2.0, 3.0], -2, ["minmax"])
     assert built["load_foreground"].call_args.args[6] == reading
     texts = {3: "one red disc", 7: "one blue_disc"}
     assert built["load_clip_scorer"].call_args.args[:3] == ("c", "s", texts)
-    assert built["OneModel"].call_args.args[::2] == ("f", MaskCleaner(9, False))
+    foreground, scorer = (("in turn", built[f"load_{n}"].return_value) for n in ("foreground", "clip_scorer"))
+    assert built["OneModel"].call_args.args == ("f", foreground, MaskCleaner(9, False), scorer)
     questions = {3: "is it one red disc", 7: "is it one blue disc"}
     measures = {
-        "similarity": (cfg, layout, dataset, "images", torch.device("cpu")),
-        "judge": ("j", "t", questions, torch.device("cpu")),
+        "similarity": ("in turn", (cfg, layout, dataset, "images", torch.device("cpu"))),
+        "judge": ("in turn", ("j", "t", questions, torch.device("cpu"))),
     }
     expected = (built["OneModel"].return_value, 3, 2, Shard(1, 4), measures)
     assert built["RoundSegmenter"].call_args.args[1:] == expected
@@ -164,6 +168,9 @@ def test_every_key_of_the_segmenter_reaches_what_it_is_for(monkeypatch, config, 
         assert built["load_foreground"].call_args.args[3] is trusted
     off = load_config(config, ["SEGMENTER.SIMILARITY_THRESHOLD", "0.7", "SEGMENTER.JUDGE_THRESHOLD", "0.8"])
     assert segmentAndFilter.build_filter(off, 23.0) == InstanceFilter(23.0, (0.0, 1.1), 0, False)
+    cfg = load_config(config, ["SEGMENTER.FOREGROUND", "alpha"])
+    segmentAndFilter.build_segmenter(cfg, layout, dataset, "images", Shard(), 0)
+    assert built["OneModel"].call_args.args[0] == "alpha"
 
 
 def test_of_several_models_each_gets_its_name_and_clip_chooses(call, config, layout, foreground_folder):
@@ -182,6 +189,8 @@ def test_of_several_models_each_gets_its_name_and_clip_chooses(call, config, lay
     )
     with pytest.raises(UserError, match="names 2 models and SEGMENTER.FOREGROUND_MODEL has 3 entries"):
         segmentAndFilter.chosen_foregrounds(cfg)
+    with pytest.raises(UserError, match="names 0 models"):
+        segmentAndFilter.chosen_foregrounds(load_config(config, ["SEGMENTER.FOREGROUND", "[]"]))
     cfg = load_config(
         config, ["SEGMENTER.FOREGROUND", "[matting, sam2]", "SEGMENTER.FOREGROUND_MODEL", "[a, b]"]
     )
@@ -259,7 +268,7 @@ def test_dropped_cut_outs_that_were_pruned_come_back_the_way_that_the_message_sa
     call(segmentAndFilter, *options)
     call(segmentAndFilter, *options, "--refilter", "101")
     assert prune_dropped(layout, 0) == 6
-    call(segmentAndFilter, *options, "--refilter", "101")  # which needs none of them
+    call(segmentAndFilter, "--config", config, "--refilter", "101")  # needs none of them, and no round 1
     with pytest.raises(
         UserError, match=f"6 cut-outs of round 0 are gone.* remove {layout.annotations_done(0)} "
     ):
@@ -268,6 +277,13 @@ def test_dropped_cut_outs_that_were_pruned_come_back_the_way_that_the_message_sa
     call(segmentAndFilter, *options)
     call(segmentAndFilter, *options, "--refilter", "-100")
     assert len(PoolIndex(layout, [0])) == 6
+
+
+def test_a_run_is_claimed_with_its_first_image(config, layout):
+    listings = [(0, []), (2, generate(layout, 0, 2))]
+    claimed = segmentAndFilter.claimed(load_config(config), iter(listings), nullcontext)
+    told = [(listing, files.exists(layout.settings_file)) for listing in claimed]
+    assert told == [(listings[0], False), (listings[1], True)]
 
 
 def test_refiltering_nothing_is_an_error(call, config):

@@ -49,12 +49,9 @@ def test_the_similarity_is_the_mean_cosine_with_the_real_objects_of_the_class(
         torch.manual_seed(1)
         folder = str(tmp_path / "dino")
         sizes = {
-            "hidden_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "image_size": 16,
+            "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16,
             "patch_size": 4,
-        }
+        }  # fmt: skip
         Dinov2Model(Dinov2Config(**sizes)).save_pretrained(folder)
         processor.save_pretrained(folder)
         exact = Dinov2Model.from_pretrained(folder).double().eval()
@@ -115,11 +112,13 @@ def test_dissimilar_instances_are_dropped_and_those_of_a_class_without_real_obje
 ):
     write_training_set(tmp_path, [3] * 7)
     generate(layout, 0, 12)
-    with caplog.at_level(logging.WARNING):
-        call(segmentAndFilter, "--config", config, "--round", "1", "SEGMENTER.SIMILARITY_THRESHOLD", "0.9999")
-    assert [r.getMessage() for r in caplog.records if "real object" in r.getMessage()] == [
+    settings = ["SEGMENTER.SIMILARITY_THRESHOLD", "0.9999", "SEGMENTER.SIMILARITY_OBJECTS", "50"]
+    with caplog.at_level(logging.INFO):
+        call(segmentAndFilter, "--config", config, "--round", "1", *settings)
+    assert [message for message in caplog.messages if "real object" in message] == [
+        "compared with 7 real objects of 1 categories, at most 50 of each (SEGMENTER.SIMILARITY_OBJECTS)",
         "1 categories have no real object to compare with (blue_disc): what is drawn for them is kept, its similarity "
-        "unknown"
+        "unknown",
     ]
     index = PoolIndex(layout, [0], dropped_too=True)
     similarity, known = index.column("similarity"), index.category_ids == 3
@@ -152,8 +151,9 @@ def test_several_processes_share_the_real_features_and_find_what_one_finds(
 
 
 def test_a_file_of_real_features_is_used_as_long_as_it_is_whole_and_about_the_same(
-    monkeypatch, config, layout, tmp_path
+    monkeypatch, config, layout, tmp_path, caplog
 ):
+    caplog.set_level(logging.INFO, "diSegmenter.real_objects")
     made = Mock(return_value={3: np.ones(4, np.float32)})
     monkeypatch.setattr(real_objects, "mean_features", made)
 
@@ -169,16 +169,12 @@ def test_a_file_of_real_features_is_used_as_long_as_it_is_whole_and_about_the_sa
 
     for calls, arguments in enumerate(
         [
-            ([3] * 4,),
-            ([3] * 4, "PADDING", "4"),
-            ([3] * 4, "REVISION", "v2"),
-            ([3] * 4, "SURROUNDINGS", "white"),
-            ([3] * 4, "MODEL", "dinov2"),
-            ([3] * 4 + [7],),
+            ([3] * 4,), ([3] * 4, "PADDING", "4"), ([3] * 4, "REVISION", "v2"),
+            ([3] * 4, "SURROUNDINGS", "white"), ([3] * 4, "MODEL", "dinov2"), ([3] * 4 + [7],),
             ([3] * 3 + [7] * 2,),
         ],
         start=1,
-    ):
+    ):  # fmt: skip
         for _ in range(2):
             np.testing.assert_array_equal(means(*arguments)[3], np.ones(4, np.float32))
             assert made.call_count == calls
@@ -189,6 +185,11 @@ def test_a_file_of_real_features_is_used_as_long_as_it_is_whole_and_about_the_sa
     files.write_bytes(path, files.read_bytes(path)[:-3])
     means([3] * 3 + [7] * 2)
     assert made.call_count == 8
+    *others, damaged = (r for r in caplog.records if "is made again" in r.message)
+    assert {other.message for other in others} == {
+        f"{path} is about other objects or settings: it is made again"
+    }
+    assert damaged.message.startswith(f"{path} is damaged (") and damaged.levelname == "WARNING"
     content, changed = json.loads((tmp_path / "train.json").read_text()), str(tmp_path / "changed.json")
     for calls, (kind, change) in enumerate(
         [
@@ -228,6 +229,10 @@ def test_the_real_objects_of_a_class_are_drawn_by_the_seed_alone(tmp_path):
     assert len(set(drawn(whole, 11, 0)[0])) == 11  # none twice
     assert drawn(whole, 5, 1)[0] != threes and drawn(whole, 99, 1)[0] == list(range(12))
     content = json.loads((tmp_path / "train.json").read_text())
+    content["categories"].insert(0, {"id": 1, "name": "other"})
+    files.write_json(str(tmp_path / "more.json"), content)
+    more = RealObjects.of_each_class(read_annotations(str(tmp_path / "more.json")), "", 5, 0)
+    assert sorted(more.chosen.tolist()) == sorted(threes)
     content["annotations"][0]["iscrowd"] = 1
     content["annotations"][1]["bbox"] = [100, 0, 5, 5]  # outside of its image
     content["annotations"][2]["bbox"] = [50, 30, 20, 20]  # partly
@@ -259,7 +264,10 @@ def test_what_cannot_be_compared_with_is_said_before_anything_is_cut_out(
     assert not files.list_dir(layout.segmented(""))
 
 
-def test_an_image_that_does_not_decode_is_left_out_and_the_others_count_for_their_own_class(tmp_path):
+def test_an_image_that_does_not_decode_is_left_out_and_the_others_count_for_their_own_class(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(real_objects, "_STRETCH", 3)
     annotations = write_training_set(tmp_path, [7, 3, 7] + [3] * 17)  # one of twenty may be lost
     (tmp_path / "0.png").write_bytes(b"no image")
     objects = RealObjects.of_each_class(annotations, str(tmp_path), 99, 0)
@@ -271,6 +279,10 @@ def test_an_image_that_does_not_decode_is_left_out_and_the_others_count_for_thei
     upright = [ImageOps.exif_transpose(Image.open(tmp_path / f"{number}.png")) for number in range(1, 20)]
     colours = np.array([np.asarray(image).mean((0, 1)) for image in upright])
     assert means.keys() == {3, 7}
+    (told,) = caplog.messages
+    assert told.startswith(
+        f"1 training images are not compared with, such as {tmp_path}/0.png does not decode"
+    )
     np.testing.assert_allclose(means[7], colours[1], rtol=1e-5)
     np.testing.assert_allclose(means[3], np.delete(colours, 1, 0).mean(0), rtol=1e-5)
 

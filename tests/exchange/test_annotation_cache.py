@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -122,10 +123,12 @@ def test_a_file_without_objects_or_images_has_empty_arrays(path):
             assert len(file.file_names()) == len(images) and file.image_counts().tolist() == [0, 0, 0]
 
 
-def test_a_file_is_read_once_and_again_when_it_or_the_format_changes(path, readings, monkeypatch):
+def test_a_file_is_read_once_and_again_when_it_or_the_format_changes(path, readings, monkeypatch, caplog):
+    caplog.set_level("INFO")
     for _ in range(3):
         read_annotations(path)
     assert readings == [path]
+    assert caplog.messages == [f"reading {path}, for the next time into {arrays.entries()[0][0]}"]
     status = os.stat(path)
     other = json.dumps(CONTENT).replace("70.png", "71.png")  # of the same size
     Path(path + ".new").write_text(other)
@@ -161,7 +164,7 @@ def test_a_damaged_entry_is_made_again(damage, name, path, readings, caplog):
     else:
         other = {
             "other": good.astype("f4"),
-            "longer": np.concatenate([good, good[:1]]),
+            "longer": np.concatenate([good, good[-1:]]),
             "wider": good[:, None],
         }
         np.save(file, other[damage])
@@ -273,13 +276,40 @@ def test_a_killed_reader_leaves_nothing_that_is_taken_for_an_entry(path, monkeyp
     assert [folder.suffix for folder, _ in arrays.entries()] == [""]
 
 
-def test_the_cache_is_cleared_from_the_command_line(path, call, capsys):
+def test_the_cache_is_cleared_from_the_command_line(path, tmp_path, call, capsys):
     file = read_annotations(path)
     call(cache)
     assert str(arrays.cache_folder()) in capsys.readouterr().out
+    read_annotations(path)
+    read_annotations(str(shutil.copy(path, tmp_path / "b.json")))
+    size = sum(file.stat().st_size for folder, _ in arrays.entries() for file in folder.iterdir())
+    assert arrays.clear() == size > 0 and not arrays.entries()
+    read_annotations(path)
     call(cache, "--clear")
     assert capsys.readouterr().out.startswith("removed") and not arrays.entries()
     assert_is(file, CONTENT)  # who has it open keeps it
+
+
+def test_the_cache_is_below_home_unless_another_folder_is_named(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    for named, folder in ((None, ".cache/mrca"), ("", ".cache/mrca"), ("~/x", "x")):
+        monkeypatch.delenv("MRCA_CACHE", raising=False)
+        if named is not None:
+            monkeypatch.setenv("MRCA_CACHE", named)
+        assert arrays.cache_folder() == Path("/home/me", folder)
+
+
+def test_the_first_image_without_a_name_and_the_first_annotation_without_a_field_are_named():
+    images = [{"id": 5, "height": 6, "width": 8, "file_name": "a"}, {"id": 4, "height": 6, "width": 8}]
+    record = {"image_id": 5, "category_id": 1, "bbox": [1, 1, 2, 2]}
+    records = [{**record, "id": 8, "area": 3}, {**record, "id": 9}]
+    file = AnnotationFile.of_records(
+        "a", images=images, annotations=records, categories=[{"id": 1, "name": "b"}]
+    )
+    with pytest.raises(UserError, match="^a: image 4 has no 'file_name': add it$"):
+        file.file_names()
+    with pytest.raises(UserError, match="^a: annotation 9 has no 'area', as it should: add it$"):
+        file.require("bbox", "area", why=", as it should")
 
 
 def test_joined_files_are_those_of_each_with_new_numbers_and_whole_paths(path, tmp_path, readings):
@@ -287,8 +317,9 @@ def test_joined_files_are_those_of_each_with_new_numbers_and_whole_paths(path, t
         "categories": CONTENT["categories"]
     }
     second["annotations"] = [{**record, "image_id": 70} for record in second["annotations"]]
-    (tmp_path / "b.json").write_text(json.dumps(second))
-    first, other = read_annotations(path), read_annotations(str(tmp_path / "b.json"))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/a.json").write_text(json.dumps(second))
+    first, other = read_annotations(path), read_annotations(str(tmp_path / "b/a.json"))
     parts = [(first, "/a/"), (other, "s3://b"), (other, "/d")]
     images, records = [], []
     for content, folder in ((CONTENT, "/a/"), (second, "s3://b/"), (second, "/d/")):
@@ -304,6 +335,7 @@ def test_joined_files_are_those_of_each_with_new_numbers_and_whole_paths(path, t
     )
     for _ in range(2):
         joined = join(parts)
+        assert joined.path == f"{path} + {other.path} + {other.path}"
         for name in annotation_reader.SCHEMA:
             np.testing.assert_array_equal(joined.arrays[name], expected.arrays[name], err_msg=name)
     assert len(arrays.entries()) == 3 and len(readings) == 2
@@ -311,18 +343,18 @@ def test_joined_files_are_those_of_each_with_new_numbers_and_whole_paths(path, t
     assert elsewhere.file_names() == [f"/c/{n}" for file, _ in parts for n in file.file_names()]
 
 
-@pytest.mark.parametrize("tag", [False, True])
+@pytest.mark.parametrize("tag", ["", "ETag", "etag", "md5Hash", "VersionId"])
 def test_a_file_on_an_object_store_is_cached_by_what_its_driver_says_of_the_content(
     tag, path, readings, monkeypatch
 ):
     info = MemoryFileSystem.info
 
     def with_tag(self, path, **kwargs):
-        return info(self, path, **kwargs) | ({"ETag": str(self.modified(path))} if tag else {})
+        return info(self, path, **kwargs) | {tag: str(self.modified(path))}
 
     monkeypatch.setattr(MemoryFileSystem, "info", with_tag)
     for name in ("70.png", "71.png"):
         files.write_bytes("memory://a.json", json.dumps(CONTENT).replace("70.png", name).encode())
         for _ in range(2):
             assert read_annotations("memory://a.json").file_names()[0] == f"ä/{name}"
-    assert len(readings) == (2 if tag else 4) and len(arrays.entries()) == tag
+    assert len(readings) == (2 if tag else 4) and len(arrays.entries()) == bool(tag)

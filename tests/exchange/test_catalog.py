@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import yaml
@@ -25,19 +26,27 @@ def test_a_data_set_lies_below_the_root_unless_its_path_is_absolute(settings, tm
     beside = (str(tmp_path / "a.json"), str(tmp_path / "images"))
     assert dataset_paths("mine", settings) == dataset_paths("lvis_v1_val", settings) == beside
     assert dataset_paths("far", settings) == (str(tmp_path / "far.json"), "/far")
-    with pytest.raises(UserError, match=r"annotations of data set 'gone' are not at .*gone\.json"):
-        dataset_paths("gone", settings)
+    for name, hint in (
+        ("gone", r"gone\.json: .* the entry in DATASETS"),
+        ("coco_2017_val", ".* DETECTRON2_DATA"),
+    ):
+        with pytest.raises(UserError, match=f"annotations of data set '{name}' are not at .*{hint}"):
+            dataset_paths(name, settings)
     with pytest.raises(UserError, match="no data set 'mien' .known: .*mine"):
         dataset_paths("mien", settings)
 
 
 def test_lvis_s_file_names_start_at_the_folder_of_coco(monkeypatch):
     monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
-    root = REPOSITORY / "datasets"
+    expected = {}
     for part in ("train", "val"):
-        known = builtin_datasets()
-        assert known[f"lvis_v1_{part}"] == (str(root / f"lvis/lvis_v1_{part}.json"), str(root / "coco"))
-        assert known[f"coco_2017_{part}"][1] == str(root / f"coco/{part}2017")
+        expected[f"lvis_v1_{part}"] = (f"lvis/lvis_v1_{part}.json", "coco")
+        expected[f"coco_2017_{part}"] = (f"coco/annotations/instances_{part}2017.json", f"coco/{part}2017")
+        expected[f"lvis_digits_{part}"] = (f"lvis_digits/lvis_digits_{part}.json", "lvis_digits/images")
+    root = REPOSITORY / "datasets"
+    assert builtin_datasets() == {
+        name: (str(root / file), str(root / folder)) for name, (file, folder) in expected.items()
+    }
 
 
 def test_an_entry_that_lacks_its_folder_is_named(tmp_path):
@@ -80,20 +89,25 @@ def test_several_training_sets_become_one_with_numbers_of_its_own_and_whole_path
     assert [(paths[i], c) for i, c in objects] == [(paths[1], 5), (paths[3], 9), (paths[2], 9)]
 
 
-def test_training_sets_of_different_categories_are_refused(halves):
+def test_training_sets_of_different_categories_and_none_at_all_are_refused(halves, tmp_path):
     with pytest.raises(UserError, match=r"the categories of .*b\.json are not those of .*a\.json"):
         read_training_set(halves([(5, "cat")], [(5, "dog")]))
+    with pytest.raises(UserError, match="TRAIN names no data set"):
+        read_training_set(load_config(str(tmp_path / "x.yaml"), ["DATASETS.TRAIN", "[]"]))
 
 
 @pytest.fixture
-def beyond(halves, tmp_path):
-    """The configuration of two sets with the categories 5, 9 and what a file says as DATASETS.EXTRA_CATEGORIES."""
+def beyond(halves, tmp_path, monkeypatch):
+    """The configuration of two sets with the categories 5, 9 and what a file says as DATASETS.EXTRA_CATEGORIES, which
+    is named as seen from the repository."""
+    monkeypatch.chdir(tmp_path)
 
     def write(content, *settings):
         halves([(5, "cat"), (9, "dog")], [(9, "dog"), (5, "cat")])
         path = tmp_path / "extra.json"
         path.write_text(json.dumps(content))
-        return load_config(str(tmp_path / "x.yaml"), ["DATASETS.EXTRA_CATEGORIES", str(path), *settings])
+        named = ["DATASETS.EXTRA_CATEGORIES", os.path.relpath(path, REPOSITORY)]
+        return load_config(str(tmp_path / "x.yaml"), [*named, *settings])
 
     return write
 
@@ -107,9 +121,12 @@ def test_extra_categories_are_the_last_classes_of_a_run_and_have_no_instances(be
     whole, _ = read_training_set(cfg)
     assert whole.category_names == {5: "cat", 9: "dog", 12: "ant", 30: "tench"}
     assert whole.categories[2]["def"] == "it digs" and whole.num_extra == 2
+    assert whole.path.endswith(f"b.json + {REPOSITORY}/{cfg.DATASETS.EXTRA_CATEGORIES}")
     assert whole.instance_counts().tolist() == [1, 2, 0, 0] == whole.image_counts().tolist()
-    heads = with_classes_of(cfg, whole).MODEL.ROI_HEADS
-    assert (heads.NUM_CLASSES, heads.NUM_EXTRA_CLASSES) == (4, 2)
+    known = with_classes_of(cfg, whole)
+    heads = known.MODEL.ROI_HEADS
+    assert (heads.NUM_CLASSES, heads.NUM_EXTRA_CLASSES, known.is_frozen()) == (4, 2, True)
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == cfg.MODEL.ROI_HEADS.NUM_EXTRA_CLASSES == 0
 
 
 @pytest.mark.parametrize("given", [2, 4])

@@ -1,9 +1,39 @@
-"""What model libraries say on the terminal."""
+"""What stands in a help, and what model libraries say on the terminal."""
 
+import logging as python_logging
+import sys
+
+import pytest
 from huggingface_hub import utils as hub
 from transformers.utils import logging
 
-from exchange.command_line import quiet_model_libraries
+from exchange.command_line import add_command, left_out_without_matplotlib, make_parser, quiet_model_libraries
+
+
+@pytest.mark.parametrize(
+    ("program", "called", "name"),
+    [("/x/pool.py", "python /x/pool.py", "pool.py"), ("mrca pool", "mrca pool", "mrca pool")],
+)
+def test_an_example_begins_as_the_program_was_called(program, called, name, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [program])
+    parser = make_parser("what it does", "stats run")
+    command = add_command(parser.add_subparsers(), "stats", "count", "run")
+    assert parser.prog == name
+    assert parser.epilog == command.epilog == f"example:\n  {called} stats run"
+
+
+def test_a_picture_is_left_out_without_matplotlib_and_for_no_other_reason(caplog):
+    with left_out_without_matplotlib("curve.png"):
+        raise ModuleNotFoundError(name="matplotlib.pyplot")
+    assert caplog.record_tuples == [
+        (
+            left_out_without_matplotlib.__module__,
+            python_logging.WARNING,
+            "curve.png is left out: matplotlib is not installed",
+        )
+    ]
+    with pytest.raises(ModuleNotFoundError), left_out_without_matplotlib("curve.png"):
+        raise ModuleNotFoundError(name="torch")
 
 
 def test_model_libraries_are_quiet_and_downloads_keep_their_bars():
@@ -13,6 +43,9 @@ def test_model_libraries_are_quiet_and_downloads_keep_their_bars():
         quiet_model_libraries()
         assert logging.get_verbosity() == logging.ERROR and not logging.is_progress_bar_enabled()
         assert not hub.are_progress_bars_disabled()
+        hub.disable_progress_bars()
+        quiet_model_libraries()
+        assert hub.are_progress_bars_disabled()
     finally:
         logging.set_verbosity(before)
         logging.enable_progress_bar()

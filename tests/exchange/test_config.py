@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from exchange import files
-from exchange.config import REPOSITORY, flatten, load_config
+from exchange.config import REPOSITORY, choose, config_of_text, flatten, load_config
 from exchange.errors import UserError
 from exchange.run import claim_run, open_run
 
@@ -18,10 +18,11 @@ def write(path, content):
 
 
 def test_a_yaml_builds_on_its_base_and_the_command_line_has_the_last_word(tmp_path):
-    write(tmp_path / "base.yaml", {"SOLVER": {"MAX_ITER": 7, "IMS_PER_BATCH": 2}})
-    path = write(tmp_path / "x.yaml", {"_BASE_": "base.yaml", "SOLVER": {"MAX_ITER": 8}})
+    write(tmp_path / "base.yaml", {"SOLVER": {"MAX_ITER": 7, "IMS_PER_BATCH": 2}, "SEED": 2})
+    write(tmp_path / "second.yaml", {"SOLVER": {"MAX_ITER": 9, "IMS_PER_BATCH": 3}})
+    path = write(tmp_path / "x.yaml", {"_BASE_": ["base.yaml", "second.yaml"], "SOLVER": {"MAX_ITER": 8}})
     cfg = load_config(path, ["SOLVER.BASE_LR", "1e-3", "DATASETS.TRAIN", "('a','b')"])
-    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (8, 2, 0.001)
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR, cfg.SEED) == (8, 3, 0.001, 2)
     assert cfg.DATASETS.TRAIN == ["a", "b"]
 
 
@@ -33,6 +34,7 @@ def test_a_yaml_builds_on_its_base_and_the_command_line_has_the_last_word(tmp_pa
         ("SEGMENTER.CLIP_REVISION", "1234567", "1234567"),
         ("GENERATOR.MODEL", "[a]", "[a]"),
         ("SEGMENTER.FOREGROUND_REVISION", "1234567", ["1234567"]),
+        ("SEGMENTER.FOREGROUND_REVISION", "'1234567'", ["1234567"]),
         ("SEGMENTER.FOREGROUND_REVISION", "[a, b]", ["a", "b"]),
         ("OUTPUT_DIR", "2026", "{}/2026"),
         ("OUTPUT_DIR", "./autotest/auto", "{}/autotest/x"),
@@ -51,13 +53,14 @@ def test_a_value_on_the_command_line_is_of_the_type_of_its_key_and_relative_to_t
 
 
 def test_a_data_set_is_beside_the_yaml_that_names_it_also_where_another_builds_on_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", str(tmp_path))
     entries = [["a", "a.json", "images"], ["b", "/b.json", "/images"], ["c", "~/c.json", "~/images"]]
     (tmp_path / "data").mkdir()
     write(tmp_path / "data/base.yaml", {"DATASETS": {"CUSTOM": entries}})
-    path = write(tmp_path / "x.yaml", {"_BASE_": "data/base.yaml"})
+    write(tmp_path / "data/next.yaml", {"_BASE_": "base.yaml"})
+    path = write(tmp_path / "x.yaml", {"_BASE_": "~/data/next.yaml"})
     beside = ["a", str(tmp_path / "data/a.json"), str(tmp_path / "data/images")]
-    at_home = ["c", "/home/me/c.json", "/home/me/images"]
+    at_home = ["c", str(tmp_path / "c.json"), str(tmp_path / "images")]
     assert load_config(path).DATASETS.CUSTOM == [beside, entries[1], at_home]
 
 
@@ -118,6 +121,7 @@ def test_a_missing_file_a_missing_base_and_broken_yaml_are_named(tmp_path):
         (b"SEED: !!int ''", "not valid YAML"),
         (b"SEED: !!int x", "not valid YAML"),
         (b"SEED: " + b"1:" * 200 + b"1.5", "not valid YAML"),
+        (b"A" * 600 + b": 1", "sets A{80}, which is no setting"),
         (b"- a", "holds a list"),
         (b"a text", "holds a str"),
         (b"SOLVER: 3", "SOLVER a value: it is a group"),
@@ -172,11 +176,12 @@ def test_numbers_in_a_list_are_read_as_those_of_its_default(tmp_path):
     assert cfg.INPUT.SCALE_RANGE == [1.0, 1e-4] and type(cfg.INPUT.SCALE_RANGE[0]) is float
 
 
-def test_the_configuration_is_frozen_and_flattens_to_its_keys(tmp_path):
-    cfg = load_config(write(tmp_path / "x.yaml", {}))
+def test_the_configuration_is_frozen_and_flattens_to_its_keys(tmp_path, caplog):
+    (tmp_path / "x.yaml").write_text(f"SEED: {-(1 << 63)}".ljust(1 << 16))  # no smaller, no longer
+    cfg = load_config(str(tmp_path / "x.yaml"))
     with pytest.raises(AttributeError):
         cfg.SEED = 1
-    assert dict(flatten(cfg))["SOLVER.ROUND_ITERS"] == 9000
+    assert dict(flatten(cfg))["SOLVER.ROUND_ITERS"] == 9000 and not caplog.messages
 
 
 THEIRS = {  # as the released configurations of MRCA say it, and of BSGAL
@@ -247,8 +252,11 @@ def test_the_released_feed_yaml_belongs_to_the_run_that_is_trained_by_the_other(
 def test_a_key_that_would_teach_something_else_is_refused_and_says_how_to_switch_it_off(
     theirs, key, value, instead
 ):
-    with pytest.raises(UserError, match=rf"sets {key} to .*leave it out or set it to {instead}"):
+    sentence = rf"sets {key} to .{{4,18}}, which this .*leave it out or set it to {instead}"
+    with pytest.raises(UserError, match=sentence):
         load_config(str(theirs / "mrca.yaml"), [key, value])
+    with pytest.raises(UserError, match=r"sets MODEL\.WITH_CAPTION to True \(and 1 more such\), which"):
+        load_config(str(theirs / "mrca.yaml"), ["MODEL.WITH_CAPTION", "True", "WITH_IMAGE_LABELS", "True"])
 
 
 def test_bsgals_released_yaml_asks_for_what_its_configuration_here_does(theirs, caplog):
@@ -280,6 +288,15 @@ def test_a_selection_that_decides_otherwise_is_refused_and_only_told_of_where_no
         load_config(path, [key, value])
     load_config(path, [key, value, "INPUT.ACTIVE_SELECT", "False"])
     assert key in caplog.messages[-1]
+
+
+def test_a_value_is_one_of_its_choices_and_a_text_that_is_no_table_holds_no_settings(tmp_path):
+    cfg = load_config(write(tmp_path / "x.yaml", {}), ["SEED", "3"])
+    assert choose(cfg, "SEED", {3: "three"}) == "three"
+    with pytest.raises(UserError, match="^SEED is 3, which does not exist: choose from 4, 5$"):
+        choose(cfg, "SEED", {4: "four", 5: "five"})
+    with pytest.raises(UserError, match="^x.pth holds no settings: take another file$"):
+        config_of_text("[1]", "x.pth")
 
 
 def test_a_key_is_either_live_or_without_effect():

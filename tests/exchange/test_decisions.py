@@ -60,6 +60,7 @@ def test_a_damaged_part_or_one_of_another_format_is_named(layout, tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=r"rd00_0000005\.arrow is damaged"):
             read_decisions(layout, [0])
-    path.write_bytes(whole.replace(b"threshold", b"thresholt"))
-    with pytest.raises(UserError, match="of another version"):
-        read_decisions(layout, [0])
+    for name, other in ((b"threshold", b"thresholt"), (b"format", b"formed")):
+        path.write_bytes(whole.replace(name, other))
+        with pytest.raises(UserError, match="of another version"):
+            read_decisions(layout, [0])

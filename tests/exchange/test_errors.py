@@ -1,5 +1,6 @@
 """How a command ends."""
 
+import errno
 import logging
 import os
 import signal
@@ -11,6 +12,9 @@ import pytest
 
 from exchange.config import REPOSITORY
 from exchange.errors import run_cli
+from exchange.layout import RunLayout
+from exchange.logs import log_to_run
+from exchange.stopping import Stopped
 
 ENDS = "from exchange.errors import run_cli; run_cli(lambda: {})"
 
@@ -23,6 +27,31 @@ def test_nobody_who_reads_its_output_is_no_error(lines: int, python: str) -> Non
     done = subprocess.run(command, cwd=REPOSITORY, stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+@pytest.mark.parametrize("name", ["ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO"])
+def test_a_file_that_may_not_be_written_is_one_sentence_and_a_broken_disk_is_an_error_as_any_other(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    number = getattr(errno, name)
+    with pytest.raises(OSError if name == "EIO" else SystemExit) as end:
+        run_cli(Mock(side_effect=OSError(number, os.strerror(number), "/x")))
+    if name != "EIO":
+        assert end.value.code == 2
+        assert capsys.readouterr().err.startswith(
+            f"error: /x: {os.strerror(number)}: make room there, or give"
+        )
+
+
+@pytest.mark.parametrize("by_torchrun", [False, True])
+def test_a_process_of_torchrun_s_that_is_stopped_says_nothing_as_another_may_have_failed(
+    by_torchrun: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if by_torchrun:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
+    with pytest.raises(SystemExit, match="143"):
+        run_cli(Mock(side_effect=Stopped(signal.SIGTERM)))
+    assert capsys.readouterr().err == ("" if by_torchrun else "stopped; the same command goes on\n")
 
 
 @pytest.mark.parametrize(
@@ -42,6 +71,19 @@ def test_the_last_line_of_its_log_is_what_ended_it_unless_all_is_well(
         run_cli(Mock(side_effect=error))
     log.close()
     assert (tmp_path / "log.txt").read_text().splitlines() == lines
+
+
+def test_a_stage_begins_its_log_behind_what_is_there_with_its_rank_if_it_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", handlers := [])
+    for root, rank in ((str(tmp_path), None), (str(tmp_path), 1), ("s3://bucket/run", None)):
+        log_to_run(RunLayout(root), "train", rank)
+    lines = (tmp_path / "logs/train.log").read_text().splitlines()
+    assert [line.split(" ", 2)[2] for line in lines] == [
+        f"INFO {rank}exchange.logs: started" for rank in ("", "rank 1 ")
+    ]
+    assert len(handlers) == 2 and [handler.close() for handler in handlers]
 
 
 def test_a_connection_that_breaks_is_an_error_as_any_other(python: str) -> None:

@@ -1,4 +1,5 @@
 import fcntl
+import hashlib
 import io
 import os
 import subprocess
@@ -49,10 +50,21 @@ def test_what_shall_outlive_a_power_failure_is_on_the_disk_before_it_is_in_its_p
 def test_json_round_trips_on_a_local_path_and_on_another_file_system(tmp_path):
     for root in (str(tmp_path), "memory://exchange-test"):
         files.write_json(files.join(root, "x", "y.json"), {"a": [1, None]})
+        assert files.join(root + "/", "x/./y.json") == f"{root}/x/y.json"
         assert files.read_json(files.join(root, "x", "y.json")) == {"a": [1, None]}
         assert files.list_dir(files.join(root, "x")) == ["y.json"]
-    assert [*files.entries(str(tmp_path / "x"), "y")] == ["y.json"]
-    assert files.entries(str(tmp_path / "x"), "json") == {}
+    entry = files.Entry(len('{"a":[1,null]}'), (tmp_path / "x/y.json").stat().st_mtime)
+    assert files.entries(str(tmp_path / "x"), "y") == files.entries(str(tmp_path / "x")) == {"y.json": entry}
+    assert files.entries(str(tmp_path / "x"), "json") == files.entries(str(tmp_path)) == {}
+    assert files.disk_usage(str(tmp_path)) == entry.size
+
+
+def test_names_are_sorted_whatever_the_disk_s_order(tmp_path):
+    names = [f"{number * 7 % 30:02}" for number in range(30)]
+    for name in names:
+        (tmp_path / name).touch()
+    assert files.list_dir(str(tmp_path)) == sorted(names)
+    assert files.names(str(tmp_path), "1") == {f"1{digit}" for digit in range(10)}
 
 
 def test_nan_is_refused_before_anything_is_written(tmp_path):
@@ -80,9 +92,10 @@ def test_no_path_leads_out_of_its_root(part):
 def test_a_missing_and_a_damaged_file_are_named(tmp_path):
     with pytest.raises(UserError, match="missing.json"):
         files.read_json(str(tmp_path / "missing.json"))
-    (tmp_path / "half.json").write_text('{"a": [1,')
-    with pytest.raises(UserError, match=r"half\.json is not valid JSON"):
-        files.read_json(str(tmp_path / "half.json"))
+    for text in ('{"a": [1,', '{"a": NaN}'):
+        (tmp_path / "half.json").write_text(text)
+        with pytest.raises(UserError, match=r"half\.json is not valid JSON"):
+            files.read_json(str(tmp_path / "half.json"))
 
 
 def test_a_file_that_is_rewritten_in_place_at_once_has_another_stamp(tmp_path):
@@ -94,9 +107,14 @@ def test_a_file_that_is_rewritten_in_place_at_once_has_another_stamp(tmp_path):
     assert stamps[0] != stamps[1]
 
 
-def test_the_digest_is_sha256(tmp_path):
-    (tmp_path / "x").write_bytes(b"abc")
-    assert files.sha256(str(tmp_path / "x")).startswith("ba7816bf8f01cfea414140de5dae2223")
+@pytest.mark.parametrize("size", [3, (1 << 23) + 1])
+def test_the_digest_is_sha256_of_all_and_the_end_is_as_long_as_asked_for(tmp_path, size):
+    data = (b"abc" * size)[:size]
+    (tmp_path / "x").write_bytes(data)
+    assert files.sha256(str(tmp_path / "x")) == hashlib.sha256(data).hexdigest()
+    assert (
+        files.tail(str(tmp_path / "x"), 2) == data[-2:] and files.tail(str(tmp_path / "x"), size + 1) == data
+    )
 
 
 @pytest.mark.parametrize(("offset", "length"), [(2, 1 << 50), (1 << 50, 1), (3, 1)])
@@ -106,12 +124,14 @@ def test_a_piece_beyond_the_end_is_refused_whatever_its_length(tmp_path, offset,
         files.read_range(str(tmp_path / "x"), offset, length)
 
 
-@pytest.mark.parametrize("path", ["nobody://x", "x" * 300, "folder", "file/x"])
+@pytest.mark.parametrize("path", ["nobody://x", "x" * 300, "folder", "file/x", "loop"])
 def test_what_cannot_be_a_file_is_named(tmp_path, path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=path):
-        files.read_bytes(path if "://" in path else str(tmp_path / path))
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for read in (files.read_bytes, lambda path: files.tail(path, 1)):
+        with pytest.raises(UserError, match=path):
+            read(path if "://" in path else str(tmp_path / path))
 
 
 WRITER = """
@@ -143,10 +163,12 @@ def test_what_a_killed_writer_left_goes_and_what_a_living_one_writes_stays(tmp_p
 
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_what_another_machine_may_write_goes_only_from_a_disk_of_this_one(tmp_path, monkeypatch, on_disk):
-    (tmp_path / "a.bin.0123456789ab-01234567.tmp").touch()
+    theirs = "a.bin.0123456789ab-01234567.tmp"
+    for name in (theirs, f"b.bin.{files._kernel()}-01234567.tmp"):
+        (tmp_path / name).touch()
     monkeypatch.setattr(files, "_on_disk", lambda path: on_disk)
     files.remove_leftovers(str(tmp_path))
-    assert bool(os.listdir(tmp_path)) is not on_disk
+    assert os.listdir(tmp_path) == [theirs] * (not on_disk)
 
 
 @pytest.mark.parametrize(

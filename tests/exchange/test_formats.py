@@ -2,12 +2,14 @@ import dataclasses
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from exchange import files
 from exchange.annotations import AnnotationFile, frequency, read_annotations
+from exchange.decisions import Decision, write_decisions
 from exchange.errors import UserError
-from exchange.feedback import Feedback, read_feedback, write_feedback
+from exchange.feedback import Feedback, read_feedback, source_round, write_feedback
 from exchange.layout import RunLayout
 from exchange.manifest import (
     GeneratedInstance,
@@ -17,25 +19,17 @@ from exchange.manifest import (
     read_round,
     write_manifest,
 )
+from exchange.pool_features import add_features
+from exchange.pool_index import write_index
+from exchange.pool_rank import write_rank
 from exchange.seeds import instance_seed
+from tests.diSegmenter.conftest import pool_instance
 
 FEEDBACK = Feedback(
-    round=2,
-    iteration=300,
-    checkpoint="train/model_0000299.pth",
-    checkpoint_sha256="00",
-    dataset="d",
-    categories=[1, 5],
-    box_ap=[10.0, None],
-    mask_ap=[9.0, None],
-    drift=[0.5, 0.25],
-    mean_box_ap=10.0,
-    mean_mask_ap=9.0,
-    ap_r=None,
-    ap_c=9.0,
-    ap_f=None,
-    time="2026-01-01T00:00:00",
-)
+    round=2, iteration=300, checkpoint="train/model_0000299.pth", checkpoint_sha256="00", dataset="d",
+    categories=[1, 5], box_ap=[100.0, None], mask_ap=[0.0, None], drift=[0.5, 0.0], mean_box_ap=10.0,
+    mean_mask_ap=9.0, ap_r=None, ap_c=9.0, ap_f=None, time="2026-01-01T00:00:00",
+)  # fmt: skip
 
 
 def test_feedback_round_trips_and_is_kept_in_the_history(tmp_path):
@@ -43,6 +37,11 @@ def test_feedback_round_trips_and_is_kept_in_the_history(tmp_path):
     write_feedback(layout, FEEDBACK)
     assert read_feedback(layout.feedback_file) == FEEDBACK
     assert read_feedback(layout.feedback_history(2)) == FEEDBACK
+
+
+def test_feedback_is_that_of_the_round_before_or_staler_and_of_the_initial_weights_at_least():
+    assert [source_round(round_, 0) for round_ in range(4)] == [-1, 0, 1, 2]
+    assert [source_round(round_, 1) for round_ in range(4)] == [-1, -1, 0, 1]
 
 
 def test_the_file_of_a_round_is_written_last_and_the_copy_shows_the_latest_round(tmp_path, monkeypatch):
@@ -70,36 +69,89 @@ def test_every_round_finds_its_own_files_whatever_their_number(tmp_path):
         files.write_bytes(layout.pool_index(round_), b"")
         files.write_bytes(layout.pool_outlines(round_), b"")
         files.write_bytes(layout.manifest(round_, 0, 1), b"")
+        files.write_bytes(layout.features(round_, 10 * round_), b"")
+        files.write_bytes(layout.decisions(round_, 10**5 * round_), b"")
     files.write_bytes(layout.pool("index/rd12.arrow.5f.tmp"), b"")  # of a writer that was killed
     assert layout.pool_rounds() == [9, 11, 100]
     for round_ in (100, 9, 11):
         assert layout.manifests(round_) == [layout.manifest(round_, 0, 1)]
+        assert layout.feature_parts(round_) == [10 * round_]
+        assert [*layout.decision_parts(round_)] == [10**5 * round_]
     assert layout.feedback_history(0) != layout.feedback_history(-1)
     assert layout.cutout_name("a.b.png") == "cutouts/a.b.webp"  # an imported pool has names of its own
     assert layout.instance_name(9, 34, 5) == "09_0034_0005.png"
-    # as runs that there are have it
-    assert layout.features_made_from() == str(tmp_path / "pool/features/made_from.json")
+
+
+def test_what_runs_that_there_are_hold_is_found_and_of_the_same_form(tmp_path):
+    layout = RunLayout(f"{tmp_path}/")
+    weights = "s3://elsewhere/model_0000299.pth"
+    places = {
+        layout.settings_file: "run.yaml",
+        layout.scores("val", weights): "train/inference/val/metrics_0000299.json",
+        layout.decisions(1, 300): "train/decisions/rd01_0000300.arrow",
+        layout.twins(3): "pictures/twins_rd03.png", layout.logs_dir: "logs", layout.locks_dir: "locks",
+        layout.seconds_dir: "seconds", layout.report: "report.html", layout.feedback_file: "feedback.json",
+        layout.feedback_history(-1): "feedback/initial.json",
+        layout.feedback_history(0): "feedback/rd00.json", layout.raw("a.png"): "pool/raw/a.png",
+        layout.segmented("a.png"): "pool/segmented/a.png", layout.cutout("a.png"): "pool/cutouts/a.webp",
+        layout.manifest(2, 0, 3): "pool/manifests/manifest_rd02_0of3.json",
+        layout.pool_index(7): "pool/index/rd07.arrow",
+        layout.pool_outlines(7): "pool/index/rd07.outlines.arrow",
+        layout.pool_part(7, 2): "pool/index/rd07.parts/000002.arrow",
+        layout.pool_part_outlines(7, 2): "pool/index/rd07.parts/000002.outlines.arrow",
+        layout.pool_part_done(7, 2): "pool/index/rd07.parts/000002.json",
+        layout.pool_categories(): "pool/categories.json", layout.dropped_by_hand(): "pool/dropped.json",
+        layout.real_features(): "pool/real_features.safetensors",
+        layout.rank(0, "clip"): "pool/rank/rd00.clip.arrow",
+        layout.rank_done(0, "clip"): "pool/rank/rd00.clip.json",
+        layout.features(0, 2): "pool/features/rd00_002.arrow",
+        layout.features_made_from(): "pool/features/made_from.json",
+        layout.annotations(4): "pool/annotations/rd04.json",
+        layout.verdicts(4): "pool/annotations/rd04.filter.json",
+        layout.annotations_done(4): "pool/annotations/rd04.done",
+    }  # fmt: skip
+    assert list(places) == [f"{tmp_path}/{place}" for place in places.values()]
+    write_index(layout, 0, [pool_instance(0, 3, 0)])
+    write_decisions(layout, 1, 300, [Decision(299, 0, "a.png", 3, 0.5, -0.05, True)])
+    write_rank(layout, 0, "clip", ["a.png"], np.ones(1), {})
+    add_features(layout, 0, ["a.png"], np.eye(1))
+    texts = ("file", "reason", "model", "prompt", "cutout", "foreground", "instance")
+    kinds = dict.fromkeys(texts, "string") | {"bbox": "fixed_size_list<item: int32>[4]", "accepted": "bool"}
+    kinds |= dict.fromkeys(("clip_white", "clip_black", "similarity", "judge"), "double")
+    kinds |= dict.fromkeys(("value", "score", "threshold"), "double")
+    kinds |= dict.fromkeys(("seed", "offset", "length"), "int64") | {"feature": "list<item: halffloat>"}
+    kinds["segmentation"] = "list<item: list<item: int32>>"
+    columns = {
+        layout.pool_index(
+            0
+        ): "file round category_id width height bbox area objects clip_white clip_black reason "
+        "seed model prompt cutout offset length foreground similarity judge",
+        layout.pool_outlines(0): "segmentation",
+        layout.decisions(1, 300): "iteration process instance category_id score threshold accepted",
+        layout.rank(0, "clip"): "file value",
+        layout.features(0, 0): "file feature",
+    }
+    for path, names in columns.items():
+        schema = pa.ipc.open_file(path).schema
+        assert schema.names == names.split() and schema.metadata == {b"format": b"1"}, path
+        assert [str(kind) for kind in schema.types] == [kinds.get(name, "int32") for name in schema.names]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "format 2"),
-        ({"drift": [1.0]}, "drift"),
+        ({"format": 2}, "format 2"), ({"drift": [1.0]}, "drift"),
         ({"mask_ap": [1.0, 1.0, 1.0]}, "'mask_ap' must list one value for each of the 2"),
-        ({"box_ap": []}, "box_ap"),
-        ({"mask_ap": [1.0, "x"]}, "mask_ap"),
-        ({"mask_ap": [1.0, -1.0]}, "percentage"),
-        ({"ap_r": 100.5}, "percentage"),
-        ({"drift": [0.0, -1.0]}, "'drift' is negative"),
-        ({"drift": [0.0, 1e308]}, "'drift'"),
-        ({"categories": [5, 1]}, "ascending"),
-        ({"categories": [1, 1]}, "ascending"),
-        ({"categories": [1, 1 << 31]}, "32 bits"),
-        ({"round": -2}, "'round'"),
+        ({"box_ap": []}, "box_ap"), ({"mask_ap": [1.0, "x"]}, "mask_ap"),
+        ({"mask_ap": [1.0, -1.0]}, "percentage"), ({"box_ap": [101.0, None]}, "percentage"),
+        *(({name: 100.5}, "percentage") for name in ("mean_box_ap", "mean_mask_ap", "ap_r", "ap_c", "ap_f")),
+        ({"drift": [0.0, -1.0]}, "'drift' is negative"), ({"drift": [0.0, 1e308]}, "'drift'"),
+        ({"categories": [5, 1]}, "ascending"), ({"categories": [1, 1]}, "ascending"),
+        ({"categories": [1, 1 << 31]}, "32 bits"), ({"categories": [-1, 5]}, "32 bits"),
+        ({"round": -2}, "'round'"), ({"iteration": -1}, "'iteration'"),
         ({"checkpoint": "\ud800"}, "'checkpoint'"),
     ],
-)
+)  # fmt: skip
 def test_feedback_of_another_format_or_inconsistent_is_refused(tmp_path, change, message):
     content = {"format": 1, **dataclasses.asdict(FEEDBACK), **change}
     files.write_json(str(tmp_path / "f.json"), content)
@@ -109,7 +161,7 @@ def test_feedback_of_another_format_or_inconsistent_is_refused(tmp_path, change,
 
 def make_manifest(shard, complete=True, file="00_0001_0000.png", num_shards=2):
     made = GeneratedInstance(file, 1, 0, 7, "a photo of {}", "a photo of x", False)
-    return Manifest(0, shard, num_shards, complete, {1: 4}, [made], 1.0)
+    return Manifest(0, shard, num_shards, complete, {1: 4}, [made], 0.0)
 
 
 _INSTANCE = dataclasses.asdict(make_manifest(0).instances[0])
@@ -121,9 +173,9 @@ def test_a_round_is_complete_when_all_its_shards_are(tmp_path):
     assert not is_complete(read_round(layout, 0))
     write_manifest(layout, make_manifest(1, complete=False))
     assert not is_complete(read_round(layout, 0))
-    write_manifest(layout, make_manifest(1))
+    write_manifest(layout, whole := make_manifest(1, file="x" * 200))
     assert is_complete(read_round(layout, 0))
-    assert read_round(layout, 0) == [make_manifest(0), make_manifest(1)]
+    assert read_round(layout, 0) == [make_manifest(0), whole]
     assert read_round(layout, 1) == []
 
 
@@ -155,20 +207,17 @@ def test_a_manifest_that_names_a_file_elsewhere_is_refused(tmp_path, file):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"asked": {"1": 1e999}}, "not valid JSON"),
-        ({"asked": {"1": 1.5}}, "'asked'"),
-        ({"asked": {"one": 1}}, "'one'"),
-        ({"asked": {"1": -1}}, "negative"),
-        ({"asked": {str(1 << 31): 1}}, "32 bits"),
-        ({"asked": []}, "'asked' is no dict"),
-        ({"instances": {}}, "'instances' is no list"),
-        ({"shard": 2}, "out of range"),
-        ({"seconds": -1.0}, "out of range"),
+        ({"asked": {"1": 1e999}}, "not valid JSON"), ({"asked": {"1": 1.5}}, "'asked'"),
+        ({"asked": {"one": 1}}, "'one'"), ({"asked": {"1": -1}}, "negative"),
+        ({"asked": {str(1 << 31): 1}}, "32 bits"), ({"asked": []}, "'asked' is no dict"),
+        ({"instances": {}}, "'instances' is no list"), ({"shard": 2}, "out of range"),
+        ({"shard": -1}, "out of range"), ({"round": -1}, "out of range"),
+        ({"seconds": -1.0}, "out of range"), ({"format": 2}, "format 2, this version reads 1"),
         ({"instances": [{**_INSTANCE, "model": "\ud800"}]}, "'model'"),
         ({"instances": [{**_INSTANCE, "category_id": 1 << 31}]}, "32 bits"),
         ({"instances": [{**_INSTANCE, "instance": -1}]}, "negative"),
     ],
-)
+)  # fmt: skip
 def test_a_manifest_with_values_that_no_generator_writes_is_refused(tmp_path, change, message):
     content = {"format": 1, **dataclasses.asdict(make_manifest(0)), **change}
     (tmp_path / "m.json").write_text(json.dumps(content))
@@ -205,6 +254,8 @@ def test_images_of_each_class_are_counted_in_as_many_as_there_are():
     ("part", "value", "message"),
     [
         ("images", {}, "no list 'images'"),
+        ("annotations", None, "no list 'annotations'"),
+        ("categories", {}, "no list 'categories'"),
         ("annotations", [{"image_id": 1, "category_id": 2}], "category_id 2"),
         ("annotations", [{"image_id": 8, "category_id": 1}], "image_id 8"),
         ("categories", [{"id": 1}], "name"),

@@ -8,6 +8,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from exchange.images import encode_png, read_record
 from exchange.manifest import GeneratedInstance
+from exchange.twins import twins_record
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 6, 3), dtype=np.uint8)
 RECORD = GeneratedInstance("00_0001_0001.png", 1, 1, 2**62, "a {}", "a Schnürsenkel – 靴", True, 0.5, 0.75)
@@ -26,6 +27,11 @@ def test_file_that_was_cut_off_has_no_record(tmp_path, length):
     path = tmp_path / "a.png"
     path.write_bytes(encode_png(PIXELS, dataclasses.asdict(RECORD))[:length])
     assert read_record(GeneratedInstance, str(path)) is None
+
+
+def test_a_picture_of_no_twins_has_no_record(tmp_path):
+    (tmp_path / "a.png").write_bytes(encode_png(PIXELS, {"files": [], "criterion": []}))
+    assert twins_record(str(tmp_path / "a.png")) is None
 
 
 def test_foreign_images_and_missing_files_have_no_record(tmp_path):

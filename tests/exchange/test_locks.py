@@ -11,7 +11,7 @@ import pytest
 from exchange.config import REPOSITORY
 from exchange.errors import UserError
 from exchange.layout import RunLayout
-from exchange.locks import only_one
+from exchange.locks import in_turn, only_one
 
 HOLD = """
 import signal, sys
@@ -40,10 +40,13 @@ def test_the_second_is_refused_with_process_and_host_of_the_first_until_that_has
         pass
 
 
-def test_what_fails_with_the_lock_gives_it_back(tmp_path):
+def test_what_fails_with_the_lock_gives_it_back_and_who_waited_for_it_holds_the_same(tmp_path):
     layout = RunLayout(str(tmp_path))
-    with pytest.raises(KeyError), only_one(layout, "train"):
-        raise KeyError
+    for lock in (only_one, in_turn):
+        with pytest.raises(KeyError), lock(layout, "train"):
+            with pytest.raises(UserError, match="is at 'train' already"), only_one(layout, "train"):
+                pytest.fail("two at once")
+            raise KeyError
     with only_one(layout, "train"):
         assert sorted(os.listdir(tmp_path / "locks")) == ["train.lock", "train.owner"]
 

@@ -2,16 +2,18 @@
 
 import argparse
 import functools
+import platform
 import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from fvcore.common.config import CfgNode
 
-from exchange import files
+from exchange import files, run
 from exchange.config import REPOSITORY, flatten, load_config
 from exchange.errors import UserError
-from exchange.run import add_round_arguments, chosen_rounds, claim_run, num_rounds, open_run
+from exchange.run import add_round_arguments, chosen_rounds, claim_run, num_rounds, open_run, round_iterations
 
 CONFIG = str(REPOSITORY / "configs/digits/MRCA_digits.yaml")
 
@@ -21,29 +23,13 @@ def settings(root: Path, *overrides: str):
 
 
 FREE = {
-    "OUTPUT_DIR",
-    "DATASETS.CUSTOM",
-    "MODEL.DEVICE",
-    "MODEL.META_ARCHITECTURE",
-    "MODEL.ROI_HEADS.NAME",
-    "DATALOADER.NUM_WORKERS",
-    "DATALOADER.PREFETCH_FACTOR",
-    "FEEDBACK.TIMEOUT",
-    "GENERATOR.EMBEDDING_CACHE",
-    "GENERATOR.GUIDANCE_CHECKPOINTING",
-    "GENERATOR.GUIDANCE_CHUNK",
-    "GENERATOR.TWINS",
-    "SEGMENTER.ANNOTATION_FILE_LIMIT",
-    "SEGMENTER.BATCH_SIZE",
-    "SEGMENTER.KEEP_RAW",
-    "SEGMENTER.TRUST_REMOTE_CODE",
-    "SEGMENTER.WORKERS",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "SOLVER.KEEP_CHECKPOINTS",
-    "SOLVER.LOG_PERIOD",
-    "SOLVER.TENSORBOARD",
-    "TEST.EVAL_PERIOD",
-}
+    "OUTPUT_DIR", "DATASETS.CUSTOM", "MODEL.DEVICE", "MODEL.META_ARCHITECTURE", "MODEL.ROI_HEADS.NAME",
+    "DATALOADER.NUM_WORKERS", "DATALOADER.PREFETCH_FACTOR", "FEEDBACK.TIMEOUT", "GENERATOR.EMBEDDING_CACHE",
+    "GENERATOR.GUIDANCE_CHECKPOINTING", "GENERATOR.GUIDANCE_CHUNK", "GENERATOR.TWINS",
+    "SEGMENTER.ANNOTATION_FILE_LIMIT", "SEGMENTER.BATCH_SIZE", "SEGMENTER.KEEP_RAW",
+    "SEGMENTER.TRUST_REMOTE_CODE", "SEGMENTER.WORKERS", "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.KEEP_CHECKPOINTS", "SOLVER.LOG_PERIOD", "SOLVER.TENSORBOARD", "TEST.EVAL_PERIOD",
+}  # fmt: skip
 
 
 def with_others(cfg: CfgNode, keys: set[str]) -> CfgNode:
@@ -119,13 +105,26 @@ def test_a_run_yaml_with_more_or_fewer_lines_or_cut_off_is_refused(tmp_path, old
 
 def test_another_setting_is_refused_with_both_values(tmp_path):
     claim_run(settings(tmp_path))
-    with pytest.raises(UserError, match=r"belongs to a run with SOLVER\.BASE_LR 0\.0004, not 0\.001: choose"):
-        open_run(settings(tmp_path, "SOLVER.BASE_LR", "0.001"))
+    said, changed = r"belongs to a run with SOLVER\.BASE_LR 0\.0004, not 0\.001", ["SOLVER.BASE_LR", "0.001"]
+    with pytest.raises(UserError, match=f"{said}: choose"):
+        open_run(settings(tmp_path, *changed))
+    with pytest.raises(UserError, match=rf"{said} \(and 2 more\): choose"):
+        open_run(settings(tmp_path, "SOLVER.WEIGHT_DECAY", "0.5", "SOLVER.WARMUP_ITERS", "7", *changed))
+
+
+def test_a_run_says_of_which_versions_its_numbers_are(tmp_path, monkeypatch):
+    names = ["torch", "torchvision", "timm", "diffusers", "transformers", "numpy", "opencv-python-headless"]
+    monkeypatch.setattr(run.metadata, "version", "of {}".format)
+    claim_run(settings(tmp_path))
+    found = yaml.safe_load((tmp_path / "run.yaml").read_text())["versions"]
+    expected = {name: f"of {name}" for name in [*names, "onnxruntime"]}
+    assert found == expected | {"python": platform.python_version()}
 
 
 def test_a_run_folder_is_claimed_when_something_is_made_not_when_it_is_looked_at(tmp_path):
     cfg = settings(tmp_path / "run")
-    open_run(cfg, "train", "pool/raw")
+    assert open_run(cfg, "train", "pool/raw").root == str(tmp_path / "run")
+    assert run.run_layout(load_config(CONFIG, ["OUTPUT_DIR", "s3://bucket/run"])).root == "s3://bucket/run"
     assert not (tmp_path / "run").exists()
     claim_run(cfg)
     with pytest.raises(UserError, match="SEED 0, not 1"):
@@ -142,7 +141,10 @@ def test_a_run_that_is_to_become_longer_hears_why_not_and_what_instead(tmp_path)
 
 @pytest.mark.parametrize(("iterations", "rounds"), [(300, 3), (301, 4), (299, 3), (100, 1), (50, 1)])
 def test_the_last_round_may_be_short(tmp_path, iterations, rounds):
-    assert num_rounds(settings(tmp_path, "SOLVER.MAX_ITER", str(iterations))) == rounds
+    cfg = settings(tmp_path, "SOLVER.MAX_ITER", str(iterations))
+    assert num_rounds(cfg) == rounds and round_iterations(cfg) == 100
+    alone = settings(tmp_path, "SOLVER.MAX_ITER", str(iterations), "INPUT.INST_POOL_FEED", "False")
+    assert round_iterations(alone) == iterations
 
 
 def test_a_round_of_no_iterations_is_refused(tmp_path):
@@ -153,16 +155,14 @@ def test_a_round_of_no_iterations_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "rounds"),
     [
-        ("", range(0, 3)),
-        ("--round 2", range(0, 2)),
-        ("--st_rd 1 --round 2", range(1, 2)),
-        ("--st_rd 1 --round 10", range(1, 3)),
-        ("--st_rd 1 --num-rounds 1", range(1, 2)),
+        ("", range(0, 3)), ("--round 2", range(0, 2)), ("--st_rd 1 --round 2", range(1, 2)),
+        ("--st_rd 1 --round 10", range(1, 3)), ("--st_rd 1 --num-rounds 1", range(1, 2)),
         ("--num-rounds 9", range(0, 3)),
         ("--st_rd 1 --round 1", "--round 1 stops before --st-rd 1"),
         ("--st_rd 3", "--st-rd 3: the schedule has the rounds 0 to 2"),
+        ("--st_rd -1", "--st-rd -1: the schedule"),
     ],
-)
+)  # fmt: skip
 def test_round_is_the_end_as_in_the_release_and_num_rounds_the_number(tmp_path, options, rounds):
     add_round_arguments(parser := argparse.ArgumentParser())
     args, cfg = parser.parse_args(options.split()), settings(tmp_path)

@@ -12,5 +12,8 @@ def test_without_options_everything_is_worked_on_or_torchruns_share_of_it(monkey
     assert (choose_shard(None, 3, *options), choose_gpu(None)) == (Shard(5, 8), 1)
     assert choose_shard(-1, 3, *options) == Shard(0, 1)
     assert (choose_shard(2, 3, *options), choose_gpu(3)) == (Shard(2, 3), 3)
-    with pytest.raises(UserError, match="--div 3 of --num_div 3"):
-        choose_shard(3, 3, *options)
+    for index in (3, -2):
+        with pytest.raises(
+            UserError, match=f"--div {index} of --num_div 3: shards count from 0 to 2, and -1"
+        ):
+            choose_shard(index, 3, *options)

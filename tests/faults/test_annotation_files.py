@@ -17,7 +17,7 @@ from detectron2_ext.evaluation.pascal import OPEN_IMAGES, PascalTruth
 from detectron2_ext.evaluation.predictions import Predictions
 from detectron2_ext.evaluation.scoring import CocoTruth
 from diSegmenter.pool.foreign import read_coco
-from exchange.annotations import read_annotations
+from exchange.annotations import AnnotationFile, read_annotations
 from exchange.errors import UserError
 from generator.plan import PromptBook
 from tests.faults.mutations import FUZZING, memory_bounded, mutated_bytes, mutated_json
@@ -143,6 +143,30 @@ def test_no_segmentation_takes_gigabytes(segmentation, path):
     read_bounded(path, json.dumps(content, separators=(",", ":")).encode())
 
 
+def of_object(segmentation: object, height: int, width: int) -> AnnotationFile:
+    """One object with this segmentation, in an image of this size."""
+    image = {"id": 3, "file_name": "a.png", "height": height, "width": width}
+    record = {"image_id": 3, "category_id": 2, "id": 7, "segmentation": segmentation}
+    return AnnotationFile.of_records(
+        "a.json", images=[image], annotations=[record], categories=CONTENT["categories"]
+    )
+
+
+def test_the_largest_image_and_the_longest_segmentations_are_read_and_a_number_more_is_refused():
+    height, width = 233, 2089 * 1103  # 2^29 - 1 pixels
+    runs = coco_mask.frPyObjects({"size": [height, width], "counts": [height * width]}, height, width)
+    whole = {"size": [height, width], "counts": runs["counts"].decode()}
+    assert of_object(whole, height, width).segmentation(0) == whole
+    assert len(of_object([[1, 1] * (1 << 19)], 6, 8).polygons(0)[0]) == 1 << 20
+    with pytest.raises(UserError, match="annotation 7 has .* more than 1048576 numbers"):
+        of_object([[1, 1] * (1 << 18), [1, 1] * ((1 << 18) + 1)], 6, 8)
+    single = {"size": [1024, 1025], "counts": [1] * (1 << 20)}
+    single["counts"][0] += 1024
+    assert len(of_object(single, 1024, 1025).arrays["runs"]) == 1 << 20
+    with pytest.raises(UserError, match="has no 'counts' of 1 to 1048576 runs"):
+        of_object({"size": [1024, 1025], "counts": [1] * (1 << 20) + [1024]}, 1024, 1025)
+
+
 @pytest.mark.parametrize("longer", [0, 1])
 def test_the_outlines_of_an_object_are_added_up_each_closed_and_the_ways_between_them_are_not(
     longer, tmp_path
@@ -162,47 +186,75 @@ def test_the_outlines_of_an_object_are_added_up_each_closed_and_the_ways_between
 
 # JSON values without a space in them. The object that gets them is the second one, the run lengths' image 6 x 8.
 _BAD = {
-    "annotations segmentation": r"""
-        5 "text" null [5] ["text"] [{}] [[1,2,"3",4,5,6]] [[1,[2],3,4,5,6]] [[1,2,3,4,5]] {}
-        [[0,0,1,1,2,1180591620717411303424]] [[0,0,1,1,1e9,1]] {"counts":[48]} {"size":6,"counts":[48]}
-        {"size":[8,6],"counts":[48]} {"size":[6.0,8],"counts":[48]} {"size":[6,8],"counts":[]}
+    ("annotations", "segmentation", "that is neither a list of polygons nor run lengths"): '5 "text" null',
+    ("annotations", "segmentation", "that holds something else than numbers in their place"): r"""
+        [5] ["text"] [{}] [[1,2,"3",4,5,6]] [[1,[2],3,4,5,6]] {"size":[6,8],"counts":[48.0]}
+        {"size":[6,8],"counts":["48"]} {"size":[6,8],"counts":[18446744073709551616]}""",
+    ("annotations", "segmentation", "that has an x without a y in a polygon"): "[[1,2,3,4,5]]",
+    (
+        "annotations",
+        "segmentation",
+        "that lies further outside of its image than that is large, or holds NaN",
+    ): """
+        [[0,0,1,1,2,1180591620717411303424]] [[0,0,1,1,1e9,1]]""",
+    ("annotations", "segmentation", r"that has run lengths without the size of its image, \[6, 8\]"): """
+        {} {"counts":[48]} {"size":6,"counts":[48]} {"size":[8,6],"counts":[48]} {"size":[6.0,8],"counts":[48]}""",
+    ("annotations", "segmentation", "that has no 'counts' of 1 to 1048576 runs or characters"): """
+        {"size":[6,8]} {"size":[6,8],"counts":[]} {"size":[6,8],"counts":""} {"size":[6,8],"counts":48}""",
+    ("annotations", "segmentation", "that has runs that do not add up to its 6 x 8 pixels"): r"""
         {"size":[6,8],"counts":[49]} {"size":[6,8],"counts":[47]} {"size":[6,8],"counts":[8,-1,41]}
-        {"size":[6,8],"counts":[9223372036854775807,9223372036854775807,50]} {"size":[6,8],"counts":[48.0]}
-        {"size":[6,8],"counts":["48"]} {"size":[6,8],"counts":[18446744073709551616]}
-        {"size":[6,8],"counts":""} {"size":[6,8],"counts":"\u00e9"} {"size":[6,8],"counts":"\ud800"}
+        {"size":[6,8],"counts":[9223372036854775807,9223372036854775807,50]}
+        {"size":[6,8],"counts":"\u00e9"} {"size":[6,8],"counts":"\ud800"}
         {"size":[6,8],"counts":"oooooooo0"} {"size":[6,8],"counts":"`QPPPPP0"} {"size":[6,8],"counts":"P"}""",
-    "annotations bbox": '5 "1234" [1,2,3] [1,2,3,null] [1,2,-3,4] [1,2,1e300,4] [1,2,3,1e19]',
-    "annotations area": 'null "5" -1 1180591620717411303424',
-    "annotations iscrowd": 'null 2 -1 "0" [] 0.0',
-    "annotations id": 'null "8" -1 7.0 9223372036854775808 []',
-    "annotations image_id": 'null 99 2 "3" 3.0 18446744073709551616',
-    "annotations category_id": 'null 99 3 "2" 18446744073709551616',
-    "images height": '-1 0 "6" 6.0 null 268435456 2147483648 18446744073709551616',
-    "images file_name": r'5 null "\ud800" "a\u0000"',
-    "images neg_category_ids": '5 null ["2"] [[2]] [18446744073709551616]',
-    "categories name": r'5 "\ud800" []',
-    "categories frequency": '"x" "" "rc" null []',
-    "categories id": "-1 2147483648",
-    "categories synonyms": '"cat" [5]',
+    ("annotations", "bbox", "is not a list of four numbers"): '5 "1234" [1,2,3] [1,2,3,null]',
+    ("annotations", "bbox", "with a negative side, or further outside of its image than that is large"): """
+        [1,2,-3,4] [1,2,1e300,4] [1,2,3,1e19]""",
+    ("annotations", "area", "is not a number of pixels from 0 up"): 'null "5" -1 1180591620717411303424',
+    ("annotations", "iscrowd", "is not a whole number from 0 to 1"): 'null 2 -1 "0" [] 0.0',
+    ("annotations", "difficult", "is not a whole number from 0 to 1"): "2 0.5",
+    ("annotations", "id", "is not a whole number from 0 to 9223372036854775807"): """
+        null "8" -1 7.0 9223372036854775808 [] 12345678901234567890123456789012345678901234567890""",
+    ("annotations", "image_id", "is not a whole number from 0 to 9223372036854775807"): """
+        null "3" 3.0 18446744073709551616""",
+    ("annotations", "image_id", "is not in 'images'"): "99 2",
+    ("annotations", "category_id", "is not a whole number from 0 to 9223372036854775807"): """
+        null "2" 18446744073709551616""",
+    ("annotations", "category_id", "is not in 'categories'"): "99 3",
+    ("images", "height", "is not a whole number from 1 to 536870911"): """
+        -1 0 "6" 6.0 null 2147483648 18446744073709551616""",
+    ("images", "height", "and width"): "268435456",
+    ("images", "width", "is not a whole number from 1 to 536870911"): "0 8.0",
+    ("images", "file_name", "is not a text that UTF-8 holds, without NUL"): r'5 null "\ud800" "a\u0000"',
+    ("images", "coco_url", "is not a text that UTF-8 holds, without NUL"): r'5 "a\u0000"',
+    ("images", "neg_category_ids", "is not a list of whole numbers"): """
+        5 null ["2"] [[2]] [18446744073709551616]""",
+    ("images", "pos_category_ids", "is not a list of whole numbers"): "[0.5]",
+    ("images", "not_exhaustive_category_ids", "is not a list of whole numbers"): "[0.5]",
+    ("categories", "name", "is not a text that UTF-8 holds, without NUL"): r'5 "\ud800" []',
+    ("categories", "freebase_id", "is not a text that UTF-8 holds, without NUL"): "5",
+    ("categories", "def", "is not a text that UTF-8 holds, without NUL"): "5",
+    ("categories", "frequency", "is not 'r', 'c' or 'f'"): '"x" "" "rc" null []',
+    ("categories", "id", "is not a whole number from 0 to 2147483647"): "-1 2147483648",
+    ("categories", "synonyms", "is not a list of texts that UTF-8 holds"): '"cat" [5]',
 }
 
 
 @pytest.mark.parametrize(
-    ("place", "value"), [(place, text) for place in _BAD for text in _BAD[place].split()]
+    ("part", "field", "what", "value"), [(*key, text) for key in _BAD for text in _BAD[key].split()]
 )
-def test_a_bad_value_is_named_with_its_record(place, value, tmp_path):
-    part, field = place.split()
+def test_a_bad_value_is_named_with_its_record(part, field, what, value, tmp_path):
     content = copy.deepcopy(CONTENT)
-    record = content[part][1]
-    name = (
-        f"record 1 of '{part}'|{part[:3]}[a-z]+ -?[0-9]+"
-        if field == "id"
-        else f"{part[:3]}[a-z]+ {record['id']}"
-    )
+    record, kind = content[part][1], part.removesuffix("s").replace("ie", "y")
+    name = f"{kind} {record['id']}"
     record[field] = json.loads(value)
+    if field == "id":
+        name = (
+            f"record 1 of '{part}'" if type(record["id"]) is not int else f"{kind} {str(record['id'])[:40]}"
+        )
     path = tmp_path / "annotations.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=rf"annotations.json: ({name}) has .*{field}.*: correct it or remove"):
+    sentence = rf"annotations.json: {name} has .*{field}.*{what}: correct it or remove the {kind}"
+    with pytest.raises(UserError, match=sentence):
         read_annotations(str(path))
 
 

@@ -258,7 +258,7 @@ def test_a_photograph_is_upright_whatever_else_its_exif_data_says(kind_of_maker,
 
 def test_an_image_that_claims_to_be_huge_is_refused():
     header = bytearray(png(disc_image(3)))
-    for side, reason in ((100_000, "huge"), (8_001, "claims 8001 x 8001 pixels")):
+    for side, reason in ((100_000, "huge"), (8_001, "claims 8001 x 8001 pixels"), (8_000, "does not decode")):
         header[16:24] = side.to_bytes(4, "big") * 2  # width and height of the PNG header, then its checksum
         header[29:33] = zlib.crc32(header[12:29]).to_bytes(4, "big")
         with pytest.raises(BadImage, match=reason):
@@ -267,6 +267,7 @@ def test_an_image_that_claims_to_be_huge_is_refused():
     Image.new("1", (16_384, MAX_PIXELS // 16_384)).save(long, format="PNG")
     with pytest.raises(BadImage, match="claims 16384"):
         decode_rgba(long.getvalue(), "long.png")
+    assert decode_rgba(encode_png(np.zeros((1, 16_383), np.uint8)), "longest.png").shape == (1, 16_383, 4)
 
 
 @FUZZING

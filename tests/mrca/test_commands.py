@@ -11,6 +11,8 @@ from unittest.mock import Mock
 
 import pytest
 
+import mrca
+from detectron2_ext.predictor import Predictor
 from exchange.config import REPOSITORY
 from mrca import commands
 from mrca.commands import COMMANDS
@@ -46,6 +48,10 @@ def test_every_option_has_a_help_with_its_default(module, monkeypatch):
             if action.option_strings and action.nargs != 0 and may_be_left_out:
                 text = parser._get_formatter()._expand_help(action)
                 assert "default" in text or "release's name" in text, (parser.prog, action.option_strings)
+                assert text.count("(default") < 2 and "default: None" not in text, action.option_strings
+            if action.nargs == 0:
+                shown = parser._get_formatter()._expand_help(action)
+                assert "default: False" not in shown, action.option_strings
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -64,6 +70,7 @@ def test_the_list_of_commands_has_examples_that_parse(name, monkeypatch):
     command = COMMANDS[name]
     parser = parsers_of(command.module, monkeypatch)[0]
     parse(parser, [*command.preset, *shlex.split(command.example)])
+    assert set(command.extra.split(",")) <= {"generate", "segment", "train", "report"}
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -71,6 +78,16 @@ def test_words_of_an_option_are_joined_by_hyphens_and_the_release_s_spelling_is_
     for parser in parsers_of(module, monkeypatch):
         for action in parser._actions:
             assert "_" not in "".join(action.option_strings[:1]), action.option_strings
+
+
+def test_mrca_has_the_five_names_of_its_parts_which_it_finds():
+    owners = {"CRITERIA": "criteria", "Guidance": "guidance", "guided": "guidance", "Painter": "painter"}
+    expected = [getattr(importlib.import_module(f"generator.{owners[name]}"), name) for name in owners]
+    assert [getattr(mrca, name) for name in mrca.__all__] == [*expected, Predictor]
+    assert not hasattr(mrca, "nothing")
+    (finder,) = (finder for finder in sys.meta_path if finder.__module__ == "mrca")
+    assert finder.find_spec("exchange").origin == str(REPOSITORY / "exchange/__init__.py")
+    assert finder.find_spec("tools") is None
 
 
 def test_help_imports_nothing_slow():
@@ -119,18 +136,24 @@ def test_without_a_command_each_is_listed_with_a_line_and_an_example(monkeypatch
     monkeypatch.setattr(sys, "argv", ["mrca"])
     commands.main()
     text = capsys.readouterr().out
+    names = "quickstart generate segment train feedback evaluate rounds predict draw write-prompts export"
+    names += " export-matting pool report status overview compare visualize cache bench"
+    assert " ".join(COMMANDS) == names
     for name, command in COMMANDS.items():
         assert f"\n  {name:14} {command.summary}\n" in text and f" mrca {name} {command.example}\n" in text
 
 
-def test_a_command_is_the_script_with_the_same_arguments(monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "preset"), [("train", []), ("evaluate", ["--eval-only"]), ("feedback", ["--eval-initial"])]
+)
+def test_a_command_is_the_script_with_the_same_arguments(name, preset, monkeypatch):
     seen = []
     module = importlib.import_module("detectron2_ext.train_net")
     monkeypatch.setattr(module, "main", lambda: seen.append(sys.argv))
-    monkeypatch.setattr(sys, "argv", ["mrca", "evaluate", "--config", "x.yaml"])
+    monkeypatch.setattr(sys, "argv", ["mrca", name, "--config", "x.yaml"])
     monkeypatch.setattr(sys, "path", ["a folder with other tools", *sys.path])
     commands.main()
-    assert seen == [["mrca evaluate", "--eval-only", "--config", "x.yaml"]]
+    assert seen == [[f"mrca {name}", *preset, "--config", "x.yaml"]]
     assert sys.path[0] == str(REPOSITORY)
 
 

@@ -2,7 +2,7 @@ import dataclasses
 import functools
 import itertools
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -63,12 +63,14 @@ def test_x_pastes_three_kinds_of_paths_come_in(layout, tmp_path, monkeypatch):
 
 def test_paths_of_x_paste_are_below_the_root_unless_they_are_whole(tmp_path, monkeypatch):
     read = []
+    images = {"/c.png": np.full((9, 8, 4), 255, np.uint8)}
     image = np.full((9, 9, 4), 255, np.uint8)
-    monkeypatch.setattr(foreign, "read_rgba", lambda path: read.append(path) or image)
+    monkeypatch.setattr(foreign, "read_rgba", lambda path: read.append(path) or images.get(path, image))
     path = str(tmp_path / "pool.json")
     files.write_json(path, {"0": ["*a.png", "s3://bucket/b.png", "/c.png|d.png"]})
     for instance in read_xpaste(path, "s3://theirs/", [3]):
-        instance.load()
+        with nullcontext() if "|" not in instance.origin else pytest.raises(BadImage, match="differ in size"):
+            instance.load()
     assert read == ["s3://theirs/a.png", "s3://bucket/b.png", "/c.png", "s3://theirs/d.png"]
 
 
@@ -79,8 +81,8 @@ def test_a_folder_per_class_comes_in(layout, tmp_path):
         f"{root}/blue_disc/a.webp", encode_cutout(disc_image(7), disc_rgba(7)[..., 3], [0, 0, 48, 40])
     )
     files.write_bytes(f"{root}/blue_disc/notes.txt", b"hello")
-    index, cutouts, _ = imported(layout, read_folders(root, IDS))
-    assert index.category_ids.tolist() == [7, 3]
+    index, cutouts, left_out = imported(layout, read_folders(root, IDS))
+    assert index.category_ids.tolist() == [7, 3] and not left_out
     assert [cutout.shape[0] for cutout in cutouts] == [15, 11]
     assert (index[1].objects, index[1].model, index[1].prompt) == (1, "test", f"{root}/red disc/b.PNG")
 
@@ -107,6 +109,8 @@ def test_the_objects_of_a_coco_file_come_in_but_no_crowds(layout, tmp_path):
     assert (instance.width, instance.height, instance.prompt) == (40, 30, f"{root}/coco.json#8")
     np.testing.assert_array_equal(cutouts[0][..., :3], picture[4:14, 10:20])
     assert (cutouts[0][..., 3] == 255).all()
+    with pytest.raises(UserError, match=r"coco\.json has the category 'blue_disc', which the data set lacks"):
+        list(read_coco(f"{root}/coco.json", root, {"red disc": 3}))
     content["images"][1]["file_name"] = "../coco/a.png"
     files.write_json(f"{root}/coco.json", content)
     with pytest.raises(UserError, match=r"coco\.json: annotation 8: .*leads out"):
@@ -127,12 +131,17 @@ def test_what_does_not_decode_or_shows_nothing_is_left_out_and_named(layout, tmp
     assert layout.pool_rounds() == [0] and not files.exists(layout.pool_parts(1))
 
 
-def test_a_second_import_is_a_round_of_its_own(layout, tmp_path):
-    root = str(tmp_path / "folders")
+def test_a_second_import_is_a_round_of_its_own_that_tells_of_cut_outs_when_they_are_on_the_disk(
+    layout, tmp_path, monkeypatch
+):
+    root, told = str(tmp_path / "folders"), []
     files.write_bytes(f"{root}/red disc/a.png", png(disc_rgba(5)))
+    monkeypatch.setattr(
+        files, "flush_all", lambda: told.append(files.list_dir(layout.pool("index/rd00.parts")))
+    )
     for _ in range(2):
         import_round(layout, read_folders(root, IDS), CATEGORIES, "test")
-    assert PoolIndex(layout, layout.pool_rounds()).rounds.tolist() == [0, 1]
+    assert PoolIndex(layout, layout.pool_rounds()).rounds.tolist() == [0, 1] and told == [[], []]
     files.remove(layout.pool_index(0))
     import_round(layout, read_folders(root, IDS), CATEGORIES, "test")
     assert PoolIndex(layout, layout.pool_rounds()).rounds.tolist() == [1, 2]  # nothing is overwritten
@@ -221,6 +230,7 @@ def test_parts_of_another_import_are_not_taken_for_this_one_s(layout, monkeypatc
     [
         ({"2": []}, "class index '2'"),
         ({"red": []}, "class index 'red'"),
+        ({"²": []}, "class index '²'"),
         ({"0": [5]}, "which is not a path"),
         ([], "is not a pool of X-Paste"),
     ],
@@ -234,5 +244,8 @@ def test_a_pool_of_another_form_is_named(tmp_path, content, sentence):
 
 def test_a_folder_that_is_no_class_is_named(tmp_path):
     files.write_bytes(str(tmp_path / "folders/green disc/a.png"), b"")
-    with pytest.raises(UserError, match="'green disc'"):
-        list(read_folders(str(tmp_path / "folders"), IDS))
+    for names, said in ((IDS, "the folder 'green disc'"), (IDS | {"green disc": 9}, None)):
+        with nullcontext() if said is None else pytest.raises(UserError, match=said):
+            list(read_folders(str(tmp_path / "folders"), names))
+    with pytest.raises(UserError, match="holds no folder"):
+        list(read_folders(str(tmp_path / "nothing"), IDS))

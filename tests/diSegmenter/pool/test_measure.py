@@ -89,8 +89,9 @@ def test_what_was_killed_goes_on_behind_its_last_whole_part_and_ends_as_if_it_ha
     add_round(layout, 0)
     with pytest.raises(KeyboardInterrupt):
         run(layout, Encoder(most=4))
+    files.write_bytes(left := layout.pool(f"features/x.{files._kernel()}-01234567.tmp"), b"")
     second = Encoder()
-    assert run(layout, second) == [(0, 4, 7)] and second.seen == 4
+    assert run(layout, second) == [(0, 4, 7)] and second.seen == 4 and not files.exists(left)
     np.testing.assert_array_equal(read(layout, names), read(whole, names))
 
 
@@ -107,7 +108,7 @@ def test_a_round_that_is_added_and_an_instance_that_is_brought_back_are_all_that
 
 
 @pytest.mark.parametrize("left", ["whole", "without saying from what", "with damage in what says it"])
-def test_features_of_another_model_are_made_again(layout, left):
+def test_features_of_another_model_are_made_again(layout, left, caplog):
     names = add_round(layout, 0)
     run(layout, Encoder())
     if left == "whole":
@@ -120,13 +121,14 @@ def test_features_of_another_model_are_made_again(layout, left):
             assert not len(PoolFeatures(layout, [0]))
         assert run(layout, Encoder(width=9)) == [(0, 7, 7)]
     assert read(layout, names).shape == (7, 9)
+    assert (layout.features_made_from() in caplog.text) == ("damage" in left)
 
 
 @pytest.mark.parametrize(
     "damage",
     [lambda data: data[:-9], lambda data: b"", lambda data: data.replace(b"0_0003_0005", b"\xff" * 11)],
 )
-def test_a_damaged_part_is_named_and_measured_again_alone(layout, damage):
+def test_a_damaged_part_is_named_and_measured_again_alone(layout, damage, caplog):
     names = add_round(layout, 0)
     run(layout, Encoder())
     before = read(layout, names)
@@ -136,10 +138,11 @@ def test_a_damaged_part_is_named_and_measured_again_alone(layout, damage):
         PoolFeatures(layout, [0])
     encode = Encoder()
     assert run(layout, encode) == [(0, 3, 7)] and encode.seen == 3
+    assert [message.partition(" (")[0] for message in caplog.messages] == [f"{path} is damaged"]
     np.testing.assert_array_equal(read(layout, names), before)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0, 3.0])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0, 0.98, 1.02])
 def test_what_is_no_unit_vector_is_no_feature(layout, value):
     add_round(layout, 0)
     run(layout, Encoder())
@@ -151,14 +154,11 @@ def test_what_is_no_unit_vector_is_no_feature(layout, value):
 @pytest.mark.parametrize(
     "names, vectors",
     [
-        ([], []),
-        (["a", None], [[1.0], [1.0]]),
-        (["a", "b"], [[1.0], None]),
-        (["a", "b"], [[0.6, 0.8], [0.6, None]]),
-        (["a", "b"], [[], []]),
+        ([], []), (["a", None], [[1.0], [1.0]]), (["a", "b"], [[1.0], None]),
+        (["a", "b"], [[0.6, 0.8], [0.6, None]]), (["a", "b"], [[], []]),
         (["a", "b"], [[1.0], [0.6, 0.8, 0.0]]),
     ],
-)
+)  # fmt: skip
 def test_a_part_without_a_feature_for_each_name_is_damaged(layout, names, vectors):
     add_round(layout, 0)
     run(layout, Encoder())
@@ -172,9 +172,15 @@ def test_a_part_without_a_feature_for_each_name_is_damaged(layout, names, vector
         PoolFeatures(layout, [0])
 
 
-def test_features_of_several_widths_are_refused(layout):
+def test_a_part_in_two_and_features_of_several_widths_are_refused(layout):
     add_round(layout, 0)
     run(layout, Encoder())
+    whole = files.read_bytes(layout.features(0, 0))
+    with pa.ipc.open_file(whole) as part:
+        write_batches(layout.features(0, 0), part.schema, [part.get_batch(0)] * 2)
+    with pytest.raises(UserError, match=r"rd00_000\.arrow is damaged \(not a part of a round\)"):
+        PoolFeatures(layout, [0])
+    files.write_bytes(layout.features(0, 0), whole)
     add_features(layout, 0, ["a"], np.eye(1, 5))
     with pytest.raises(UserError, match="features has features of several widths: remove the folder"):
         PoolFeatures(layout, [0])
@@ -188,10 +194,10 @@ def test_a_cut_out_that_does_not_decode_is_named(layout):
 
 
 def test_an_object_stands_whole_in_the_middle_of_a_white_square():
-    cutout = np.zeros((50, 10, 4), np.uint8)
+    cutout = np.zeros((51, 11, 4), np.uint8)
     cutout[..., 3], cutout[0, :, 3] = 255, 51
     square = on_white_square(cutout)
-    assert square.shape == (60, 60, 3)
-    expected = np.full((60, 60), 255)
-    expected[5:55, 25:35], expected[5, 25:35] = 0, 204
+    assert square.shape == (62, 62, 3)  # 1.2 x 51, rounded up
+    expected = np.full((62, 62), 255)
+    expected[5:56, 25:36], expected[5, 25:36] = 0, 204
     assert (square == expected[..., None]).all()

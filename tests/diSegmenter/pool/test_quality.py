@@ -130,16 +130,19 @@ def test_what_repeats_the_former_round_adds_instances_and_no_diversity(layout, t
     vectors = np.eye(6)
     pool_features.begin(twice, {"model": "a"})
     for round_ in (0, 1):
-        rows = [pool_instance(round_, 2, n) for n in range(6)]
+        rows = [pool_instance(round_, 2, n, reason="judge" * (n == 6)) for n in range(7)]
         write_index(twice, round_, rows)
-        pool_features.add_features(twice, round_, [row.file for row in rows], vectors)
-    first, second = (PoolQuality(twice, [0, 1]).of(round_).diversity for round_ in (0, 1))
+        pool_features.add_features(twice, round_, [row.file for row in rows[:6]], vectors)
+    found = [PoolQuality(twice, [0, 1]).of(round_) for round_ in (0, 1)]
+    assert [of_round.near_duplicate_share for of_round in found] == [0, 100]
+    first, second = (of_round.diversity for of_round in found)
     assert (first.near_duplicates, second.near_duplicates) == (0, 6)
     assert [d.pool_vendi for d in (first, second)] == pytest.approx([6, 6])
 
 
 def test_diversity_is_known_up_to_the_first_round_with_an_instance_that_is_not_measured(layout):
     add_features(layout, 0)
+    assert PoolQuality(layout, layout.pool_rounds()).unmeasured == 1
     add_features(layout, 3)
     quality = PoolQuality(layout, layout.pool_rounds())
     assert quality.unmeasured == 1
