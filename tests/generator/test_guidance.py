@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import diffusers as d
 import pytest
 import torch
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 from exchange.errors import UserError
 from generator.criteria import CRITERIA
@@ -128,14 +129,16 @@ def test_a_call_that_fails_leaves_gradients_off():
         assert not torch.is_grad_enabled()
 
 
-def test_a_call_with_gradients_leaves_them_on_and_the_graph_of_the_step_as_it_is():
+@pytest.mark.parametrize("kind", [lambda sample: (sample,), Transformer2DModelOutput])
+def test_a_call_with_gradients_leaves_them_on_and_the_graph_of_the_step_as_it_is(kind):
     class Double(torch.nn.Module):
         def forward(self, hidden_states):
-            return (2 * hidden_states,)
+            return kind(2 * hidden_states)
 
     calls = DenoiserCalls(SimpleNamespace(transformer=Double()), wants_graph=lambda: True)
     with torch.no_grad(), calls.watched():
-        calls.denoiser(hidden_states=torch.ones(1, 4))
+        output = calls.denoiser(hidden_states=torch.ones(1, 4))
+        assert output[0].tolist() == [[2] * 4] and not output[0].requires_grad
         graph = calls._graph
         with torch.enable_grad():
             calls.denoiser(hidden_states=torch.zeros(1, 4))

@@ -122,11 +122,11 @@ def test_no_more_is_loaded_than_is_asked_for_and_frozen_once_and_for_all(saved_s
     assert networks and not any(p.requires_grad for network in networks for p in network.parameters())
 
 
-def test_activations_are_recomputed_in_the_denoiser_and_in_the_decoder(saved_sd3):
-    pipeline = PipelineSource(
-        str(saved_sd3), "main", "float32", CPU, Tuning(checkpointing=True)
-    ).load_painter()
-    assert pipeline.transformer.is_gradient_checkpointing and pipeline.vae.is_gradient_checkpointing
+@pytest.mark.parametrize("asked", [True, False])
+def test_activations_are_recomputed_in_the_denoiser_and_in_the_decoder_where_that_is_asked(saved_sd3, asked):
+    tuning = Tuning(checkpointing=True) if asked else Tuning()
+    pipeline = PipelineSource(str(saved_sd3), "main", "float32", CPU, tuning).load_painter()
+    assert pipeline.transformer.is_gradient_checkpointing == pipeline.vae.is_gradient_checkpointing == asked
 
 
 @pytest.mark.parametrize("overflows", [True, False])

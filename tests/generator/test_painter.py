@@ -66,18 +66,21 @@ def test_the_command_writes_the_same_images_and_without_guidance_others(run, gui
         assert (np.asarray(other) != np.asarray(image)).any()
 
 
-def test_several_generators_share_the_images(run, monkeypatch):
-    seeds = {}
+def test_several_generators_share_the_images_and_a_decoder_of_its_own_guides(run, monkeypatch):
+    seeds, asked, decoder = {}, [], torch.nn.Identity()
 
     def draw(plan, batch_size, guidance):
         seeds.update((image.seed, image.model) for image in plan)
+        asked.append((batch_size, guidance.decoder, guidance.every))
         return [SimpleNamespace(pixels=np.zeros((4, 4, 3), np.uint8)) for _ in plan]
 
     sampler = SimpleNamespace(prepare=lambda plan: None, draw=draw)
-    monkeypatch.setattr(painter, "build_sampler", lambda *_, **__: sampler)
+    monkeypatch.setattr(painter, "build_sampler", lambda *_, limit: asked.append(limit) or sampler)
+    monkeypatch.setattr(painter, "load_gradient_decoder", lambda *_: decoder)
     models = ["GENERATOR.MODEL", "", "GENERATOR.MODELS", "[['a', 1], ['b', 2]]"]
-    drawing = Painter.from_run(run.folder, models, guided=False)
+    drawing = Painter.from_checkpoint(run.checkpoint, [*FAST, *models])
     assert len(drawing.draw("red three", 6)) == 6
+    assert asked == [2, (2, decoder, 2)]  # of FAST
     assert sorted(seeds.values()) == ["a"] * 2 + ["b"] * 4
     drawing.draw("red three", 6, seed=1)
     assert len(seeds) == 12  # others
