@@ -110,7 +110,7 @@ def test_a_complete_round_needs_no_model(world, monkeypatch):
     run(world, monkeypatch, "--round", "1")
     monkeypatch.setattr(PipelineSource, "_load", lambda *_, **__: pytest.fail("a model was loaded"))
     claim_run(load_config(str(world.config), ["MODEL.ROI_HEADS.NUM_CLASSES", "4"]), trains=True)
-    run(world, monkeypatch, "--round", "1", "INPUT.USE_COPY_METHOD", "none")  # of no interest to stage 1
+    run(world, monkeypatch, "--round", "1", "INPUT.USE_COPY_METHOD", "syn_copy")  # of no interest to stage 1
 
 
 def test_a_round_in_the_pool_is_not_drawn_again_though_its_images_were_dropped(world, monkeypatch, capsys):
@@ -135,6 +135,7 @@ def test_runs_as_a_script_in_its_folder_and_ends_with_a_sentence_and_code_2_on_b
 def test_guided_round_uses_the_network_that_the_feedback_names(world, monkeypatch, fake_network):
     layout = RunLayout(str(world.run))
     write_feedback(layout, feedback(0))
+    write_done(layout.annotations_done(0))
     half = ("GENERATOR.GUIDANCE_SCALE", "0.1", "GENERATOR.DTYPE", "bfloat16")
     run(world, monkeypatch, "--st_rd", "1", "--round", "2", *half)
     (call,) = fake_network

@@ -138,7 +138,7 @@ class RunContent:
         control = RunLayout(files.join(layout.root, "control"))
         self.control = _feedback(control.feedback_file)
         self.metrics, self.control_metrics = _metrics(layout), _metrics(control)
-        self.seconds = {-1: {}} | {r.number: {"drawing": r.seconds} for r in self.rounds}
+        self.seconds = {r.number: {"drawing": r.seconds} for r in self.rounds}
         for round_, of_round in read_seconds(layout).items():
             self.seconds.setdefault(round_, {}).update(of_round)
 
