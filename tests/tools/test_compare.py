@@ -1,6 +1,7 @@
 """The comparison of methods: what it computes from finished runs, and that finished runs stay as they are."""
 
 import dataclasses
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -40,11 +41,26 @@ def cells(table: str, method: str) -> list[str]:
 
 
 def test_gains_are_taken_seed_by_seed_before_mean_and_sample_deviation():
-    table = table_of(RESULTS, ["None", "Ours"])
-    assert cells(table, "None")[1:3] == ["35.0 ± 7.1", "25.0 ± 7.1"]
-    assert cells(table, "Ours") == (
-        ["Ours", "39.0 ± 8.5", "29.0 ± 8.5", "34.0 ± 8.5", "49.0 ± 8.5", "4.0 ± 1.4", "480", "60", "2"]
-    )
+    rows = [re.split(r" *\| *", line) for line in table_of(RESULTS, ["None", "Ours"]).splitlines()]
+    heads = ["AP", "APr", "APc", "APf", "APr gained over None", "generated", "seconds", "seeds"]
+    assert [rows[0], *rows[2:]] == [
+        ["", "", *heads, ""],
+        ["", "None", "35.0 ± 7.1", "25.0 ± 7.1", "30.0 ± 7.1", "45.0 ± 7.1", "", "0", "60", "2", ""],
+        [
+            "",
+            "Ours",
+            "39.0 ± 8.5",
+            "29.0 ± 8.5",
+            "34.0 ± 8.5",
+            "49.0 ± 8.5",
+            "4.0 ± 1.4",
+            "480",
+            "60",
+            "2",
+            "",
+        ],
+    ]
+    assert set("".join(rows[1])) <= set("|-:")  # Markdown
 
 
 def test_images_and_seconds_are_means_over_the_seeds():
@@ -76,6 +92,8 @@ def test_a_finished_run_is_not_repeated_and_an_unfinished_one_goes_on(tmp_path, 
     table = compare.compare(runs, ["None", "Ours"], str(tmp_path), jobs=2, gpus=1)
     assert sorted(finished) == [("None", 0), ("None", 1), ("Ours", 0), ("Ours", 1)]
     assert (tmp_path / "comparison.md").read_text() == f"{table}\n"
+    told = files.read_json(str(tmp_path / "comparison.json"))
+    assert told == [compare.asdict(result(run.method, run.seed, 20.0 + run.seed)) for run in runs]
     assert {cells(table, name)[-1] for name in ("None", "Ours")} == {"2"}
 
 
@@ -149,17 +167,19 @@ def test_a_finished_run_has_a_point_for_each_round_with_all_that_it_generated_by
     monkeypatch.setattr(compare.stopping, "run", run_rounds)
     run = Run("x/Ours.yaml", 3, str(tmp_path), ("SOLVER.MAX_ITER", "4"))
     assert run.result() is None
+    files.write_json(f"{run.folder}/seconds.json", 1000.0)  # before it failed
     run.finish(gpus=2, threads=5)
+    assert run.result().seconds > 1000
     points = [dataclasses.astuple(point) for point in run.result().points]
     assert points == [(9.0, None, 9.0, None, 3), (10.0, None, 9.0, None, 7)]
     assert (run.result().method, run.result().seed) == ("Ours", 3)
 
 
 def test_every_configuration_gets_every_seed_and_a_mistake_is_said_before_the_first_run(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, capsys
 ):
     asked = []
-    monkeypatch.setattr(compare, "compare", lambda *given: asked.append(given) or "")
+    monkeypatch.setattr(compare, "compare", lambda *given: asked.append(given) or "the table")
     for path in ("a/None.yaml", "a/Ours.yaml", "b/Ours.yaml", "bad.yaml"):
         files.write_bytes(str(tmp_path / path), b"{INPUT: {FORMATT: RGB}}" if path == "bad.yaml" else b"{}")
 
@@ -172,6 +192,7 @@ def test_every_configuration_gets_every_seed_and_a_mistake_is_said_before_the_fi
     settings = ("DATALOADER.NUM_WORKERS", "2")
     runs = [Run(str(config), seed, str(tmp_path), settings) for seed in (0, 1) for config in configs]
     assert asked == [(runs, ["None", "Ours"], str(tmp_path), 3, 4)]
+    assert capsys.readouterr().out == f"the table\n\n{tmp_path}/comparison.md   {tmp_path}/comparison.png\n"
     monkeypatch.setattr("sys.argv", ["compare.py", "--configs", str(configs[0])])
     monkeypatch.chdir(tmp_path)
     compare.main()
@@ -192,9 +213,14 @@ def test_every_configuration_gets_every_seed_and_a_mistake_is_said_before_the_fi
 def test_the_plot_has_mean_and_sample_deviation_of_each_method_over_the_rounds_that_all_seeds_have(
     tmp_path, monkeypatch
 ):
-    drawn = []
-    monkeypatch.setattr(Axes, "errorbar", lambda _, *values, label, **style: drawn.append((label, *values)))
-    monkeypatch.setattr(Figure, "savefig", lambda *_, **options: None)
+    drawn, colors, axes = [], [], []
+
+    def errorbar(axis, *values, label, color, **style):
+        drawn.append((label, *values))
+        colors.append(color)
+
+    monkeypatch.setattr(Axes, "errorbar", errorbar)
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **options: axes.extend(figure.axes))
     one_more = result("Ours", 0, 21.0, 23.0, 99.0, generated=240)
     plot([one_more, RESULTS[3], RESULTS[0]], ["None", "Ours"], str(tmp_path / "x.png"))
     assert [label for label, *_ in drawn] == ["None", "Ours"] * 2
@@ -202,6 +228,9 @@ def test_the_plot_has_mean_and_sample_deviation_of_each_method_over_the_rounds_t
         assert [values.tolist() for values in of_none[1:]] == [[20 + more], [0]]
         np.testing.assert_allclose(of_ours, [[27 + more, 29 + more], [72**0.5] * 2])
         assert np.diff(images) == 240 and abs(images[0] - 240) < 24
+    assert [axis.get_ylabel() for axis in axes] == ["AP (mask, %)", "APr (mask, %)"]
+    assert {axis.get_xlabel() for axis in axes} == {"images generated"}
+    assert colors[:2] == colors[2:] and colors[0] != colors[1]
 
 
 def test_classes_that_validation_lacks_leave_a_gap_and_not_a_zero(tmp_path):

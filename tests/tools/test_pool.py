@@ -179,18 +179,31 @@ def test_relative_paths_of_a_pool_that_is_brought_in_start_beside_its_list(layou
     files.write_bytes(str(tmp_path / "theirs/a.png"), encode_png(np.full((9, 9, 4), 255, np.uint8)))
     files.write_json(str(tmp_path / "theirs/pools.json"), {"0": ["*a.png"]})
     call(pool, "import", layout.root, tmp_path / "theirs/pools.json", "--from", "xpaste")
-    assert capsys.readouterr().out.startswith("imported 1 instances")
+    assert capsys.readouterr().out == f"imported 1 instances into {layout.root}, left out 0\n"
     assert PoolIndex(layout, [2])[0].model == f"xpaste:{tmp_path}/theirs/pools.json"  # tells where it is from
 
 
-def test_the_classes_of_x_paste_s_list_are_places_among_the_ids_whatever_the_names(layout, tmp_path, call):
+def test_the_classes_of_x_paste_s_list_are_places_among_the_ids_whatever_the_names(
+    layout, tmp_path, call, capsys
+):
     files.write_bytes(str(tmp_path / "theirs/a.png"), encode_png(np.full((9, 9, 4), 255, np.uint8)))
-    files.write_json(str(tmp_path / "theirs/pools.json"), {"2": ["*a.png"]})
+    files.write_json(str(tmp_path / "theirs/pools.json"), {"2": ["*a.png", "*gone.png"]})
     categories = [{"id": id_, "name": name} for id_, name in ((7, "crane"), (5, "kite"), (3, "crane"))]
     files.write_json(str(tmp_path / "a.json"), {"images": [], "annotations": [], "categories": categories})
     theirs, new = tmp_path / "theirs/pools.json", RunLayout(str(tmp_path / "new"))
     call(pool, "import", new.root, theirs, "--from", "xpaste", "--annotations", tmp_path / "a.json")
     assert PoolIndex(new, [0]).category_ids.tolist() == [7]
+    imported, left_out = capsys.readouterr().out.splitlines()
+    assert imported == f"imported 1 instances into {new.root}, left out 1"
+    assert left_out.startswith(f"  there is no file {tmp_path}/theirs/gone.png: ")
+    for form, written in (
+        ("folders", ["LVIS_instance_pools.json", "images/crane/00_0007_0000.png"]),
+        ("coco", ["annotations.json", "images/00_0007_0000.png"]),
+    ):
+        out = tmp_path / form
+        call(pool, "export", new.root, out, "--to", form)
+        assert capsys.readouterr().out == f"exported to {out}\n"
+        assert sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()) == written
 
 
 def test_a_pool_is_not_merged_with_itself_or_with_nothing(layout, call):
@@ -203,13 +216,14 @@ def test_a_pool_is_not_merged_with_itself_or_with_nothing(layout, call):
             call(pool, "merge", run, other)
 
 
-def test_a_merged_pool_has_the_categories_that_are_given(layout, tmp_path, call):
+def test_a_merged_pool_has_the_categories_that_are_given(layout, tmp_path, call, capsys):
     write_index(layout, 0, [])
     content = {"images": [], "annotations": [], "categories": [{"id": 7, "name": "crane"}]}
     files.write_json(str(tmp_path / "a.json"), content)
     for given, names in (((), {"kite"}), (("--annotations", tmp_path / "a.json"), {"crane"})):
         merged = RunLayout(str(tmp_path / f"merged{len(given)}"))
         call(pool, "merge", merged.root, layout.root, *given)
+        assert capsys.readouterr().out == f"copied 0 instances of {layout.root} into {merged.root}\n"
         found = files.read_json(merged.pool_categories())["categories"]
         assert {one["name"].split()[0] for one in found} == names
 
