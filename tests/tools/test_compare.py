@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,6 +17,7 @@ from exchange.errors import UserError
 from exchange.feedback import write_feedback
 from exchange.layout import RunLayout
 from exchange.manifest import GeneratedInstance, Manifest, write_manifest
+from exchange.stopping import Stopped
 from tests.exchange.test_formats import FEEDBACK
 from tools import compare
 from tools.compare import Point, Result, Run, plot, table_of
@@ -79,8 +81,7 @@ def test_a_finished_run_is_not_repeated_and_an_unfinished_one_goes_on(tmp_path, 
     finished: list[tuple[str, int]] = []
 
     def finish(self: Run, gpus: int, threads: int) -> None:
-        finished.append((self.method, self.seed))
-        assert threads == 4
+        finished.append((self.method, self.seed, threads))
         done = result(self.method, self.seed, 20.0 + self.seed)
         files.write_json(files.join(self.folder, "result.json"), compare.asdict(done))
 
@@ -88,13 +89,15 @@ def test_a_finished_run_is_not_repeated_and_an_unfinished_one_goes_on(tmp_path, 
     runs = [Run(f"{name}.yaml", seed, str(tmp_path), ()) for seed in (0, 1) for name in ("None", "Ours")]
     monkeypatch.setattr(compare.os, "cpu_count", lambda: 8)
     monkeypatch.setattr(compare, "plot", lambda *_: None)
-    finish(runs[0], 1, 4)
+    finish(runs[0], 1, 9)
     table = compare.compare(runs, ["None", "Ours"], str(tmp_path), jobs=2, gpus=1)
-    assert sorted(finished) == [("None", 0), ("None", 1), ("Ours", 0), ("Ours", 1)]
+    assert sorted(finished) == [("None", 0, 9), ("None", 1, 4), ("Ours", 0, 4), ("Ours", 1, 4)]
     assert (tmp_path / "comparison.md").read_text() == f"{table}\n"
     told = files.read_json(str(tmp_path / "comparison.json"))
     assert told == [compare.asdict(result(run.method, run.seed, 20.0 + run.seed)) for run in runs]
     assert {cells(table, name)[-1] for name in ("None", "Ours")} == {"2"}
+    compare.compare([*runs, Run("None.yaml", 2, str(tmp_path), ())], ["None"], str(tmp_path), jobs=9, gpus=1)
+    assert finished[4:] == [("None", 2, 1)]
 
 
 def test_a_run_that_fails_names_its_log_which_goes_on_and_keeps_the_time_that_it_took(tmp_path, monkeypatch):
@@ -137,8 +140,25 @@ def test_what_was_done_before_a_run_failed_is_reported_and_no_other_begins(tmp_p
     assert cells((tmp_path / "comparison.md").read_text(), "a")[-1] == "1"
 
 
-def test_the_table_has_the_methods_in_the_order_in_which_they_were_given(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "plot", lambda *_: None)
+def test_what_is_stopped_waits_for_no_run_but_ends_what_runs(tmp_path, monkeypatch):
+    ended = threading.Event()
+
+    def finish(self: Run, gpus: int, threads: int) -> None:
+        if self.seed:
+            raise Stopped(15)
+        assert ended.wait(60)
+
+    monkeypatch.setattr(Run, "finish", finish)
+    monkeypatch.setattr(compare.stopping, "end_children", ended.set)
+    with pytest.raises(Stopped):
+        compare.compare([Run("a", seed, str(tmp_path), ()) for seed in (0, 1)], ["a"], str(tmp_path), 2, 1)
+    assert ended.is_set()
+
+
+def test_the_table_has_the_methods_in_the_order_in_which_they_were_given_with_and_without_matplotlib(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setattr(Run, "result", lambda self: result(self.method, self.seed, 20.0))
     runs = [Run(f"{method}.yaml", 0, str(tmp_path), ()) for method in "abc"]
     table = compare.compare(runs, ["c", "a", "b"], str(tmp_path), 1, 1)
@@ -149,8 +169,8 @@ def test_the_table_has_the_methods_in_the_order_in_which_they_were_given(tmp_pat
 def test_a_finished_run_has_a_point_for_each_round_with_all_that_it_generated_by_then(tmp_path, monkeypatch):
     def run_rounds(command, *, env, **_):
         asked = "--config x/Ours.yaml --num-gpus 2 SOLVER.MAX_ITER 4 OUTPUT_DIR {} SEED 3"
-        assert command[1:] == [
-            str(REPOSITORY / "tools/run_rounds.py"),
+        assert command == [
+            *(sys.executable, str(REPOSITORY / "tools/run_rounds.py")),
             *asked.format(tmp_path / "Ours/seed3").split(),
         ]
         assert env["OMP_NUM_THREADS"] == "5"
@@ -193,7 +213,7 @@ def test_every_configuration_gets_every_seed_and_a_mistake_is_said_before_the_fi
     runs = [Run(str(config), seed, str(tmp_path), settings) for seed in (0, 1) for config in configs]
     assert asked == [(runs, ["None", "Ours"], str(tmp_path), 3, 4)]
     assert capsys.readouterr().out == f"the table\n\n{tmp_path}/comparison.md   {tmp_path}/comparison.png\n"
-    monkeypatch.setattr("sys.argv", ["compare.py", "--configs", str(configs[0])])
+    monkeypatch.setattr("sys.argv", ["compare.py", "--configs", "a/None.yaml"])
     monkeypatch.chdir(tmp_path)
     compare.main()
     out = str(REPOSITORY / "runs/compare")
@@ -226,6 +246,7 @@ def test_the_plot_has_mean_and_sample_deviation_of_each_method_over_the_rounds_t
     assert [label for label, *_ in drawn] == ["None", "Ours"] * 2
     for (_, *of_none), (_, images, *of_ours), more in ((*drawn[:2], 10), (*drawn[2:], 0)):
         assert [values.tolist() for values in of_none[1:]] == [[20 + more], [0]]
+        assert 0 < abs(of_none[0][0]) < 24  # a little apart
         np.testing.assert_allclose(of_ours, [[27 + more, 29 + more], [72**0.5] * 2])
         assert np.diff(images) == 240 and abs(images[0] - 240) < 24
     assert [axis.get_ylabel() for axis in axes] == ["AP (mask, %)", "APr (mask, %)"]

@@ -59,17 +59,23 @@ def test_the_table_counts_what_the_index_lists(layout, latest_only, pools, monke
     assert [entry["seconds"] for entry in summary["rounds"]] == [30, 60]
     assert [entry["pool"] for entry in summary["rounds"]] == pools
     assert [(entry["generated"], entry["kept"]) for entry in summary["rounds"]] == [(6, 4), (6, 2)]
-    assert as_table(summary).splitlines()[-1].split() == [
-        "round", "1", "20.0", "21.0", "22.0", "23.0", "6", "2", str(pools[1]),
-    ]  # fmt: skip
     control = RunLayout(f"{layout.root}/control")
-    write_feedback(control, read_feedback(layout.feedback_history(0)))
+    write_feedback(control, dataclasses.replace(read_feedback(layout.feedback_history(0)), ap_c=None))
+    told = as_table(summary | {"control": summarise(layout, control, 0)["control"]})
+    assert [line.rstrip() for line in told.splitlines()] == [
+        "            AP    APr    APc    APf    generated    kept    pool",
+        "--------  ----  -----  -----  -----  -----------  ------  ------",
+        "baseline   0.0    1.0    2.0    3.0",
+        "control   10.0   11.0          13.0",
+        f"round 0   10.0   11.0   12.0   13.0            6       4       {pools[0]}",
+        f"round 1   20.0   21.0   22.0   23.0            6       2       {pools[1]}",
+    ]
     monkeypatch.setattr(overview, "write_overview", drawn := Mock())
     settings = ("SOLVER.MAX_ITER", 20, "SOLVER.ROUND_ITERS", 10, "SEGMENTER.LATEST_ROUND_ONLY", latest_only)
     call(overview, layout.root, *settings)
     _, run, told, path = drawn.call_args.args
     assert (run.root, path) == (layout.root, f"{layout.pictures_dir}/overview.png")
-    assert told == summary | {"control": {"ap": 10.0, "ap_r": 11.0, "ap_c": 12.0, "ap_f": 13.0}}
+    assert told == summary | {"control": {"ap": 10.0, "ap_r": 11.0, "ap_c": None, "ap_f": 13.0}}
 
 
 def test_the_overview_shows_the_cut_outs_of_the_last_round(layout, tmp_path, monkeypatch):
@@ -123,21 +129,28 @@ def test_two_trainings_share_the_processors_unless_the_user_says_how_many_thread
 
 @pytest.mark.parametrize("from_scratch", [False, True])
 def test_the_control_has_the_seed_and_the_settings_of_the_rounds_but_pastes_nothing(
-    tmp_path, monkeypatch, call, from_scratch
+    tmp_path, monkeypatch, call, from_scratch, capsys
 ):
     commands: list[list[str]] = []
     monkeypatch.setattr(quickstart.stopping, "start", lambda command, **_: commands.append(command))
     monkeypatch.setattr(quickstart.stopping, "wait", lambda _: 0)
     monkeypatch.setattr(quickstart, "_run", commands.append)
-    monkeypatch.setattr(quickstart, "_make_dataset", Mock())
+    monkeypatch.setattr(quickstart, "_make_dataset", made := Mock())
     monkeypatch.setattr(quickstart, "write_overview", Mock())
-    monkeypatch.setattr(quickstart, "write_report", Mock())
+    monkeypatch.setattr(quickstart, "write_report", Mock(return_value="the report"))
     monkeypatch.setattr(quickstart, "_train_baseline", lambda folder, seed: f"{folder}/{seed}.pth")
     summary = {"baseline": {}, "control": {}, "rounds": []}
     monkeypatch.setattr(quickstart, "summarise", told := Mock(return_value=summary))
     options = ["--from-scratch"] if from_scratch else []
     call(quickstart, "--out", tmp_path, "--seed", 7, *options, "SEGMENTER.LATEST_ROUND_ONLY", True)
-    commands[1] = commands[1][:-2]  # without --out
+    assert commands[1][-2:] == ["--out", str(tmp_path)]
+    commands[1] = commands[1][:-2]
+    script, _, *measured = commands[2]
+    assert (script, measured) == (sys.executable, ["measure", str(tmp_path)]) and made.called
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last == f"Report: the report   Pictures: {tmp_path}/pictures   Summary: {tmp_path}/summary.json"
+    content = files.read_json(str(tmp_path / "summary.json"))
+    assert content | {"rounds": [], "seed": 7} == content and content["seconds"] > 0
     alone, pasting = (dict(flatten(load_config(command[3], command[4:]))) for command in commands[:2])
     assert alone["SEED"] == pasting["SEED"] == 7
     assert (alone["MODEL.WEIGHTS"] == f"{tmp_path}/baseline/7.pth") == from_scratch

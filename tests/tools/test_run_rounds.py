@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from exchange import files
 from exchange.config import REPOSITORY
 from exchange.errors import UserError
 from exchange.layout import RunLayout
@@ -79,7 +80,9 @@ def test_what_fails_in_one_chain_ends_the_other_with_everything_that_it_started(
     os.close(reader)
 
 
-def test_the_command_line_decides_rounds_folder_staleness_processes_and_interpreters(tmp_path, monkeypatch):
+def test_the_command_line_decides_rounds_folder_staleness_processes_and_interpreters(
+    tmp_path, monkeypatch, capfd
+):
     path, launch = str(tmp_path / "x.yaml"), str(REPOSITORY / "launch.sh")
     started = []
     monkeypatch.setattr(run_rounds, "run_chains", started.extend)
@@ -91,8 +94,15 @@ def test_the_command_line_decides_rounds_folder_staleness_processes_and_interpre
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["run_rounds.py", "--config", "x.yaml", *arguments])
         started.clear()
+        capfd.readouterr()
         run_rounds.main()
         return started
+
+    def told(rounds):
+        run = tmp_path / "run"
+        seen = capfd.readouterr()
+        assert seen.out == f"{rounds} done: {run}   Report: {run}/report.html\n"
+        assert seen.err.splitlines()[0] == f"[rounds] run folder: {run}"
 
     for feed, rounds in ((False, 1), (True, 2)):
         solver = {"MAX_ITER": 25, "ROUND_ITERS": 10}
@@ -111,6 +121,12 @@ def test_the_command_line_decides_rounds_folder_staleness_processes_and_interpre
         ]
         config += ["OUTPUT_DIR", str(tmp_path / "run")]
         pools, training = call(*given, "OUTPUT_DIR", "other", "SEED", "7")
+        told("2 rounds are" if feed else "1 round is")
+        files.write_done(RunLayout(str(tmp_path / "run")).feedback_history(0))
+        training[-1]()  # what is done after a step of training
+        left = ", about a minute left" if feed else ""
+        assert capfd.readouterr().err == f"[rounds] 1 of {rounds} rounds are done{left}\n"
+        files.remove(RunLayout(str(tmp_path / "run")).feedback_history(0))
         interpreters = Interpreters("generator", "segmenter", "trainer")
         assert pools[1] == (pool_steps(config, 2, 3, interpreters) if feed else [])
         assert training[1][::3] == [[["bash", launch, "--num-gpus", "3", *config]]] * rounds
@@ -156,9 +172,15 @@ def test_a_page_that_cannot_be_written_does_not_end_the_run(tmp_path):
 def test_each_round_has_one_generator_process_a_gpu_and_each_stage_its_own_interpreter():
     interpreters = Interpreters("gen", "seg", "train")
     steps = pool_steps(["--config", "x.yaml"], rounds=2, gpus=3, python=interpreters)
-    assert [len(step) for step in steps] == [3, 1, 3, 1]
-    assert [command[0] for step in steps for command in step] == ["gen"] * 3 + ["seg"] + ["gen"] * 3 + ["seg"]
-    assert steps[2][1][2:] == "--gpu 1 --div 1 --num-div 3 --st-rd 1 --num-rounds 1 --config x.yaml".split()
+    draw, cut_out = (
+        REPOSITORY / name for name in ("generator/generate.py", "diSegmenter/segmentAndFilter.py")
+    )
+    told = []
+    for round_ in (0, 1):
+        this = f"--st-rd {round_} --num-rounds 1 --config x.yaml"
+        told.append([f"gen {draw} --gpu {n} --div {n} --num-div 3 {this}" for n in range(3)])
+        told.append([f"seg {cut_out} {this}"])
+    assert [[" ".join(command) for command in step] for step in steps] == told
 
 
 # A stage, and the processes that it starts: tells that it is there, and stays if it is the one to be stopped.
