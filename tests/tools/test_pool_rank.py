@@ -166,9 +166,11 @@ def test_gradient_ranks_by_the_last_checkpoint_and_its_training_set(monkeypatch,
         write_index(layout, round_, [dataclasses.replace(first, category_id=8), second])
     custom = [["scenes", str(tmp_path / "scenes" / "scenes.json"), str(tmp_path / "scenes")]]
     checkpoint = write_run(tmp_path / "run", "DATASETS.TRAIN", "[scenes]", "DATASETS.CUSTOM", str(custom))
-    lines = call(monkeypatch, capsys, layout, "--by", "gradient", "--images", 2, "--device", "cpu")
+    with pytest.raises(UserError, match="--images 0: gradient looks at one image of a class at least"):
+        call(monkeypatch, capsys, layout, "--by", "gradient", "--images", 0)
+    lines = call(monkeypatch, capsys, layout, "--by", "gradient", "--images", 1, "--device", "cpu")
     found, made_from = values(layout, "gradient"), files.read_json(layout.rank_done(0, "gradient"))
-    assert (made_from["images"], made_from["layers"]) == (2, list(BOX_HEADS))
+    assert (made_from["images"], made_from["layers"]) == (1, list(BOX_HEADS))
     assert made_from["sha256"] == files.sha256(checkpoint)
     others = read_described(checkpoint, ["MODEL.ACTIVE_GRAD_LAYERS", "['cls_score']"])
     assert pool_rank.ByGradient(others, CPU, 2).made_from["layers"] == ["cls_score"]

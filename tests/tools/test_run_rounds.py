@@ -80,6 +80,25 @@ def test_what_fails_in_one_chain_ends_the_other_with_everything_that_it_started(
     os.close(reader)
 
 
+def test_chains_that_go_well_are_left_to_their_end():
+    class Lasting:
+        failed, looks = None, 3
+
+        def start(self):
+            assert self.looks == 3
+
+        def is_alive(self):
+            return self.looks > 0
+
+        def join(self, timeout=None):
+            self.looks -= 1
+
+        def stop(self):
+            assert not self.is_alive()
+
+    run_chains([Lasting(), Lasting()])
+
+
 def test_the_command_line_decides_rounds_folder_staleness_processes_and_interpreters(
     tmp_path, monkeypatch, capfd
 ):

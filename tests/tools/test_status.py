@@ -120,8 +120,21 @@ def test_a_run_without_a_pool_of_its_own_is_one_round_that_waits_for_nothing(lay
     found = look(layout, NOW, 900)
     assert (found.rounds_done, found.rounds) == (0, 1)
     assert found.doing == ["round 0, stage 3: 10 of 18 iterations, 10 of 18 in all"]
-    files.write_bytes(layout.feedback_history(0), b"{}")
-    assert look(layout, NOW, 900).state == "finished"
+    for round_ in (0, 1):
+        files.write_bytes(layout.feedback_history(round_), b"{}")
+    assert look(layout, NOW, 900).lines()[0] == "finished: 1 of 1 rounds are done"
+
+
+def test_of_a_run_that_has_just_begun_little_is_known(tmp_path):
+    layout = RunLayout(str(tmp_path))
+    files.write_bytes(layout.settings_file, SETTINGS)
+    assert look(layout, NOW, 900).lines() == [
+        "running: 0 of 2 rounds are done",
+        "round 0, stage 1: 0 of ? images are drawn",
+        "round 0, stage 3: waits for the pool of round 0",
+        "left: not known before a round is done",
+        "last sign of life: 0:00:00 ago",
+    ]
 
 
 def test_the_generator_waits_for_the_feedback_that_its_round_is_drawn_from(layout):
@@ -158,17 +171,18 @@ def test_a_run_that_is_finished_running_waiting_or_failed_ends_with_its_code(
         return int(str(end.value.code))
 
     monkeypatch.setattr(status.time, "time", lambda: NOW)
-    date(layout, rd00=899)
+    date(layout, rd00=900)
     assert code() == 10
     date(layout, rd00=901)
     assert code() == 11 and "waiting: 1 of 2 rounds" in (told := capsys.readouterr().out)
     assert "left: about 0:29:58" in told and "last sign of life: 0:15:01 ago" in told
     assert code("--quiet", "1000") == 10
     _stage_that_fails(layout)
+    date(layout, rd00=60)
     monkeypatch.setattr(status.time, "sleep", lambda _: pytest.fail("the run failed, and it is watched on"))
     assert code("--watch") == 12
     assert "train.log: " in (told := capsys.readouterr().out) and "UserError: no more room" in told
-    assert "last sign of life: 0:" in told
+    assert "last sign of life: 0:01:00 ago" in told
     log_to_run(layout, "train")  # started again
     _close_logs()
     assert b"no more room" in files.read_bytes(f"{layout.logs_dir}/train.log")  # behind what was there
