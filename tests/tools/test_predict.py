@@ -12,6 +12,8 @@ from tests.digits_run import CATEGORIES, write_run, write_scenes
 from tools import predict
 from tools.outlines import class_color
 
+NO_IMAGE = r"holds no image: the names of images end in \.bmp, \.jpeg, \.jpg, \.png, \.tif, \.tiff, \.webp$"
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -52,7 +54,7 @@ def test_a_folder_becomes_pictures_and_results_that_coco_s_tools_read(run, tmp_p
 
 
 def test_a_folder_without_a_readable_image_is_refused_and_leaves_no_results(run, tmp_path, call):
-    for path, sentence in ((tmp_path / "no", "there is no folder"), (tmp_path, "holds no image")):
+    for path, sentence in ((tmp_path / "no", "there is no folder"), (tmp_path, NO_IMAGE)):
         with pytest.raises(UserError, match=sentence):
             call(predict, "--run", run, path, "--out", tmp_path / "out")
     (tmp_path / "broken.png").write_bytes(b"no")

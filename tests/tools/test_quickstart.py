@@ -21,6 +21,7 @@ from exchange.layout import RunLayout
 from exchange.manifest import read_round, write_manifest
 from exchange.pool_index import write_index
 from tests.diSegmenter.conftest import CATEGORIES, generate, pool_instance
+from tests.exchange.test_formats import FEEDBACK
 from tools import overview, quickstart, sheets
 from tools.quickstart import as_table, summarise
 
@@ -132,17 +133,27 @@ def test_the_control_has_the_seed_and_the_settings_of_the_rounds_but_pastes_noth
     tmp_path, monkeypatch, call, from_scratch, capsys
 ):
     commands: list[list[str]] = []
+
+    def run(command):
+        commands.append(command)
+        if str(tmp_path / "baseline") in command:
+            layout = RunLayout(str(tmp_path / "baseline"))
+            write_feedback(layout, dataclasses.replace(FEEDBACK, checkpoint="trained.pth"))
+
     monkeypatch.setattr(quickstart.stopping, "start", lambda command, **_: commands.append(command))
     monkeypatch.setattr(quickstart.stopping, "wait", lambda _: 0)
-    monkeypatch.setattr(quickstart, "_run", commands.append)
+    monkeypatch.setattr(quickstart, "_run", run)
     monkeypatch.setattr(quickstart, "_make_dataset", made := Mock())
     monkeypatch.setattr(quickstart, "write_overview", Mock())
     monkeypatch.setattr(quickstart, "write_report", Mock(return_value="the report"))
-    monkeypatch.setattr(quickstart, "_train_baseline", lambda folder, seed: f"{folder}/{seed}.pth")
     summary = {"baseline": {}, "control": {}, "rounds": []}
     monkeypatch.setattr(quickstart, "summarise", told := Mock(return_value=summary))
     options = ["--from-scratch"] if from_scratch else []
     call(quickstart, "--out", tmp_path, "--seed", 7, *options, "SEGMENTER.LATEST_ROUND_ONLY", True)
+    if from_scratch:
+        baseline = str(REPOSITORY / "configs/digits/CenterNet2_digits.yaml")
+        own = ["OUTPUT_DIR", str(tmp_path / "baseline"), "SEED", "7"]
+        assert commands.pop(0) == ["bash", str(REPOSITORY / "launch.sh"), "--config", baseline, *own]
     assert commands[1][-2:] == ["--out", str(tmp_path)]
     commands[1] = commands[1][:-2]
     script, _, *measured = commands[2]
@@ -153,9 +164,9 @@ def test_the_control_has_the_seed_and_the_settings_of_the_rounds_but_pastes_noth
     assert content | {"rounds": [], "seed": 7} == content and content["seconds"] > 0
     alone, pasting = (dict(flatten(load_config(command[3], command[4:]))) for command in commands[:2])
     assert alone["SEED"] == pasting["SEED"] == 7
-    assert (alone["MODEL.WEIGHTS"] == f"{tmp_path}/baseline/7.pth") == from_scratch
-    run, control, _, latest_only = told.call_args.args
-    assert (run.root, control.root, latest_only) == (str(tmp_path), f"{tmp_path}/control", True)
+    assert (alone["MODEL.WEIGHTS"] == "trained.pth") == from_scratch
+    whole, control, _, latest_only = told.call_args.args
+    assert (whole.root, control.root, latest_only) == (str(tmp_path), f"{tmp_path}/control", True)
     assert {key for key in alone if alone[key] != pasting[key]} == {
         "OUTPUT_DIR", "INPUT.USE_COPY_METHOD", "INPUT.INST_POOL_FEED",
     }  # fmt: skip

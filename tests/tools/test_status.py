@@ -75,6 +75,12 @@ def test_a_trained_round_is_done_and_the_next_one_s_iterations_are_counted(layou
         "left: about 0:58:00",  # the round before took an hour less a minute, and a minute is over
         "last sign of life: 0:01:00 ago",
     ]
+    signs = (f"{layout.train_dir}/metrics.json", f"{layout.logs_dir}/train.log", layout.annotations_done(1))
+    for age, path in zip((50, 40, 30), signs, strict=True):
+        os.utime(path, (NOW - age, NOW - age))
+        assert look(layout, NOW, 900).quiet == age
+    os.utime(signs[0], (NOW + 5, NOW + 5))  # by another machine's clock
+    assert look(layout, NOW, 900).lines()[-1] == "last sign of life: 0:00:00 ago"
     files.write_json(layout.verdicts(1), files.read_json(layout.verdicts(1)) | {"unreadable": []})
     assert look(layout, NOW, 900).skipped == ["round 1: 4 of 6 instances kept"]
 
@@ -89,7 +95,7 @@ def test_a_trained_round_is_done_and_the_next_one_s_iterations_are_counted(layou
 def test_what_makes_the_pool_is_named_and_that_training_waits_for_it_and_since_when(
     layout, complete, sentence
 ):
-    files.write_bytes(f"{layout.train_dir}/metrics.json", b'{"iteration": 10, "time": 30.0}\n')
+    files.write_bytes(f"{layout.train_dir}/metrics.json", b'{"iteration": 9, "time": 30.0}\n')
     unmake_round(layout, complete)
     files.write_bytes(f"{layout.annotations_done(1)}.x-1.tmp", b"")  # is not there yet
     date(layout, rd00=60)
@@ -99,7 +105,7 @@ def test_what_makes_the_pool_is_named_and_that_training_waits_for_it_and_since_w
     os.utime(layout.raw(layout.instance_name(1, 2, 1)), (NOW - 5, NOW - 5))
     assert look(layout, NOW, 900).quiet == 5  # an image that was drawn is a sign of life
     files.write_bytes(layout.settings_file, SETTINGS.replace(b"syn_copy", b"none"))  # trains without
-    assert look(layout, NOW, 900).doing[1] == "round 1, stage 3: 0 of 8 iterations, 10 of 18 in all"
+    assert look(layout, NOW, 900).doing[1] == "round 1, stage 3: 0 of 8 iterations, 9 of 18 in all"
 
 
 def test_the_images_of_a_round_are_those_of_all_shards_and_drawn_when_each_is_complete(layout):
