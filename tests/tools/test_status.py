@@ -234,7 +234,7 @@ def test_watching_ends_with_the_run(layout, monkeypatch, capsys, call):
     assert slept == [7, 7] and capsys.readouterr().out.count("1 of 2 rounds are done") == 2
 
 
-def test_of_a_bucket_a_few_small_reads_tell_it(root, tmp_path, monkeypatch):
+def test_of_a_bucket_a_few_small_reads_tell_it(root, tmp_path, monkeypatch, call, capsys):
     local, layout = write_run(tmp_path / "run"), RunLayout(root)
     unmake_round(local, complete=True)
     names = (
@@ -256,6 +256,9 @@ def test_of_a_bucket_a_few_small_reads_tell_it(root, tmp_path, monkeypatch):
     found = look(layout, time.time(), 900)
     assert found.doing[0] == "round 1, stage 2: 1 of 6 images are cut out" and found.state == "running"
     assert len(calls) < 25
+    with pytest.raises(SystemExit):
+        call(status, f"{root}/")
+    assert "disk:" not in capsys.readouterr().out  # nor are all files added up
 
 
 def test_a_folder_without_a_run_is_one_sentence(tmp_path, call):
