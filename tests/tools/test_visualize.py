@@ -17,6 +17,8 @@ from exchange.pasted import Pasted
 from tools import outlines, sheets, visualize
 from tools.outlines import PASTED, REAL, class_color, draw_objects, free_place, label_font
 
+CATEGORIES = [{"id": 3, "name": "crane"}, {"id": 7, "name": "kite"}]
+
 
 @pytest.fixture
 def settings(tmp_path):
@@ -27,9 +29,9 @@ def settings(tmp_path):
         images.append({"id": n, "file_name": f"{n}.png", "width": 64, "height": 48})
         polygon = [10, 10, 40, 10, 40, 30, 10, 30]
         annotations.append(
-            {"id": n, "image_id": n, "category_id": 1, "bbox": [10, 10, 30, 20], "segmentation": [polygon]}
+            {"id": n, "image_id": n, "category_id": 7, "bbox": [10, 10, 30, 20], "segmentation": [polygon]}
         )
-    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "kite"}]}
+    content = {"images": images, "annotations": annotations, "categories": CATEGORIES}
     (tmp_path / "set.json").write_text(json.dumps(content))
     path = tmp_path / "settings.yaml"
     values = {
@@ -88,13 +90,13 @@ def test_training_images_are_those_of_the_newest_round_with_the_feedback_that_it
 def test_what_was_pasted_is_named_in_the_picture_and_in_its_record(settings, monkeypatch, call):
     masks = torch.zeros(3, 48, 64, dtype=torch.bool)
     boxes = torch.tensor([[9.0, 9, 40, 30], [10, 10, 20, 20], [0, 0, 8, 8]])
-    instances = SimpleNamespace(gt_boxes=boxes, gt_classes=torch.zeros(3, dtype=torch.int64))
+    instances = SimpleNamespace(gt_boxes=boxes, gt_classes=torch.ones(3, dtype=torch.int64))
     instances.gt_masks, instances.instance_source = Mock(to_full=lambda: masks), torch.tensor([0, 1, 1])
     # What others cover is no object of the image any more; the last one was copied from another image.
     covered = [(30, 30, 40, 40), (12, 0, 60, 40), (0, 12, 60, 40), (0, 0, 18, 40), (0, 0, 60, 18)]
-    pasted = [PasteInfo(0, box, index, 0) for index, box in enumerate(covered, start=1)]
-    pasted += [PasteInfo(1, (10, 10, 22, 22), 6, 1), PasteInfo(0, (10, 10, 22, 22), 0, 1)]
-    pasted.append(PasteInfo(0, (0, 0, 8, 8)))
+    pasted = [PasteInfo(1, box, index, 0) for index, box in enumerate(covered, start=1)]
+    pasted += [PasteInfo(0, (10, 10, 22, 22), 6, 1), PasteInfo(1, (10, 10, 22, 22), 0, 1)]
+    pasted.append(PasteInfo(1, (0, 0, 8, 8)))
     item = {
         "image": torch.zeros(3, 48, 64, dtype=torch.uint8),
         "height": 48,
@@ -109,9 +111,13 @@ def test_what_was_pasted_is_named_in_the_picture_and_in_its_record(settings, mon
     )
     drawn, draw = [], sheets.draw_objects
     monkeypatch.setattr(sheets, "draw_objects", lambda *given: drawn.append(given[3]) or draw(*given))
+    sheet, told = sheets.contact_sheet, []
+    monkeypatch.setattr(sheets, "contact_sheet", lambda *given: told.extend(given[1:]) or sheet(*given))
     call(visualize, "data", "--config", settings, "--num", 2)
+    title = "set, round 0: real objects blue, pasted objects orange"
+    assert told == [["1: 64 x 48, 0 pasted, a.png", "2: 64 x 48, 8 pasted, a.png"], title]
     record = read_record(Pasted, str(settings.parent / "run/pictures/data_rd00.png"))
-    assert record == Pasted([2], ["01_0001_0000.png"], [1])
+    assert record == Pasted([2], ["01_0001_0000.png"], [7])
     assert drawn == [["kite"] * 3, ["kite", "kite 01_0001_0000", "kite"]]
 
 
@@ -122,7 +128,7 @@ def test_predictions_are_those_of_the_average_in_images_spread_over_the_test_set
         seen.append(batch[0]["image_id"])
         scores = torch.tensor([0.9, 0.5, 0.4])
         boxes, masks = torch.tensor([[8.0, 8, 40, 40]] * 3), torch.zeros(3, 48, 64, dtype=torch.bool)
-        labels = torch.zeros(3, dtype=torch.int64)
+        labels = torch.ones(3, dtype=torch.int64)
         found = Instances((48, 64), pred_boxes=boxes, scores=scores, pred_classes=labels, pred_masks=masks)
         return [{"instances": found}]
 
@@ -134,12 +140,11 @@ def test_predictions_are_those_of_the_average_in_images_spread_over_the_test_set
 
     def watched(image, boxes, masks, labels, colors):
         drawn.append((boxes.tolist(), labels))
+        assert set(colors) == {class_color(1)}
         return draw(image, boxes, masks, labels, colors)
 
     def sheet(pictures, captions, title):
-        side_by_side.extend(
-            (picture.size, caption) for picture, caption in zip(pictures, captions, strict=True)
-        )
+        side_by_side.append(({picture.size for picture in pictures}, captions, title))
         return Image.new("RGB", (1, 1))
 
     monkeypatch.setattr(sheets, "draw_objects", watched)
@@ -158,7 +163,15 @@ def test_predictions_are_those_of_the_average_in_images_spread_over_the_test_set
     assert seen == [1, 4] * 2
     truth, found = ([[10, 10, 40, 30]], ["kite"]), ([[8, 8, 40, 40]] * 2, ["kite 0.90", "kite 0.50"])
     assert drawn == [truth, found] * 2 + [truth, ([[8, 8, 40, 40]], ["kite 0.90"])] * 2
-    assert side_by_side[0] == ((2 * 400 + 4, 300), "1 objects, 2 found, 1.png")
+    title = "set: left what is annotated, right what {} finds with scores from {}"
+    assert side_by_side == [
+        (
+            {(2 * 400 + 4, 300)},
+            [f"1 objects, {found} found, {n}.png" for n in (1, 4)],
+            title.format(*of_title),
+        )
+        for found, of_title in ((2, ("model_0000001.pth", 0.5)), (1, ("other.pth", 0.6)))
+    ]
 
 
 def test_asking_for_no_image_is_refused(settings, call):
