@@ -187,12 +187,13 @@ def test_predictions_without_a_checkpoint_are_refused(settings, call):
 def test_masks_are_tinted_and_outlined_where_they_are():
     mask = np.zeros((1, 40, 40), bool)
     mask[0, 10:30, 10:30] = True
-    boxes = np.array([[10.0, 10, 30, 30]])
-    picture = np.asarray(draw_objects(np.zeros((40, 40, 3), np.uint8), boxes, mask, [""], [REAL], side=400))
+    boxes, image = np.array([[5.0, 5, 35, 35]]), np.zeros((40, 40, 3), np.uint8)
+    picture = np.asarray(draw_objects(image, boxes, mask, ["kite"], [REAL], side=400))
     assert picture.shape == (400, 400, 3)
     np.testing.assert_allclose(picture[200, 200], 0.2 * np.array(REAL), atol=1)
-    assert not picture[350, 350].any()
-    assert tuple(picture[100, 200]) == REAL
+    assert not picture[360, 360].any()
+    assert tuple(picture[100, 200]) == tuple(picture[200, 50]) == REAL  # outlines of mask and box
+    assert tuple(picture[35, 51]) == REAL and (picture[34:50, 50:99] == 255).all(-1).any()  # a label above it
 
 
 def test_small_images_keep_their_colours_and_large_ones_are_averaged():
@@ -230,7 +231,8 @@ def test_labels_do_not_cover_each_other_while_there_is_room(monkeypatch):
     for n, (left, top, right, bottom) in enumerate(placed):
         assert 0 <= left < right <= 400 and 0 <= top < bottom <= 400
         assert all(left >= r or x >= right or top >= b or y >= bottom for x, y, r, b in placed[:n]), names[n]
-    assert placed[0][3] == 40 and placed[0][0] == 40  # on its box
+    assert [top for _, top, *_ in placed] == [24, 40, 224, 0, 344]  # on its box, or as near as may be
+    assert placed[0][0] == 40
     full = [(0.0, 0.0, 400.0, 400.0)]
     assert free_place(5, 50, 20, 10, (400, 400), full) == (5, 50, 25, 60)
 
