@@ -10,6 +10,7 @@ from PIL import Image
 from detectron2_ext.data.mapper import PasteInfo
 from detectron2_ext.structures import Instances
 from exchange import files
+from exchange.config import REPOSITORY
 from exchange.errors import UserError
 from exchange.images import read_record
 from exchange.layout import RunLayout
@@ -53,19 +54,10 @@ def test_a_sheet_of_training_images_goes_to_the_runs_pictures(settings, monkeypa
     for color, expected in ((REAL, True), (PASTED, False)):
         assert (sheet == color).all(axis=-1).any() == expected
     assert (sheet == (90, 30, 0)).all(axis=-1).any()
-    call(
-        visualize,
-        "data",
-        "--config",
-        settings,
-        "--num",
-        3,
-        "SOLVER.IMS_PER_BATCH",
-        2,
-        "INPUT.FORMAT",
-        "BGR",
-    )
-    assert (np.asarray(Image.open(path)) == sheet).all()
+    out = settings.parent / "other.png"
+    given = ("--num", 3, "--out", out, "SOLVER.IMS_PER_BATCH", 2, "INPUT.FORMAT", "BGR")
+    call(visualize, "data", "--config", settings, *given)
+    assert (np.asarray(Image.open(out)) == sheet).all()
 
 
 def test_training_images_are_those_of_the_newest_round_with_the_feedback_that_it_had(
@@ -83,7 +75,7 @@ def test_training_images_are_those_of_the_newest_round_with_the_feedback_that_it
     assert (asked["start_iteration"], asked["num_iterations"]) == (27000, 3)
     assert (asked["pool"], asked["feedback"]) == (3, layout.feedback_history(1))
     assert (settings.parent / "run/pictures/data_rd03.png").exists()
-    call(visualize, "data", "--config", settings, "--round", 0)
+    call(visualize, "data", "--config", settings, "--round", 0, "--num", 1)
     assert (asked["start_iteration"], asked["pool"], asked["feedback"]) == (0, 0, None)
 
 
@@ -155,10 +147,11 @@ def test_predictions_are_those_of_the_average_in_images_spread_over_the_test_set
     (train / "model_0000001.pth").touch()
     values = json.loads(settings.read_text()) | {"MODEL": {"WEIGHTS": "/start.pth"}}
     settings.write_text(json.dumps(values))
-    for given in ((), ("--score", 0.6, "MODEL.WEIGHTS", "/other.pth")):
+    for given in ((), ("--score", 0.6, "MODEL.WEIGHTS", "other.pth")):
         call(visualize, "predictions", "--config", settings, "--num", 2, "DATASETS.TEST", "['set']", *given)
     assert loaded == [
-        (network, path, {"use_ema": True}) for path in (f"{train}/model_0000001.pth", "/other.pth")
+        (network, path, {"use_ema": True})
+        for path in (f"{train}/model_0000001.pth", str(REPOSITORY / "other.pth"))
     ]
     assert seen == [1, 4] * 2
     truth, found = ([[10, 10, 40, 30]], ["kite"]), ([[8, 8, 40, 40]] * 2, ["kite 0.90", "kite 0.50"])
