@@ -61,7 +61,9 @@ def test_the_table_counts_what_the_index_lists(layout, latest_only, pools, monke
     assert [entry["pool"] for entry in summary["rounds"]] == pools
     assert [(entry["generated"], entry["kept"]) for entry in summary["rounds"]] == [(6, 4), (6, 2)]
     control = RunLayout(f"{layout.root}/control")
-    write_feedback(control, dataclasses.replace(read_feedback(layout.feedback_history(0)), ap_c=None))
+    write_feedback(
+        control, dataclasses.replace(read_feedback(layout.feedback_history(0)), round=2, ap_c=None)
+    )
     told = as_table(summary | {"control": summarise(layout, control, 0)["control"]})
     assert [line.rstrip() for line in told.splitlines()] == [
         "            AP    APr    APc    APf    generated    kept    pool",
@@ -79,7 +81,9 @@ def test_the_table_counts_what_the_index_lists(layout, latest_only, pools, monke
     assert told == summary | {"control": {"ap": 10.0, "ap_r": 11.0, "ap_c": None, "ap_f": 13.0}}
 
 
-def test_the_overview_shows_the_cut_outs_of_the_last_round(layout, tmp_path, monkeypatch):
+def test_the_overview_shows_the_cut_outs_of_the_last_round_or_else_of_those_before(
+    layout, tmp_path, monkeypatch
+):
     train = str(tmp_path / "train.json")
     files.write_json(train, {"images": [], "annotations": [], "categories": CATEGORIES})
     cfg = CfgNode(
@@ -91,10 +95,23 @@ def test_the_overview_shows_the_cut_outs_of_the_last_round(layout, tmp_path, mon
             }
         }
     )
-    monkeypatch.setattr(sheets, "training_sheet", lambda *_: (Image.new("RGB", (9, 9)), None))
+    monkeypatch.setattr(sheets, "training_sheet", training := Mock())
+    training.return_value = Image.new("RGB", (9, 9)), None
     overview.write_overview(cfg, layout, summarise(layout, layout, rounds=2), str(tmp_path / "a.png"))
     picture = np.asarray(Image.open(io.BytesIO(files.read_bytes(str(tmp_path / "a.png")))).convert("RGB"))
     assert (picture == (255, 0, 0)).all(axis=2).sum() > 1000
+    assert training.call_args.args[1:] == (layout, 1, 4)
+    write_index(layout, 2, [])
+    red, blue, mask = "red disc 3", "blue_disc 3", " 2"  # with the number of dimensions
+    for round_, shown in (
+        (0, [red, blue, red, blue, "", *[mask] * 4, *[""] * 11]),
+        (2, [red, blue, red, blue, red, *[mask] * 5, blue, *[""] * 4, mask, *[""] * 4]),
+    ):
+        overview._draw_generated(figure := Figure(), cfg, layout, round_)
+        assert shown == [
+            f"{axes.get_title()} {axes.images[0].get_array().ndim}" if axes.images else ""
+            for axes in figure.axes
+        ]
 
 
 def test_the_gain_is_drawn_from_the_baseline_on_beside_that_of_the_control():
