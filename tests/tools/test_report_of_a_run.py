@@ -284,6 +284,8 @@ def test_two_runs_stand_side_by_side_with_their_difference_and_what_they_are_set
     ]
     assert re.findall(r'<tr class="differ"><td>(.*?)</td>', text) == ["OLD.KEY", "SEED", "SOLVER.MAX_ITER"]
     assert Path(f"{layout.root}/comparison/B/rd00_000.webp").exists()
+    sheets = " ".join(f"comparison/{name}_000" for name in ("A/rd00", "A/rd01", "B/rd00"))
+    assert re.findall(r'data-sheets="(.*?)"', text) == [*[sheets] * 3, sheets.rpartition(" ")[0]]
 
 
 def test_the_csv_of_several_runs_has_the_columns_of_each_in_full_and_a_third_run_decides_the_difference(
@@ -335,31 +337,48 @@ def test_a_class_that_the_first_run_lacks_is_described_by_the_run_that_says_most
 
 
 def curves(*roots: str) -> dict[str, list[str]]:
-    """The names of the lines of each chart on the page of these runs."""
-    figures = re.findall(r"<figcaption>(.*)\n(.*)</figcaption>", page(*roots))
-    return {title: re.findall(r">[┄━] (.*?)</span>", labels) for title, labels in figures}
+    """Of each chart on the page of these runs: its lines, highest and lowest value, left and right end."""
+    text = page(*roots)
+    figures = re.findall(r"<figcaption>(.*)\n(.*)</figcaption>", text)
+    lines = [re.findall(r">([┄━] .*?)</span>", labels) for _, labels in figures]
+    ends = re.findall(r"<text[^>]*>(.*?)</text>", text)
+    return {title: [*lines[n], *ends[4 * n : 4 * n + 4]] for n, (title, _) in enumerate(figures)}
 
 
-def test_a_curve_has_two_points_and_the_control_s_may_lie_at_zero(layout):
-    told = {name: ["run", "control"] for name in ("AP", "APr, rare classes")}
-    of_training = {name: ["run"] for name in ("loss by iteration", "learning rate by iteration")}
-    assert curves(layout.root) == told | of_training
+def test_a_curve_has_two_points_and_a_value_of_zero_is_one(layout):
+    both, metrics = ["━ run", "┄ control"], f"{layout.train_dir}/metrics.json"
+    training = {"loss by iteration": ["3", "0.158", "1", "19"]}
+    training |= {"learning rate by iteration": ["1", "0.0526", "1", "19"]}
+    assert curves(layout.root) == {
+        "AP": [*both, "50", "49.9", "start", "round 1"],
+        "APr, rare classes": [*both, "50.9", "49", "start", "round 1"],
+        **{title: ["━ run", *ends] for title, ends in training.items()},
+    }
     control = RunLayout(f"{layout.root}/control")
-    write_feedback(
-        control, dataclasses.replace(read_feedback(control.feedback_file), mean_mask_ap=0.0, ap_r=None)
-    )
-    assert curves(layout.root) == told | {"APr, rare classes": ["run"]} | of_training
-    for path in (layout.feedback_history(-1), layout.feedback_history(0), control.feedback_file):
-        files.remove(path)
-    first = files.read_bytes(f"{layout.train_dir}/metrics.json").splitlines()[0]
-    files.write_bytes(f"{layout.train_dir}/metrics.json", first)
+    told, last = read_feedback(control.feedback_file), read_feedback(layout.feedback_history(1))
+    write_feedback(control, dataclasses.replace(told, mean_mask_ap=0.0, ap_r=None))
+    write_feedback(layout, dataclasses.replace(last, mean_mask_ap=0.0))
+    files.write_bytes(f"{control.train_dir}/metrics.json", files.read_bytes(metrics))
+    files.remove(layout.feedback_history(-1))
+    assert curves(layout.root) == {
+        "AP": [*both, "49.9", "0", "round 0", "round 1"],
+        "APr, rare classes": ["━ run", "50.9", "49.9", "round 0", "round 1"],
+        **{title: [*both, *ends] for title, ends in training.items()},
+    }
+    files.remove(layout.feedback_history(0))
+    files.remove(control.feedback_file)
+    for path in (metrics, f"{control.train_dir}/metrics.json"):
+        files.write_bytes(path, files.read_bytes(path).splitlines()[0])
     assert curves(layout.root) == {}
 
 
 def test_every_run_of_many_has_its_curves(tmp_path):
     roots = [write_made_up_run(tmp_path / label, NAMES[:1], 1, images=False).root for label in "ABCDEFG"]
-    expected = [f"{label} {which}" for label in "ABCDEFG" for which in ("run", "control")]
-    assert curves(*roots)["AP"] == expected
+    expected = [
+        f"{line} {label} {name}" for label in "ABCDEFG" for line, name in (("━", "run"), ("┄", "control"))
+    ]
+    assert curves(*roots)["AP"][:14] == expected
+    assert [report._label(number) for number in (25, 26, 53)] == ["Z", "A1", "B2"]
 
 
 def test_a_run_of_which_little_is_there_yet_has_a_page(tmp_path):
@@ -372,7 +391,7 @@ def test_a_run_of_which_little_is_there_yet_has_a_page(tmp_path):
     ("arguments", "sentence"),
     [
         (["nowhere"], "holds no run, as it has no run.yaml"),
-        (["a", "a/"], "the run a is given twice"),
+        (["b", "a", "a/"], "the run a is given twice"),
         (["a", "--out", "page.htm"], "ends with .html"),
     ],
 )
