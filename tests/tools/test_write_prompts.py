@@ -11,6 +11,7 @@ import torch
 import transformers
 import yaml
 
+from exchange import files
 from exchange.errors import UserError
 from generator import sentence_writer
 from generator.prompt_files import read_prompts
@@ -134,6 +135,7 @@ def test_the_command_writes_what_stage_1_reads_and_goes_on_where_it_was_stopped(
         assert len(set(prompts[category])) == 4 and all(word in p.split() for p in prompts[category])
     (world.out / "cow.txt").write_text("# mine\nthe cow")
     (world.out / "box.txt").unlink()
+    (world.out / f"box.txt.{files._kernel()}-01234567.tmp").touch()  # of a writer that was killed
     assert write(world, monkeypatch, gpt2) == whole | {"cow.txt": b"# mine\nthe cow"}
     assert "2 had a file already" in capsys.readouterr().out
     monkeypatch.setattr(sentence_writer, "LanguageModel", lambda *_: pytest.fail("a model was loaded"))
