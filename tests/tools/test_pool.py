@@ -170,9 +170,11 @@ def test_prune_asks_what_to_prune_and_leaves_a_round_that_is_under_way(layout, c
     with pytest.raises(UserError, match="at least one of --originals, --dropped, --duplicates"):
         call(pool, "prune", layout.root)
     call(pool, "prune", layout.root, "--originals")
-    assert capsys.readouterr().out == "" and files.exists(
-        layout.raw(layout.instance_name(0, CATEGORIES[0]["id"], 0))
-    )
+    raw = layout.raw(layout.instance_name(0, CATEGORIES[0]["id"], 0))
+    assert capsys.readouterr().out == "" and files.exists(raw)
+    with pytest.raises(UserError, match="run has 22 problems: each line above says what to do"):
+        call(pool, "verify", layout.root)
+    assert len(capsys.readouterr().out.splitlines()) == 22  # cut-outs and a marker that are not there
 
 
 def test_relative_paths_of_a_pool_that_is_brought_in_start_beside_its_list(layout, tmp_path, call, capsys):
@@ -222,8 +224,8 @@ def test_a_merged_pool_has_the_categories_that_are_given(layout, tmp_path, call,
     files.write_json(str(tmp_path / "a.json"), content)
     for given, names in (((), {"kite"}), (("--annotations", tmp_path / "a.json"), {"crane"})):
         merged = RunLayout(str(tmp_path / f"merged{len(given)}"))
-        call(pool, "merge", merged.root, layout.root, *given)
-        assert capsys.readouterr().out == f"copied 0 instances of {layout.root} into {merged.root}\n"
+        call(pool, "merge", merged.root, layout.root, layout.root, *given)
+        assert capsys.readouterr().out == f"copied 0 instances of {layout.root} into {merged.root}\n" * 2
         found = files.read_json(merged.pool_categories())["categories"]
         assert {one["name"].split()[0] for one in found} == names
 

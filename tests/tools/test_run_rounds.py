@@ -128,17 +128,8 @@ def test_the_command_line_decides_rounds_folder_staleness_processes_and_interpre
         (tmp_path / "x.yaml").write_text(json.dumps({"SOLVER": solver, "INPUT": {"INST_POOL_FEED": feed}}))
         names = [f"--python-{stage}={stage}" for stage in ("generator", "segmenter", "trainer")]
         given = ["--rounds", str(rounds), "--staleness", "0", "--out", "run", "--gpus", "3", *names]
-        config = [
-            "--config",
-            path,
-            "OUTPUT_DIR",
-            str(tmp_path / "other"),
-            "SEED",
-            "7",
-            "FEEDBACK.STALENESS",
-            "0",
-        ]
-        config += ["OUTPUT_DIR", str(tmp_path / "run")]
+        other = f"OUTPUT_DIR {tmp_path}/other SEED 7 FEEDBACK.STALENESS 0"
+        config = ["--config", path, *other.split(), "OUTPUT_DIR", str(tmp_path / "run")]
         pools, training = call(*given, "OUTPUT_DIR", "other", "SEED", "7")
         told("2 rounds are" if feed else "1 round is")
         files.write_done(RunLayout(str(tmp_path / "run")).feedback_history(0))
@@ -163,20 +154,10 @@ def test_after_each_training_its_images_are_drawn_and_the_page_of_the_run_is_wri
     layout, config = RunLayout(str(tmp_path)), ["--config", "x.yaml", "OUTPUT_DIR", str(tmp_path)]
     steps = training_steps(config, 2, 1, layout, Interpreters(trainer="train"))
     draw, report = (str(REPOSITORY / f"tools/{name}.py") for name in ("visualize", "report"))
-    assert [step[0][4:] for step in steps[1::3]] == [
-        [
-            "train",
-            draw,
-            "data",
-            "--round",
-            str(r),
-            "--out",
-            f"{tmp_path}/pictures/training_rd0{r}.png",
-            *config,
-        ]
-        for r in (0, 1)
-    ]
-    assert [step[0][4:] for step in steps[2::3]] == [[sys.executable, report, str(tmp_path)]] * 2
+    for r in (0, 1):
+        given = f"data --round {r} --out {tmp_path}/pictures/training_rd0{r}.png"
+        assert steps[3 * r + 1][0][4:] == ["train", draw, *given.split(), *config]
+        assert steps[3 * r + 2][0][4:] == [sys.executable, report, str(tmp_path)]
 
 
 def test_a_page_that_cannot_be_written_does_not_end_the_run(tmp_path):
@@ -218,10 +199,7 @@ def test_stopped_at_any_stage_rounds_ends_it_with_all_that_it_started(held, numb
     command = [
         sys.executable,
         str(REPOSITORY / "tools/run_rounds.py"),
-        "--num-rounds",
-        "1",
-        "--out",
-        str(tmp_path),
+        *f"--num-rounds 1 --out {tmp_path}".split(),
     ]
     command += ["--config", str(REPOSITORY / "configs/digits/MRCA_digits.yaml")]
     command += [
