@@ -172,9 +172,9 @@ def test_prune_asks_what_to_prune_and_leaves_a_round_that_is_under_way(layout, c
     call(pool, "prune", layout.root, "--originals")
     raw = layout.raw(layout.instance_name(0, CATEGORIES[0]["id"], 0))
     assert capsys.readouterr().out == "" and files.exists(raw)
-    with pytest.raises(UserError, match="run has 22 problems: each line above says what to do"):
+    with pytest.raises(UserError, match="run has 24 problems: each line above says what to do"):
         call(pool, "verify", layout.root)
-    assert len(capsys.readouterr().out.splitlines()) == 22  # cut-outs and a marker that are not there
+    assert len(capsys.readouterr().out.splitlines()) == 24
 
 
 def test_relative_paths_of_a_pool_that_is_brought_in_start_beside_its_list(layout, tmp_path, call, capsys):
