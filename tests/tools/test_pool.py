@@ -47,14 +47,16 @@ def rows_of(text: str) -> list[list[str]]:
 
 def test_stats_tell_shares_and_scores_and_name_the_classes_as_the_newest_round_does(layout, call, capsys):
     call(pool, "stats", layout.root, "--per-class")
-    head, first, second, whole, hint, classes, *rest = rows_of(capsys.readouterr().out)
-    assert head == ["round", "made", "kept", "CLIP 5, 50, 95 %", "dropped: CLIP score"]
-    assert first == ["0", "24", "21", "21.0 30.0 39.0", "12.5 %"]
-    assert second == ["1", "0", "0"] and whole == ["all", *first[1:]]
-    assert hint == [f"diversity is not known from round 0 on: mrca pool measure {layout.root} measures it"]
-    assert classes == ["class", *head[1:]]
-    names = [f"kite {one['id']}" for one in CATEGORIES]
-    assert rest == [[names[0], *first[1:]], *([name, "0", "0"] for name in names[1:])]
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
+        "  round    made    kept    CLIP 5, 50, 95 %    dropped: CLIP score",
+        "      0      24      21      21.0 30.0 39.0                 12.5 %",
+        "      1       0       0",
+        "    all      24      21      21.0 30.0 39.0                 12.5 %",
+        f"diversity is not known from round 0 on: mrca pool measure {layout.root} measures it",
+        "class      made    kept    CLIP 5, 50, 95 %    dropped: CLIP score",
+        "kite 3       24      21      21.0 30.0 39.0                 12.5 %",
+        "kite 7        0       0",
+    ]
 
 
 def test_stats_make_no_object_of_an_instance(layout, monkeypatch, capsys, call):
@@ -122,8 +124,9 @@ def test_the_table_as_csv_has_numbers_of_every_class_and_round(layout, call, tmp
         names = PoolIndex(layout, [round_]).column("file").tolist()
         pool_features.add_features(layout, round_, names, vectors)
     path = tmp_path / "quality.csv"
-    call(pool, "stats", layout.root, "--csv", path)
-    assert rows_of(capsys.readouterr().out)[0][4] == "similarity"
+    call(pool, "stats", layout.root, "--csv", path, "--per-class")
+    told = rows_of(capsys.readouterr().out)
+    assert told[0][4] == "similarity" and told[5][:3] == [f"kite {category}", "27", "22"]
     found = list(csv.DictReader(io.StringIO(path.read_text())))
     assert [(row["round"], row["id"]) for row in found] == [
         (str(round_), str(one["id"])) for round_ in (0, 1) for one in CATEGORIES
@@ -198,6 +201,8 @@ def test_the_classes_of_x_paste_s_list_are_places_among_the_ids_whatever_the_nam
     imported, left_out = capsys.readouterr().out.splitlines()
     assert imported == f"imported 1 instances into {new.root}, left out 1"
     assert left_out.startswith(f"  there is no file {tmp_path}/theirs/gone.png: ")
+    call(pool, "prune", new.root, "--duplicates")
+    assert capsys.readouterr().out == "dropped 0 duplicates\n"
     for form, written in (
         ("folders", ["LVIS_instance_pools.json", "images/crane/00_0007_0000.png"]),
         ("coco", ["annotations.json", "images/00_0007_0000.png"]),

@@ -86,6 +86,9 @@ def test_clip_is_the_larger_score_what_has_none_is_unknown_and_what_is_new_is_ra
     before, again = call(monkeypatch, capsys, layout, "--by", "clip")
     assert before == "round 0: was ranked before" and again.startswith("round 1: ranked 2 of 3")
     assert again.endswith("(5 %, median, 95 %: 6.100 7.000 7.900)")
+    write_index(layout, 2, [pool_instance(2, 5, 0, **dict.fromkeys(CLIP))])
+    *_, last = call(monkeypatch, capsys, layout, "--by", "clip")
+    assert last == "round 2: ranked 0 of 1 instances (5 %, median, 95 %: none)"
 
 
 def test_entropy_is_that_of_the_segmenter_on_white_and_is_taken_again_only_where_it_is_missing(
