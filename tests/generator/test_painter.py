@@ -54,10 +54,13 @@ def test_images_are_those_that_stage_1_draws_guided_by_the_checkpoint(run, guide
         np.testing.assert_array_equal(np.asarray(ours), theirs.pixels)
 
 
-def test_the_command_writes_the_same_images_and_without_guidance_others(run, guided, tmp_path, call):
-    source = ["red three", "--num", "3", "--seed", "5", "--run", run.folder]
-    for out, options in (("guided", []), ("unguided", ["--unguided"])):
-        call(draw, *source, "--out", tmp_path / out, *options, *FAST)
+def test_the_command_writes_the_same_images_and_without_guidance_others(run, guided, tmp_path, call, capsys):
+    with_last, of_file = ["--run", run.folder], ["--weights", run.checkpoint, "--unguided"]
+    for out, options in (("guided", with_last), ("unguided", of_file)):
+        call(draw, "red three", "--num", 3, "--seed", 5, "--out", tmp_path / out, *options, *FAST)
+        assert capsys.readouterr().out == f"3 images: {tmp_path / out}\n"
+    with pytest.raises(UserError, match="--num is 0: ask for at least one image"):
+        call(draw, "red three", "--num", 0, "--out", tmp_path, *with_last)
     for number, image in enumerate(guided):
         same, other = (
             Image.open(tmp_path / out / f"red three {number:04}.png") for out in ("guided", "unguided")
