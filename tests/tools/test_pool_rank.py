@@ -17,7 +17,7 @@ from exchange import files
 from exchange.catalog import read_training_set
 from exchange.config import load_config
 from exchange.errors import UserError
-from exchange.images import encode_png
+from exchange.images import decode_rgba, encode_png
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex, write_index
 from exchange.pool_rank import read_rank
@@ -59,19 +59,11 @@ def values(layout, kind):
 
 def on_white(layout, name):
     cutout = PoolIndex(layout, [int(name[:2])])
-    pixels = np.asarray(pool_image(cutout.read(0 if "_0002_" in name else 1)), np.float64)
+    pixels = decode_rgba(cutout.read(0 if "_0002_" in name else 1), name).astype(np.float64)
     canvas = np.full((56, 64 if "_0002_" in name else 67, 3), 255.0)
     share = pixels[..., 3:] / 255
     canvas[10:40, 20:44] = np.rint(share * pixels[..., :3] + (1 - share) * 255)
     return canvas
-
-
-def pool_image(data):
-    import io
-
-    from PIL import Image
-
-    return Image.open(io.BytesIO(data))
 
 
 def test_clip_is_the_larger_score_what_has_none_is_unknown_and_what_is_new_is_ranked(
@@ -143,7 +135,7 @@ def test_similarity_comes_from_the_index_and_is_measured_where_it_is_unknown(
     alphas = []
     for r in (0, 1):
         alphas.append(np.zeros((56, 67), np.uint8))
-        alphas[-1][10:40, 20:44] = np.asarray(pool_image(PoolIndex(layout, [r]).read(1)))[..., 3]
+        alphas[-1][10:40, 20:44] = decode_rgba(PoolIndex(layout, [r]).read(1), "")[..., 3]
     first, second = compare(images, alphas, [5, 5])
     np.testing.assert_allclose(values(layout, "similarity"), [0.25, first, 0.25, second], atol=1e-6)
 

@@ -86,15 +86,8 @@ def test_the_overview_shows_the_cut_outs_of_the_last_round_or_else_of_those_befo
 ):
     train = str(tmp_path / "train.json")
     files.write_json(train, {"images": [], "annotations": [], "categories": CATEGORIES})
-    cfg = CfgNode(
-        {
-            "DATASETS": {
-                "TRAIN": ["discs"],
-                "EXTRA_CATEGORIES": "",
-                "CUSTOM": [["discs", train, str(tmp_path)]],
-            }
-        }
-    )
+    data = {"TRAIN": ["discs"], "EXTRA_CATEGORIES": "", "CUSTOM": [["discs", train, str(tmp_path)]]}
+    cfg = CfgNode({"DATASETS": data})
     monkeypatch.setattr(sheets, "training_sheet", training := Mock())
     training.return_value = Image.new("RGB", (9, 9)), None
     overview.write_overview(cfg, layout, summarise(layout, layout, rounds=2), str(tmp_path / "a.png"))

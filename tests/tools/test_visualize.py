@@ -89,13 +89,8 @@ def test_what_was_pasted_is_named_in_the_picture_and_in_its_record(settings, mon
     pasted = [PasteInfo(1, box, index, 0) for index, box in enumerate(covered, start=1)]
     pasted += [PasteInfo(0, (10, 10, 22, 22), 6, 1), PasteInfo(1, (10, 10, 22, 22), 0, 1)]
     pasted.append(PasteInfo(1, (0, 0, 8, 8)))
-    item = {
-        "image": torch.zeros(3, 48, 64, dtype=torch.uint8),
-        "height": 48,
-        "width": 64,
-        "file_name": "a.png",
-    }
-    item |= {"instances": instances, "paste_info": pasted}
+    item = {"height": 48, "width": 64, "file_name": "a.png", "instances": instances, "paste_info": pasted}
+    item["image"] = torch.zeros(3, 48, 64, dtype=torch.uint8)
     batches = [[item | {"paste_info": []}], [item]]
     monkeypatch.setattr(sheets, "build_train_loader", lambda cfg, **_: batches)
     monkeypatch.setattr(
