@@ -129,10 +129,12 @@ def test_a_line_that_is_cut_off_is_no_answer_and_nor_is_what_is_thought_before_o
 
 
 def test_the_command_writes_what_stage_1_reads_and_goes_on_where_it_was_stopped(
-    gpt2, world, monkeypatch, capsys
+    gpt2, world, monkeypatch, capsys, caplog
 ):
     whole = write(world, monkeypatch, gpt2)
     assert capsys.readouterr().out == f"12 sentences for 3 categories; 0 had a file already: {world.out}\n"
+    assert whole["cow.txt"].splitlines()[0] == f"# cow: 4 sentences of {gpt2}, seed 0".encode()
+    assert "fewer than" not in caplog.text
     prompts = read_prompts(str(world.out), ["cow", "box", "bat_(animal)"])
     for category, word in (("cow", "cow"), ("box", "box"), ("bat_(animal)", "bat")):
         assert len(set(prompts[category])) == 4 and all(word in p.split() for p in prompts[category])
@@ -181,9 +183,9 @@ def test_a_category_that_nothing_was_written_about_is_told_when_the_others_have_
 
 
 def test_what_cannot_be_loaded_or_asked_for_is_a_sentence(gpt2, world, monkeypatch, tmp_path):
-    for options, part in ((("--num", "0"), "--num 0"), (("--temperature", "nan"), "--temperature nan")):
-        with pytest.raises(UserError, match=part):
-            write(world, monkeypatch, gpt2, *options)
+    for option, value in (("--num", "0"), *(("--temperature", number) for number in ("0.0", "inf", "nan"))):
+        with pytest.raises(UserError, match=f"{option} {value}"):
+            write(world, monkeypatch, gpt2, option, value)
     with pytest.raises(UserError, match="--model 'no/such/model' is neither a folder nor a repository"):
         write(world, monkeypatch, "no/such/model")
     (tmp_path / "empty").mkdir()
