@@ -12,15 +12,7 @@ from matplotlib.figure import Figure
 
 from exchange.errors import UserError
 from generator import allocation as module
-from generator.allocation import (
-    Allocation,
-    AllocationRule,
-    allocate,
-    as_text,
-    largest_remainder,
-    save_report,
-    table_rows,
-)
+from generator.allocation import Allocation, AllocationRule, allocate, as_text, save_report, table_rows
 
 NAN = float("nan")
 patient = settings(
@@ -115,7 +107,10 @@ def test_largest_remainder_gets_the_image_and_the_lower_id_in_a_tie():
     # 1.4 / 2 and 3.5 / 5 differ in their last bit only, so that this is a tie, too
     images = allocate(rule, ids(3), np.array([2, 5, 1]), np.array([1.4, 3.5, 1 / 7])).images
     assert images.tolist() == [2, 1, 0]
-    assert largest_remainder(np.array([1.5, 0.5 + 1e-7]), 2, ids(2)).tolist() == [1, 1]  # and this is none
+    assert module.largest_remainder(np.array([1.5, 0.5 + 1e-7]), 2, ids(2)).tolist() == [
+        1,
+        1,
+    ]  # and this is none
 
 
 @pytest.mark.parametrize("how", [{"balanced": True}, {"minimum": 4, "maximum": 4}])
@@ -196,11 +191,8 @@ def test_twenty_thousand_classes_with_every_bound_in_use():
 def test_the_table_has_the_most_images_first_and_nothing_where_drift_or_ap_is_unknown():
     names = {7: "dog", 3: "cat", 12: "cow", 8: "hen"}
     division = Allocation(np.array([0.125, 0.125, 0.375, 0.375]), np.array([1, 3, 1, 1]))
-    counts, drift, ap = (
-        np.array([5, 9, 10, 0]),
-        np.array([12.3456, NAN, 0.5, 100]),
-        np.array([NAN, 20.126, 5, 0]),
-    )
+    counts, drift = np.array([5, 9, 10, 0]), np.array([12.3456, NAN, 0.5, 100])
+    ap = np.array([NAN, 20.126, 5, 0])
     rows = table_rows(names, counts, drift, ap, division)
     assert as_text(rows).splitlines() == [
         "id  class   N  drift     AP     share  images",
