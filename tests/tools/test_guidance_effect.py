@@ -72,4 +72,6 @@ def test_the_criterion_and_the_clip_score_of_guided_images_are_set_against_those
     effect = json.loads(out.read_text())
     assert list(effect) == ["mode", "scale", "pairs", "entropy", "clip_score"]
     assert [effect["mode"], effect["scale"], effect["pairs"]] == ["decoder", 0.25, 3]
-    assert effect["entropy"]["unguided"] == pytest.approx(0.2 + 1 / 3)
+    means, of_pairs = {"unguided": 24, "guided": 62 / 3}, {"difference": -10 / 3, "standard_error": 1 / 3}
+    assert effect["clip_score"] == pytest.approx(means | of_pairs | {"share_of_pairs_that_rose": 0})
+    assert [effect["entropy"][which] for which in means] == pytest.approx([0.2 + 1 / 3, 1.2])
