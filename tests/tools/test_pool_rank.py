@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,6 +102,14 @@ def test_entropy_is_that_of_the_segmenter_on_white_and_is_taken_again_only_where
     files.remove(layout.rank_done(1, "entropy"))
     before, again = call(monkeypatch, capsys, layout, "--by", "entropy")
     assert before == "round 0: was ranked before" and again.startswith("round 1: ranked 2 of 2")
+    files.remove(layout.rank_done(1, "entropy"))
+    cutout = layout.pool(PoolIndex(layout, [1])[1].cutout)
+    whole = files.read_bytes(cutout)
+    files.write_bytes(cutout, whole[:99])
+    with pytest.raises(UserError, match="mrca pool verify names everything that is damaged"):
+        call(monkeypatch, capsys, layout, "--by", "entropy")
+    files.write_bytes(cutout, whole)
+    assert capsys.readouterr().out == "round 0: was ranked before\n"
     shutil.move(checkpoint, tmp_path / "mine.pth")
     lines = call(monkeypatch, capsys, layout, "--by", "entropy", "--checkpoint", tmp_path / "mine.pth")
     assert [line[: line.index(" (")] for line in lines] == [
@@ -167,6 +176,7 @@ def test_gradient_ranks_by_the_last_checkpoint_and_its_training_set(monkeypatch,
     found, made_from = values(layout, "gradient"), files.read_json(layout.rank_done(0, "gradient"))
     assert (made_from["images"], made_from["layers"]) == (1, list(BOX_HEADS))
     assert made_from["sha256"] == files.sha256(checkpoint)
+    assert made_from["checkpoint"] == Path(checkpoint).name  # wherever the run is moved to
     others = read_described(checkpoint, ["MODEL.ACTIVE_GRAD_LAYERS", "['cls_score']"])
     assert pool_rank.ByGradient(others, CPU, 2).made_from["layers"] == ["cls_score"]
     known = np.array([True, False, True, False])
