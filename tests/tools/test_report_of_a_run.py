@@ -200,7 +200,10 @@ def test_a_run_without_a_pool_has_no_word_about_its_quality_but_tells_what_was_d
     files.remove(layout.feedback_history(1))
     for round_ in (0, 1):
         files.remove(layout.annotations_done(round_))
+    files.remove(layout.manifest(0, 0, 1))  # of the first round only the feedback is left
+    write_manifest(layout, dataclasses.replace(read_manifest(layout.manifest(1, 0, 1)), seconds=0.0))
     text = page(layout.root)
+    assert ["share", "0 %"] in Rows(text).rows
     assert 'id="pool"' not in text
     last = next(row for row in Rows(text).rows if row[:1] == ["round 1"])
     assert last[5:8] == ["12", "12", ""]
@@ -212,18 +215,19 @@ def test_a_selection_is_told_round_by_round_and_class_by_class(layout):
         rows = [  # of two processes side by side
             Decision(n // 2, n % 2, f"{round_}{id_}.png", id_, score, -0.05, score > 0)
             for n, score in enumerate(scores)
-            for id_ in ((1, 3) if n == 3 else (1,))
+            for id_ in {0: (1, 2), 3: (1, 3)}.get(n, (1,))
         ]
         write_decisions(layout, round_, 10 * round_ + 10, rows)
     rows = [row for row in Rows(page(layout.root)).rows if row]
     assert ["round 0", "4", "75.0 %", "0.025", "0.150", "0.225", "1"] in rows
     assert ["round 1", "1", "100.0 %", "0.500", "0.500", "0.500", "0"] in rows
-    assert rows[rows.index(["class", "group", "pasted", "refused"]) + 1 :][:2] == [
+    refused_most = rows[rows.index(["class", "group", "pasted", "refused"]) + 1 :]
+    assert [row for row in refused_most if len(row) == 4] == [
         ["blue disc", "rare", "1", "100.0 %"],
         ["red disc", "common", "5", "20.0 %"],
     ]
     text = files.read_bytes(f"{layout.root}/report/classes.csv").decode()
-    assert [row["refused, %"] for row in csv.DictReader(io.StringIO(text))] == ["20.0", "", "100.0", ""]
+    assert [row["refused, %"] for row in csv.DictReader(io.StringIO(text))] == ["20.0", "0.0", "100.0", ""]
 
 
 def test_what_comes_from_outside_shows_as_text_on_the_page_and_in_what_it_loads(layout):

@@ -76,7 +76,7 @@ class Category:
     @property
     def known(self) -> list[float]:
         """Its APs that are known, from the first to the last."""
-        return [ap for _, ap in sorted(self.ap.items()) if ap is not None]
+        return [ap for ap in self.ap.values() if ap is not None]
 
     @property
     def change(self) -> float | None:
@@ -159,7 +159,6 @@ class RunContent:
         rows = [
             (when(round_), [of_round.get(work, 0.0) / 60 for work in works])
             for round_, of_round in sorted(self.seconds.items())
-            if of_round
         ]
         sums = [math.fsum(minutes[column] for _, minutes in rows) for column in range(len(works))]
         return works, rows, [of_work / (math.fsum(sums) or 1.0) for of_work in sums]
