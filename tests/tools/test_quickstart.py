@@ -117,6 +117,9 @@ def test_the_gain_is_drawn_from_the_baseline_on_beside_that_of_the_control():
 
 def test_the_data_set_is_built_unless_both_its_files_are_there(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    monkeypatch.setattr(quickstart.stopping, "run", lambda *_, **__: 3)
+    with pytest.raises(UserError, match=r"build_lvis_digits\.py .* failed: mend what it says above"):
+        quickstart._make_dataset()
     monkeypatch.setattr(quickstart, "_run", run := Mock())
     for part, built in (("train", 1), ("val", 2), ("", 2)):
         quickstart._make_dataset()
