@@ -44,7 +44,7 @@ def write_sentences(ask: Ask, category: Mapping[str, Any], number: int, seed: in
 def question(category: Mapping[str, Any], number: int) -> str:
     """What a language model is asked for."""
     name = _spoken(category["name"])
-    meant = category.get("def") or ", ".join(_BRACKETS.findall(category["name"])).strip("()")
+    meant = category.get("def") or ", ".join(_BRACKETS.findall(category["name"]))
     return (
         f"Write {number} different captions of photographs, one on each line and nothing else. Each photograph shows "
         f"a single {name}{f' ({clean_name(meant)})' if meant else ''}, whole and by itself, and its caption has the "
@@ -123,7 +123,9 @@ class LanguageModel:
         inputs = self._encode(text).to(self._model.device)
         length = inputs["input_ids"].shape[1]
         places = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        room = _TOKENS * (lines + 1) if places is None else min(_TOKENS * (lines + 1), places - length)
+        room = _TOKENS * (lines + 1)
+        if places is not None:
+            room = min(room, places - length)
         if room < 1:
             raise UserError(
                 f"--model {self._name} reads {places} tokens, and the question alone has {length}: take a larger one"

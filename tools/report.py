@@ -156,7 +156,7 @@ def _settings(runs: Mapping[str, Any]) -> list[tuple[str, list[str], str, bool]]
     for key in sorted(set().union(*changed.values())):
         default = next(of[key][1] for of in changed.values() if key in of)
         values = [str(run.settings.get(key, "")) for run in runs.values()]
-        table.append((key, values, str(default), len(set(values)) > 1))
+        table.append((key, values, "" if default is None else str(default), len(set(values)) > 1))
     return table
 
 

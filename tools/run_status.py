@@ -131,7 +131,7 @@ def _pool(layout: RunLayout, cfg: CfgNode, seen: _Seen, rounds: int) -> tuple[li
     cut_out = files.entries(layout.pool("segmented"), layout.instance_prefix(round_))
     written = [*drawn.values(), *cut_out.values()]
     asked = sum(sum(manifest.asked.values()) for manifest in manifests)
-    if manifests and is_complete(manifests):
+    if is_complete(manifests):
         return [f"round {round_}, stage 2: {len(cut_out)} of {asked} images are cut out"], written
     source = source_round(round_, cfg.FEEDBACK.STALENESS)
     if not manifests and round_ and source not in seen.feedback:
@@ -169,7 +169,7 @@ def _left(
     if not lasted:
         return training
     by_rounds = statistics.median(lasted) * (rounds - round_) - (now - ends[-1])
-    return max(by_rounds, training or 0.0, 0.0)
+    return max(by_rounds, training or 0.0)
 
 
 def _last_metrics(layout: RunLayout) -> dict[str, float]:

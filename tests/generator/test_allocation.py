@@ -1,6 +1,8 @@
 """How many images each class gets: method.md's formula, exactly and whatever the input."""
 
 import sys
+from contextlib import nullcontext
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from exchange.errors import UserError
-from generator.allocation import Allocation, AllocationRule, allocate, save_report, table_rows
+from generator import allocation as module
+from generator.allocation import Allocation, AllocationRule, allocate, as_text, save_report, table_rows
 
 NAN = float("nan")
 patient = settings(
@@ -54,9 +57,11 @@ def test_each_factor_has_its_own_switch_and_exponent(rule, weight):
     )
 
 
-def test_class_without_ap_or_drift_takes_the_mean_of_the_others():
-    given_nan = shares(AllocationRule(), [2, 4, 8, 1], [NAN, 5, 1, 9], [10, NAN, 40, 10])
-    known = shares(AllocationRule(), [2, 4, 8, 1], [5, 5, 1, 9], [10, 20, 40, 10])
+@pytest.mark.parametrize("ap_mode", ["proportional", "inverse"])
+def test_class_without_ap_or_drift_takes_the_mean_of_the_others(ap_mode):
+    rule = AllocationRule(ap_mode=ap_mode)
+    given_nan = shares(rule, [2, 4, 8, 1], [NAN, 5, 1, 9], [10, NAN, 40, 10])
+    known = shares(rule, [2, 4, 8, 1], [5, 5, 1, 9], [10, 20, 40, 10])
     np.testing.assert_allclose(given_nan, known)
 
 
@@ -102,6 +107,10 @@ def test_largest_remainder_gets_the_image_and_the_lower_id_in_a_tie():
     # 1.4 / 2 and 3.5 / 5 differ in their last bit only, so that this is a tie, too
     images = allocate(rule, ids(3), np.array([2, 5, 1]), np.array([1.4, 3.5, 1 / 7])).images
     assert images.tolist() == [2, 1, 0]
+    assert module.largest_remainder(np.array([1.5, 0.5 + 1e-7]), 2, ids(2)).tolist() == [
+        1,
+        1,
+    ]  # and this is none
 
 
 @pytest.mark.parametrize("how", [{"balanced": True}, {"minimum": 4, "maximum": 4}])
@@ -180,16 +189,20 @@ def test_twenty_thousand_classes_with_every_bound_in_use():
 
 
 def test_the_table_has_the_most_images_first_and_nothing_where_drift_or_ap_is_unknown():
-    names, division = {7: "dog", 3: "cat"}, Allocation(np.array([0.25, 0.75]), np.array([1, 3]))
-    values = (np.array([12.3456, NAN]), np.array([NAN, 20.126]))
-    for drift, ap, unknown in ((*values, slice(0)), (None, None, slice(3, 5))):
-        dog = ["7", "dog", "9", "", "20.13", "0.750000", "3"]
-        cat = ["3", "cat", "5", "12.35", "", "0.250000", "1"]
-        for row in (dog, cat):
-            row[unknown] = [""] * len(row[unknown])
-        header, *rows = table_rows(names, np.array([5, 9]), drift, ap, division)
-        assert header == ("id", "class", "N", "drift", "AP", "share", "images")
-        assert rows == [tuple(dog), tuple(cat)]
+    names = {7: "dog", 3: "cat", 12: "cow", 8: "hen"}
+    division = Allocation(np.array([0.125, 0.125, 0.375, 0.375]), np.array([1, 3, 1, 1]))
+    counts, drift = np.array([5, 9, 10, 0]), np.array([12.3456, NAN, 0.5, 100])
+    ap = np.array([NAN, 20.126, 5, 0])
+    rows = table_rows(names, counts, drift, ap, division)
+    assert as_text(rows).splitlines() == [
+        "id  class   N  drift     AP     share  images",
+        " 7    dog   9         20.13  0.125000       3",
+        " 8    hen  10    0.5   5.00  0.375000       1",
+        "12    cow   0    100   0.00  0.375000       1",
+        " 3    cat   5  12.35         0.125000       1",
+    ]
+    unknown = table_rows(names, counts, None, None, division)
+    assert unknown == [rows[0], *((*row[:3], "", "", *row[5:]) for row in rows[1:])]
 
 
 def test_without_matplotlib_the_table_is_saved_and_a_line_says_what_is_left_out(
@@ -211,9 +224,10 @@ def test_the_plot_has_the_images_of_each_class_above_its_training_instances(tmp_
     (axes,) = drawn
     assert axes.collections[0].get_offsets().tolist() == [[5, 9], [70, 2]]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("training instances of a class", "images to draw")
+    assert axes.get_xscale() == "symlog"  # which has a place for 0
 
 
-def test_the_plot_is_drawn_again_only_where_it_is_missing_or_of_another_table(tmp_path):
+def test_the_plot_is_drawn_again_only_where_it_is_missing_or_of_another_table(tmp_path, monkeypatch):
     names, drift, ap = {1: "cat", 2: "dog"}, np.ones(2), np.full(2, 30.0)
     allocation = allocate(AllocationRule(per_class=5), ids(2), np.array([3, 5]), drift, ap)
     path, rows = str(tmp_path / "x"), table_rows(names, np.array([3, 5]), drift, ap, allocation)
@@ -229,3 +243,8 @@ def test_the_plot_is_drawn_again_only_where_it_is_missing_or_of_another_table(tm
         save_report(path, rows)
         assert ((tmp_path / "x.png").stat().st_ino != before) == drawn
         assert (tmp_path / "x.csv").read_text().splitlines() == [",".join(row) for row in rows]
+    monkeypatch.setattr(module, "_plot", Mock(side_effect=[KeyboardInterrupt, b"drawn"]))
+    for stopped in (pytest.raises(KeyboardInterrupt), nullcontext()):
+        with stopped:
+            save_report(path, rows[:-1])
+    assert (tmp_path / "x.png").read_bytes() == b"drawn"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from exchange.errors import UserError
-from generator.clean_image import KNOWN_SCHEDULERS, check_scheduler, clean_estimate
+from generator.clean_image import KNOWN_SCHEDULERS, check_scheduler, clean_estimate, noise_level
 
 NOISE_PREDICTING = [kind for kind in KNOWN_SCHEDULERS if kind is not d.FlowMatchEulerDiscreteScheduler]
 
@@ -28,6 +28,7 @@ def test_flow_matching_velocity_gives_back_the_clean_sample():
     sigma = scheduler.sigmas[scheduler.index_for_timestep(timestep)]
     sample = (1 - sigma) * clean + sigma * noise
     torch.testing.assert_close(clean_estimate(scheduler, timestep, sample, noise - clean), clean)
+    assert noise_level(scheduler, timestep) == (1 - sigma, sigma)
 
 
 @pytest.mark.parametrize("kind", NOISE_PREDICTING)

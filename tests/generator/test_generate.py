@@ -20,12 +20,14 @@ from exchange.feedback import Feedback, write_feedback
 from exchange.files import write_done
 from exchange.layout import RunLayout
 from exchange.manifest import is_complete, read_round
+from exchange.run import claim_run
 from exchange.seconds import read_seconds
 from exchange.seeds import instance_seed
 from generator import generate, production
 from generator.pipelines import PipelineSource
 from tests.exchange.test_formats import FEEDBACK
 from tests.generator.tiny_pipelines import SIZE, make_classifier
+from tools.run_report.settings import read_settings
 
 SCRIPT = Path(generate.__file__)
 
@@ -65,7 +67,8 @@ def test_round_zero_makes_every_planned_image_and_a_complete_manifest(world, mon
     layout = run(world, monkeypatch, "--round", "1")
     manifests = read_round(layout, 0)
     assert is_complete(manifests)
-    assert (world.run / "run.yaml").exists()
+    of_training = ("INPUT.", "MODEL.ACTIVE_")  # says the first stage that trains
+    assert not any(key.startswith(of_training) for key in read_settings(layout)[0] if key != "INPUT.FORMAT")
     (manifest,) = manifests
     assert sum(manifest.asked.values()) == len(manifest.instances) == 12
     for record in manifest.instances:
@@ -81,8 +84,9 @@ def test_any_number_of_shards_makes_the_same_files(world, monkeypatch):
     allocation = table.read_text()
     for path in [*(world.run / "pool/raw").iterdir(), *(world.run / "pool/manifests").iterdir(), table]:
         path.unlink()
-    for shard in ("0", "1", "2"):
+    for shard in ("2", "1", "0"):
         layout = run(world, monkeypatch, "--round", "1", "--div", shard, "--num_div", "3")
+        assert table.exists() == (shard == "0")
     assert digests(world) == whole and table.read_text() == allocation
     assert is_complete(read_round(layout, 0))
 
@@ -99,12 +103,14 @@ def test_torchrun_environment_chooses_the_shard_and_the_gpu_unless_that_is_named
     (manifest,) = read_round(layout, 0)
     assert (manifest.shard, manifest.num_shards, len(manifest.instances)) == (1, 2, 4)
     assert chosen == [7, 5]
+    assert [path.name for path in (world.run / "logs").iterdir()] == ["generate_1of2.log"]
 
 
 def test_a_complete_round_needs_no_model(world, monkeypatch):
     run(world, monkeypatch, "--round", "1")
     monkeypatch.setattr(PipelineSource, "_load", lambda *_, **__: pytest.fail("a model was loaded"))
-    run(world, monkeypatch, "--round", "1")
+    claim_run(load_config(str(world.config), ["MODEL.ROI_HEADS.NUM_CLASSES", "4"]), trains=True)
+    run(world, monkeypatch, "--round", "1", "INPUT.USE_COPY_METHOD", "syn_copy")  # of no interest to stage 1
 
 
 def test_a_round_in_the_pool_is_not_drawn_again_though_its_images_were_dropped(world, monkeypatch, capsys):
@@ -129,6 +135,7 @@ def test_runs_as_a_script_in_its_folder_and_ends_with_a_sentence_and_code_2_on_b
 def test_guided_round_uses_the_network_that_the_feedback_names(world, monkeypatch, fake_network):
     layout = RunLayout(str(world.run))
     write_feedback(layout, feedback(0))
+    write_done(layout.annotations_done(0))
     half = ("GENERATOR.GUIDANCE_SCALE", "0.1", "GENERATOR.DTYPE", "bfloat16")
     run(world, monkeypatch, "--st_rd", "1", "--round", "2", *half)
     (call,) = fake_network
@@ -137,6 +144,7 @@ def test_guided_round_uses_the_network_that_the_feedback_names(world, monkeypatc
     (manifest,) = read_round(layout, 1)
     assert all(record.guided and record.criterion_before > 0 for record in manifest.instances)
     assert all(record.criterion_after > 0 for record in manifest.instances)
+    assert read_seconds(layout) == {}  # nothing was waited for
 
 
 def test_staleness_chooses_the_round_whose_feedback_counts(world, monkeypatch, fake_network):

@@ -5,8 +5,10 @@ from types import SimpleNamespace
 import diffusers as d
 import pytest
 import torch
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 from exchange.errors import UserError
+from generator.clean_image import decode_latents
 from generator.criteria import CRITERIA
 from generator.denoiser_call import DenoiserCalls, denoiser_of
 from generator.guidance import MODES, Guidance, _Steering, guided
@@ -128,14 +130,16 @@ def test_a_call_that_fails_leaves_gradients_off():
         assert not torch.is_grad_enabled()
 
 
-def test_a_call_with_gradients_leaves_them_on_and_the_graph_of_the_step_as_it_is():
+@pytest.mark.parametrize("kind", [lambda sample: (sample,), Transformer2DModelOutput])
+def test_a_call_with_gradients_leaves_them_on_and_the_graph_of_the_step_as_it_is(kind):
     class Double(torch.nn.Module):
         def forward(self, hidden_states):
-            return (2 * hidden_states,)
+            return kind(2 * hidden_states)
 
     calls = DenoiserCalls(SimpleNamespace(transformer=Double()), wants_graph=lambda: True)
     with torch.no_grad(), calls.watched():
-        calls.denoiser(hidden_states=torch.ones(1, 4))
+        output = calls.denoiser(hidden_states=torch.ones(1, 4))
+        assert output[0].tolist() == [[2] * 4] and not output[0].requires_grad
         graph = calls._graph
         with torch.enable_grad():
             calls.denoiser(hidden_states=torch.zeros(1, 4))
@@ -178,6 +182,15 @@ def test_schedulers_of_latent_diffusion_batch_like_singles(classifier, scheduler
     guidance = Guidance(classifier, every=2)
     one_by_one = torch.cat([draw_guided(pipeline, guidance, (i,)) for i in range(3)])
     torch.testing.assert_close(draw_guided(pipeline, guidance), one_by_one, rtol=0, atol=1e-4)
+
+
+def test_packed_latents_of_a_picture_that_is_not_square_become_the_pipeline_s_own():
+    pipeline, call = make_pipeline("flux"), {}
+    pipeline.vae.decoder.conv_out.weight.data *= 100  # beyond what a picture can hold
+    pipeline.transformer.register_forward_pre_hook(lambda *given: call.update(given[2]), with_kwargs=True)
+    images, latents = (draw(pipeline, (0,), width=48, output_type=kind) for kind in ("pt", "latent"))
+    assert images.shape == (1, 3, SIZE, 48) and {0, 1} <= set(images.flatten().tolist())
+    torch.testing.assert_close(decode_latents(pipeline, pipeline.vae, latents, call), images)
 
 
 def test_pipeline_that_combines_predictions_in_another_way_is_refused(classifier):

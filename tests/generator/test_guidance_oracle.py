@@ -165,3 +165,5 @@ def test_latents_in_half_precision_are_moved_in_single_and_rounded_once():
     x, g = torch.randn(2, 4, 300, generator=torch.Generator().manual_seed(0)).bfloat16().float()
     moved = x + SCALE * x.norm(dim=1, keepdim=True) / (g.norm(dim=1, keepdim=True) + 1e-8) * g
     assert torch.equal(ascend(x.bfloat16(), g.bfloat16(), SCALE), moved.bfloat16())
+    told = Guidance(lambda images: images.bfloat16()).uncertainty(x, torch.zeros(4))
+    assert torch.equal(told, entropy(x, torch.zeros(4)))  # in single, too

@@ -26,7 +26,8 @@ def test_writer_has_written_everything_when_it_is_left(tmp_path):
 def test_what_fails_in_the_thread_is_raised_where_images_are_drawn(images, tmp_path, monkeypatch):
     writer, raised, last_is_put = ImageWriter(depth=1), [], threading.Event()
 
-    def fail(path, data):
+    def fail(path, data, write=files.write_bytes):
+        monkeypatch.setattr(files, "write_bytes", write)  # what is queued could be written
         last_is_put.wait()
         raise PermissionError(13, "no", path)
 

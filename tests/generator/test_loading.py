@@ -40,8 +40,8 @@ def test_token_comes_from_the_environment(monkeypatch):
     monkeypatch.setattr(
         diffusers.DiffusionPipeline, "load_config", lambda _, **given: seen.update(given) or {}
     )
-    assert source(SD3).index == {}
-    assert seen == {"revision": "main", "token": "hf_secret"}
+    assert PipelineSource(SD3, "v2", "float32", CPU).index == {}
+    assert seen == {"revision": "v2", "token": "hf_secret"}
 
 
 def test_folder_without_a_pipeline_is_named(tmp_path):
@@ -122,11 +122,14 @@ def test_no_more_is_loaded_than_is_asked_for_and_frozen_once_and_for_all(saved_s
     assert networks and not any(p.requires_grad for network in networks for p in network.parameters())
 
 
-def test_activations_are_recomputed_in_the_denoiser_and_in_the_decoder(saved_sd3):
-    pipeline = PipelineSource(
-        str(saved_sd3), "main", "float32", CPU, Tuning(checkpointing=True)
-    ).load_painter()
-    assert pipeline.transformer.is_gradient_checkpointing and pipeline.vae.is_gradient_checkpointing
+@pytest.mark.parametrize("asked", [True, False])
+def test_activations_are_recomputed_and_convolutions_have_their_layout_where_that_is_asked(saved_sd3, asked):
+    tuning = Tuning(checkpointing=True) if asked else Tuning()
+    pipeline = PipelineSource(str(saved_sd3), "main", "float32", CPU, tuning).load_painter()
+    assert pipeline.transformer.is_gradient_checkpointing == pipeline.vae.is_gradient_checkpointing == asked
+    pipeline = PipelineSource(str(saved_sd3), "main", "float32", CPU, Tuning(channels_last=asked)).load()
+    weight = pipeline.vae.decoder.conv_in.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) == asked
 
 
 @pytest.mark.parametrize("overflows", [True, False])
@@ -136,4 +139,4 @@ def test_an_autoencoder_that_overflows_in_float16_is_refused_there(overflows, sa
     config.write_text(json.dumps(json.loads(config.read_text()) | {"force_upcast": overflows}))
     with pytest.raises(UserError, match="overflows in float16") if overflows else nullcontext():
         source(tmp_path / "sd3", "float16").load_painter()
-    source(tmp_path / "sd3", "bfloat16").load_painter()
+    assert source(tmp_path / "sd3", "bfloat16").load_painter().vae.dtype == torch.bfloat16

@@ -54,10 +54,13 @@ def test_images_are_those_that_stage_1_draws_guided_by_the_checkpoint(run, guide
         np.testing.assert_array_equal(np.asarray(ours), theirs.pixels)
 
 
-def test_the_command_writes_the_same_images_and_without_guidance_others(run, guided, tmp_path, call):
-    source = ["red three", "--num", "3", "--seed", "5", "--run", run.folder]
-    for out, options in (("guided", []), ("unguided", ["--unguided"])):
-        call(draw, *source, "--out", tmp_path / out, *options, *FAST)
+def test_the_command_writes_the_same_images_and_without_guidance_others(run, guided, tmp_path, call, capsys):
+    with_last, of_file = ["--run", run.folder], ["--weights", run.checkpoint, "--unguided"]
+    for out, options in (("guided", with_last), ("unguided", of_file)):
+        call(draw, "red three", "--num", 3, "--seed", 5, "--out", tmp_path / out, *options, *FAST)
+        assert capsys.readouterr().out == f"3 images: {tmp_path / out}\n"
+    with pytest.raises(UserError, match="--num is 0: ask for at least one image"):
+        call(draw, "red three", "--num", 0, "--out", tmp_path, *with_last)
     for number, image in enumerate(guided):
         same, other = (
             Image.open(tmp_path / out / f"red three {number:04}.png") for out in ("guided", "unguided")
@@ -66,18 +69,21 @@ def test_the_command_writes_the_same_images_and_without_guidance_others(run, gui
         assert (np.asarray(other) != np.asarray(image)).any()
 
 
-def test_several_generators_share_the_images(run, monkeypatch):
-    seeds = {}
+def test_several_generators_share_the_images_and_a_decoder_of_its_own_guides(run, monkeypatch):
+    seeds, asked, decoder = {}, [], torch.nn.Identity()
 
     def draw(plan, batch_size, guidance):
         seeds.update((image.seed, image.model) for image in plan)
+        asked.append((batch_size, guidance.decoder, guidance.every))
         return [SimpleNamespace(pixels=np.zeros((4, 4, 3), np.uint8)) for _ in plan]
 
     sampler = SimpleNamespace(prepare=lambda plan: None, draw=draw)
-    monkeypatch.setattr(painter, "build_sampler", lambda *_, **__: sampler)
+    monkeypatch.setattr(painter, "build_sampler", lambda *_, limit: asked.append(limit) or sampler)
+    monkeypatch.setattr(painter, "load_gradient_decoder", lambda *_: decoder)
     models = ["GENERATOR.MODEL", "", "GENERATOR.MODELS", "[['a', 1], ['b', 2]]"]
-    drawing = Painter.from_run(run.folder, models, guided=False)
+    drawing = Painter.from_checkpoint(run.checkpoint, [*FAST, *models])
     assert len(drawing.draw("red three", 6)) == 6
+    assert asked == [2, (2, decoder, 2)]  # of FAST
     assert sorted(seeds.values()) == ["a"] * 2 + ["b"] * 4
     drawing.draw("red three", 6, seed=1)
     assert len(seeds) == 12  # others

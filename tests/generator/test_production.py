@@ -88,9 +88,11 @@ def test_manifest_counts_what_was_asked_and_lists_what_was_made(tmp_path, plan):
     assert manifest.complete and manifest.asked == {3: 1, 7: 3}
     assert [record.file for record in manifest.instances] == [i.file for i in plan[3:6] + plan[9:]]
     assert {(r.criterion_before, r.criterion_after) for r in manifest.instances} == {(0.1, 0.2)}
-    assert {(r.seed, r.prompt) for r in manifest.instances} == {
-        (i.seed, i.prompt) for i in plan[3:6] + plan[9:]
-    }
+    planned, made = (
+        [(i.category_id, i.instance, i.seed, i.template, i.prompt, i.model) for i in images]
+        for images in (plan[3:6] + plan[9:], manifest.instances)
+    )
+    assert made == planned
 
 
 def test_second_process_on_the_same_shard_stops(tmp_path, plan):
@@ -104,7 +106,10 @@ def test_second_process_on_the_same_shard_stops(tmp_path, plan):
 
 def test_full_disk_stops_with_the_number_of_missing_images_and_nothing_in_part(tmp_path, plan, monkeypatch):
     layout = RunLayout(str(tmp_path))
-    write, room = files.write_bytes, iter([True] * 5)
+    make(layout, plan)
+    for image in plan[4:]:
+        (tmp_path / "pool/raw" / image.file).unlink()
+    write, room = files.write_bytes, iter([True])
 
     def write_while_there_is_room(path, data):
         if path.endswith(".png") and not next(room, False):

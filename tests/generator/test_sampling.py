@@ -35,7 +35,7 @@ def folder(request, tmp_path_factory):
 def make_sampler(folder, limit=8, store=None, cfg_scale=5.0, tuning=None):
     source = PipelineSource(str(folder), "main", "float32", torch.device("cpu"), tuning or Tuning())
     embeddings = PromptEmbeddings(source, cfg_scale > 1, 77, {} if store is None else store)
-    return Sampler(source, embeddings, Sampling(SIZE, 2, cfg_scale), limit)
+    return Sampler(source, embeddings, Sampling(SIZE, 3, cfg_scale), limit)
 
 
 def pixels(images):
@@ -43,7 +43,7 @@ def pixels(images):
 
 
 def test_embeddings_made_beforehand_give_the_pipelines_own_images(folder):
-    sampler = make_sampler(folder)
+    sampler = make_sampler(folder, cfg_scale=4.0)
     sampler.prepare(BATCH)
     pipeline = PipelineSource(str(folder), "main", "float32", torch.device("cpu")).load()
     accepted = inspect.signature(pipeline.__call__).parameters
@@ -51,8 +51,8 @@ def test_embeddings_made_beforehand_give_the_pipelines_own_images(folder):
         [image.prompt for image in BATCH],
         height=SIZE,
         width=SIZE,
-        num_inference_steps=2,
-        guidance_scale=5.0,
+        num_inference_steps=3,
+        guidance_scale=4.0,
         generator=[torch.Generator().manual_seed(image.seed) for image in BATCH],
         output_type="np",
         **({"max_sequence_length": 77} if "max_sequence_length" in accepted else {}),
@@ -126,10 +126,12 @@ def test_each_prompt_is_encoded_once(sd3, monkeypatch):
 
 
 def test_prompt_that_the_tokenizer_cuts_off_is_told_once(sd3, caplog):
-    long = [PlannedImage("x.png", 1, 0, i, i, "{}", f"{'cow ' * 40}{i}") for i in range(2)]
-    make_sampler(sd3).prepare([*BATCH, *long])
+    fits, *long = ("cow " * 25, *(f"{'cow ' * 40}{i}" for i in range(2)))  # of three letters, with both ends
+    images = [PlannedImage("x.png", 1, 0, i, i, "{}", prompt) for i, prompt in enumerate((fits, *long))]
+    make_sampler(sd3).prepare([*BATCH, *images])
     (warning,) = [r.getMessage() for r in caplog.records if r.name == "generator.prompt_embeddings"]
-    assert warning.startswith("2 prompts have more than 77 tokens")
+    told = "2 prompts have more than 77 tokens and are cut off by a text encoder, such as"
+    assert warning == f"{told} {long[0]!r}"
 
 
 def test_pipeline_of_an_unknown_family_gets_its_prompts_as_they_are(sd3, monkeypatch):
@@ -170,20 +172,23 @@ def test_batch_is_halved_until_it_fits_and_the_images_stay_the_same(sd3, monkeyp
 def test_no_room_for_a_single_image_is_told(sd3, monkeypatch):
     sampler = make_sampler(sd3)
     sampler.prepare(BATCH)
-    out_of_memory_above(0, monkeypatch)
+    sizes = out_of_memory_above(0, monkeypatch)
     with pytest.raises(UserError, match="memory"):
         sampler.sample(BATCH)
+    assert sizes == [5, 2, 1]
 
 
 @pytest.mark.parametrize("name", ["checkpointing", "channels_last", "compiled"])
 def test_tuning_changes_nothing_beyond_rounding(sd3, name, monkeypatch):
     # traced as with any other backend, but without the minutes of a C++ compiler
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    eager, compiled = {"backend": lambda graph, _: compiled.append(graph) or graph.forward}, []
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, **eager))
     guidance = Guidance(make_classifier(3))
     plain, tuned = make_sampler(sd3), make_sampler(sd3, tuning=Tuning(**{name: True}))
     for sampler in (plain, tuned):
         sampler.prepare(BATCH)
     assert (pixels(plain.sample(BATCH, guidance)) - pixels(tuned.sample(BATCH, guidance))).abs().max() <= 1
+    assert bool(compiled) == (name == "compiled")
 
 
 def test_a_guided_image_carries_the_criterion_before_and_after(sd3):

@@ -11,12 +11,15 @@ from generator import build
 from generator.allocation import AllocationRule
 from generator.criteria import loss
 from generator.guidance import Guidance
+from generator.plan import PromptBook, Sentences
 from generator.sampling import Sampling
+
+CONFIG = str(REPOSITORY / "configs/MRCA/MRCA_R50.yaml")
 
 
 def settings(**changes):
     options = [text for key, value in changes.items() for text in (f"GENERATOR.{key}", str(value))]
-    return load_config(str(REPOSITORY / "configs/MRCA/MRCA_R50.yaml"), options)
+    return load_config(CONFIG, options)
 
 
 def test_guidance_and_allocation_are_what_the_settings_say():
@@ -25,11 +28,21 @@ def test_guidance_and_allocation_are_what_the_settings_say():
     cfg = settings(CRITERION="loss", GUIDANCE_MODE="decoder", GUIDANCE_CHUNK=2, **length)
     expected = Guidance(classifier, loss, 0.5, 3, (0.1, 0.9), "decoder", 2, decoder)
     assert build.build_guidance(cfg, classifier, decoder) == expected
+    unguided = load_config(CONFIG, ["MODEL.META_ARCHITECTURE", "EmbedRCNN", "GENERATOR.GUIDANCE_SCALE", "0"])
+    assert build.build_guidance(unguided, classifier).scale == 0
     exponents = {"FREQUENCY_EXPONENT": 0.5, "DRIFT_EXPONENT": 0.25, "AP_EXPONENT": 2.0}
     bounds = {"PER_CLASS": 5, "MIN_PER_CLASS": 1, "MAX_PER_CLASS": 9}
     cfg = settings(BALANCED=True, AP_MODE="inverse", **exponents, **bounds)
     assert build.build_allocation_rule(cfg) == AllocationRule(5, True, 0.5, 0.25, "inverse", 2.0, 1, 9)
     assert build.build_allocation_rule(settings(MAX_PER_CLASS=0)).maximum is None
+
+
+def test_sentences_are_those_of_a_folder_below_the_repository_for_their_share(monkeypatch):
+    monkeypatch.setattr(build, "read_prompts", lambda folder, names: {folder: list(names)})
+    cfg = settings(PROMPT_FOLDER="prompts", PROMPT_SHARE=0.25, NAMES="clean", TEMPLATES="['a {}', '{}']")
+    sentences = Sentences({str(REPOSITORY / "prompts"): ["cow", "dog"]}, 0.25)
+    expected = PromptBook(("a {}", "{}"), "clean", sentences)
+    assert build.build_prompt_book(cfg, iter(["cow", "dog"])) == expected
 
 
 @pytest.mark.parametrize("key", ["GUIDANCE_CHECKPOINTING", "CHANNELS_LAST", "COMPILE"])
@@ -59,14 +72,18 @@ def test_a_model_of_several_is_of_its_own_revision_or_else_of_that_of_all(monkey
 def test_images_are_drawn_as_the_settings_say_and_embeddings_kept_apart_by_all_that_they_depend_on(
     monkeypatch,
 ):
-    keys, sampler = [], Mock()
-    monkeypatch.setattr(build, "EmbeddingFolder", lambda folder, key: keys.append(key))
+    keys, sampler, embeddings = set(), Mock(), Mock()
+    monkeypatch.setattr(build, "EmbeddingFolder", lambda *given: keys.add(given))
+    monkeypatch.setattr(build, "PromptEmbeddings", embeddings)
     monkeypatch.setattr(build, "Sampler", sampler)
     others = {"MODEL": "x", "REVISION": "x", "DTYPE": "float32", "MAX_SEQUENCE_LENGTH": 99, "CFG_SCALE": 1.0}
     for change in ({}, *({key: value} for key, value in others.items())):
         cfg = settings(EMBEDDING_CACHE="cache", IMAGE_SIZE=96, STEPS=7, **change)
         build.build_sampler(cfg, torch.device("cpu"), limit=3)
-    assert len(set(keys)) == 6
+    assert len(keys) == 6 and {folder for folder, _ in keys} == {str(REPOSITORY / "cache")}
+    assert [call.args[1:3] for call in embeddings.call_args_list] == (
+        [(True, 256)] * 4 + [(True, 99), (False, 256)]
+    )
     scales = [5.0] * 5 + [1.0]
     pipelines = [call.args[0] for call in sampler.call_args_list]
     assert [(p.name, p.revision, p.dtype) for p in pipelines[1:4]] == [

@@ -66,6 +66,9 @@ def test_categories_stand_in_the_order_of_their_first_seeds_and_images_in_that_o
     plan = [image(0, 5), image(0, 1), image(1, 3), image(1, 9), image(1, 8)]
     drawn = {image.seed: image.model for image in share_among(plan, models(1, 1))}
     assert [drawn[seed] for seed in (3, 8, 9, 1, 5)] == ["a", "b", "a", "b", "a"]
+    # Of two that are equally far behind the first one is next
+    drawn = {image.seed: image.model for image in share_among(plan[:4], models(1, 1))}
+    assert [drawn[seed] for seed in (3, 9, 1, 5)] == ["a", "b", "a", "b"]
 
 
 def test_what_several_models_drew_comes_in_the_order_that_was_asked_for():

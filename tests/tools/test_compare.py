@@ -1,6 +1,8 @@
 """The comparison of methods: what it computes from finished runs, and that finished runs stay as they are."""
 
 import dataclasses
+import re
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,6 +17,7 @@ from exchange.errors import UserError
 from exchange.feedback import write_feedback
 from exchange.layout import RunLayout
 from exchange.manifest import GeneratedInstance, Manifest, write_manifest
+from exchange.stopping import Stopped
 from tests.exchange.test_formats import FEEDBACK
 from tools import compare
 from tools.compare import Point, Result, Run, plot, table_of
@@ -39,32 +42,25 @@ def cells(table: str, method: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_gains_are_taken_seed_by_seed_before_mean_and_sample_deviation():
-    table = table_of(RESULTS, ["None", "Ours"])
-    assert cells(table, "None")[1:3] == ["35.0 ± 7.1", "25.0 ± 7.1"]
-    assert cells(table, "Ours") == (
-        ["Ours", "39.0 ± 8.5", "29.0 ± 8.5", "34.0 ± 8.5", "49.0 ± 8.5", "4.0 ± 1.4", "480", "60", "2"]
-    )
-
-
-def test_images_and_seconds_are_means_over_the_seeds():
-    seeds = [
-        dataclasses.replace(result("Ours", n, 20.0, generated=40 * n), seconds=60.0 + n) for n in (0, 1, 5)
+def test_the_table_has_means_and_sample_deviations_over_the_seeds_and_gains_seed_by_seed():
+    second = dataclasses.replace(result("Ours", 1, 33.0, 35.0, generated=300), seconds=65.4)
+    results = [*RESULTS[:3], second, result("Of no common seed", 7, 40.0, generated=40)]
+    table = table_of(results, ["None", "Ours", "Later", "Of no common seed"])
+    rows = [re.split(r" *\| *", line)[1:-1] for line in table.splitlines()]
+    assert [rows[0], *rows[2:]] == [
+        ["", "AP", "APr", "APc", "APf", "APr gained over None", "generated", "seconds", "seeds"],
+        ["None", "35.0 ± 7.1", "25.0 ± 7.1", "30.0 ± 7.1", "45.0 ± 7.1", "", "0", "60", "2"],
+        ["Ours", "39.0 ± 8.5", "29.0 ± 8.5", "34.0 ± 8.5", "49.0 ± 8.5", "4.0 ± 1.4", "540", "63", "2"],
+        ["Of no common seed", "50.0", "40.0", "45.0", "60.0", "", "40", "60", "1"],
     ]
-    assert cells(table_of(seeds, ["Ours"]), "Ours")[6:] == ["80", "62", "3"]
-
-
-def test_a_method_without_the_seed_of_the_reference_has_no_gain_yet():
-    table = table_of([result("None", 0, 20.0), result("Ours", 1, 35.0)], ["None", "Ours", "Later"])
-    assert cells(table, "Ours")[5] == "" and "Later" not in table
+    assert set("".join(rows[1])) == {"-"}  # Markdown
 
 
 def test_a_finished_run_is_not_repeated_and_an_unfinished_one_goes_on(tmp_path, monkeypatch):
     finished: list[tuple[str, int]] = []
 
     def finish(self: Run, gpus: int, threads: int) -> None:
-        finished.append((self.method, self.seed))
-        assert threads == 4
+        finished.append((self.method, self.seed, threads))
         done = result(self.method, self.seed, 20.0 + self.seed)
         files.write_json(files.join(self.folder, "result.json"), compare.asdict(done))
 
@@ -72,11 +68,15 @@ def test_a_finished_run_is_not_repeated_and_an_unfinished_one_goes_on(tmp_path, 
     runs = [Run(f"{name}.yaml", seed, str(tmp_path), ()) for seed in (0, 1) for name in ("None", "Ours")]
     monkeypatch.setattr(compare.os, "cpu_count", lambda: 8)
     monkeypatch.setattr(compare, "plot", lambda *_: None)
-    finish(runs[0], 1, 4)
+    finish(runs[0], 1, 9)
     table = compare.compare(runs, ["None", "Ours"], str(tmp_path), jobs=2, gpus=1)
-    assert sorted(finished) == [("None", 0), ("None", 1), ("Ours", 0), ("Ours", 1)]
+    assert sorted(finished) == [("None", 0, 9), ("None", 1, 4), ("Ours", 0, 4), ("Ours", 1, 4)]
     assert (tmp_path / "comparison.md").read_text() == f"{table}\n"
+    told = files.read_json(str(tmp_path / "comparison.json"))
+    assert told == [compare.asdict(result(run.method, run.seed, 20.0 + run.seed)) for run in runs]
     assert {cells(table, name)[-1] for name in ("None", "Ours")} == {"2"}
+    compare.compare([*runs, Run("None.yaml", 2, str(tmp_path), ())], ["None"], str(tmp_path), jobs=9, gpus=1)
+    assert finished[4:] == [("None", 2, 1)]
 
 
 def test_a_run_that_fails_names_its_log_which_goes_on_and_keeps_the_time_that_it_took(tmp_path, monkeypatch):
@@ -119,8 +119,25 @@ def test_what_was_done_before_a_run_failed_is_reported_and_no_other_begins(tmp_p
     assert cells((tmp_path / "comparison.md").read_text(), "a")[-1] == "1"
 
 
-def test_the_table_has_the_methods_in_the_order_in_which_they_were_given(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "plot", lambda *_: None)
+def test_what_is_stopped_waits_for_no_run_but_ends_what_runs(tmp_path, monkeypatch):
+    ended = threading.Event()
+
+    def finish(self: Run, gpus: int, threads: int) -> None:
+        if self.seed:
+            raise Stopped(15)
+        assert ended.wait(60)
+
+    monkeypatch.setattr(Run, "finish", finish)
+    monkeypatch.setattr(compare.stopping, "end_children", ended.set)
+    with pytest.raises(Stopped):
+        compare.compare([Run("a", seed, str(tmp_path), ()) for seed in (0, 1)], ["a"], str(tmp_path), 2, 1)
+    assert ended.is_set()
+
+
+def test_the_table_has_the_methods_in_the_order_in_which_they_were_given_with_and_without_matplotlib(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setattr(Run, "result", lambda self: result(self.method, self.seed, 20.0))
     runs = [Run(f"{method}.yaml", 0, str(tmp_path), ()) for method in "abc"]
     table = compare.compare(runs, ["c", "a", "b"], str(tmp_path), 1, 1)
@@ -131,8 +148,8 @@ def test_the_table_has_the_methods_in_the_order_in_which_they_were_given(tmp_pat
 def test_a_finished_run_has_a_point_for_each_round_with_all_that_it_generated_by_then(tmp_path, monkeypatch):
     def run_rounds(command, *, env, **_):
         asked = "--config x/Ours.yaml --num-gpus 2 SOLVER.MAX_ITER 4 OUTPUT_DIR {} SEED 3"
-        assert command[1:] == [
-            str(REPOSITORY / "tools/run_rounds.py"),
+        assert command == [
+            *(sys.executable, str(REPOSITORY / "tools/run_rounds.py")),
             *asked.format(tmp_path / "Ours/seed3").split(),
         ]
         assert env["OMP_NUM_THREADS"] == "5"
@@ -149,17 +166,19 @@ def test_a_finished_run_has_a_point_for_each_round_with_all_that_it_generated_by
     monkeypatch.setattr(compare.stopping, "run", run_rounds)
     run = Run("x/Ours.yaml", 3, str(tmp_path), ("SOLVER.MAX_ITER", "4"))
     assert run.result() is None
+    files.write_json(f"{run.folder}/seconds.json", 1000.0)  # before it failed
     run.finish(gpus=2, threads=5)
+    assert run.result().seconds > 1000
     points = [dataclasses.astuple(point) for point in run.result().points]
     assert points == [(9.0, None, 9.0, None, 3), (10.0, None, 9.0, None, 7)]
     assert (run.result().method, run.result().seed) == ("Ours", 3)
 
 
 def test_every_configuration_gets_every_seed_and_a_mistake_is_said_before_the_first_run(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, capsys
 ):
     asked = []
-    monkeypatch.setattr(compare, "compare", lambda *given: asked.append(given) or "")
+    monkeypatch.setattr(compare, "compare", lambda *given: asked.append(given) or "the table")
     for path in ("a/None.yaml", "a/Ours.yaml", "b/Ours.yaml", "bad.yaml"):
         files.write_bytes(str(tmp_path / path), b"{INPUT: {FORMATT: RGB}}" if path == "bad.yaml" else b"{}")
 
@@ -172,7 +191,8 @@ def test_every_configuration_gets_every_seed_and_a_mistake_is_said_before_the_fi
     settings = ("DATALOADER.NUM_WORKERS", "2")
     runs = [Run(str(config), seed, str(tmp_path), settings) for seed in (0, 1) for config in configs]
     assert asked == [(runs, ["None", "Ours"], str(tmp_path), 3, 4)]
-    monkeypatch.setattr("sys.argv", ["compare.py", "--configs", str(configs[0])])
+    assert capsys.readouterr().out == f"the table\n\n{tmp_path}/comparison.md   {tmp_path}/comparison.png\n"
+    monkeypatch.setattr("sys.argv", ["compare.py", "--configs", "a/None.yaml"])
     monkeypatch.chdir(tmp_path)
     compare.main()
     out = str(REPOSITORY / "runs/compare")
@@ -192,16 +212,25 @@ def test_every_configuration_gets_every_seed_and_a_mistake_is_said_before_the_fi
 def test_the_plot_has_mean_and_sample_deviation_of_each_method_over_the_rounds_that_all_seeds_have(
     tmp_path, monkeypatch
 ):
-    drawn = []
-    monkeypatch.setattr(Axes, "errorbar", lambda _, *values, label, **style: drawn.append((label, *values)))
-    monkeypatch.setattr(Figure, "savefig", lambda *_, **options: None)
+    drawn, colors, axes = [], [], []
+
+    def errorbar(axis, *values, label, color, **style):
+        drawn.append((label, *values))
+        colors.append(color)
+
+    monkeypatch.setattr(Axes, "errorbar", errorbar)
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **options: axes.extend(figure.axes))
     one_more = result("Ours", 0, 21.0, 23.0, 99.0, generated=240)
     plot([one_more, RESULTS[3], RESULTS[0]], ["None", "Ours"], str(tmp_path / "x.png"))
     assert [label for label, *_ in drawn] == ["None", "Ours"] * 2
     for (_, *of_none), (_, images, *of_ours), more in ((*drawn[:2], 10), (*drawn[2:], 0)):
         assert [values.tolist() for values in of_none[1:]] == [[20 + more], [0]]
+        assert 0 < abs(of_none[0][0]) < 24  # a little apart
         np.testing.assert_allclose(of_ours, [[27 + more, 29 + more], [72**0.5] * 2])
         assert np.diff(images) == 240 and abs(images[0] - 240) < 24
+    assert [axis.get_ylabel() for axis in axes] == ["AP (mask, %)", "APr (mask, %)"]
+    assert {axis.get_xlabel() for axis in axes} == {"images generated"}
+    assert colors[:2] == colors[2:] and colors[0] != colors[1]
 
 
 def test_classes_that_validation_lacks_leave_a_gap_and_not_a_zero(tmp_path):

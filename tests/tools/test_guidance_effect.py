@@ -36,19 +36,20 @@ def test_each_image_is_scored_whole_and_with_its_own_category():
 
 
 def test_the_criterion_and_the_clip_score_of_guided_images_are_set_against_those_without(
-    tmp_path, monkeypatch, call
+    tmp_path, monkeypatch, call, capsys
 ):
     categories = [{"id": id_, "name": f"c{id_}"} for id_ in (3, 7)]
     annotations = {"images": [], "annotations": [], "categories": categories}
     files.write_json(str(tmp_path / "set.json"), annotations)
     data = {"TRAIN": ["set"], "CUSTOM": [["set", str(tmp_path / "set.json"), str(tmp_path)]]}
+    generator = {"CRITERION": "entropy", "GUIDANCE_MODE": "decoder", "GUIDANCE_SCALE": 0.25}
     settings = {"DATASETS": data, "OUTPUT_DIR": str(tmp_path / "run")}
-    files.write_json(str(tmp_path / "settings.yaml"), settings | {"GENERATOR": {"CRITERION": "entropy"}})
+    files.write_json(str(tmp_path / "settings.yaml"), settings | {"GENERATOR": generator})
     write_feedback(RunLayout(str(tmp_path / "run")), dataclasses.replace(FEEDBACK, round=-1))
 
     def draw(plan, batch_size, guidance):
-        level = 204 if guidance else 51
-        return [SimpleNamespace(pixels=np.full((4, 4, 3), level, np.uint8)) for _ in plan]
+        levels = [204, 204, 255] if guidance else [51] * 3
+        return [SimpleNamespace(pixels=np.full((4, 4, 3), level, np.uint8)) for level in levels]
 
     guidance = SimpleNamespace(uncertainty=lambda images, classes: images.mean((1, 2, 3)) + classes)
     sampler = SimpleNamespace(prepare=lambda plan: None, draw=draw)
@@ -62,10 +63,15 @@ def test_the_criterion_and_the_clip_score_of_guided_images_are_set_against_those
     monkeypatch.setattr("generator.pipelines.choose_device", lambda _: torch.device("cpu"))
     out = tmp_path / "effect.json"
     call(guidance_effect, "--config", tmp_path / "settings.yaml", "--pairs", "3", "--out", out)
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
+        "              unguided    guided    difference    standard error    share of pairs that rose",
+        "----------  ----------  --------  ------------  ----------------  --------------------------",
+        "entropy          0.533     1.200         0.667             0.067                       1.000",
+        "clip_score      24.000    20.667        -3.333             0.333                       0.000",
+    ]  # two of the first class
     effect = json.loads(out.read_text())
-    told = {
-        name: [effect[name][which] for which in ("unguided", "guided")] for name in ("entropy", "clip_score")
-    }
-    assert effect["pairs"] == 3
-    assert told["entropy"] == pytest.approx([0.2 + 1 / 3, 0.8 + 1 / 3])  # two of the first class
-    assert told["clip_score"] == [24.0, 21.0]
+    assert list(effect) == ["mode", "scale", "pairs", "entropy", "clip_score"]
+    assert [effect["mode"], effect["scale"], effect["pairs"]] == ["decoder", 0.25, 3]
+    means, of_pairs = {"unguided": 24, "guided": 62 / 3}, {"difference": -10 / 3, "standard_error": 1 / 3}
+    assert effect["clip_score"] == pytest.approx(means | of_pairs | {"share_of_pairs_that_rose": 0})
+    assert [effect["entropy"][which] for which in means] == pytest.approx([0.2 + 1 / 3, 1.2])

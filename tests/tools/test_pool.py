@@ -47,14 +47,16 @@ def rows_of(text: str) -> list[list[str]]:
 
 def test_stats_tell_shares_and_scores_and_name_the_classes_as_the_newest_round_does(layout, call, capsys):
     call(pool, "stats", layout.root, "--per-class")
-    head, first, second, whole, hint, classes, *rest = rows_of(capsys.readouterr().out)
-    assert head == ["round", "made", "kept", "CLIP 5, 50, 95 %", "dropped: CLIP score"]
-    assert first == ["0", "24", "21", "21.0 30.0 39.0", "12.5 %"]
-    assert second == ["1", "0", "0"] and whole == ["all", *first[1:]]
-    assert hint == [f"diversity is not known from round 0 on: mrca pool measure {layout.root} measures it"]
-    assert classes == ["class", *head[1:]]
-    names = [f"kite {one['id']}" for one in CATEGORIES]
-    assert rest == [[names[0], *first[1:]], *([name, "0", "0"] for name in names[1:])]
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
+        "  round    made    kept    CLIP 5, 50, 95 %    dropped: CLIP score",
+        "      0      24      21      21.0 30.0 39.0                 12.5 %",
+        "      1       0       0",
+        "    all      24      21      21.0 30.0 39.0                 12.5 %",
+        f"diversity is not known from round 0 on: mrca pool measure {layout.root} measures it",
+        "class      made    kept    CLIP 5, 50, 95 %    dropped: CLIP score",
+        "kite 3       24      21      21.0 30.0 39.0                 12.5 %",
+        "kite 7        0       0",
+    ]
 
 
 def test_stats_make_no_object_of_an_instance(layout, monkeypatch, capsys, call):
@@ -122,8 +124,9 @@ def test_the_table_as_csv_has_numbers_of_every_class_and_round(layout, call, tmp
         names = PoolIndex(layout, [round_]).column("file").tolist()
         pool_features.add_features(layout, round_, names, vectors)
     path = tmp_path / "quality.csv"
-    call(pool, "stats", layout.root, "--csv", path)
-    assert rows_of(capsys.readouterr().out)[0][4] == "similarity"
+    call(pool, "stats", layout.root, "--csv", path, "--per-class")
+    told = rows_of(capsys.readouterr().out)
+    assert told[0][4] == "similarity" and told[5][:3] == [f"kite {category}", "27", "22"]
     found = list(csv.DictReader(io.StringIO(path.read_text())))
     assert [(row["round"], row["id"]) for row in found] == [
         (str(round_), str(one["id"])) for round_ in (0, 1) for one in CATEGORIES
@@ -170,27 +173,44 @@ def test_prune_asks_what_to_prune_and_leaves_a_round_that_is_under_way(layout, c
     with pytest.raises(UserError, match="at least one of --originals, --dropped, --duplicates"):
         call(pool, "prune", layout.root)
     call(pool, "prune", layout.root, "--originals")
-    assert capsys.readouterr().out == "" and files.exists(
-        layout.raw(layout.instance_name(0, CATEGORIES[0]["id"], 0))
-    )
+    raw = layout.raw(layout.instance_name(0, CATEGORIES[0]["id"], 0))
+    assert capsys.readouterr().out == "" and files.exists(raw)
+    with pytest.raises(UserError, match="run has 24 problems: each line above says what to do"):
+        call(pool, "verify", layout.root)
+    assert len(capsys.readouterr().out.splitlines()) == 24
 
 
 def test_relative_paths_of_a_pool_that_is_brought_in_start_beside_its_list(layout, tmp_path, call, capsys):
     files.write_bytes(str(tmp_path / "theirs/a.png"), encode_png(np.full((9, 9, 4), 255, np.uint8)))
     files.write_json(str(tmp_path / "theirs/pools.json"), {"0": ["*a.png"]})
     call(pool, "import", layout.root, tmp_path / "theirs/pools.json", "--from", "xpaste")
-    assert capsys.readouterr().out.startswith("imported 1 instances")
+    assert capsys.readouterr().out == f"imported 1 instances into {layout.root}, left out 0\n"
     assert PoolIndex(layout, [2])[0].model == f"xpaste:{tmp_path}/theirs/pools.json"  # tells where it is from
 
 
-def test_the_classes_of_x_paste_s_list_are_places_among_the_ids_whatever_the_names(layout, tmp_path, call):
+def test_the_classes_of_x_paste_s_list_are_places_among_the_ids_whatever_the_names(
+    layout, tmp_path, call, capsys
+):
     files.write_bytes(str(tmp_path / "theirs/a.png"), encode_png(np.full((9, 9, 4), 255, np.uint8)))
-    files.write_json(str(tmp_path / "theirs/pools.json"), {"2": ["*a.png"]})
+    files.write_json(str(tmp_path / "theirs/pools.json"), {"2": ["*a.png", "*gone.png"]})
     categories = [{"id": id_, "name": name} for id_, name in ((7, "crane"), (5, "kite"), (3, "crane"))]
     files.write_json(str(tmp_path / "a.json"), {"images": [], "annotations": [], "categories": categories})
     theirs, new = tmp_path / "theirs/pools.json", RunLayout(str(tmp_path / "new"))
     call(pool, "import", new.root, theirs, "--from", "xpaste", "--annotations", tmp_path / "a.json")
     assert PoolIndex(new, [0]).category_ids.tolist() == [7]
+    imported, left_out = capsys.readouterr().out.splitlines()
+    assert imported == f"imported 1 instances into {new.root}, left out 1"
+    assert left_out.startswith(f"  there is no file {tmp_path}/theirs/gone.png: ")
+    call(pool, "prune", new.root, "--duplicates")
+    assert capsys.readouterr().out == "dropped 0 duplicates\n"
+    for form, written in (
+        ("folders", ["LVIS_instance_pools.json", "images/crane/00_0007_0000.png"]),
+        ("coco", ["annotations.json", "images/00_0007_0000.png"]),
+    ):
+        out = tmp_path / form
+        call(pool, "export", new.root, out, "--to", form)
+        assert capsys.readouterr().out == f"exported to {out}\n"
+        assert sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()) == written
 
 
 def test_a_pool_is_not_merged_with_itself_or_with_nothing(layout, call):
@@ -203,13 +223,14 @@ def test_a_pool_is_not_merged_with_itself_or_with_nothing(layout, call):
             call(pool, "merge", run, other)
 
 
-def test_a_merged_pool_has_the_categories_that_are_given(layout, tmp_path, call):
+def test_a_merged_pool_has_the_categories_that_are_given(layout, tmp_path, call, capsys):
     write_index(layout, 0, [])
     content = {"images": [], "annotations": [], "categories": [{"id": 7, "name": "crane"}]}
     files.write_json(str(tmp_path / "a.json"), content)
     for given, names in (((), {"kite"}), (("--annotations", tmp_path / "a.json"), {"crane"})):
         merged = RunLayout(str(tmp_path / f"merged{len(given)}"))
-        call(pool, "merge", merged.root, layout.root, *given)
+        call(pool, "merge", merged.root, layout.root, layout.root, *given)
+        assert capsys.readouterr().out == f"copied 0 instances of {layout.root} into {merged.root}\n" * 2
         found = files.read_json(merged.pool_categories())["categories"]
         assert {one["name"].split()[0] for one in found} == names
 

@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from exchange import files
 from exchange.catalog import read_training_set
 from exchange.config import load_config
 from exchange.errors import UserError
-from exchange.images import encode_png
+from exchange.images import decode_rgba, encode_png
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex, write_index
 from exchange.pool_rank import read_rank
@@ -59,19 +60,11 @@ def values(layout, kind):
 
 def on_white(layout, name):
     cutout = PoolIndex(layout, [int(name[:2])])
-    pixels = np.asarray(pool_image(cutout.read(0 if "_0002_" in name else 1)), np.float64)
+    pixels = decode_rgba(cutout.read(0 if "_0002_" in name else 1), name).astype(np.float64)
     canvas = np.full((56, 64 if "_0002_" in name else 67, 3), 255.0)
     share = pixels[..., 3:] / 255
     canvas[10:40, 20:44] = np.rint(share * pixels[..., :3] + (1 - share) * 255)
     return canvas
-
-
-def pool_image(data):
-    import io
-
-    from PIL import Image
-
-    return Image.open(io.BytesIO(data))
 
 
 def test_clip_is_the_larger_score_what_has_none_is_unknown_and_what_is_new_is_ranked(
@@ -86,6 +79,9 @@ def test_clip_is_the_larger_score_what_has_none_is_unknown_and_what_is_new_is_ra
     before, again = call(monkeypatch, capsys, layout, "--by", "clip")
     assert before == "round 0: was ranked before" and again.startswith("round 1: ranked 2 of 3")
     assert again.endswith("(5 %, median, 95 %: 6.100 7.000 7.900)")
+    write_index(layout, 2, [pool_instance(2, 5, 0, **dict.fromkeys(CLIP))])
+    *_, last = call(monkeypatch, capsys, layout, "--by", "clip")
+    assert last == "round 2: ranked 0 of 1 instances (5 %, median, 95 %: none)"
 
 
 def test_entropy_is_that_of_the_segmenter_on_white_and_is_taken_again_only_where_it_is_missing(
@@ -106,6 +102,14 @@ def test_entropy_is_that_of_the_segmenter_on_white_and_is_taken_again_only_where
     files.remove(layout.rank_done(1, "entropy"))
     before, again = call(monkeypatch, capsys, layout, "--by", "entropy")
     assert before == "round 0: was ranked before" and again.startswith("round 1: ranked 2 of 2")
+    files.remove(layout.rank_done(1, "entropy"))
+    cutout = layout.pool(PoolIndex(layout, [1])[1].cutout)
+    whole = files.read_bytes(cutout)
+    files.write_bytes(cutout, whole[:99])
+    with pytest.raises(UserError, match="mrca pool verify names everything that is damaged"):
+        call(monkeypatch, capsys, layout, "--by", "entropy")
+    files.write_bytes(cutout, whole)
+    assert capsys.readouterr().out == "round 0: was ranked before\n"
     shutil.move(checkpoint, tmp_path / "mine.pth")
     lines = call(monkeypatch, capsys, layout, "--by", "entropy", "--checkpoint", tmp_path / "mine.pth")
     assert [line[: line.index(" (")] for line in lines] == [
@@ -140,7 +144,7 @@ def test_similarity_comes_from_the_index_and_is_measured_where_it_is_unknown(
     alphas = []
     for r in (0, 1):
         alphas.append(np.zeros((56, 67), np.uint8))
-        alphas[-1][10:40, 20:44] = np.asarray(pool_image(PoolIndex(layout, [r]).read(1)))[..., 3]
+        alphas[-1][10:40, 20:44] = decode_rgba(PoolIndex(layout, [r]).read(1), "")[..., 3]
     first, second = compare(images, alphas, [5, 5])
     np.testing.assert_allclose(values(layout, "similarity"), [0.25, first, 0.25, second], atol=1e-6)
 
@@ -166,10 +170,13 @@ def test_gradient_ranks_by_the_last_checkpoint_and_its_training_set(monkeypatch,
         write_index(layout, round_, [dataclasses.replace(first, category_id=8), second])
     custom = [["scenes", str(tmp_path / "scenes" / "scenes.json"), str(tmp_path / "scenes")]]
     checkpoint = write_run(tmp_path / "run", "DATASETS.TRAIN", "[scenes]", "DATASETS.CUSTOM", str(custom))
-    lines = call(monkeypatch, capsys, layout, "--by", "gradient", "--images", 2, "--device", "cpu")
+    with pytest.raises(UserError, match="--images 0: gradient looks at one image of a class at least"):
+        call(monkeypatch, capsys, layout, "--by", "gradient", "--images", 0)
+    lines = call(monkeypatch, capsys, layout, "--by", "gradient", "--images", 1, "--device", "cpu")
     found, made_from = values(layout, "gradient"), files.read_json(layout.rank_done(0, "gradient"))
-    assert (made_from["images"], made_from["layers"]) == (2, list(BOX_HEADS))
+    assert (made_from["images"], made_from["layers"]) == (1, list(BOX_HEADS))
     assert made_from["sha256"] == files.sha256(checkpoint)
+    assert made_from["checkpoint"] == Path(checkpoint).name  # wherever the run is moved to
     others = read_described(checkpoint, ["MODEL.ACTIVE_GRAD_LAYERS", "['cls_score']"])
     assert pool_rank.ByGradient(others, CPU, 2).made_from["layers"] == ["cls_score"]
     known = np.array([True, False, True, False])

@@ -12,6 +12,8 @@ from tests.digits_run import CATEGORIES, write_run, write_scenes
 from tools import predict
 from tools.outlines import class_color
 
+NO_IMAGE = r"holds no image: the names of images end in \.bmp, \.jpeg, \.jpg, \.png, \.tif, \.tiff, \.webp$"
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -28,6 +30,7 @@ def test_a_folder_becomes_pictures_and_results_that_coco_s_tools_read(run, tmp_p
             scene.crop((0, 0, 160, 120)).save(photos / f"scene {number}.png")
     (photos / "scene 0.png").rename(photos / "scene 0.PNG")
     (photos / "broken.jpg").write_bytes(b"\xff\xd8 no")
+    (photos / "folder.png").mkdir()
     out = tmp_path / "with spaces/found"
     call(predict, "--run", run, tmp_path / "with spaces", "--out", out, "--batch-size", 2, "--score", 0.3)
     told = capsys.readouterr().out
@@ -52,9 +55,11 @@ def test_a_folder_becomes_pictures_and_results_that_coco_s_tools_read(run, tmp_p
 
 
 def test_a_folder_without_a_readable_image_is_refused_and_leaves_no_results(run, tmp_path, call):
-    for path, sentence in ((tmp_path / "no", "there is no folder"), (tmp_path, "holds no image")):
+    for path, sentence in ((tmp_path / "no", "there is no folder"), (tmp_path, NO_IMAGE)):
         with pytest.raises(UserError, match=sentence):
             call(predict, "--run", run, path, "--out", tmp_path / "out")
+    with pytest.raises(UserError, match="--batch-size is 0: give 1 or more"):
+        call(predict, "--run", run, tmp_path, "--out", tmp_path / "out", "--batch-size", 0)
     (tmp_path / "broken.png").write_bytes(b"no")
     with pytest.raises(UserError, match="none of the 1 images"):
         call(predict, "--run", run, tmp_path, "--out", tmp_path / "out")
@@ -73,6 +78,10 @@ def test_a_run_or_a_file_predicts_on_the_device_that_is_named_and_what_is_likely
     assert loaded == [("theirs", "cuda:1")]
     assert [len(found) for found in drawn] == [len(predictor(str(tmp_path / "scene 0.png"), 0.5))]
     assert 0 < len(drawn[0]) < len(predictor(str(tmp_path / "scene 0.png"), 0.05))
+    detect = predictor.detect
+    monkeypatch.setattr(predictor, "detect", lambda images: [found[:0] for found in detect(images)])
+    call(predict, source, "theirs", tmp_path, "--out", tmp_path / "out")
+    assert json.loads((tmp_path / "out/coco_instances_results.json").read_text()) == []
 
 
 def test_an_object_has_its_name_and_score_and_the_colour_of_its_category(monkeypatch):

@@ -21,6 +21,7 @@ from exchange.layout import RunLayout
 from exchange.manifest import read_round, write_manifest
 from exchange.pool_index import write_index
 from tests.diSegmenter.conftest import CATEGORIES, generate, pool_instance
+from tests.exchange.test_formats import FEEDBACK
 from tools import overview, quickstart, sheets
 from tools.quickstart import as_table, summarise
 
@@ -59,35 +60,51 @@ def test_the_table_counts_what_the_index_lists(layout, latest_only, pools, monke
     assert [entry["seconds"] for entry in summary["rounds"]] == [30, 60]
     assert [entry["pool"] for entry in summary["rounds"]] == pools
     assert [(entry["generated"], entry["kept"]) for entry in summary["rounds"]] == [(6, 4), (6, 2)]
-    assert as_table(summary).splitlines()[-1].split() == [
-        "round", "1", "20.0", "21.0", "22.0", "23.0", "6", "2", str(pools[1]),
-    ]  # fmt: skip
     control = RunLayout(f"{layout.root}/control")
-    write_feedback(control, read_feedback(layout.feedback_history(0)))
+    write_feedback(
+        control, dataclasses.replace(read_feedback(layout.feedback_history(0)), round=2, ap_c=None)
+    )
+    told = as_table(summary | {"control": summarise(layout, control, 0)["control"]})
+    assert [line.rstrip() for line in told.splitlines()] == [
+        "            AP    APr    APc    APf    generated    kept    pool",
+        "--------  ----  -----  -----  -----  -----------  ------  ------",
+        "baseline   0.0    1.0    2.0    3.0",
+        "control   10.0   11.0          13.0",
+        f"round 0   10.0   11.0   12.0   13.0            6       4       {pools[0]}",
+        f"round 1   20.0   21.0   22.0   23.0            6       2       {pools[1]}",
+    ]
     monkeypatch.setattr(overview, "write_overview", drawn := Mock())
     settings = ("SOLVER.MAX_ITER", 20, "SOLVER.ROUND_ITERS", 10, "SEGMENTER.LATEST_ROUND_ONLY", latest_only)
     call(overview, layout.root, *settings)
     _, run, told, path = drawn.call_args.args
     assert (run.root, path) == (layout.root, f"{layout.pictures_dir}/overview.png")
-    assert told == summary | {"control": {"ap": 10.0, "ap_r": 11.0, "ap_c": 12.0, "ap_f": 13.0}}
+    assert told == summary | {"control": {"ap": 10.0, "ap_r": 11.0, "ap_c": None, "ap_f": 13.0}}
 
 
-def test_the_overview_shows_the_cut_outs_of_the_last_round(layout, tmp_path, monkeypatch):
+def test_the_overview_shows_the_cut_outs_of_the_last_round_or_else_of_those_before(
+    layout, tmp_path, monkeypatch
+):
     train = str(tmp_path / "train.json")
     files.write_json(train, {"images": [], "annotations": [], "categories": CATEGORIES})
-    cfg = CfgNode(
-        {
-            "DATASETS": {
-                "TRAIN": ["discs"],
-                "EXTRA_CATEGORIES": "",
-                "CUSTOM": [["discs", train, str(tmp_path)]],
-            }
-        }
-    )
-    monkeypatch.setattr(sheets, "training_sheet", lambda *_: (Image.new("RGB", (9, 9)), None))
+    data = {"TRAIN": ["discs"], "EXTRA_CATEGORIES": "", "CUSTOM": [["discs", train, str(tmp_path)]]}
+    cfg = CfgNode({"DATASETS": data})
+    monkeypatch.setattr(sheets, "training_sheet", training := Mock())
+    training.return_value = Image.new("RGB", (9, 9)), None
     overview.write_overview(cfg, layout, summarise(layout, layout, rounds=2), str(tmp_path / "a.png"))
     picture = np.asarray(Image.open(io.BytesIO(files.read_bytes(str(tmp_path / "a.png")))).convert("RGB"))
     assert (picture == (255, 0, 0)).all(axis=2).sum() > 1000
+    assert training.call_args.args[1:] == (layout, 1, 4)
+    write_index(layout, 2, [])
+    red, blue, mask = "red disc 3", "blue_disc 3", " 2"  # with the number of dimensions
+    for round_, shown in (
+        (0, [red, blue, red, blue, "", *[mask] * 4, *[""] * 11]),
+        (2, [red, blue, red, blue, red, *[mask] * 5, blue, *[""] * 4, mask, *[""] * 4]),
+    ):
+        overview._draw_generated(figure := Figure(), cfg, layout, round_)
+        assert shown == [
+            f"{axes.get_title()} {axes.images[0].get_array().ndim}" if axes.images else ""
+            for axes in figure.axes
+        ]
 
 
 def test_the_gain_is_drawn_from_the_baseline_on_beside_that_of_the_control():
@@ -100,6 +117,9 @@ def test_the_gain_is_drawn_from_the_baseline_on_beside_that_of_the_control():
 
 def test_the_data_set_is_built_unless_both_its_files_are_there(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    monkeypatch.setattr(quickstart.stopping, "run", lambda *_, **__: 3)
+    with pytest.raises(UserError, match=r"build_lvis_digits\.py .* failed: mend what it says above"):
+        quickstart._make_dataset()
     monkeypatch.setattr(quickstart, "_run", run := Mock())
     for part, built in (("train", 1), ("val", 2), ("", 2)):
         quickstart._make_dataset()
@@ -123,26 +143,43 @@ def test_two_trainings_share_the_processors_unless_the_user_says_how_many_thread
 
 @pytest.mark.parametrize("from_scratch", [False, True])
 def test_the_control_has_the_seed_and_the_settings_of_the_rounds_but_pastes_nothing(
-    tmp_path, monkeypatch, call, from_scratch
+    tmp_path, monkeypatch, call, from_scratch, capsys
 ):
     commands: list[list[str]] = []
+
+    def run(command):
+        commands.append(command)
+        if str(tmp_path / "baseline") in command:
+            layout = RunLayout(str(tmp_path / "baseline"))
+            write_feedback(layout, dataclasses.replace(FEEDBACK, checkpoint="trained.pth"))
+
     monkeypatch.setattr(quickstart.stopping, "start", lambda command, **_: commands.append(command))
     monkeypatch.setattr(quickstart.stopping, "wait", lambda _: 0)
-    monkeypatch.setattr(quickstart, "_run", commands.append)
-    monkeypatch.setattr(quickstart, "_make_dataset", Mock())
+    monkeypatch.setattr(quickstart, "_run", run)
+    monkeypatch.setattr(quickstart, "_make_dataset", made := Mock())
     monkeypatch.setattr(quickstart, "write_overview", Mock())
-    monkeypatch.setattr(quickstart, "write_report", Mock())
-    monkeypatch.setattr(quickstart, "_train_baseline", lambda folder, seed: f"{folder}/{seed}.pth")
+    monkeypatch.setattr(quickstart, "write_report", Mock(return_value="the report"))
     summary = {"baseline": {}, "control": {}, "rounds": []}
     monkeypatch.setattr(quickstart, "summarise", told := Mock(return_value=summary))
     options = ["--from-scratch"] if from_scratch else []
     call(quickstart, "--out", tmp_path, "--seed", 7, *options, "SEGMENTER.LATEST_ROUND_ONLY", True)
-    commands[1] = commands[1][:-2]  # without --out
+    if from_scratch:
+        baseline = str(REPOSITORY / "configs/digits/CenterNet2_digits.yaml")
+        own = ["OUTPUT_DIR", str(tmp_path / "baseline"), "SEED", "7"]
+        assert commands.pop(0) == ["bash", str(REPOSITORY / "launch.sh"), "--config", baseline, *own]
+    assert commands[1][-2:] == ["--out", str(tmp_path)]
+    commands[1] = commands[1][:-2]
+    script, _, *measured = commands[2]
+    assert (script, measured) == (sys.executable, ["measure", str(tmp_path)]) and made.called
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last == f"Report: the report   Pictures: {tmp_path}/pictures   Summary: {tmp_path}/summary.json"
+    content = files.read_json(str(tmp_path / "summary.json"))
+    assert content | {"rounds": [], "seed": 7} == content and content["seconds"] > 0
     alone, pasting = (dict(flatten(load_config(command[3], command[4:]))) for command in commands[:2])
     assert alone["SEED"] == pasting["SEED"] == 7
-    assert (alone["MODEL.WEIGHTS"] == f"{tmp_path}/baseline/7.pth") == from_scratch
-    run, control, _, latest_only = told.call_args.args
-    assert (run.root, control.root, latest_only) == (str(tmp_path), f"{tmp_path}/control", True)
+    assert (alone["MODEL.WEIGHTS"] == "trained.pth") == from_scratch
+    whole, control, _, latest_only = told.call_args.args
+    assert (whole.root, control.root, latest_only) == (str(tmp_path), f"{tmp_path}/control", True)
     assert {key for key in alone if alone[key] != pasting[key]} == {
         "OUTPUT_DIR", "INPUT.USE_COPY_METHOD", "INPUT.INST_POOL_FEED",
     }  # fmt: skip

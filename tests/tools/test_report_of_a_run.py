@@ -17,7 +17,7 @@ from exchange.errors import UserError
 from exchange.feedback import read_feedback, write_feedback
 from exchange.layout import RunLayout
 from exchange.manifest import read_manifest, write_manifest
-from exchange.pool_index import PoolIndex
+from exchange.pool_index import PoolIndex, write_index
 from tests.tools.made_up_run import EVIL, NAMES, ap_of, layout, page, write_made_up_run
 from tools import report
 from tools.run_report.chart import HEIGHT, WIDTH, Chart, Line
@@ -51,17 +51,56 @@ class Rows(HTMLParser):
             self.rows[-1][-1] += data.strip()
 
 
-def test_the_page_tells_scores_and_counts_of_each_round_beside_the_control(layout):
-    rows = [row for row in Rows(page(layout.root)).rows if row]
-    results = rows[: next(n for n, row in enumerate(rows) if row[0] == "class")]
-    told = {row[0]: row[1:] for row in results}
-    for round_, name in ((-1, "start"), (0, "control"), (0, "round 0"), (1, "round 1")):
-        mean = sum(ap_of(round_, i) for i in range(1, 5)) / 4
-        assert told[name][:4] == [f"{mean:.1f}", f"{mean + round_:.1f}", "", f"{mean:.1f}"]
-    assert told["round 1"][4:7] == ["12", "12", "8"]
-    assert "Kept is what has a CLIP score of 25 or more, an object that covers more than 5 %" in page(
-        layout.root
-    )
+def test_the_tables_of_a_page_tell_scores_and_counts_winners_classes_pool_time_and_settings(layout):
+    drawn = read_manifest(layout.manifest(1, 0, 1))
+    asked = {1: 4, 2: 3, 3: 3, 4: 5}
+    write_manifest(layout, dataclasses.replace(drawn, asked=asked, instances=drawn.instances[:-1]))
+    rows = list(PoolIndex(layout, [1], dropped_too=True))
+    rows[4] = dataclasses.replace(rows[4], reason="too small")
+    write_index(layout, 1, rows[:-1])
+    files.write_bytes(f"{layout.pictures_dir}/report_rd00.html", b"")
+    verdicts = files.read_json(layout.verdicts(0))
+    verdicts["settings"]["clip_threshold"] = 20.0
+    files.write_json(layout.verdicts(0), verdicts)
+    text = page(layout.root)
+    assert "Kept is what has a CLIP score of 25 or more, an object that covers more than 5 %" in text
+    assert "score of 20" not in text  # those are of the round before
+    more = ["CLIP score", "AP start", "AP round 0", "AP round 1", "change", "drift"]
+    more += ["recognised %", "taken for"]
+    assert Rows(text).rows == [
+        ["", "AP", "APr", "APc", "APf", "asked", "made", "kept", ""],
+        ["start", "50.0", "49.0", "", "55.0", "", "", "", ""],
+        ["control", "49.9", "49.9", "", "54.9", "", "", "", ""],
+        ["round 0", "49.9", "49.9", "", "54.9", "12", "12", "8", "images"],
+        ["round 1", "49.9", "50.9", "", "54.9", "15", "11", "6", ""],
+        ["class", "group", "AP from", "to", "change"],
+        ["blue disc", "rare", "50.0", "50.6", "+0.6"],
+        ["red disc", "common", "50.0", "50.2", "+0.2"],
+        ["class", "group", "AP from", "to", "change"],
+        ["pink disc", "common", "50.0", "49.2", "-0.8"],
+        [EVIL, "frequent", "50.0", "49.6", "-0.4"],
+        ["class", "group", "training instances", "asked", "made", "kept", "dropped for", *more],
+        ["red disc", "common", "10", "7", "6", "4", "CLIP score 2"]
+        + ["30.0", "50.0", "50.1", "50.2", "0.2", "0.001", "", ""],
+        [EVIL, "frequent", "20", "6", "6", "3", "CLIP score 2, too small 1"]
+        + ["30.0", "50.0", "49.8", "49.6", "-0.4", "0.002", "", ""],
+        ["blue disc", "rare", "30", "6", "6", "4", "CLIP score 2"]
+        + ["30.0", "50.0", "50.3", "50.6", "0.6", "0.003", "", ""],
+        ["pink disc", "common", "40", "8", "5", "3", "CLIP score 2"]
+        + ["30.0", "50.0", "49.6", "49.2", "-0.8", "0.004", "", ""],
+        ["round", "made", "kept", "CLIP 5, 50, 95 %", "dropped: CLIP score", "dropped: too small"],
+        ["0", "12", "8", "30.0 30.0 30.0", "33.3 %", "0.0 %"],
+        ["1", "11", "6", "30.0 30.0 30.0", "36.4 %", "9.1 %"],
+        ["all", "23", "14", "30.0 30.0 30.0", "34.8 %", "4.3 %"],
+        ["", "drawing"],
+        ["round 0", "1.0"],
+        ["round 1", "1.0"],
+        ["share", "100 %"],
+        ["key", "value", "default"],
+        ["GENERATOR.NAMES", "<b>raw</b>", "raw"],
+        ["SOLVER.MAX_ITER", "20", "90000"],
+        ["SOLVER.ROUND_ITERS", "10", "9000"],
+    ]
 
 
 def test_the_page_tells_where_the_time_of_each_round_went_and_the_share_of_each_work(layout):
@@ -137,9 +176,7 @@ def test_the_quality_of_the_pool_is_told_round_by_round_and_class_by_class_as_fa
         text = files.read_bytes(f"{layout.root}/report/classes.csv").decode()
         return rows[place : place + 4], list(csv.DictReader(io.StringIO(text)))
 
-    (head, *rounds), classes = told()
-    assert head == ["round", "made", "kept", "CLIP 5, 50, 95 %", "dropped: CLIP score"]
-    assert rounds[0] == ["0", "12", "8", "30.0 30.0 30.0", "33.3 %"]
+    _, classes = told()
     assert {row["CLIP score"] for row in classes} == {"30.0"} and "distance" not in classes[0]
     assert "Vendi" not in page(layout.root) and "similarity" not in page(layout.root)
     for round_ in (0, 1):
@@ -163,7 +200,10 @@ def test_a_run_without_a_pool_has_no_word_about_its_quality_but_tells_what_was_d
     files.remove(layout.feedback_history(1))
     for round_ in (0, 1):
         files.remove(layout.annotations_done(round_))
+    files.remove(layout.manifest(0, 0, 1))  # of the first round only the feedback is left
+    write_manifest(layout, dataclasses.replace(read_manifest(layout.manifest(1, 0, 1)), seconds=0.0))
     text = page(layout.root)
+    assert ["share", "0 %"] in Rows(text).rows
     assert 'id="pool"' not in text
     last = next(row for row in Rows(text).rows if row[:1] == ["round 1"])
     assert last[5:8] == ["12", "12", ""]
@@ -175,18 +215,19 @@ def test_a_selection_is_told_round_by_round_and_class_by_class(layout):
         rows = [  # of two processes side by side
             Decision(n // 2, n % 2, f"{round_}{id_}.png", id_, score, -0.05, score > 0)
             for n, score in enumerate(scores)
-            for id_ in ((1, 3) if n == 3 else (1,))
+            for id_ in {0: (1, 2), 3: (1, 3)}.get(n, (1,))
         ]
         write_decisions(layout, round_, 10 * round_ + 10, rows)
     rows = [row for row in Rows(page(layout.root)).rows if row]
     assert ["round 0", "4", "75.0 %", "0.025", "0.150", "0.225", "1"] in rows
     assert ["round 1", "1", "100.0 %", "0.500", "0.500", "0.500", "0"] in rows
-    assert rows[rows.index(["class", "group", "pasted", "refused"]) + 1 :][:2] == [
+    refused_most = rows[rows.index(["class", "group", "pasted", "refused"]) + 1 :]
+    assert [row for row in refused_most if len(row) == 4] == [
         ["blue disc", "rare", "1", "100.0 %"],
         ["red disc", "common", "5", "20.0 %"],
     ]
     text = files.read_bytes(f"{layout.root}/report/classes.csv").decode()
-    assert [row["refused, %"] for row in csv.DictReader(io.StringIO(text))] == ["20.0", "", "100.0", ""]
+    assert [row["refused, %"] for row in csv.DictReader(io.StringIO(text))] == ["20.0", "0.0", "100.0", ""]
 
 
 def test_what_comes_from_outside_shows_as_text_on_the_page_and_in_what_it_loads(layout):
@@ -199,18 +240,6 @@ def test_what_comes_from_outside_shows_as_text_on_the_page_and_in_what_it_loads(
     assert name == "report/A/rd00_000" and records[3][2] == f"a photo of {EVIL}"
 
 
-def test_winners_and_losers_are_the_classes_that_moved_most(layout):
-    rows = Rows(page(layout.root)).rows
-    tables = [n for n, row in enumerate(rows) if row[:3] == ["class", "group", "AP from"]]
-    gained, lost = (rows[start + 1 : start + 3] for start in tables)
-    assert [row[0] for row in gained] == ["blue disc", "red disc"] and gained[0][2:] == [
-        "50.0",
-        "50.6",
-        "+0.6",
-    ]
-    assert [row[0] for row in lost] == ["pink disc", EVIL]
-
-
 def test_two_runs_stand_side_by_side_with_their_difference_and_what_they_are_set_to(layout, tmp_path):
     other = write_made_up_run(tmp_path / "other", NAMES[:3], rounds=1, per_class=4)
     settings = files.read_bytes(other.settings_file).replace(
@@ -218,21 +247,42 @@ def test_two_runs_stand_side_by_side_with_their_difference_and_what_they_are_set
     )
     files.write_bytes(other.settings_file, settings)
     rows = Rows(page(layout.root, other.root)).rows
-    heads = next(row for row in rows if row[:2] == ["class", "group"] and "difference" in row)
-    [blue, pink] = (
-        next(r for r in rows if r[0] == name and len(r) == len(heads)) for name in ("blue disc", "pink disc")
-    )
-    of_blue = dict(zip(heads, blue, strict=True))
-    assert of_blue["A AP"] == f"{ap_of(1, 3):.1f}" and of_blue["B AP"] == f"{ap_of(0, 3):.1f}"
-    assert of_blue["difference"] == f"{ap_of(0, 3) - ap_of(1, 3):.1f}"
-    assert pink[-1] == ""  # the other run has none
-    assert ["SOLVER.MAX_ITER", "20", "77", "90000"] in rows
-    assert ["OLD.KEY", "", "5"] in [row[:3] for row in rows]  # which there is not any more
-    assert "SEED" not in [row[0] for row in rows if row]  # as by default
+    assert [row for row in rows if len(row) == 10] == [
+        ["class", "group", "training instances", "A kept", "A AP", "A change"]
+        + ["B kept", "B AP", "B change", "difference"],
+        ["red disc", "common", "10", "4", "50.2", "0.2", "3", "50.1", "0.1", "-0.1"],
+        [EVIL, "frequent", "20", "4", "49.6", "-0.4", "3", "49.8", "-0.2", "0.2"],
+        ["blue disc", "rare", "30", "4", "50.6", "0.6", "3", "50.3", "0.3", "-0.3"],
+        [
+            "pink disc",
+            "common",
+            "40",
+            "4",
+            "49.2",
+            "-0.8",
+            "0",
+            "",
+            "",
+            "",
+        ],  # of which the other run has none
+    ]
     settings = files.read_bytes(layout.settings_file).replace(b"MAX_ITER: 20", b"MAX_ITER: 20\n  SEED: 3")
+    assert "SEED" not in [row[0] for row in rows if row]  # as by default
     files.write_bytes(layout.settings_file, settings)
-    assert ["SEED", "3", "0", "0"] in Rows(page(layout.root, other.root)).rows
+    text = page(layout.root, other.root)
+    assert Rows(text).rows[-6:] == [
+        ["key", "A", "B", "default"],
+        ["GENERATOR.NAMES", "<b>raw</b>", "<b>raw</b>", "raw"],
+        ["OLD.KEY", "", "5", ""],  # which there is not any more
+        ["SEED", "3", "0", "0"],
+        ["SOLVER.MAX_ITER", "20", "77", "90000"],
+        ["SOLVER.ROUND_ITERS", "10", "10", "9000"],
+    ]
+    assert re.findall(r'<tr class="differ"><td>(.*?)</td>', text) == ["OLD.KEY", "SEED", "SOLVER.MAX_ITER"]
     assert Path(f"{layout.root}/comparison/B/rd00_000.webp").exists()
+    assert len(set(re.findall(r'<polyline [^>]* stroke="(.*?)"', text))) == 2  # a colour for each run
+    sheets = " ".join(f"comparison/{name}_000" for name in ("A/rd00", "A/rd01", "B/rd00"))
+    assert re.findall(r'data-sheets="(.*?)"', text) == [*[sheets] * 3, sheets.rpartition(" ")[0]]
 
 
 def test_the_csv_of_several_runs_has_the_columns_of_each_in_full_and_a_third_run_decides_the_difference(
@@ -284,31 +334,48 @@ def test_a_class_that_the_first_run_lacks_is_described_by_the_run_that_says_most
 
 
 def curves(*roots: str) -> dict[str, list[str]]:
-    """The names of the lines of each chart on the page of these runs."""
-    figures = re.findall(r"<figcaption>(.*)\n(.*)</figcaption>", page(*roots))
-    return {title: re.findall(r">[┄━] (.*?)</span>", labels) for title, labels in figures}
+    """Of each chart on the page of these runs: its lines, highest and lowest value, left and right end."""
+    text = page(*roots)
+    figures = re.findall(r"<figcaption>(.*)\n(.*)</figcaption>", text)
+    lines = [re.findall(r">([┄━] .*?)</span>", labels) for _, labels in figures]
+    ends = re.findall(r"<text[^>]*>(.*?)</text>", text)
+    return {title: [*lines[n], *ends[4 * n : 4 * n + 4]] for n, (title, _) in enumerate(figures)}
 
 
-def test_a_curve_has_two_points_and_the_control_s_may_lie_at_zero(layout):
-    told = {name: ["run", "control"] for name in ("AP", "APr, rare classes")}
-    of_training = {name: ["run"] for name in ("loss by iteration", "learning rate by iteration")}
-    assert curves(layout.root) == told | of_training
+def test_a_curve_has_two_points_and_a_value_of_zero_is_one(layout):
+    both, metrics = ["━ run", "┄ control"], f"{layout.train_dir}/metrics.json"
+    training = {"loss by iteration": ["3", "0.158", "1", "19"]}
+    training |= {"learning rate by iteration": ["1", "0.0526", "1", "19"]}
+    assert curves(layout.root) == {
+        "AP": [*both, "50", "49.9", "start", "round 1"],
+        "APr, rare classes": [*both, "50.9", "49", "start", "round 1"],
+        **{title: ["━ run", *ends] for title, ends in training.items()},
+    }
     control = RunLayout(f"{layout.root}/control")
-    write_feedback(
-        control, dataclasses.replace(read_feedback(control.feedback_file), mean_mask_ap=0.0, ap_r=None)
-    )
-    assert curves(layout.root) == told | {"APr, rare classes": ["run"]} | of_training
-    for path in (layout.feedback_history(-1), layout.feedback_history(0), control.feedback_file):
-        files.remove(path)
-    first = files.read_bytes(f"{layout.train_dir}/metrics.json").splitlines()[0]
-    files.write_bytes(f"{layout.train_dir}/metrics.json", first)
+    told, last = read_feedback(control.feedback_file), read_feedback(layout.feedback_history(1))
+    write_feedback(control, dataclasses.replace(told, mean_mask_ap=0.0, ap_r=None))
+    write_feedback(layout, dataclasses.replace(last, mean_mask_ap=0.0))
+    files.write_bytes(f"{control.train_dir}/metrics.json", files.read_bytes(metrics))
+    files.remove(layout.feedback_history(-1))
+    assert curves(layout.root) == {
+        "AP": [*both, "49.9", "0", "round 0", "round 1"],
+        "APr, rare classes": ["━ run", "50.9", "49.9", "round 0", "round 1"],
+        **{title: [*both, *ends] for title, ends in training.items()},
+    }
+    files.remove(layout.feedback_history(0))
+    files.remove(control.feedback_file)
+    for path in (metrics, f"{control.train_dir}/metrics.json"):
+        files.write_bytes(path, files.read_bytes(path).splitlines()[0])
     assert curves(layout.root) == {}
 
 
 def test_every_run_of_many_has_its_curves(tmp_path):
     roots = [write_made_up_run(tmp_path / label, NAMES[:1], 1, images=False).root for label in "ABCDEFG"]
-    expected = [f"{label} {which}" for label in "ABCDEFG" for which in ("run", "control")]
-    assert curves(*roots)["AP"] == expected
+    expected = [
+        f"{line} {label} {name}" for label in "ABCDEFG" for line, name in (("━", "run"), ("┄", "control"))
+    ]
+    assert curves(*roots)["AP"][:14] == expected
+    assert [report._label(number) for number in (25, 26, 53)] == ["Z", "A1", "B2"]
 
 
 def test_a_run_of_which_little_is_there_yet_has_a_page(tmp_path):
@@ -321,7 +388,7 @@ def test_a_run_of_which_little_is_there_yet_has_a_page(tmp_path):
     ("arguments", "sentence"),
     [
         (["nowhere"], "holds no run, as it has no run.yaml"),
-        (["a", "a/"], "the run a is given twice"),
+        (["b", "a", "a/"], "the run a is given twice"),
         (["a", "--out", "page.htm"], "ends with .html"),
     ],
 )

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from exchange import files
 from exchange.config import REPOSITORY
 from exchange.errors import UserError
 from exchange.layout import RunLayout
@@ -79,7 +80,28 @@ def test_what_fails_in_one_chain_ends_the_other_with_everything_that_it_started(
     os.close(reader)
 
 
-def test_the_command_line_decides_rounds_folder_staleness_processes_and_interpreters(tmp_path, monkeypatch):
+def test_chains_that_go_well_are_left_to_their_end():
+    class Lasting:
+        failed, looks = None, 3
+
+        def start(self):
+            assert self.looks == 3
+
+        def is_alive(self):
+            return self.looks > 0
+
+        def join(self, timeout=None):
+            self.looks -= 1
+
+        def stop(self):
+            assert not self.is_alive()
+
+    run_chains([Lasting(), Lasting()])
+
+
+def test_the_command_line_decides_rounds_folder_staleness_processes_and_interpreters(
+    tmp_path, monkeypatch, capfd
+):
     path, launch = str(tmp_path / "x.yaml"), str(REPOSITORY / "launch.sh")
     started = []
     monkeypatch.setattr(run_rounds, "run_chains", started.extend)
@@ -91,26 +113,30 @@ def test_the_command_line_decides_rounds_folder_staleness_processes_and_interpre
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["run_rounds.py", "--config", "x.yaml", *arguments])
         started.clear()
+        capfd.readouterr()
         run_rounds.main()
         return started
+
+    def told(rounds):
+        run = tmp_path / "run"
+        seen = capfd.readouterr()
+        assert seen.out == f"{rounds} done: {run}   Report: {run}/report.html\n"
+        assert seen.err.splitlines()[0] == f"[rounds] run folder: {run}"
 
     for feed, rounds in ((False, 1), (True, 2)):
         solver = {"MAX_ITER": 25, "ROUND_ITERS": 10}
         (tmp_path / "x.yaml").write_text(json.dumps({"SOLVER": solver, "INPUT": {"INST_POOL_FEED": feed}}))
         names = [f"--python-{stage}={stage}" for stage in ("generator", "segmenter", "trainer")]
         given = ["--rounds", str(rounds), "--staleness", "0", "--out", "run", "--gpus", "3", *names]
-        config = [
-            "--config",
-            path,
-            "OUTPUT_DIR",
-            str(tmp_path / "other"),
-            "SEED",
-            "7",
-            "FEEDBACK.STALENESS",
-            "0",
-        ]
-        config += ["OUTPUT_DIR", str(tmp_path / "run")]
+        other = f"OUTPUT_DIR {tmp_path}/other SEED 7 FEEDBACK.STALENESS 0"
+        config = ["--config", path, *other.split(), "OUTPUT_DIR", str(tmp_path / "run")]
         pools, training = call(*given, "OUTPUT_DIR", "other", "SEED", "7")
+        told("2 rounds are" if feed else "1 round is")
+        files.write_done(RunLayout(str(tmp_path / "run")).feedback_history(0))
+        training[-1]()  # what is done after a step of training
+        left = ", about a minute left" if feed else ""
+        assert capfd.readouterr().err == f"[rounds] 1 of {rounds} rounds are done{left}\n"
+        files.remove(RunLayout(str(tmp_path / "run")).feedback_history(0))
         interpreters = Interpreters("generator", "segmenter", "trainer")
         assert pools[1] == (pool_steps(config, 2, 3, interpreters) if feed else [])
         assert training[1][::3] == [[["bash", launch, "--num-gpus", "3", *config]]] * rounds
@@ -128,20 +154,10 @@ def test_after_each_training_its_images_are_drawn_and_the_page_of_the_run_is_wri
     layout, config = RunLayout(str(tmp_path)), ["--config", "x.yaml", "OUTPUT_DIR", str(tmp_path)]
     steps = training_steps(config, 2, 1, layout, Interpreters(trainer="train"))
     draw, report = (str(REPOSITORY / f"tools/{name}.py") for name in ("visualize", "report"))
-    assert [step[0][4:] for step in steps[1::3]] == [
-        [
-            "train",
-            draw,
-            "data",
-            "--round",
-            str(r),
-            "--out",
-            f"{tmp_path}/pictures/training_rd0{r}.png",
-            *config,
-        ]
-        for r in (0, 1)
-    ]
-    assert [step[0][4:] for step in steps[2::3]] == [[sys.executable, report, str(tmp_path)]] * 2
+    for r in (0, 1):
+        given = f"data --round {r} --out {tmp_path}/pictures/training_rd0{r}.png"
+        assert steps[3 * r + 1][0][4:] == ["train", draw, *given.split(), *config]
+        assert steps[3 * r + 2][0][4:] == [sys.executable, report, str(tmp_path)]
 
 
 def test_a_page_that_cannot_be_written_does_not_end_the_run(tmp_path):
@@ -156,9 +172,15 @@ def test_a_page_that_cannot_be_written_does_not_end_the_run(tmp_path):
 def test_each_round_has_one_generator_process_a_gpu_and_each_stage_its_own_interpreter():
     interpreters = Interpreters("gen", "seg", "train")
     steps = pool_steps(["--config", "x.yaml"], rounds=2, gpus=3, python=interpreters)
-    assert [len(step) for step in steps] == [3, 1, 3, 1]
-    assert [command[0] for step in steps for command in step] == ["gen"] * 3 + ["seg"] + ["gen"] * 3 + ["seg"]
-    assert steps[2][1][2:] == "--gpu 1 --div 1 --num-div 3 --st-rd 1 --num-rounds 1 --config x.yaml".split()
+    draw, cut_out = (
+        REPOSITORY / name for name in ("generator/generate.py", "diSegmenter/segmentAndFilter.py")
+    )
+    told = []
+    for round_ in (0, 1):
+        this = f"--st-rd {round_} --num-rounds 1 --config x.yaml"
+        told.append([f"gen {draw} --gpu {n} --div {n} --num-div 3 {this}" for n in range(3)])
+        told.append([f"seg {cut_out} {this}"])
+    assert [[" ".join(command) for command in step] for step in steps] == told
 
 
 # A stage, and the processes that it starts: tells that it is there, and stays if it is the one to be stopped.
@@ -177,10 +199,7 @@ def test_stopped_at_any_stage_rounds_ends_it_with_all_that_it_started(held, numb
     command = [
         sys.executable,
         str(REPOSITORY / "tools/run_rounds.py"),
-        "--num-rounds",
-        "1",
-        "--out",
-        str(tmp_path),
+        *f"--num-rounds 1 --out {tmp_path}".split(),
     ]
     command += ["--config", str(REPOSITORY / "configs/digits/MRCA_digits.yaml")]
     command += [

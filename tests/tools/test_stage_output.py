@@ -58,7 +58,7 @@ def test_a_terminal_shows_a_bar_while_it_grows_and_a_line_when_it_ends(text, sho
     assert screen.getvalue() == "".join(clear + piece for piece in shown)
 
 
-def test_a_terminal_has_one_bar_at_a_time_below_the_lines_of_all_stages():
+def test_a_terminal_has_one_bar_at_a_time_below_the_lines_of_all_stages_and_in_one_line(monkeypatch):
     screen = Screen(is_terminal=True)
     terminal = Terminal(screen)
     for stage, text, done in (
@@ -67,8 +67,12 @@ def test_a_terminal_has_one_bar_at_a_time_below_the_lines_of_all_stages():
         ("train", "loss 3", True),
         ("generate", "9/9", True),
         ("train", "2/5", False),
+        ("train", "", True),
+        ("generate", "1/3", False),
     ):
         terminal._piece(stage, text.encode(), done)
+    monkeypatch.setenv("COLUMNS", "14")  # a full line would begin the next one
+    terminal._piece("generate", b"3/3", done=False)
     clear = "\r\x1b[K"
     shown = [
         "",
@@ -77,13 +81,15 @@ def test_a_terminal_has_one_bar_at_a_time_below_the_lines_of_all_stages():
         "[train] loss 3\n[generate] 1/9",
         "[generate] 9/9\n",
         "[train] 2/5",
+        "[generate] 1/3",
+        "[generate] 3/",
     ]
     assert screen.getvalue() == clear.join(shown)
 
 
 @pytest.mark.parametrize(
     ("done_before", "seconds", "left"),
-    [(0, [720, 600], ["24 min", "10 min"]), (1, [5400], ["1 h 30 min"]), (2, [60], [])],
+    [(0, [720, 60], ["24 min", "1 min"]), (1, [3600], ["1 h 00 min"]), (2, [60], [])],
 )
 def test_the_time_left_is_that_of_the_last_round_for_each_that_is_missing(
     tmp_path, done_before, seconds, left
@@ -108,3 +114,5 @@ def test_of_rounds_that_end_together_each_took_its_share(tmp_path):
         files.write_done(layout.feedback_history(round_))
     clock[0] = 600.0
     assert progress.report() == "2 of 5 rounds are done, about 15 min left"
+    files.remove(layout.feedback_history(1))  # to be evaluated again
+    assert progress.report() == "1 of 5 rounds are done"

@@ -68,10 +68,21 @@ def test_a_trained_round_is_done_and_the_next_one_s_iterations_are_counted(layou
     files.write_bytes(f"{layout.logs_dir}/train.log", b"12:00:00 INFO engine: PIXEL_ERROR 0.5\n")  # is none
     date(layout, rd00=60)
     found = look(layout, NOW, 900)
-    assert (found.state, found.rounds_done, found.rounds) == ("running", 1, 2)
-    assert found.doing == ["round 1, stage 3: 4 of 8 iterations, 14 of 18 in all"]
-    assert found.skipped == ["round 1: 4 of 6 instances kept, 1 images do not decode"]
-    assert found.quiet == 60 and "last sign of life: 0:01:00 ago" in found.lines()
+    assert found.lines() == [
+        "running: 1 of 2 rounds are done",
+        "round 1, stage 3: 4 of 8 iterations, 14 of 18 in all",
+        "round 1: 4 of 6 instances kept, 1 images do not decode",
+        "left: about 0:58:00",  # the round before took an hour less a minute, and a minute is over
+        "last sign of life: 0:01:00 ago",
+    ]
+    signs = (f"{layout.train_dir}/metrics.json", f"{layout.logs_dir}/train.log", layout.annotations_done(1))
+    for age, path in zip((50, 40, 30), signs, strict=True):
+        os.utime(path, (NOW - age, NOW - age))
+        assert look(layout, NOW, 900).quiet == age
+    os.utime(signs[0], (NOW + 5, NOW + 5))  # by another machine's clock
+    assert look(layout, NOW, 900).lines()[-1] == "last sign of life: 0:00:00 ago"
+    files.write_json(layout.verdicts(1), files.read_json(layout.verdicts(1)) | {"unreadable": []})
+    assert look(layout, NOW, 900).skipped == ["round 1: 4 of 6 instances kept"]
 
 
 @pytest.mark.parametrize(
@@ -84,7 +95,7 @@ def test_a_trained_round_is_done_and_the_next_one_s_iterations_are_counted(layou
 def test_what_makes_the_pool_is_named_and_that_training_waits_for_it_and_since_when(
     layout, complete, sentence
 ):
-    files.write_bytes(f"{layout.train_dir}/metrics.json", b'{"iteration": 10, "time": 30.0}\n')
+    files.write_bytes(f"{layout.train_dir}/metrics.json", b'{"iteration": 9, "time": 30.0}\n')
     unmake_round(layout, complete)
     files.write_bytes(f"{layout.annotations_done(1)}.x-1.tmp", b"")  # is not there yet
     date(layout, rd00=60)
@@ -94,7 +105,7 @@ def test_what_makes_the_pool_is_named_and_that_training_waits_for_it_and_since_w
     os.utime(layout.raw(layout.instance_name(1, 2, 1)), (NOW - 5, NOW - 5))
     assert look(layout, NOW, 900).quiet == 5  # an image that was drawn is a sign of life
     files.write_bytes(layout.settings_file, SETTINGS.replace(b"syn_copy", b"none"))  # trains without
-    assert look(layout, NOW, 900).doing[1] == "round 1, stage 3: 0 of 8 iterations, 10 of 18 in all"
+    assert look(layout, NOW, 900).doing[1] == "round 1, stage 3: 0 of 8 iterations, 9 of 18 in all"
 
 
 def test_the_images_of_a_round_are_those_of_all_shards_and_drawn_when_each_is_complete(layout):
@@ -115,8 +126,21 @@ def test_a_run_without_a_pool_of_its_own_is_one_round_that_waits_for_nothing(lay
     found = look(layout, NOW, 900)
     assert (found.rounds_done, found.rounds) == (0, 1)
     assert found.doing == ["round 0, stage 3: 10 of 18 iterations, 10 of 18 in all"]
-    files.write_bytes(layout.feedback_history(0), b"{}")
-    assert look(layout, NOW, 900).state == "finished"
+    for round_ in (0, 1):
+        files.write_bytes(layout.feedback_history(round_), b"{}")
+    assert look(layout, NOW, 900).lines()[0] == "finished: 1 of 1 rounds are done"
+
+
+def test_of_a_run_that_has_just_begun_little_is_known(tmp_path):
+    layout = RunLayout(str(tmp_path))
+    files.write_bytes(layout.settings_file, SETTINGS)
+    assert look(layout, NOW, 900).lines() == [
+        "running: 0 of 2 rounds are done",
+        "round 0, stage 1: 0 of ? images are drawn",
+        "round 0, stage 3: waits for the pool of round 0",
+        "left: not known before a round is done",
+        "last sign of life: 0:00:00 ago",
+    ]
 
 
 def test_the_generator_waits_for_the_feedback_that_its_round_is_drawn_from(layout):
@@ -153,17 +177,18 @@ def test_a_run_that_is_finished_running_waiting_or_failed_ends_with_its_code(
         return int(str(end.value.code))
 
     monkeypatch.setattr(status.time, "time", lambda: NOW)
-    date(layout, rd00=899)
+    date(layout, rd00=900)
     assert code() == 10
     date(layout, rd00=901)
     assert code() == 11 and "waiting: 1 of 2 rounds" in (told := capsys.readouterr().out)
     assert "left: about 0:29:58" in told and "last sign of life: 0:15:01 ago" in told
     assert code("--quiet", "1000") == 10
     _stage_that_fails(layout)
+    date(layout, rd00=60)
     monkeypatch.setattr(status.time, "sleep", lambda _: pytest.fail("the run failed, and it is watched on"))
     assert code("--watch") == 12
     assert "train.log: " in (told := capsys.readouterr().out) and "UserError: no more room" in told
-    assert "last sign of life: 0:" in told
+    assert "last sign of life: 0:01:00 ago" in told
     log_to_run(layout, "train")  # started again
     _close_logs()
     assert b"no more room" in files.read_bytes(f"{layout.logs_dir}/train.log")  # behind what was there
@@ -209,7 +234,7 @@ def test_watching_ends_with_the_run(layout, monkeypatch, capsys, call):
     assert slept == [7, 7] and capsys.readouterr().out.count("1 of 2 rounds are done") == 2
 
 
-def test_of_a_bucket_a_few_small_reads_tell_it(root, tmp_path, monkeypatch):
+def test_of_a_bucket_a_few_small_reads_tell_it(root, tmp_path, monkeypatch, call, capsys):
     local, layout = write_run(tmp_path / "run"), RunLayout(root)
     unmake_round(local, complete=True)
     names = (
@@ -231,6 +256,9 @@ def test_of_a_bucket_a_few_small_reads_tell_it(root, tmp_path, monkeypatch):
     found = look(layout, time.time(), 900)
     assert found.doing[0] == "round 1, stage 2: 1 of 6 images are cut out" and found.state == "running"
     assert len(calls) < 25
+    with pytest.raises(SystemExit):
+        call(status, f"{root}/")
+    assert "disk:" not in capsys.readouterr().out  # nor are all files added up
 
 
 def test_a_folder_without_a_run_is_one_sentence(tmp_path, call):

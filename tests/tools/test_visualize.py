@@ -10,12 +10,15 @@ from PIL import Image
 from detectron2_ext.data.mapper import PasteInfo
 from detectron2_ext.structures import Instances
 from exchange import files
+from exchange.config import REPOSITORY
 from exchange.errors import UserError
 from exchange.images import read_record
 from exchange.layout import RunLayout
 from exchange.pasted import Pasted
 from tools import outlines, sheets, visualize
 from tools.outlines import PASTED, REAL, class_color, draw_objects, free_place, label_font
+
+CATEGORIES = [{"id": 3, "name": "crane"}, {"id": 7, "name": "kite"}]
 
 
 @pytest.fixture
@@ -27,9 +30,9 @@ def settings(tmp_path):
         images.append({"id": n, "file_name": f"{n}.png", "width": 64, "height": 48})
         polygon = [10, 10, 40, 10, 40, 30, 10, 30]
         annotations.append(
-            {"id": n, "image_id": n, "category_id": 1, "bbox": [10, 10, 30, 20], "segmentation": [polygon]}
+            {"id": n, "image_id": n, "category_id": 7, "bbox": [10, 10, 30, 20], "segmentation": [polygon]}
         )
-    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "kite"}]}
+    content = {"images": images, "annotations": annotations, "categories": CATEGORIES}
     (tmp_path / "set.json").write_text(json.dumps(content))
     path = tmp_path / "settings.yaml"
     values = {
@@ -51,19 +54,10 @@ def test_a_sheet_of_training_images_goes_to_the_runs_pictures(settings, monkeypa
     for color, expected in ((REAL, True), (PASTED, False)):
         assert (sheet == color).all(axis=-1).any() == expected
     assert (sheet == (90, 30, 0)).all(axis=-1).any()
-    call(
-        visualize,
-        "data",
-        "--config",
-        settings,
-        "--num",
-        3,
-        "SOLVER.IMS_PER_BATCH",
-        2,
-        "INPUT.FORMAT",
-        "BGR",
-    )
-    assert (np.asarray(Image.open(path)) == sheet).all()
+    out = settings.parent / "other.png"
+    given = ("--num", 3, "--out", out, "SOLVER.IMS_PER_BATCH", 2, "INPUT.FORMAT", "BGR")
+    call(visualize, "data", "--config", settings, *given)
+    assert (np.asarray(Image.open(out)) == sheet).all()
 
 
 def test_training_images_are_those_of_the_newest_round_with_the_feedback_that_it_had(
@@ -81,27 +75,22 @@ def test_training_images_are_those_of_the_newest_round_with_the_feedback_that_it
     assert (asked["start_iteration"], asked["num_iterations"]) == (27000, 3)
     assert (asked["pool"], asked["feedback"]) == (3, layout.feedback_history(1))
     assert (settings.parent / "run/pictures/data_rd03.png").exists()
-    call(visualize, "data", "--config", settings, "--round", 0)
+    call(visualize, "data", "--config", settings, "--round", 0, "--num", 1)
     assert (asked["start_iteration"], asked["pool"], asked["feedback"]) == (0, 0, None)
 
 
 def test_what_was_pasted_is_named_in_the_picture_and_in_its_record(settings, monkeypatch, call):
     masks = torch.zeros(3, 48, 64, dtype=torch.bool)
     boxes = torch.tensor([[9.0, 9, 40, 30], [10, 10, 20, 20], [0, 0, 8, 8]])
-    instances = SimpleNamespace(gt_boxes=boxes, gt_classes=torch.zeros(3, dtype=torch.int64))
+    instances = SimpleNamespace(gt_boxes=boxes, gt_classes=torch.ones(3, dtype=torch.int64))
     instances.gt_masks, instances.instance_source = Mock(to_full=lambda: masks), torch.tensor([0, 1, 1])
     # What others cover is no object of the image any more; the last one was copied from another image.
     covered = [(30, 30, 40, 40), (12, 0, 60, 40), (0, 12, 60, 40), (0, 0, 18, 40), (0, 0, 60, 18)]
-    pasted = [PasteInfo(0, box, index, 0) for index, box in enumerate(covered, start=1)]
-    pasted += [PasteInfo(1, (10, 10, 22, 22), 6, 1), PasteInfo(0, (10, 10, 22, 22), 0, 1)]
-    pasted.append(PasteInfo(0, (0, 0, 8, 8)))
-    item = {
-        "image": torch.zeros(3, 48, 64, dtype=torch.uint8),
-        "height": 48,
-        "width": 64,
-        "file_name": "a.png",
-    }
-    item |= {"instances": instances, "paste_info": pasted}
+    pasted = [PasteInfo(1, box, index, 0) for index, box in enumerate(covered, start=1)]
+    pasted += [PasteInfo(0, (10, 10, 22, 22), 6, 1), PasteInfo(1, (10, 10, 22, 22), 0, 1)]
+    pasted.append(PasteInfo(1, (0, 0, 8, 8)))
+    item = {"height": 48, "width": 64, "file_name": "a.png", "instances": instances, "paste_info": pasted}
+    item["image"] = torch.zeros(3, 48, 64, dtype=torch.uint8)
     batches = [[item | {"paste_info": []}], [item]]
     monkeypatch.setattr(sheets, "build_train_loader", lambda cfg, **_: batches)
     monkeypatch.setattr(
@@ -109,9 +98,13 @@ def test_what_was_pasted_is_named_in_the_picture_and_in_its_record(settings, mon
     )
     drawn, draw = [], sheets.draw_objects
     monkeypatch.setattr(sheets, "draw_objects", lambda *given: drawn.append(given[3]) or draw(*given))
+    sheet, told = sheets.contact_sheet, []
+    monkeypatch.setattr(sheets, "contact_sheet", lambda *given: told.extend(given[1:]) or sheet(*given))
     call(visualize, "data", "--config", settings, "--num", 2)
+    title = "set, round 0: real objects blue, pasted objects orange"
+    assert told == [["1: 64 x 48, 0 pasted, a.png", "2: 64 x 48, 8 pasted, a.png"], title]
     record = read_record(Pasted, str(settings.parent / "run/pictures/data_rd00.png"))
-    assert record == Pasted([2], ["01_0001_0000.png"], [1])
+    assert record == Pasted([2], ["01_0001_0000.png"], [7])
     assert drawn == [["kite"] * 3, ["kite", "kite 01_0001_0000", "kite"]]
 
 
@@ -122,7 +115,7 @@ def test_predictions_are_those_of_the_average_in_images_spread_over_the_test_set
         seen.append(batch[0]["image_id"])
         scores = torch.tensor([0.9, 0.5, 0.4])
         boxes, masks = torch.tensor([[8.0, 8, 40, 40]] * 3), torch.zeros(3, 48, 64, dtype=torch.bool)
-        labels = torch.zeros(3, dtype=torch.int64)
+        labels = torch.ones(3, dtype=torch.int64)
         found = Instances((48, 64), pred_boxes=boxes, scores=scores, pred_classes=labels, pred_masks=masks)
         return [{"instances": found}]
 
@@ -134,12 +127,11 @@ def test_predictions_are_those_of_the_average_in_images_spread_over_the_test_set
 
     def watched(image, boxes, masks, labels, colors):
         drawn.append((boxes.tolist(), labels))
+        assert set(colors) == {class_color(1)}
         return draw(image, boxes, masks, labels, colors)
 
     def sheet(pictures, captions, title):
-        side_by_side.extend(
-            (picture.size, caption) for picture, caption in zip(pictures, captions, strict=True)
-        )
+        side_by_side.append(({picture.size for picture in pictures}, captions, title))
         return Image.new("RGB", (1, 1))
 
     monkeypatch.setattr(sheets, "draw_objects", watched)
@@ -150,15 +142,24 @@ def test_predictions_are_those_of_the_average_in_images_spread_over_the_test_set
     (train / "model_0000001.pth").touch()
     values = json.loads(settings.read_text()) | {"MODEL": {"WEIGHTS": "/start.pth"}}
     settings.write_text(json.dumps(values))
-    for given in ((), ("--score", 0.6, "MODEL.WEIGHTS", "/other.pth")):
+    for given in ((), ("--score", 0.6, "MODEL.WEIGHTS", "other.pth")):
         call(visualize, "predictions", "--config", settings, "--num", 2, "DATASETS.TEST", "['set']", *given)
     assert loaded == [
-        (network, path, {"use_ema": True}) for path in (f"{train}/model_0000001.pth", "/other.pth")
+        (network, path, {"use_ema": True})
+        for path in (f"{train}/model_0000001.pth", str(REPOSITORY / "other.pth"))
     ]
     assert seen == [1, 4] * 2
     truth, found = ([[10, 10, 40, 30]], ["kite"]), ([[8, 8, 40, 40]] * 2, ["kite 0.90", "kite 0.50"])
     assert drawn == [truth, found] * 2 + [truth, ([[8, 8, 40, 40]], ["kite 0.90"])] * 2
-    assert side_by_side[0] == ((2 * 400 + 4, 300), "1 objects, 2 found, 1.png")
+    title = "set: left what is annotated, right what {} finds with scores from {}"
+    assert side_by_side == [
+        (
+            {(2 * 400 + 4, 300)},
+            [f"1 objects, {found} found, {n}.png" for n in (1, 4)],
+            title.format(*of_title),
+        )
+        for found, of_title in ((2, ("model_0000001.pth", 0.5)), (1, ("other.pth", 0.6)))
+    ]
 
 
 def test_asking_for_no_image_is_refused(settings, call):
@@ -174,12 +175,13 @@ def test_predictions_without_a_checkpoint_are_refused(settings, call):
 def test_masks_are_tinted_and_outlined_where_they_are():
     mask = np.zeros((1, 40, 40), bool)
     mask[0, 10:30, 10:30] = True
-    boxes = np.array([[10.0, 10, 30, 30]])
-    picture = np.asarray(draw_objects(np.zeros((40, 40, 3), np.uint8), boxes, mask, [""], [REAL], side=400))
+    boxes, image = np.array([[5.0, 5, 35, 35]]), np.zeros((40, 40, 3), np.uint8)
+    picture = np.asarray(draw_objects(image, boxes, mask, ["kite"], [REAL], side=400))
     assert picture.shape == (400, 400, 3)
     np.testing.assert_allclose(picture[200, 200], 0.2 * np.array(REAL), atol=1)
-    assert not picture[350, 350].any()
-    assert tuple(picture[100, 200]) == REAL
+    assert not picture[360, 360].any()
+    assert tuple(picture[100, 200]) == tuple(picture[200, 50]) == REAL  # outlines of mask and box
+    assert tuple(picture[35, 51]) == REAL and (picture[34:50, 50:99] == 255).all(-1).any()  # a label above it
 
 
 def test_small_images_keep_their_colours_and_large_ones_are_averaged():
@@ -217,7 +219,8 @@ def test_labels_do_not_cover_each_other_while_there_is_room(monkeypatch):
     for n, (left, top, right, bottom) in enumerate(placed):
         assert 0 <= left < right <= 400 and 0 <= top < bottom <= 400
         assert all(left >= r or x >= right or top >= b or y >= bottom for x, y, r, b in placed[:n]), names[n]
-    assert placed[0][3] == 40 and placed[0][0] == 40  # on its box
+    assert [top for _, top, *_ in placed] == [24, 40, 224, 0, 344]  # on its box, or as near as may be
+    assert placed[0][0] == 40
     full = [(0.0, 0.0, 400.0, 400.0)]
     assert free_place(5, 50, 20, 10, (400, 400), full) == (5, 50, 25, 60)
 

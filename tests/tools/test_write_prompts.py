@@ -11,6 +11,7 @@ import torch
 import transformers
 import yaml
 
+from exchange import files
 from exchange.errors import UserError
 from generator import sentence_writer
 from generator.prompt_files import read_prompts
@@ -82,6 +83,8 @@ def test_lines_that_name_the_category_are_kept_once_and_without_the_marks_of_a_l
     assert write_sentences(ask, BAT, 9, seed=0) == kept
     texts, numbers, seeds = map(set, zip(*asked, strict=True))
     assert len(seeds) == 8 and numbers == {9} and texts == {question(BAT, 9)}
+    write_sentences(ask, BAT | {"id": 3}, 1, seed=0)
+    assert asked[-1][2] not in seeds
     assert "a single bat (a mammal)" in question(BAT, 9)
     assert "a single bat (animal)" in question({"name": "bat_(animal)"}, 9)
 
@@ -103,7 +106,7 @@ def test_a_language_model_answers_by_its_seed_alone_and_leaves_the_random_number
 
 
 def test_a_model_that_chats_is_asked_for_its_own_turn_and_not_to_think_aloud(gpt2, monkeypatch):
-    model = LanguageModel(str(gpt2), "main", CPU)
+    model = LanguageModel(str(gpt2), "main", CPU, temperature=0.5)
     turn = "{% if add_generation_prompt %} old{% endif %}"
     thoughts = "{% if enable_thinking is not defined or enable_thinking %} box{% endif %}"
     model._tokenizer.chat_template = "{{ messages[0]['content'] }}" + turn + thoughts
@@ -111,6 +114,7 @@ def test_a_model_that_chats_is_asked_for_its_own_turn_and_not_to_think_aloud(gpt
     model("red cow", 3, 0)
     (asked,) = generate.call_args.kwargs["input_ids"]
     assert model._tokenizer.decode(asked) == "red cow old"
+    assert generate.call_args.kwargs["temperature"] == 0.5
 
 
 def test_a_line_that_is_cut_off_is_no_answer_and_nor_is_what_is_thought_before_one(gpt2, monkeypatch):
@@ -125,15 +129,18 @@ def test_a_line_that_is_cut_off_is_no_answer_and_nor_is_what_is_thought_before_o
 
 
 def test_the_command_writes_what_stage_1_reads_and_goes_on_where_it_was_stopped(
-    gpt2, world, monkeypatch, capsys
+    gpt2, world, monkeypatch, capsys, caplog
 ):
     whole = write(world, monkeypatch, gpt2)
     assert capsys.readouterr().out == f"12 sentences for 3 categories; 0 had a file already: {world.out}\n"
+    assert whole["cow.txt"].splitlines()[0] == f"# cow: 4 sentences of {gpt2}, seed 0".encode()
+    assert "fewer than" not in caplog.text
     prompts = read_prompts(str(world.out), ["cow", "box", "bat_(animal)"])
     for category, word in (("cow", "cow"), ("box", "box"), ("bat_(animal)", "bat")):
         assert len(set(prompts[category])) == 4 and all(word in p.split() for p in prompts[category])
     (world.out / "cow.txt").write_text("# mine\nthe cow")
     (world.out / "box.txt").unlink()
+    (world.out / f"box.txt.{files._kernel()}-01234567.tmp").touch()  # of a writer that was killed
     assert write(world, monkeypatch, gpt2) == whole | {"cow.txt": b"# mine\nthe cow"}
     assert "2 had a file already" in capsys.readouterr().out
     monkeypatch.setattr(sentence_writer, "LanguageModel", lambda *_: pytest.fail("a model was loaded"))
@@ -176,16 +183,16 @@ def test_a_category_that_nothing_was_written_about_is_told_when_the_others_have_
 
 
 def test_what_cannot_be_loaded_or_asked_for_is_a_sentence(gpt2, world, monkeypatch, tmp_path):
-    for options, part in ((("--num", "0"), "--num 0"), (("--temperature", "nan"), "--temperature nan")):
-        with pytest.raises(UserError, match=part):
-            write(world, monkeypatch, gpt2, *options)
+    for option, value in (("--num", "0"), *(("--temperature", number) for number in ("0.0", "inf", "nan"))):
+        with pytest.raises(UserError, match=f"{option} {value}"):
+            write(world, monkeypatch, gpt2, option, value)
     with pytest.raises(UserError, match="--model 'no/such/model' is neither a folder nor a repository"):
         write(world, monkeypatch, "no/such/model")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="--model '.*empty' cannot be loaded"):
         write(world, monkeypatch, tmp_path / "empty")
-    with pytest.raises(UserError, match="reads 256 tokens, and the question alone has 301"):
-        LanguageModel(str(gpt2), "main", CPU)("cow " * 300, 3, 0)
+    with pytest.raises(UserError, match="reads 256 tokens, and the question alone has 256"):
+        LanguageModel(str(gpt2), "main", CPU)("cow " * 255, 3, 0)
 
 
 def test_words_and_weights_are_of_the_revision_that_is_asked_for(gpt2, world, monkeypatch):

@@ -76,7 +76,7 @@ class Category:
     @property
     def known(self) -> list[float]:
         """Its APs that are known, from the first to the last."""
-        return [ap for _, ap in sorted(self.ap.items()) if ap is not None]
+        return [ap for ap in self.ap.values() if ap is not None]
 
     @property
     def change(self) -> float | None:
@@ -138,7 +138,7 @@ class RunContent:
         control = RunLayout(files.join(layout.root, "control"))
         self.control = _feedback(control.feedback_file)
         self.metrics, self.control_metrics = _metrics(layout), _metrics(control)
-        self.seconds = {-1: {}} | {r.number: {"drawing": r.seconds} for r in self.rounds}
+        self.seconds = {r.number: {"drawing": r.seconds} for r in self.rounds}
         for round_, of_round in read_seconds(layout).items():
             self.seconds.setdefault(round_, {}).update(of_round)
 
@@ -159,7 +159,6 @@ class RunContent:
         rows = [
             (when(round_), [of_round.get(work, 0.0) / 60 for work in works])
             for round_, of_round in sorted(self.seconds.items())
-            if of_round
         ]
         sums = [math.fsum(minutes[column] for _, minutes in rows) for column in range(len(works))]
         return works, rows, [of_work / (math.fsum(sums) or 1.0) for of_work in sums]
