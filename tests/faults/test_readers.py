@@ -17,7 +17,7 @@ import yaml
 from fvcore.common.config import CfgNode
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 
 from diSegmenter.pool.foreign import read_xpaste
 from exchange.config import load_config
@@ -254,6 +254,18 @@ def test_a_photograph_is_upright_whatever_else_its_exif_data_says(kind_of_maker,
     assert upright[:11].max() < 50 and upright[13:].min() > 200
     with pytest.raises(BadImage, match=r"has 16 x 24 pixels, not 24 x 16 as annotated"):
         read_upright(str(path), (16, 24))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_is_upright_by_any_orientation(orientation, tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    photo = Image.fromarray(np.indices((16, 24)).sum(axis=0).astype(np.uint8) * 6)
+    photo.save(tmp_path / "photo.jpg", exif=exif, quality=95)
+    with Image.open(tmp_path / "photo.jpg") as stored:
+        expected = np.asarray(ImageOps.exif_transpose(stored).convert("RGB"))
+    upright = read_upright(str(tmp_path / "photo.jpg"), expected.shape[:2])
+    np.testing.assert_array_equal(upright, expected)
 
 
 def test_an_image_that_claims_to_be_huge_is_refused():

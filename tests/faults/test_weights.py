@@ -1,5 +1,6 @@
 """Weight files, damaged and hostile: the documented error or weights, no code, memory as the file's size warrants."""
 
+import errno
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -194,6 +196,13 @@ HOSTILE = {
         b"c_codecs\nencode\nh\0X\6\0\0\0latin1\x86R" * 1000 + b"l",
     ),
 }
+
+
+def test_an_error_of_the_disk_is_not_taken_for_a_damaged_file(tmp_path, monkeypatch):
+    torch.save({"model": {}}, tmp_path / "x.pth")
+    monkeypatch.setattr(zipfile, "ZipFile", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(OSError, match="Input/output error"):
+        read_weight_file(str(tmp_path / "x.pth"))
 
 
 @pytest.mark.parametrize("claim", HOSTILE)

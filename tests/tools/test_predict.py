@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from unittest.mock import Mock
 
 import numpy as np
@@ -80,7 +81,11 @@ def test_a_run_or_a_file_predicts_on_the_device_that_is_named_and_what_is_likely
     assert 0 < len(drawn[0]) < len(predictor(str(tmp_path / "scene 0.png"), 0.05))
     detect = predictor.detect
     monkeypatch.setattr(predictor, "detect", lambda images: [found[:0] for found in detect(images)])
+    with_gaps = [replace(category, id=3 * category.id) for category in predictor.categories]
+    monkeypatch.setattr(predictor, "categories", with_gaps)
     call(predict, source, "theirs", tmp_path, "--out", tmp_path / "out")
+    told = json.loads((tmp_path / "out/images.json").read_text())
+    assert told["categories"] == [vars(category) for category in with_gaps]
     assert json.loads((tmp_path / "out/coco_instances_results.json").read_text()) == []
 
 

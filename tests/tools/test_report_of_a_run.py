@@ -281,6 +281,8 @@ def test_two_runs_stand_side_by_side_with_their_difference_and_what_they_are_set
     assert re.findall(r'<tr class="differ"><td>(.*?)</td>', text) == ["OLD.KEY", "SEED", "SOLVER.MAX_ITER"]
     assert Path(f"{layout.root}/comparison/B/rd00_000.webp").exists()
     assert len(set(re.findall(r'<polyline [^>]* stroke="(.*?)"', text))) == 2  # a colour for each run
+    of_both = [line for run in "AB" for line in (f"━ {run} run", f"┄ {run} control")]
+    assert curves(layout.root, other.root)["AP"][:-4] == of_both
     sheets = " ".join(f"comparison/{name}_000" for name in ("A/rd00", "A/rd01", "B/rd00"))
     assert re.findall(r'data-sheets="(.*?)"', text) == [*[sheets] * 3, sheets.rpartition(" ")[0]]
 

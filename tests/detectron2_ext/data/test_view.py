@@ -90,6 +90,21 @@ def test_an_image_is_decoded_no_larger_than_its_view_needs_and_changed_as_asked(
     change.assert_called_once_with(scene, rng)
 
 
+def test_the_objects_of_every_image_of_a_data_set_have_their_own_masks_and_classes(small_lvis):
+    boxes = [[[2, 3, 10, 5], [20, 30, 30, 8], [50, 1, 7, 40]], [], [[0, 0, 5, 6], [9, 12, 40, 20]]]
+    for of_image in boxes:
+        image = small_lvis.add_image()
+        for category, box in enumerate(of_image):
+            small_lvis.add_object(image, category, box)
+    whole = ResizeCropFlip(64, (1.0, 1.0), flip_probability=0.0)
+    reader = SceneReader(small_lvis.read(), whole)
+    for index, of_image in enumerate(boxes):
+        objects = reader(index, np.random.default_rng(0)).objects
+        assert [shown.class_index for shown in objects] == list(range(len(of_image)))
+        for shown, (x, y, width, height) in zip(objects, of_image, strict=True):
+            assert shown.mask.box == shown.box == (x, y, x + width, y + height) and shown.mask.crop.all()
+
+
 def test_boxes_are_cut_at_the_border():
     view = View(scale=1.0, scaled_size=(40, 60), offset=(0, 0), size=(40, 60))
     boxes = view.boxes(np.array([[-5, 10, 70, 60], [50, 5, 58, 45], [65, 60, 70, 70]], np.float32))

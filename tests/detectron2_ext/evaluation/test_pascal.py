@@ -243,6 +243,15 @@ def test_polygons_of_fewer_than_three_points_are_no_mask_and_no_box(build, segme
     assert (evaluation.box["AP"], evaluation.mask["AP"]) == (pytest.approx(100.0), 0.0)
 
 
+def test_all_polygons_of_an_object_are_its_mask() -> None:
+    parts = [[0, 0, 4, 0, 4, 10, 0, 10], [4, 0, 10, 0, 10, 10, 4, 10]]
+    whole, in_parts = (
+        PascalTruth(_world(_square(1, 3, 0) | of), VOC) for of in ({}, {"segmentation": parts})
+    )
+    found = _predictions({1: _squares((0, 0.9))})
+    assert in_parts.score(found) == whole.score(found) and whole.score(found).mask["AP70"] == 100
+
+
 def test_the_hierarchy_file_gives_the_categories_above(tmp_path: Path) -> None:
     path = tmp_path / "hierarchy.json"
     tree = {

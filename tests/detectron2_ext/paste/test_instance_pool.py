@@ -192,6 +192,7 @@ def test_a_whole_image_is_decoded_once_for_its_size_and_its_pixels(write_pool, m
     for index in (0, 1):
         assert pool.size(index) == pool.load(index, (5, 5)).shape[:2]
     assert decoded == [pool.name(0), pool.name(1)]
+    assert pool.size(0) and not np.array_equal(pool.load(1), pool.load(0))  # and no other's is taken for it
 
 
 def test_a_damaged_a_missing_and_an_empty_cutout_are_bad(write_pool):

@@ -75,7 +75,7 @@ def test_both_pasters_get_the_rule_of_the_settings_which_digits_scale_to_their_1
 def test_what_cannot_be_read_is_told_and_does_not_keep_the_others_from_being_pasted(write_pool):
     path = write_pool(3)
     (path.parent / "raw" / "00_0010_0000.png").unlink()
-    plan = [Placement(0, 0.3, None), Placement(1, 0.3, None)]
+    plan = [Placement(0, 0.3, None), Placement(2, 2.0, None), Placement(1, 0.3, None)]  # one is too large
     skipped = []
     infos = PoolPaster(pool_at(path), lambda *_: iter(plan), [], [basic])(
         black(), 0, np.random.default_rng(1), skipped

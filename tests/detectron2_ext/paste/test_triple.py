@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from detectron2_ext.data.mapper import TrainMapper
+from detectron2_ext.data.mapper import PasteInfo, TrainMapper
 from detectron2_ext.data.view import ResizeCropFlip, SceneReader
 from detectron2_ext.paste.composite import RandomMirror, basic
 from detectron2_ext.paste.pasters import PoolPaster
@@ -77,6 +77,16 @@ def test_the_first_images_of_each_process_have_test_images_in_one_of_several_ite
     assert [k for k in range(32) if schedule(k)] == [0, 1, 2, 3, 4, 5, 16, 17, 18, 19, 20, 21]
     triples = mappers[0]
     assert all(triples(lambda k: False)[k, k]["test"] is None for k in range(12))
+
+
+def test_a_class_that_no_training_image_shows_has_no_test_image(mappers):
+    dataset = mappers[3]
+    tests = TestImages(SceneReader(dataset, ResizeCropFlip(64, (1.0, 1.0))), 5, lambda k: True)
+    shown, unseen = (PasteInfo(class_index, (0, 0, 9, 9)) for class_index in (0, dataset.num_classes))
+    assert tests(3, [unseen], []) is None and tests(3, [], []) is None
+    for k in range(9):
+        scene, _ = tests(k, [unseen, shown], [])
+        assert {each.class_index for each in scene.objects} == {0}
 
 
 def test_an_unreadable_test_image_is_said_and_another_one_drawn(mappers, filled_lvis):
