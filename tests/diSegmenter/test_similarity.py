@@ -307,3 +307,10 @@ def test_half_transparent_pixels_are_seen_through():
     opacity = np.full((6, 6), 51, np.uint8)
     seen = Framing(0, SURROUNDINGS["white"])(image, opacity, [1, 2, 3, 2])
     assert seen.shape == (2, 3, 3) and (seen == 224).all()
+
+
+def test_without_real_objects_there_is_nothing_to_compare_with_and_that_is_remembered(layout, monkeypatch):
+    monkeypatch.setattr(real_objects, "mean_features", made := Mock(return_value={}))
+    for _ in range(2):
+        assert real_objects.read_or_make(layout, None, b"key", None, None, 1, 0) == {}
+    made.assert_called_once()
