@@ -95,10 +95,12 @@ def test_sheets_are_drawn_once_and_again_only_where_their_images_changed(layout,
     write_made_up_run(Path(layout.root), NAMES, per_class=4)
     page(layout.root)
     assert drawn == [0, 0, 1]
-    first, *rest = PoolIndex(layout, [1], dropped_too=True)  # cut out once more, by another model
-    write_index(layout, 1, [dataclasses.replace(first, area=first.area - 1), *rest])
-    page(layout.root)
-    assert drawn == [0, 0, 1, 1]
+    first, *rest = PoolIndex(layout, [1], dropped_too=True)
+    for changes in ({"area": first.area - 1}, {"seed": first.seed + 1}):  # cut out or drawn once more
+        first = dataclasses.replace(first, **changes)
+        write_index(layout, 1, [first, *rest])
+        page(layout.root)
+    assert drawn == [0, 0, 1, 1, 1]
 
 
 def test_a_round_s_training_images_are_those_drawn_after_it_and_its_report_is_linked(layout):
@@ -148,6 +150,16 @@ def test_an_outline_goes_through_the_centres_of_the_pixels_at_the_border(layout)
     assert thumbnail.shape == (80, 96, 3)  # twice the image
     drawn = np.argwhere((thumbnail == PASTED).all(-1))
     assert (drawn.min(0).tolist(), drawn.max(0).tolist()) == ([9, 7], [29, 25])
+
+
+def test_the_outline_of_an_upright_image_is_closed_and_within_its_tile(layout):
+    first, *rest = PoolIndex(layout, [0], dropped_too=True)
+    triangle = dataclasses.replace(first, width=40, height=80, segmentation=[[5, 10, 34, 10, 5, 69]])
+    write_index(layout, 0, [triangle, *rest])
+    files.write_bytes(layout.raw(first.file), encode_png(np.zeros((80, 40, 3), np.uint8)))
+    thumbnail = np.asarray(sprites._thumbnail(layout, PoolIndex(layout, [0], dropped_too=True), 0))
+    assert thumbnail.shape == (96, 48, 3)
+    assert (thumbnail[13:83, 6] == PASTED).all()  # its left side, 1.2 x (5 + 1/2) from the edge
 
 
 def test_of_an_image_that_is_gone_the_cut_out_is_shown_and_grey_without_it(layout):
