@@ -1,14 +1,16 @@
 """The pool as one annotation file, written in one go from the indexes of its rounds, one round in memory at a time."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from typing import Any
 
 from exchange import files
-from exchange.errors import UserError
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex, PoolInstance
+
+_OF_ROUNDS = re.compile(rb'\{"info":\{[^}]*"rounds":\[([\d,]+)\]')  # the beginning of a file
+_BEGINNING = 1 << 16  # bytes: more than it takes
 
 
 def write_categories(layout: RunLayout, categories: Sequence[dict[str, Any]]) -> None:
@@ -20,13 +22,13 @@ def write_categories(layout: RunLayout, categories: Sequence[dict[str, Any]]) ->
 def write_lvis(path: str, layout: RunLayout, rounds: Sequence[int], categories: list[dict[str, Any]]) -> int:
     """Writes the kept instances of ``rounds`` in LVIS format to ``path``, whole or not at all; returns how many.
 
-    One image and one annotation for each instance, numbered from 1; ``info.round`` is the last of ``rounds``.
+    One image and one annotation for each instance, numbered from 1; ``info.rounds`` are ``rounds``.
 
     Raises UserError where the index of a round is missing or damaged.
     """
     count = 0
     with files.atomic_writer(path) as file:
-        info = {"description": "generated instances to paste", "round": max(rounds, default=0)}
+        info = {"description": "generated instances to paste", "rounds": list(rounds)}
         file.write(b'{"info":' + _json(info) + b',"images":[')
         for count, (name, width, height) in enumerate(_images(layout, rounds), start=1):
             image = {"id": count, "file_name": name, "width": width, "height": height}
@@ -43,15 +45,16 @@ def write_lvis(path: str, layout: RunLayout, rounds: Sequence[int], categories: 
 def renew_lvis(layout: RunLayout, round_: int, categories: Sequence[dict[str, Any]]) -> None:
     """Writes the annotation file of a round again, if it has one, since the pool up to there has changed.
 
-    It stays one of the latest round alone (SEGMENTER.LATEST_ROUND_ONLY); where it is damaged, it has all up to there.
+    It stays one of the rounds that it says (SEGMENTER.LATEST_ROUND_ONLY); where it says none, it is one of all up to
+    there.
     """
     path = layout.annotations(round_)
     if not files.exists(path):
         return
     rounds = [r for r in layout.pool_rounds() if r <= round_]
-    with suppress(UserError, KeyError, TypeError):
-        listed = {annotation["round"] for annotation in files.read_json(path)["annotations"]}
-        rounds = [r for r in rounds if r in listed or r == round_]
+    with files.open_to_read(path) as file:
+        if said := _OF_ROUNDS.match(file.read(_BEGINNING)):
+            rounds = [int(r) for r in said[1].split(b",")]
     write_lvis(path, layout, rounds, list(categories))
 
 

@@ -50,7 +50,7 @@ def test_the_pool_is_cumulative_in_lvis_format(layout):
     assert [image["file_name"] for image in first["images"]] == names
     assert len(second["images"]) == 4
     assert [a["round"] for a in second["annotations"]] == [0, 0, 0, 1]
-    assert second["categories"] == CATEGORIES and second["info"]["round"] == 1
+    assert second["categories"] == CATEGORIES and second["info"]["rounds"] == [0, 1]
     placed = {"id": 4, "image_id": 4, "category_id": 7, "iscrowd": 0, "round": 1, "clip_score": 40}
     outline = {"bbox": [3, 4, 10, 11], "area": 90, "segmentation": [[3, 4, 12, 4, 12, 14]]}
     assert second["annotations"][3] == placed | outline

@@ -341,9 +341,11 @@ def test_an_annotation_file_of_the_latest_round_alone_stays_so_when_instances_ar
     drop(layout, [first, last], [], [], CATEGORIES)
     content = files.read_json(layout.annotations(1))
     listed = [image["file_name"] for image in content["images"]]
-    assert listed == PoolIndex(layout, [1]).column("file").tolist() and content["info"]["round"] == 1
-    files.write_bytes(layout.annotations(1), b"damaged")
-    drop(layout, listed[:1], [], [], CATEGORIES)
+    assert listed == PoolIndex(layout, [1]).column("file").tolist() and content["info"]["rounds"] == [1]
+    for says_nothing in (b"damaged", b'{"info":{"round":1},"images":[]'):  # as older ones begin
+        files.write_bytes(layout.annotations(1), says_nothing)
+        drop(layout, listed[:1], [], [], CATEGORIES)
+        assert files.read_json(layout.annotations(1))["info"]["rounds"] == [0, 1]
     assert list(verify(layout, IDS)) == []
 
 
