@@ -20,7 +20,6 @@ from exchange.manifest import read_manifest, write_manifest
 from exchange.pool_index import PoolIndex, write_index
 from tests.tools.made_up_run import EVIL, NAMES, ap_of, layout, page, write_made_up_run
 from tools import report
-from tools.run_report.chart import HEIGHT, WIDTH, Chart, Line
 
 __all__ = ["layout"]
 
@@ -281,8 +280,6 @@ def test_two_runs_stand_side_by_side_with_their_difference_and_what_they_are_set
     assert re.findall(r'<tr class="differ"><td>(.*?)</td>', text) == ["OLD.KEY", "SEED", "SOLVER.MAX_ITER"]
     assert Path(f"{layout.root}/comparison/B/rd00_000.webp").exists()
     assert len(set(re.findall(r'<polyline [^>]* stroke="(.*?)"', text))) == 2  # a colour for each run
-    of_both = [line for run in "AB" for line in (f"━ {run} run", f"┄ {run} control")]
-    assert curves(layout.root, other.root)["AP"][:-4] == of_both
     sheets = " ".join(f"comparison/{name}_000" for name in ("A/rd00", "A/rd01", "B/rd00"))
     assert re.findall(r'data-sheets="(.*?)"', text) == [*[sheets] * 3, sheets.rpartition(" ")[0]]
 
@@ -335,51 +332,6 @@ def test_a_class_that_the_first_run_lacks_is_described_by_the_run_that_says_most
     assert [pink[name] for name in ("class", "group", "training instances")] == ["pink disc", "common", "40"]
 
 
-def curves(*roots: str) -> dict[str, list[str]]:
-    """Of each chart on the page of these runs: its lines, highest and lowest value, left and right end."""
-    text = page(*roots)
-    figures = re.findall(r"<figcaption>(.*)\n(.*)</figcaption>", text)
-    lines = [re.findall(r">([┄━] .*?)</span>", labels) for _, labels in figures]
-    ends = re.findall(r"<text[^>]*>(.*?)</text>", text)
-    return {title: [*lines[n], *ends[4 * n : 4 * n + 4]] for n, (title, _) in enumerate(figures)}
-
-
-def test_a_curve_has_two_points_and_a_value_of_zero_is_one(layout):
-    both, metrics = ["━ run", "┄ control"], f"{layout.train_dir}/metrics.json"
-    training = {"loss by iteration": ["3", "0.158", "1", "19"]}
-    training |= {"learning rate by iteration": ["1", "0.0526", "1", "19"]}
-    assert curves(layout.root) == {
-        "AP": [*both, "50", "49.9", "start", "round 1"],
-        "APr, rare classes": [*both, "50.9", "49", "start", "round 1"],
-        **{title: ["━ run", *ends] for title, ends in training.items()},
-    }
-    control = RunLayout(f"{layout.root}/control")
-    told, last = read_feedback(control.feedback_file), read_feedback(layout.feedback_history(1))
-    write_feedback(control, dataclasses.replace(told, mean_mask_ap=0.0, ap_r=None))
-    write_feedback(layout, dataclasses.replace(last, mean_mask_ap=0.0))
-    files.write_bytes(f"{control.train_dir}/metrics.json", files.read_bytes(metrics))
-    files.remove(layout.feedback_history(-1))
-    assert curves(layout.root) == {
-        "AP": [*both, "49.9", "0", "round 0", "round 1"],
-        "APr, rare classes": ["━ run", "50.9", "49.9", "round 0", "round 1"],
-        **{title: [*both, *ends] for title, ends in training.items()},
-    }
-    files.remove(layout.feedback_history(0))
-    files.remove(control.feedback_file)
-    for path in (metrics, f"{control.train_dir}/metrics.json"):
-        files.write_bytes(path, files.read_bytes(path).splitlines()[0])
-    assert curves(layout.root) == {}
-
-
-def test_every_run_of_many_has_its_curves(tmp_path):
-    roots = [write_made_up_run(tmp_path / label, NAMES[:1], 1, images=False).root for label in "ABCDEFG"]
-    expected = [
-        f"{line} {label} {name}" for label in "ABCDEFG" for line, name in (("━", "run"), ("┄", "control"))
-    ]
-    assert curves(*roots)["AP"][:14] == expected
-    assert [report._label(number) for number in (25, 26, 53)] == ["Z", "A1", "B2"]
-
-
 def test_a_run_of_which_little_is_there_yet_has_a_page(tmp_path):
     layout = RunLayout(str(tmp_path))
     files.write_bytes(layout.settings_file, b"settings: {}\nversions: {}\n")
@@ -405,14 +357,3 @@ def test_settings_that_lack_a_part_are_one_sentence(content, tmp_path):
     files.write_bytes(layout.settings_file, content)
     with pytest.raises(UserError, match=r"run\.yaml does not hold the settings and versions of a run"):
         page(layout.root)
-
-
-def test_a_chart_reaches_from_its_lowest_to_its_highest_value_and_thins_out_what_is_long():
-    points = [(n, (n - 50) ** 2) for n in range(101)]
-    chart = Chart("a", [Line("b", points, "red"), Line("c", [(0, 5), (200, 5)], "blue")])
-    path = [tuple(map(float, point.split(","))) for point in chart.path(chart.lines[0]).split()]
-    assert path[0] == (0, 0) and path[50] == (WIDTH / 4, HEIGHT) and path[-1] == (WIDTH / 2, 0)
-    assert chart.bounds() == ("0", "200", "0", "2.5e+03")
-    many = Chart("a", [Line("b", [(n, n) for n in range(100_000)], "red")])
-    last = many.path(many.lines[0]).split()
-    assert len(last) < 405 and last[-1] == f"{WIDTH:.1f},0.0"
