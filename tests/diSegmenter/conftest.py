@@ -15,9 +15,23 @@ from exchange.manifest import GeneratedInstance, Manifest, write_manifest
 from exchange.pool_index import PoolInstance
 
 CATEGORIES = [
-    {"id": 3, "name": "red disc", "frequency": "r", "image_count": 2, "instance_count": 2, "synset": "disc.n.01"},
-    {"id": 7, "name": "blue_disc", "frequency": "f", "image_count": 200, "instance_count": 300, "def": "a disc"},
-]  # fmt: skip
+    {
+        "id": 3,
+        "name": "red disc",
+        "frequency": "r",
+        "image_count": 2,
+        "instance_count": 2,
+        "synset": "disc.n.01",
+    },
+    {
+        "id": 7,
+        "name": "blue_disc",
+        "frequency": "f",
+        "image_count": 200,
+        "instance_count": 300,
+        "def": "a disc",
+    },
+]
 
 
 def disc_image(
@@ -59,11 +73,23 @@ def pool_instance(round_: int, category_id: int, number: int, **values: Any) -> 
     """A kept instance as stage 2 writes it, with ``values`` in place of some of its fields."""
     name = RunLayout.instance_name(round_, category_id, number)
     fields = {
-        "file": name, "round": round_, "category_id": category_id, "width": 48, "height": 40,
-        "bbox": [3, 4, 10, 11], "area": 90, "segmentation": [[3, 4, 12, 4, 12, 14]], "objects": 1,
-        "clip_white": 0.0, "clip_black": 30.0, "reason": "", "seed": number, "model": "tiny",
-        "prompt": "a photo", "cutout": RunLayout.cutout_name(name),
-    }  # fmt: skip
+        "file": name,
+        "round": round_,
+        "category_id": category_id,
+        "width": 48,
+        "height": 40,
+        "bbox": [3, 4, 10, 11],
+        "area": 90,
+        "segmentation": [[3, 4, 12, 4, 12, 14]],
+        "objects": 1,
+        "clip_white": 0.0,
+        "clip_black": 30.0,
+        "reason": "",
+        "seed": number,
+        "model": "tiny",
+        "prompt": "a photo",
+        "cutout": RunLayout.cutout_name(name),
+    }
     return PoolInstance(**fields | values)
 
 

@@ -53,9 +53,12 @@ def write_training_set(folder: Path, classes: list[int]) -> AnnotationFile:
             [[x, y, x, y]],
         ]
         record = {
-            "id": number + 1, "image_id": number, "category_id": category_id, "bbox": box,
+            "id": number + 1,
+            "image_id": number,
+            "category_id": category_id,
+            "bbox": box,
             "area": int(inside.sum()),
-        }  # fmt: skip
+        }
         annotations.append(record | {"segmentation": outlines[number % 3], "iscrowd": 0})
     path = str(folder / "train.json")
     files.write_json(path, {"images": images, "annotations": annotations, "categories": CATEGORIES})

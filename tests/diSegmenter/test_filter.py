@@ -8,9 +8,13 @@ from tests.diSegmenter.conftest import pool_instance
 
 GOOD = pool_instance(0, 1, 0, width=100, height=50, bbox=[20, 10, 40, 30], area=1000, clip_black=26.0)
 CHECKS = InstanceFilter(
-    clip_threshold=25.0, area_share=(0.05, 0.95), max_objects=1, drop_touching_border=True,
-    similarity_threshold=0.6, judge_threshold=0.5,
-)  # fmt: skip
+    clip_threshold=25.0,
+    area_share=(0.05, 0.95),
+    max_objects=1,
+    drop_touching_border=True,
+    similarity_threshold=0.6,
+    judge_threshold=0.5,
+)
 
 
 def test_a_good_instance_is_kept():
@@ -20,15 +24,21 @@ def test_a_good_instance_is_kept():
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"clip_black": 24.99}, "CLIP score"), ({"area": 250}, "too small"), ({"area": 4750}, "too large"),
-        ({"objects": 2}, "several objects"), ({"bbox": [0, 10, 40, 30]}, "touches the border"),
+        ({"clip_black": 24.99}, "CLIP score"),
+        ({"area": 250}, "too small"),
+        ({"area": 4750}, "too large"),
+        ({"objects": 2}, "several objects"),
+        ({"bbox": [0, 10, 40, 30]}, "touches the border"),
         ({"bbox": [20, 0, 40, 30]}, "touches the border"),
         ({"bbox": [60, 10, 40, 30]}, "touches the border"),
-        ({"bbox": [20, 20, 40, 30]}, "touches the border"), ({"segmentation": []}, "no object"),
-        ({"similarity": 0.59}, "similarity"), ({"similarity": 0.6}, ""), ({"judge": 0.49}, "judge"),
+        ({"bbox": [20, 20, 40, 30]}, "touches the border"),
+        ({"segmentation": []}, "no object"),
+        ({"similarity": 0.59}, "similarity"),
+        ({"similarity": 0.6}, ""),
+        ({"judge": 0.49}, "judge"),
         ({"judge": 0.5}, ""),
     ],
-)  # fmt: skip
+)
 def test_each_check_drops_with_its_reason(change, reason):
     assert CHECKS.reason(dataclasses.replace(GOOD, **change)) == reason
 

@@ -33,9 +33,12 @@ from tests.diSegmenter.test_foreground import resized
 
 CPU = torch.device("cpu")
 IMAGES = [
-    disc_image(8), disc_image(15, size=(64, 32)), disc_image(4, size=(33, 90)), disc_image(12),
+    disc_image(8),
+    disc_image(15, size=(64, 32)),
+    disc_image(4, size=(33, 90)),
+    disc_image(12),
     disc_image(9),
-]  # fmt: skip
+]
 FIXED = (1, 3, 32, 32)
 
 
@@ -46,11 +49,14 @@ def masks(path, images=IMAGES, reading=None, input_size=32):
 @pytest.mark.parametrize(
     ("shape", "kind"),
     [
-        (("batch", 3, "height", "width"), FLOAT), ((None, None, None, None), FLOAT),
-        (("batch", 3, 32, 32), TensorProto.DOUBLE), (FIXED, FLOAT), ((4, 3, 32, 32), FLOAT),
+        (("batch", 3, "height", "width"), FLOAT),
+        ((None, None, None, None), FLOAT),
+        (("batch", 3, 32, 32), TensorProto.DOUBLE),
+        (FIXED, FLOAT),
+        ((4, 3, 32, 32), FLOAT),
         (FIXED, TensorProto.FLOAT16),
     ],
-)  # fmt: skip
+)
 def test_masks_are_those_of_the_torch_form_to_one_grey_level_whatever_batch_and_type_the_file_has(
     shape, kind, tmp_path, foreground_folder
 ):
@@ -195,10 +201,15 @@ IMAGE = (("n", 3, 8, 8), FLOAT)
 @pytest.mark.parametrize(
     "inputs",
     [
-        [(("n", 3), FLOAT)], [((1, 1, 8, 8), FLOAT)], [((1, 8, 8, 3), FLOAT)],
-        [((1, 3, 8, 8), TensorProto.UINT8)], [(("n", 77), TensorProto.INT64)], [IMAGE, IMAGE], [],
+        [(("n", 3), FLOAT)],
+        [((1, 1, 8, 8), FLOAT)],
+        [((1, 8, 8, 3), FLOAT)],
+        [((1, 3, 8, 8), TensorProto.UINT8)],
+        [(("n", 77), TensorProto.INT64)],
+        [IMAGE, IMAGE],
+        [],
     ],
-)  # fmt: skip
+)
 def test_a_network_that_takes_no_image_is_refused(inputs, tmp_path):
     if inputs:
         kind = inputs[0][1]

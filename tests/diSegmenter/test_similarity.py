@@ -49,9 +49,12 @@ def test_the_similarity_is_the_mean_cosine_with_the_real_objects_of_the_class(
         torch.manual_seed(1)
         folder = str(tmp_path / "dino")
         sizes = {
-            "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16,
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 16,
             "patch_size": 4,
-        }  # fmt: skip
+        }
         Dinov2Model(Dinov2Config(**sizes)).save_pretrained(folder)
         processor.save_pretrained(folder)
         exact = Dinov2Model.from_pretrained(folder).double().eval()
@@ -169,12 +172,16 @@ def test_a_file_of_real_features_is_used_as_long_as_it_is_whole_and_about_the_sa
 
     for calls, arguments in enumerate(
         [
-            ([3] * 4,), ([3] * 4, "PADDING", "4"), ([3] * 4, "REVISION", "v2"),
-            ([3] * 4, "SURROUNDINGS", "white"), ([3] * 4, "MODEL", "dinov2"), ([3] * 4 + [7],),
+            ([3] * 4,),
+            ([3] * 4, "PADDING", "4"),
+            ([3] * 4, "REVISION", "v2"),
+            ([3] * 4, "SURROUNDINGS", "white"),
+            ([3] * 4, "MODEL", "dinov2"),
+            ([3] * 4 + [7],),
             ([3] * 3 + [7] * 2,),
         ],
         start=1,
-    ):  # fmt: skip
+    ):
         for _ in range(2):
             np.testing.assert_array_equal(means(*arguments)[3], np.ones(4, np.float32))
             assert made.call_count == calls

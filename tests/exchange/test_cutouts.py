@@ -53,9 +53,15 @@ def test_a_file_that_ends_too_early_is_not_whole_but_older_ones_have_no_halves(p
     whole = len(data) - 4 * (33 * 65 + 16 * 32)
     assert not is_whole_cutout(path, (67, 130))
     for end in (
-        *range(20), whole - 1, whole, whole + 1, whole + 4 * 33 * 65, len(data) - 1, len(data),
+        *range(20),
+        whole - 1,
+        whole,
+        whole + 1,
+        whole + 4 * 33 * 65,
+        len(data) - 1,
+        len(data),
         len(data) + 1,
-    ):  # fmt: skip
+    ):
         files.write_bytes(path, (data + b"beyond")[:end])
         assert is_whole_cutout(path, (67, 130)) == (end in (whole, len(data))), end
     assert read_half(data[:whole], (67, 130), (5, 5)) is None

@@ -26,10 +26,22 @@ from exchange.seeds import instance_seed
 from tests.diSegmenter.conftest import pool_instance
 
 FEEDBACK = Feedback(
-    round=2, iteration=300, checkpoint="train/model_0000299.pth", checkpoint_sha256="00", dataset="d",
-    categories=[1, 5], box_ap=[100.0, None], mask_ap=[0.0, None], drift=[0.5, 0.0], mean_box_ap=10.0,
-    mean_mask_ap=9.0, ap_r=None, ap_c=9.0, ap_f=None, time="2026-01-01T00:00:00",
-)  # fmt: skip
+    round=2,
+    iteration=300,
+    checkpoint="train/model_0000299.pth",
+    checkpoint_sha256="00",
+    dataset="d",
+    categories=[1, 5],
+    box_ap=[100.0, None],
+    mask_ap=[0.0, None],
+    drift=[0.5, 0.0],
+    mean_box_ap=10.0,
+    mean_mask_ap=9.0,
+    ap_r=None,
+    ap_c=9.0,
+    ap_f=None,
+    time="2026-01-01T00:00:00",
+)
 
 
 def test_feedback_round_trips_and_is_kept_in_the_history(tmp_path):
@@ -89,18 +101,25 @@ def test_what_runs_that_there_are_hold_is_found_and_of_the_same_form(tmp_path):
         layout.settings_file: "run.yaml",
         layout.scores("val", weights): "train/inference/val/metrics_0000299.json",
         layout.decisions(1, 300): "train/decisions/rd01_0000300.arrow",
-        layout.twins(3): "pictures/twins_rd03.png", layout.logs_dir: "logs", layout.locks_dir: "locks",
-        layout.seconds_dir: "seconds", layout.report: "report.html", layout.feedback_file: "feedback.json",
+        layout.twins(3): "pictures/twins_rd03.png",
+        layout.logs_dir: "logs",
+        layout.locks_dir: "locks",
+        layout.seconds_dir: "seconds",
+        layout.report: "report.html",
+        layout.feedback_file: "feedback.json",
         layout.feedback_history(-1): "feedback/initial.json",
-        layout.feedback_history(0): "feedback/rd00.json", layout.raw("a.png"): "pool/raw/a.png",
-        layout.segmented("a.png"): "pool/segmented/a.png", layout.cutout("a.png"): "pool/cutouts/a.webp",
+        layout.feedback_history(0): "feedback/rd00.json",
+        layout.raw("a.png"): "pool/raw/a.png",
+        layout.segmented("a.png"): "pool/segmented/a.png",
+        layout.cutout("a.png"): "pool/cutouts/a.webp",
         layout.manifest(2, 0, 3): "pool/manifests/manifest_rd02_0of3.json",
         layout.pool_index(7): "pool/index/rd07.arrow",
         layout.pool_outlines(7): "pool/index/rd07.outlines.arrow",
         layout.pool_part(7, 2): "pool/index/rd07.parts/000002.arrow",
         layout.pool_part_outlines(7, 2): "pool/index/rd07.parts/000002.outlines.arrow",
         layout.pool_part_done(7, 2): "pool/index/rd07.parts/000002.json",
-        layout.pool_categories(): "pool/categories.json", layout.dropped_by_hand(): "pool/dropped.json",
+        layout.pool_categories(): "pool/categories.json",
+        layout.dropped_by_hand(): "pool/dropped.json",
         layout.real_features(): "pool/real_features.safetensors",
         layout.rank(0, "clip"): "pool/rank/rd00.clip.arrow",
         layout.rank_done(0, "clip"): "pool/rank/rd00.clip.json",
@@ -109,7 +128,7 @@ def test_what_runs_that_there_are_hold_is_found_and_of_the_same_form(tmp_path):
         layout.annotations(4): "pool/annotations/rd04.json",
         layout.verdicts(4): "pool/annotations/rd04.filter.json",
         layout.annotations_done(4): "pool/annotations/rd04.done",
-    }  # fmt: skip
+    }
     assert list(places) == [f"{tmp_path}/{place}" for place in places.values()]
     write_index(layout, 0, [pool_instance(0, 3, 0)])
     write_decisions(layout, 1, 300, [Decision(299, 0, "a.png", 3, 0.5, -0.05, True)])
@@ -140,18 +159,25 @@ def test_what_runs_that_there_are_hold_is_found_and_of_the_same_form(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "format 2"), ({"drift": [1.0]}, "drift"),
+        ({"format": 2}, "format 2"),
+        ({"drift": [1.0]}, "drift"),
         ({"mask_ap": [1.0, 1.0, 1.0]}, "'mask_ap' must list one value for each of the 2"),
-        ({"box_ap": []}, "box_ap"), ({"mask_ap": [1.0, "x"]}, "mask_ap"),
-        ({"mask_ap": [1.0, -1.0]}, "percentage"), ({"box_ap": [101.0, None]}, "percentage"),
+        ({"box_ap": []}, "box_ap"),
+        ({"mask_ap": [1.0, "x"]}, "mask_ap"),
+        ({"mask_ap": [1.0, -1.0]}, "percentage"),
+        ({"box_ap": [101.0, None]}, "percentage"),
         *(({name: 100.5}, "percentage") for name in ("mean_box_ap", "mean_mask_ap", "ap_r", "ap_c", "ap_f")),
-        ({"drift": [0.0, -1.0]}, "'drift' is negative"), ({"drift": [0.0, 1e308]}, "'drift'"),
-        ({"categories": [5, 1]}, "ascending"), ({"categories": [1, 1]}, "ascending"),
-        ({"categories": [1, 1 << 31]}, "32 bits"), ({"categories": [-1, 5]}, "32 bits"),
-        ({"round": -2}, "'round'"), ({"iteration": -1}, "'iteration'"),
+        ({"drift": [0.0, -1.0]}, "'drift' is negative"),
+        ({"drift": [0.0, 1e308]}, "'drift'"),
+        ({"categories": [5, 1]}, "ascending"),
+        ({"categories": [1, 1]}, "ascending"),
+        ({"categories": [1, 1 << 31]}, "32 bits"),
+        ({"categories": [-1, 5]}, "32 bits"),
+        ({"round": -2}, "'round'"),
+        ({"iteration": -1}, "'iteration'"),
         ({"checkpoint": "\ud800"}, "'checkpoint'"),
     ],
-)  # fmt: skip
+)
 def test_feedback_of_another_format_or_inconsistent_is_refused(tmp_path, change, message):
     content = {"format": 1, **dataclasses.asdict(FEEDBACK), **change}
     files.write_json(str(tmp_path / "f.json"), content)
@@ -207,17 +233,23 @@ def test_a_manifest_that_names_a_file_elsewhere_is_refused(tmp_path, file):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"asked": {"1": 1e999}}, "not valid JSON"), ({"asked": {"1": 1.5}}, "'asked'"),
-        ({"asked": {"one": 1}}, "'one'"), ({"asked": {"1": -1}}, "negative"),
-        ({"asked": {str(1 << 31): 1}}, "32 bits"), ({"asked": []}, "'asked' is no dict"),
-        ({"instances": {}}, "'instances' is no list"), ({"shard": 2}, "out of range"),
-        ({"shard": -1}, "out of range"), ({"round": -1}, "out of range"),
-        ({"seconds": -1.0}, "out of range"), ({"format": 2}, "format 2, this version reads 1"),
+        ({"asked": {"1": 1e999}}, "not valid JSON"),
+        ({"asked": {"1": 1.5}}, "'asked'"),
+        ({"asked": {"one": 1}}, "'one'"),
+        ({"asked": {"1": -1}}, "negative"),
+        ({"asked": {str(1 << 31): 1}}, "32 bits"),
+        ({"asked": []}, "'asked' is no dict"),
+        ({"instances": {}}, "'instances' is no list"),
+        ({"shard": 2}, "out of range"),
+        ({"shard": -1}, "out of range"),
+        ({"round": -1}, "out of range"),
+        ({"seconds": -1.0}, "out of range"),
+        ({"format": 2}, "format 2, this version reads 1"),
         ({"instances": [{**_INSTANCE, "model": "\ud800"}]}, "'model'"),
         ({"instances": [{**_INSTANCE, "category_id": 1 << 31}]}, "32 bits"),
         ({"instances": [{**_INSTANCE, "instance": -1}]}, "negative"),
     ],
-)  # fmt: skip
+)
 def test_a_manifest_with_values_that_no_generator_writes_is_refused(tmp_path, change, message):
     content = {"format": 1, **dataclasses.asdict(make_manifest(0)), **change}
     (tmp_path / "m.json").write_text(json.dumps(content))

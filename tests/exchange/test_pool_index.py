@@ -158,8 +158,14 @@ def test_a_value_that_no_pool_holds_is_named_as_the_index_is_opened(tmp_path, mo
 def test_values_at_their_bounds_are_those_of_a_pool(tmp_path):
     layout = RunLayout(str(tmp_path))
     least = {
-        "round": 0, "category_id": 0, "width": 1, "height": 1, "bbox": [0, 0, 1, 1], "area": 1, "objects": 0,
-    }  # fmt: skip
+        "round": 0,
+        "category_id": 0,
+        "width": 1,
+        "height": 1,
+        "bbox": [0, 0, 1, 1],
+        "area": 1,
+        "objects": 0,
+    }
     most = {"width": 8000, "height": 8000, "bbox": [0, 0, 8000, 8000], "area": 64_000_000}  # pixels in all …
     most |= {"file": "x" * 200, "cutout": "y" * 200}
     sides = [{"width": 16_383, "height": 3906}, {"width": 3906, "height": 16_383}]  # … and on a side

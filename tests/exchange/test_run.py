@@ -23,13 +23,29 @@ def settings(root: Path, *overrides: str):
 
 
 FREE = {
-    "OUTPUT_DIR", "DATASETS.CUSTOM", "MODEL.DEVICE", "MODEL.META_ARCHITECTURE", "MODEL.ROI_HEADS.NAME",
-    "DATALOADER.NUM_WORKERS", "DATALOADER.PREFETCH_FACTOR", "FEEDBACK.TIMEOUT", "GENERATOR.EMBEDDING_CACHE",
-    "GENERATOR.GUIDANCE_CHECKPOINTING", "GENERATOR.GUIDANCE_CHUNK", "GENERATOR.TWINS",
-    "SEGMENTER.ANNOTATION_FILE_LIMIT", "SEGMENTER.BATCH_SIZE", "SEGMENTER.KEEP_RAW",
-    "SEGMENTER.TRUST_REMOTE_CODE", "SEGMENTER.WORKERS", "SOLVER.CHECKPOINT_PERIOD",
-    "SOLVER.KEEP_CHECKPOINTS", "SOLVER.LOG_PERIOD", "SOLVER.TENSORBOARD", "TEST.EVAL_PERIOD",
-}  # fmt: skip
+    "OUTPUT_DIR",
+    "DATASETS.CUSTOM",
+    "MODEL.DEVICE",
+    "MODEL.META_ARCHITECTURE",
+    "MODEL.ROI_HEADS.NAME",
+    "DATALOADER.NUM_WORKERS",
+    "DATALOADER.PREFETCH_FACTOR",
+    "FEEDBACK.TIMEOUT",
+    "GENERATOR.EMBEDDING_CACHE",
+    "GENERATOR.GUIDANCE_CHECKPOINTING",
+    "GENERATOR.GUIDANCE_CHUNK",
+    "GENERATOR.TWINS",
+    "SEGMENTER.ANNOTATION_FILE_LIMIT",
+    "SEGMENTER.BATCH_SIZE",
+    "SEGMENTER.KEEP_RAW",
+    "SEGMENTER.TRUST_REMOTE_CODE",
+    "SEGMENTER.WORKERS",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.KEEP_CHECKPOINTS",
+    "SOLVER.LOG_PERIOD",
+    "SOLVER.TENSORBOARD",
+    "TEST.EVAL_PERIOD",
+}
 
 
 def with_others(cfg: CfgNode, keys: set[str]) -> CfgNode:
@@ -155,14 +171,17 @@ def test_a_round_of_no_iterations_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "rounds"),
     [
-        ("", range(0, 3)), ("--round 2", range(0, 2)), ("--st_rd 1 --round 2", range(1, 2)),
-        ("--st_rd 1 --round 10", range(1, 3)), ("--st_rd 1 --num-rounds 1", range(1, 2)),
+        ("", range(0, 3)),
+        ("--round 2", range(0, 2)),
+        ("--st_rd 1 --round 2", range(1, 2)),
+        ("--st_rd 1 --round 10", range(1, 3)),
+        ("--st_rd 1 --num-rounds 1", range(1, 2)),
         ("--num-rounds 9", range(0, 3)),
         ("--st_rd 1 --round 1", "--round 1 stops before --st-rd 1"),
         ("--st_rd 3", "--st-rd 3: the schedule has the rounds 0 to 2"),
         ("--st_rd -1", "--st-rd -1: the schedule"),
     ],
-)  # fmt: skip
+)
 def test_round_is_the_end_as_in_the_release_and_num_rounds_the_number(tmp_path, options, rounds):
     add_round_arguments(parser := argparse.ArgumentParser())
     args, cfg = parser.parse_args(options.split()), settings(tmp_path)

@@ -63,10 +63,16 @@ def test_a_run_that_says_nothing_took_nothing(tmp_path):
 @pytest.mark.parametrize(
     "content",
     [
-        "{", "[1]", '{"a": {}}', '{"0": [1]}', '{"0": {"a": "x"}}', '{"0": {"a": NaN, "b": 1}}',
-        "[" * 100_000, "\udcff",
+        "{",
+        "[1]",
+        '{"a": {}}',
+        '{"0": [1]}',
+        '{"0": {"a": "x"}}',
+        '{"0": {"a": NaN, "b": 1}}',
+        "[" * 100_000,
+        "\udcff",
     ],
-)  # fmt: skip
+)
 def test_a_damaged_file_is_named(content, tmp_path):
     layout = RunLayout(str(tmp_path))
     Path(layout.seconds_dir).mkdir()

@@ -30,13 +30,29 @@ def test_values_arrive_and_defaults_fill_in():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("name", 3), ("name", None), ("name", "half a character: \ud800"), ("name", "a\0b"), ("number", 3.5),
-        ("number", True), ("number", 1 << 63), ("ratio", "0.5"), ("ratio", float("nan")),
-        ("ratio", float("inf")), ("flag", 1), ("polygons", [1, 2]), ("polygons", [["1"]]), ("polygons", {}),
-        ("place", []), ("place", [4]), ("place", [4, 0.5, 0.5]), ("place", [0.5, 4]), ("place", 4),
-        ("counts", []), ("counts", {"1": 1.5}),
+        ("name", 3),
+        ("name", None),
+        ("name", "half a character: \ud800"),
+        ("name", "a\0b"),
+        ("number", 3.5),
+        ("number", True),
+        ("number", 1 << 63),
+        ("ratio", "0.5"),
+        ("ratio", float("nan")),
+        ("ratio", float("inf")),
+        ("flag", 1),
+        ("polygons", [1, 2]),
+        ("polygons", [["1"]]),
+        ("polygons", {}),
+        ("place", []),
+        ("place", [4]),
+        ("place", [4, 0.5, 0.5]),
+        ("place", [0.5, 4]),
+        ("place", 4),
+        ("counts", []),
+        ("counts", {"1": 1.5}),
     ],
-)  # fmt: skip
+)
 def test_a_value_of_another_type_is_named(field, value):
     with pytest.raises(ValueError, match=f"'{field}' is"):
         from_record(Example, {**GOOD, field: value})

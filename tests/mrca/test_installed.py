@@ -44,8 +44,13 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     build = [
         *pip,
-        "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(folder / "source"),
-    ]  # fmt: skip
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        str(folder),
+        str(folder / "source"),
+    ]
     subprocess.run(build, check=True)
     (wheel,) = folder.glob("mrca-*.whl")
     site = folder / "site"
@@ -64,8 +69,12 @@ def test_the_wheel_is_one_package_with_everything_that_runs(installed):
     parts = ("exchange", "generator", "diSegmenter", "detectron2_ext", "tools")
     files = [path for part in parts for path in (REPOSITORY / part).rglob("*.py")]
     others = (
-        "configs/**/*.yaml", "exchange/*.yaml", "assets/digits/**/*", "tools/run_report/page.*", "launch.sh",
-    )  # fmt: skip
+        "configs/**/*.yaml",
+        "exchange/*.yaml",
+        "assets/digits/**/*",
+        "tools/run_report/page.*",
+        "launch.sh",
+    )
     for pattern in others:
         files += [path for path in REPOSITORY.glob(pattern) if path.is_file() and path.suffix != ".pyc"]
     assert packed == {path.relative_to(REPOSITORY).as_posix() for path in files}

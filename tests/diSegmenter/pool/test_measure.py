@@ -154,11 +154,14 @@ def test_what_is_no_unit_vector_is_no_feature(layout, value):
 @pytest.mark.parametrize(
     "names, vectors",
     [
-        ([], []), (["a", None], [[1.0], [1.0]]), (["a", "b"], [[1.0], None]),
-        (["a", "b"], [[0.6, 0.8], [0.6, None]]), (["a", "b"], [[], []]),
+        ([], []),
+        (["a", None], [[1.0], [1.0]]),
+        (["a", "b"], [[1.0], None]),
+        (["a", "b"], [[0.6, 0.8], [0.6, None]]),
+        (["a", "b"], [[], []]),
         (["a", "b"], [[1.0], [0.6, 0.8, 0.0]]),
     ],
-)  # fmt: skip
+)
 def test_a_part_without_a_feature_for_each_name_is_damaged(layout, names, vectors):
     add_round(layout, 0)
     run(layout, Encoder())
