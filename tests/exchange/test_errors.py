@@ -83,7 +83,9 @@ def test_a_stage_begins_its_log_behind_what_is_there_with_its_rank_if_it_has_one
     assert [line.split(" ", 2)[2] for line in lines] == [
         f"INFO {rank}exchange.logs: started" for rank in ("", "rank 1 ")
     ]
-    assert len(handlers) == 2 and [handler.close() for handler in handlers]
+    assert len(handlers) == 2
+    for handler in handlers:
+        handler.close()
 
 
 def test_a_connection_that_breaks_is_an_error_as_any_other(python: str) -> None:

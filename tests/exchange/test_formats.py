@@ -140,11 +140,9 @@ def test_what_runs_that_there_are_hold_is_found_and_of_the_same_form(tmp_path):
     kinds |= dict.fromkeys(("value", "score", "threshold"), "double")
     kinds |= dict.fromkeys(("seed", "offset", "length"), "int64") | {"feature": "list<item: halffloat>"}
     kinds["segmentation"] = "list<item: list<item: int32>>"
+    of_index = "file round category_id width height bbox area objects clip_white clip_black reason seed model"
     columns = {
-        layout.pool_index(
-            0
-        ): "file round category_id width height bbox area objects clip_white clip_black reason "
-        "seed model prompt cutout offset length foreground similarity judge",
+        layout.pool_index(0): f"{of_index} prompt cutout offset length foreground similarity judge",
         layout.pool_outlines(0): "segmentation",
         layout.decisions(1, 300): "iteration process instance category_id score threshold accepted",
         layout.rank(0, "clip"): "file value",

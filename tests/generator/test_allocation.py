@@ -107,10 +107,8 @@ def test_largest_remainder_gets_the_image_and_the_lower_id_in_a_tie():
     # 1.4 / 2 and 3.5 / 5 differ in their last bit only, so that this is a tie, too
     images = allocate(rule, ids(3), np.array([2, 5, 1]), np.array([1.4, 3.5, 1 / 7])).images
     assert images.tolist() == [2, 1, 0]
-    assert module.largest_remainder(np.array([1.5, 0.5 + 1e-7]), 2, ids(2)).tolist() == [
-        1,
-        1,
-    ]  # and this is none
+    no_tie = np.array([1.5, 0.5 + 1e-7])
+    assert module.largest_remainder(no_tie, 2, ids(2)).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("how", [{"balanced": True}, {"minimum": 4, "maximum": 4}])

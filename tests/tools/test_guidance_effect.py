@@ -63,12 +63,13 @@ def test_the_criterion_and_the_clip_score_of_guided_images_are_set_against_those
     monkeypatch.setattr("generator.pipelines.choose_device", lambda _: torch.device("cpu"))
     out = tmp_path / "effect.json"
     call(guidance_effect, "--config", tmp_path / "settings.yaml", "--pairs", "3", "--out", out)
+    # Two of the three pairs are of the first class.
     assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
         "              unguided    guided    difference    standard error    share of pairs that rose",
         "----------  ----------  --------  ------------  ----------------  --------------------------",
         "entropy          0.533     1.200         0.667             0.067                       1.000",
         "clip_score      24.000    20.667        -3.333             0.333                       0.000",
-    ]  # two of the first class
+    ]
     effect = json.loads(out.read_text())
     assert list(effect) == ["mode", "scale", "pairs", "entropy", "clip_score"]
     assert [effect["mode"], effect["scale"], effect["pairs"]] == ["decoder", 0.25, 3]

@@ -252,18 +252,7 @@ def test_two_runs_stand_side_by_side_with_their_difference_and_what_they_are_set
         ["red disc", "common", "10", "4", "50.2", "0.2", "3", "50.1", "0.1", "-0.1"],
         [EVIL, "frequent", "20", "4", "49.6", "-0.4", "3", "49.8", "-0.2", "0.2"],
         ["blue disc", "rare", "30", "4", "50.6", "0.6", "3", "50.3", "0.3", "-0.3"],
-        [
-            "pink disc",
-            "common",
-            "40",
-            "4",
-            "49.2",
-            "-0.8",
-            "0",
-            "",
-            "",
-            "",
-        ],  # of which the other run has none
+        ["pink disc", "common", "40", "4", "49.2", "-0.8", "0", "", "", ""],
     ]
     settings = files.read_bytes(layout.settings_file).replace(b"MAX_ITER: 20", b"MAX_ITER: 20\n  SEED: 3")
     assert "SEED" not in [row[0] for row in rows if row]  # as by default

@@ -62,9 +62,7 @@ def test_an_item_depends_on_its_place_in_the_stream_alone(filled_lvis, write_poo
 def test_what_is_pasted_is_independent_of_the_view(filled_lvis):
     drawn = []
     draw = [lambda scene, k, rng, skipped: drawn.append(rng.random()) or []]
-    mapper = mapper_of(
-        filled_lvis, pasters=2 * draw
-    )  # the second one's numbers are not the first one's again
+    mapper = mapper_of(filled_lvis, pasters=2 * draw)  # whose numbers differ
     widths = [mapper[k, 0]["width"] for k in range(300)]  # one image, whose width is its drawn scale
     assert len(set(widths)) > 20
     assert np.abs(np.corrcoef([widths, drawn[::2], drawn[1::2]]) - np.eye(3)).max() < 0.15

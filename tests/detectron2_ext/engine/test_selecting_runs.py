@@ -121,9 +121,8 @@ def test_a_round_leaves_out_what_the_rounds_before_refused_whenever_they_pasted_
         Path(layout.feedback_history(round_)).write_text("{}")
         call(config, "FEEDBACK.DROP_REFUSED", "2")
         assert list(layout.decision_parts(round_ + 1)) == [round_ + 2]
-        write_decisions(
-            layout, 1, 2, [Decision(1, 0, names[2], 9, 0.0, 0.5, False)]
-        )  # in the place of its own
+        # In the place of its own
+        write_decisions(layout, 1, 2, [Decision(1, 0, names[2], 9, 0.0, 0.5, False)])
     pasted = [{pool.instance(i) for i in range(len(pool))} for pool in pools]
     second, third = ({layout.instance_name(r, category, 0) for category in (2, 5, 9)} for r in (1, 2))
     assert pasted == [set(names), {*names[1:], *second}, {names[1], *second, *third}]

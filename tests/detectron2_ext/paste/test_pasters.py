@@ -247,9 +247,8 @@ def test_colour_jitter_turns_hues_by_a_fifth_and_scales_all_else_by_one():
         hues.append((hue + 0.5) % 1 - 0.5)
     np.testing.assert_allclose(np.quantile(levels, [0, 1]), [80, 120], atol=3)
     np.testing.assert_allclose(np.quantile(hues, [0, 1]), [-0.2, 0.2], atol=0.02)
-    pixels = np.array(
-        [[[60, 60, 60, 255], [140, 140, 140, 255], [150, 70, 98, 255]]], np.uint8
-    )  # of mean 100
+    # Of mean 100, as grey
+    pixels = np.array([[[60, 60, 60, 255], [140, 140, 140, 255], [150, 70, 98, 255]]], np.uint8)
     jittered = np.array(
         [RandomColor(probability=1.0)(pixels, rng)[0, :, :3] for _ in range(600)], dtype=float
     )
