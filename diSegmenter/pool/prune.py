@@ -12,6 +12,8 @@ from exchange import files
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex, write_index
 
+_DUPLICATE = "duplicate"
+
 
 def prune_originals(layout: RunLayout, round_: int) -> int:
     """Removes the generated images and masks of a finished round that are there; returns how many.
@@ -44,9 +46,12 @@ def prune_dropped(layout: RunLayout, round_: int) -> int:
 
 
 def prune_duplicates(layout: RunLayout, categories: Sequence[dict[str, Any]]) -> int:
-    """Drops every instance whose cut-out equals that of an earlier one, bit by bit; returns how many."""
+    """Drops every instance whose cut-out equals that of an earlier one, bit by bit; returns how many.
+
+    A call that is killed is made good by the same call.
+    """
     seen: set[bytes] = set()
-    total = 0
+    total, changed = 0, False
     for round_ in layout.pool_rounds():
         index = PoolIndex(layout, [round_], dropped_too=True)
         instances = list(index)
@@ -56,12 +61,13 @@ def prune_duplicates(layout: RunLayout, categories: Sequence[dict[str, Any]]) ->
                 continue
             digest = sha256(index.read(row)).digest()
             if digest in seen:
-                instances[row] = dataclasses.replace(instance, reason="duplicate")
+                instances[row] = dataclasses.replace(instance, reason=_DUPLICATE)
                 doubled += 1
             seen.add(digest)
         if doubled:
             write_index(layout, round_, instances)
         total += doubled
-        if total:
+        changed = changed or any(instance.reason == _DUPLICATE for instance in instances)
+        if changed:
             renew_lvis(layout, round_, categories)
     return total

@@ -80,14 +80,17 @@ def _of_round(layout: RunLayout, round_: int, index: PoolIndex, again: str) -> I
     path = layout.annotations(round_)
     if not files.exists(path):
         return
+    remedy = "remove it: training reads the index, and tools/pool.py export --to annotations writes one anew"
     try:
         listed = set(read_annotations(path).file_names())
     except UserError as error:
-        yield Problem(path, str(error), again)
+        yield Problem(path, str(error), remedy)
         return
-    lacking = [name for name in index.column("file").tolist() if name not in listed]
-    if lacking:
-        yield Problem(path, f"lacks {len(lacking)} instances of the index, such as {lacking[0]}", again)
+    kept = set(index.column("file").tolist())
+    dropped = set(PoolIndex(layout, [round_], dropped_too=True).column("file").tolist()) - kept
+    for verb, wrong in (("lacks", kept - listed), ("lists dropped", dropped & listed)):
+        if wrong:
+            yield Problem(path, f"{verb} {len(wrong)} instances of the index, such as {min(wrong)}", remedy)
 
 
 def _of_instance(

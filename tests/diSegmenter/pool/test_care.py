@@ -5,7 +5,7 @@ import os
 import re
 import tarfile
 from collections import Counter
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ import pytest
 from diSegmenter.annotate import outline
 from diSegmenter.filter import InstanceFilter
 from diSegmenter.finish_round import judge_again
-from diSegmenter.pool import move
+from diSegmenter.pool import move, prune
 from diSegmenter.pool.annotation_file import write_lvis
 from diSegmenter.pool.drop import drop, dropped_by_hand
 from diSegmenter.pool.foreign import read_folders
@@ -147,15 +147,18 @@ def loosen(layout, side):
         (lose_the_index, "rd01.arrow", "there is no pool index"),
         (lambda run: files.write_done(run.annotations_done(100)), "rd100.arrow", "there is no pool index"),
         (halve_the_annotations, "rd01.json", "not valid JSON"),
-        (forget_an_annotation, "rd00.json", "lacks 1 instances"),
+        (forget_an_annotation, "rd00.json", "lacks 1 instances of the index, such as 00_0003_0002.png"),
+        (lambda run: change(run, 1, 0, reason="by hand"), "rd01.json", "lists dropped 1 instances"),
     ],
 )
 def test_each_damage_is_found_and_has_a_remedy(layout, damage, file, what):
     damage(layout)
     (problem,) = verify(layout, IDS)
     assert problem.file.endswith(file) and what in problem.what and problem.remedy
-    if of_round := re.match(r"rd(\d+)", file):
+    if of_round := re.match(r"rd(\d+).arrow", file):
         assert problem.remedy == f"run segmentAndFilter.py --st-rd {int(of_round[1])} again"
+    if file.endswith(".json"):
+        assert problem.remedy.startswith("remove it: training reads the index")
 
 
 def test_every_instance_of_a_large_pool_is_looked_at(layout):
@@ -167,15 +170,20 @@ def test_every_instance_of_a_large_pool_is_looked_at(layout):
     assert [int(re.search(r"area (\d+)", what)[1]) for what in found] == [1, 2, 3, 4]
 
 
-def test_a_duplicate_is_found_and_goes_by_prune(layout, call, capsys):
+def double(layout):
     data = files.read_bytes(layout.pool("cutouts/00_0003_0000.webp"))
     files.write_bytes(layout.pool("cutouts/00_0003_0002.webp"), data)
     first = PoolIndex(layout, [0])[0]
     change(layout, 0, 2, bbox=first.bbox, area=first.area)
+
+
+def test_a_duplicate_is_found_and_goes_by_prune(layout, call, capsys):
+    double(layout)
     (problem,) = verify(layout, IDS)
     assert "the same picture as" in problem.what and "--duplicates" in problem.remedy
     change(layout, 0, 0, reason="by hand")
-    assert prune_duplicates(layout, CATEGORIES) == 0 and list(verify(layout, IDS)) == []  # of what is kept
+    assert prune_duplicates(layout, CATEGORIES) == 0  # of what is kept
+    assert not any("picture" in problem.what for problem in verify(layout, IDS))
     change(layout, 0, 0, reason="")
     call(command, "prune", layout.root, "--dropped", "--duplicates")
     told = [f"round {round_}: removed {count} cut-outs" for round_, count in ((0, 2), (1, 1))]
@@ -183,6 +191,15 @@ def test_a_duplicate_is_found_and_goes_by_prune(layout, call, capsys):
     assert list(verify(layout, IDS)) == []
     listed = [len(read_annotations(layout.annotations(round_)).image_ids) for round_ in (0, 1)]
     assert listed == [2, 5] and len(PoolIndex(layout, [0, 1])) == 5
+
+
+def test_a_prune_that_was_killed_is_made_good_by_the_next(layout):
+    double(layout)
+    with patch.object(prune, "renew_lvis", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        prune_duplicates(layout, CATEGORIES)
+    assert [problem.file for problem in verify(layout, IDS)] == [layout.annotations(0)]
+    assert prune_duplicates(layout, CATEGORIES) == 0 and list(verify(layout, IDS)) == []
+    assert len(read_annotations(layout.annotations(1)).image_ids) == 5
 
 
 def test_pruning_leaves_every_cut_out_that_is_kept_and_can_be_packed_then(pool):
