@@ -19,6 +19,7 @@ from fvcore.common.config import CfgNode
 from diSegmenter.annotate import MaskCleaner
 from diSegmenter.filter import InstanceFilter
 from diSegmenter.finish_round import JudgedRound, finished_rounds, judge_again, judge_round, write_pool
+from diSegmenter.pool.annotation_file import renew_lvis
 from diSegmenter.pool.prune import prune_originals
 from diSegmenter.report import write_pictures
 from diSegmenter.segment_round import Listing, follow_round
@@ -218,6 +219,9 @@ def finish(cfg: CfgNode, layout: RunLayout, judged: JudgedRound, dataset: Annota
     pool_rounds = [judged.round] if cfg.SEGMENTER.LATEST_ROUND_ONLY else range(judged.round + 1)
     write_pictures(layout, judged, dataset.category_names)
     write_pool(layout, judged, dataset.categories, pool_rounds, cfg.SEGMENTER.ANNOTATION_FILE_LIMIT)
+    for later in layout.pool_rounds():
+        if later > judged.round:  # finished before, with this round as it was
+            renew_lvis(layout, later, dataset.categories)
     if not cfg.SEGMENTER.KEEP_RAW:
         prune_originals(layout, judged.round)
 
