@@ -38,10 +38,11 @@ def merge(layout: RunLayout, other: RunLayout, categories: Sequence[dict[str, An
                 instance = index[row]
                 name = layout.instance_name(target, instance.category_id, counts[instance.category_id])
                 counts[instance.category_id] += 1
-                files.write_bytes(layout.cutout(name), index.read(row))
+                files.write_bytes(layout.cutout(name), index.read(row), durable=False)
                 cutout = layout.cutout_name(name)
                 moved = {"file": name, "round": target, "cutout": cutout, "offset": 0, "length": -1}
                 rows.append(dataclasses.replace(instance, **moved))
+            files.flush_all()  # cut-outs, which were not flushed one by one
             write_index(layout, target, rows)
             finish_import(layout, target, categories)
             total += len(rows)
@@ -61,8 +62,9 @@ def export_folders(layout: RunLayout, names: Mapping[int, str], out: str) -> Non
     for row in tqdm(range(len(index)), desc="export", unit=" instances"):
         instance = index[row]
         path = files.join(out, "images", folder_name(names[instance.category_id]), instance.file)
-        files.write_bytes(path, encode_png(decode_rgba(index.read(row), index.name(row))))
+        files.write_bytes(path, encode_png(decode_rgba(index.read(row), index.name(row))), durable=False)
         paths.setdefault(str(class_index[instance.category_id]), []).append(f"*{path}")
+    files.flush_all()
     files.write_json(files.join(out, "LVIS_instance_pools.json"), paths)
 
 
@@ -74,7 +76,8 @@ def export_coco(layout: RunLayout, categories: Sequence[dict[str, Any]], out: st
         x, y, width, height = instance.bbox
         canvas = np.zeros((instance.height, instance.width, 4), np.uint8)
         canvas[y : y + height, x : x + width] = decode_rgba(index.read(row), index.name(row))
-        files.write_bytes(files.join(out, "images", instance.file), encode_png(canvas))
+        files.write_bytes(files.join(out, "images", instance.file), encode_png(canvas), durable=False)
+    files.flush_all()
     export_annotations(layout, categories, out)
 
 

@@ -251,9 +251,11 @@ def test_packing_that_is_killed_before_its_index_is_written_loses_nothing(layout
         pack(layout, 1)
 
 
-def test_a_merged_pool_keeps_every_cut_out_until_its_duplicates_go(pool, tmp_path):
-    out, before = RunLayout(str(tmp_path / "out")), pixels(pool)
+def test_a_merged_pool_keeps_every_cut_out_until_its_duplicates_go(pool, tmp_path, monkeypatch):
+    out, before, told = RunLayout(str(tmp_path / "out")), pixels(pool), []
+    monkeypatch.setattr(files, "flush_all", lambda: told.append(out.pool_rounds()))
     assert merge(out, pool, CATEGORIES) == 6
+    assert told == [[], [0]]  # an index tells of cut-outs that are on the disk
     pack(out, 1)
     assert merge(out, pool, CATEGORIES) == 6
     assert pixels(out) == before * 2 and pixels(pool) == before
