@@ -90,7 +90,7 @@ INITIAL = {
 
 
 def test_untrained_layers_start_as_in_the_method():
-    settings = {"FPN__OUT_CHANNELS": 64, "CENTERNET__NUM_BOX_CONVS": 2, "ROI_MASK_HEAD__CONV_DIM": 96}
+    settings = {"FPN__OUT_CHANNELS": 64, "CENTERNET__NUM_BOX_CONVS": 2, "ROI_MASK_HEAD__CONV_DIM": 640}
     torch.manual_seed(0)
     state = build_model(small_config(**SWIN, **settings)).state_dict()
     seen = set()

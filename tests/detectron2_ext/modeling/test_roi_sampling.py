@@ -1,7 +1,7 @@
 import torch
 from network_scenes import objects
 
-from detectron2_ext.modeling.roi_sampling import GroundTruth, RoiSampler, label_rois
+from detectron2_ext.modeling.roi_sampling import GroundTruth, RoiSampler, label_rois, rois_of_objects
 from detectron2_ext.structures import Instances
 
 BACKGROUND = 5
@@ -35,6 +35,13 @@ def test_a_box_shows_the_object_that_it_overlaps_most():
     rois = label_rois(boxes, image_index, truth, 0.6, BACKGROUND)
     assert rois.classes.tolist() == [3, 3, BACKGROUND, 2, BACKGROUND, BACKGROUND]
     assert rois.gt_index[[0, 1, 3]].tolist() == [0, 0, 2]
+
+
+def test_every_object_of_images_with_more_and_fewer_shows_itself():
+    boxes = [[0, 0, 10, 10], [20, 20, 40, 40], [5, 5, 30, 30]]
+    rois = rois_of_objects(ground_truth(([], []), (boxes[:2], [3, 1]), (boxes[2:], [4])))
+    assert rois.boxes.tolist() == boxes and rois.classes.tolist() == [3, 1, 4]
+    assert rois.image_index.tolist() == [1, 1, 2] and rois.gt_index.tolist() == [0, 1, 0]
 
 
 def crowd(count, seed=0):
