@@ -13,9 +13,12 @@ pytest.importorskip(
 )
 
 from detectron2_ext import train_net
+from detectron2_ext.with_detectron2.training import _check
+from exchange.config import load_config
 from exchange.errors import UserError
 from exchange.feedback import read_feedback
 from tests.detectron2_ext.engine.small_run import write_config
+from tests.detectron2_ext.engine.tiny import ALONE
 
 ENGINES = ("own", "detectron2")
 
@@ -98,27 +101,33 @@ def test_evaluation_alone_prints_the_scores(
     runs: dict[tuple[str, str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = runs["own", "own"] / "config.yaml"
-    printed = []
+    printed, reports = [], []
     for engine in ENGINES:
         train_net.main(["--config", str(config), "--eval-only", "--engine", engine])
         printed.append(
             [line for line in capsys.readouterr().out.splitlines() if line[:4] in ("box ", "mask")]
         )
+        reports.append(json.loads((config.parent / "run/train/inference/small_val/metrics.json").read_text()))
     assert len(printed[0]) == 2 and printed[0] == printed[1][-2:]
+    assert reports[1].pop("detectron2") and reports[0] == reports[1]
+    assert any(of_class["taken_for"] for of_class in reports[0]["classes"])
 
 
 @pytest.mark.parametrize(
-    ("solver", "message"),
+    ("key", "value", "why"),
     [
-        ({"ACCUMULATION_STEPS": 2}, r"SOLVER\.ACCUMULATION_STEPS"),
-        ({"AMP": {"ENABLED": True}}, r"SOLVER\.AMP\.ENABLED.*needs a GPU"),
+        ("SOLVER.ACCUMULATION_STEPS", "2", "no such thing"),
+        ("INPUT.ACTIVE_SELECT", "True", "no such thing"),
+        ("SOLVER.AMP.ENABLED", "True", "needs a GPU"),
+        ("OUTPUT_DIR", "memory://run", "folders of this machine"),
     ],
 )
-def test_what_detectron2_s_trainer_cannot_do_is_said(solver: dict, message: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=message):
-        _train(tmp_path / "run", "detectron2", **solver)
+def test_what_detectron2_s_trainer_cannot_do_is_said(key: str, value: str, why: str, tmp_path: Path) -> None:
+    cfg = load_config(str(write_config(tmp_path)), [key, value])
+    with pytest.raises(UserError, match=f"{key}: Detectron2.* {why}"):
+        _check(cfg, cfg.OUTPUT_DIR, ALONE)
 
 
 def test_a_loss_that_is_not_finite_ends_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"SOLVER\.BASE_LR.*the last checkpoint is intact"):
-        _train(tmp_path / "run", "detectron2", BASE_LR=1e30, CLIP_GRADIENTS={"ENABLED": False})
+        _train(tmp_path / "run", "detectron2", BASE_LR=1e30, CLIP_GRADIENTS={"ENABLED": False}, MODEL_EMA=0)

@@ -80,8 +80,9 @@ def test_polygons_become_the_masks_that_detectron2_makes_of_them() -> None:
     instances.gt_boxes = d2.Boxes(torch.tensor([[5.0, 5.0, 30.0, 25.0], [0.0, 0.0, 9.0, 9.0]]))
     instances.gt_classes = torch.tensor([1, 0])
     polygons = [[np.array([5.0, 5, 30, 5, 17, 25])], [np.array([0.0, 0, 9, 0, 9, 9, 0, 9])]]
-    instances.gt_masks = d2.PolygonMasks(polygons)
+    instances.gt_masks, instances.instance_source = d2.PolygonMasks(polygons), torch.tensor([0, 1])
     ours = from_detectron2(instances)
+    assert ours.instance_source.tolist() == [0, 1]
     expected = d2.BitMasks.from_polygon_masks(polygons, 40, 50).tensor
     assert expected.any() and torch.equal(ours.gt_masks.to_full(), expected)
     assert torch.equal(ours.gt_boxes, instances.gt_boxes.tensor)
