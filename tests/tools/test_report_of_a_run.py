@@ -321,6 +321,22 @@ def test_a_class_that_the_first_run_lacks_is_described_by_the_run_that_says_most
     assert [pink[name] for name in ("class", "group", "training instances")] == ["pink disc", "common", "40"]
 
 
+def test_classes_stand_by_their_ids_which_are_their_names_where_nothing_describes_them(layout):
+    def names():
+        page(layout.root)
+        table = io.StringIO(files.read_bytes(f"{layout.root}/report/classes.csv").decode())
+        return [row["class"] for row in csv.DictReader(table)]
+
+    content = files.read_json(layout.annotations(0))
+    files.write_json(layout.annotations(0), content | {"categories": content["categories"][::-1]})
+    for round_ in (0, 1):
+        files.remove(f"{layout.pictures_dir}/allocation_rd0{round_}.csv")
+    assert names() == NAMES
+    for round_ in (0, 1):
+        files.remove(layout.annotations(round_))
+    assert names() == ["1", "2", "3", "4"]
+
+
 def test_a_run_of_which_little_is_there_yet_has_a_page(tmp_path):
     layout = RunLayout(str(tmp_path))
     files.write_bytes(layout.settings_file, b"settings: {}\nversions: {}\n")

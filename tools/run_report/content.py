@@ -84,6 +84,13 @@ class Category:
         return self.known[-1] - self.known[0] if len(self.known) > 1 else None
 
 
+class Categories(dict[int, Category]):
+    """Classes by id; what nothing describes is called by its id."""
+
+    def __missing__(self, id_: int) -> Category:
+        return self.setdefault(id_, Category(id_, str(id_)))
+
+
 @dataclass(frozen=True)
 class Round:
     """A round, as far as it has come: ``pool`` is None before stage 2 is done, ``feedback`` before
@@ -180,25 +187,25 @@ class RunContent:
         for round_ in self.rounds:
             for manifest in round_.manifests:
                 for id_, asked in manifest.asked.items():
-                    found.setdefault(id_, Category(id_, str(id_))).asked += asked
+                    found[id_].asked += asked
                 for id_, made in Counter(i.category_id for i in manifest.instances).items():
-                    found.setdefault(id_, Category(id_, str(id_))).made += made
+                    found[id_].made += made
             if round_.pool is not None:
                 ids, reasons = round_.pool.category_ids.tolist(), round_.pool.column("reason").tolist()
                 for id_, reason in zip(ids, reasons, strict=True):
-                    category = found.setdefault(id_, Category(id_, str(id_)))
+                    category = found[id_]
                     category.kept += not reason
                     category.reasons.update([reason] if reason else [])
         for feedback in self.feedbacks:
             for id_, ap, drift in zip(feedback.categories, feedback.mask_ap, feedback.drift, strict=True):
-                category = found.setdefault(id_, Category(id_, str(id_)))
+                category = found[id_]
                 category.ap[feedback.round] = ap
                 category.drift = category.drift if drift is None else drift
         for id_, taken_for in read_confusions(self.layout, self.feedbacks).items():
-            found.setdefault(id_, Category(id_, str(id_))).taken_for = taken_for
+            found[id_].taken_for = taken_for
         for selection in self.selections:
             for id_, pasted in selection.pasted.items():
-                category = found.setdefault(id_, Category(id_, str(id_)))
+                category = found[id_]
                 category.pasted += pasted
                 category.refused += selection.refused.get(id_, 0)
         if self.quality is not None:
@@ -241,9 +248,9 @@ def _rounds(layout: RunLayout) -> list[Round]:
         rounds.append(Round(number, manifests, pool, judged_by.in_words() if judged_by else "", feedback))
 
 
-def _described(layout: RunLayout, rounds: list[Round]) -> dict[int, Category]:
+def _described(layout: RunLayout, rounds: list[Round]) -> Categories:
     """Names and training instances, as stage 1 wrote them down; groups from the records of stage 2."""
-    found: dict[int, Category] = {}
+    found = Categories()
     for round_ in rounds:
         path = files.join(layout.pictures_dir, f"allocation_rd{round_.number:02}.csv")
         if files.exists(path):
