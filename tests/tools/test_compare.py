@@ -166,6 +166,8 @@ def test_a_finished_run_has_a_point_for_each_round_with_all_that_it_generated_by
     monkeypatch.setattr(compare.stopping, "run", run_rounds)
     run = Run("x/Ours.yaml", 3, str(tmp_path), ("SOLVER.MAX_ITER", "4"))
     assert run.result() is None
+    run.finish(gpus=2, threads=5)
+    assert 0 <= run.result().seconds < 1000
     files.write_json(f"{run.folder}/seconds.json", 1000.0)  # before it failed
     run.finish(gpus=2, threads=5)
     assert run.result().seconds > 1000

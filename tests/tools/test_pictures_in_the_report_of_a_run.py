@@ -164,12 +164,15 @@ def test_the_outline_of_an_upright_image_is_closed_and_within_its_tile(layout):
 
 def test_of_an_image_that_is_gone_the_cut_out_is_shown_and_grey_without_it(layout):
     pool = PoolIndex(layout, [0], dropped_too=True)
-    for row in (0, 1):
+    for row in (0, 1, 2):
         files.remove(layout.raw(pool[row].file))
     red = disc_image(9, ink=(255, 0, 0))
     alpha = np.where(red[..., 1] < 255, 255, 0).astype(np.uint8)
     files.write_bytes(pool.name(1), encode_cutout(red, alpha, [0, 0, 48, 40]))
-    gone, cut_out = (sprites._thumbnail(layout, pool, row) for row in (0, 1))
+    large = np.full((4 * sprites.SIDE, 2 * sprites.SIDE), 255, np.uint8)
+    files.write_bytes(pool.name(2), encode_cutout(np.dstack([large] * 3), large, [0, 0, *large.shape[::-1]]))
+    gone, cut_out, of_large = (sprites._thumbnail(layout, pool, row) for row in (0, 1, 2))
+    assert of_large.size == (sprites.SIDE // 2, sprites.SIDE)
     assert gone.getcolors() == [(sprites.SIDE**2, (200, 200, 200))]
     colours = {colour for _, colour in cut_out.getcolors(1 << 16)}
     assert colours == {(255, 0, 0), (200, 200, 200), (235, 235, 235)}

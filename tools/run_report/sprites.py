@@ -81,18 +81,8 @@ def sheet(layout: RunLayout, pool: PoolIndex, rows: Sequence[int]) -> bytes:
 
 _MEASURES = ("similarity", "judge")
 _COLUMNS = (
-    *(
-        "file",
-        "category_id",
-        "round",
-        "prompt",
-        "seed",
-        "clip_white",
-        "clip_black",
-        "reason",
-        "area",
-        "model",
-    ),
+    *("file", "category_id", "round", "prompt", "seed", "clip_white", "clip_black", "reason", "area"),
+    "model",
     *_MEASURES,
 )
 
@@ -117,12 +107,8 @@ def _record(
     generated = made.get(of["file"])
     criterion = [None if v is None else round(v, 4) for v in _criteria(generated)]
     guided = None if generated is None else generated.guided
-    place = [
-        of["category_id"],
-        of["round"],
-        of["prompt"],
-        str(of["seed"]),
-    ]  # beyond the whole numbers of JavaScript
+    seed = str(of["seed"])  # which may be beyond the whole numbers of JavaScript
+    place = [of["category_id"], of["round"], of["prompt"], seed]
     known = {name: round(of[name], 3) for name in _MEASURES if not np.isnan(of[name])}
     if several_models:
         known["drawn by"] = of["model"]

@@ -105,9 +105,8 @@ def test_each_blend_and_augmentation_of_the_list_is_used(write_pool):
 def test_the_layout_of_another_image_gives_classes_sizes_and_places(small_lvis):
     image = small_lvis.add_image(64, 48)
     boxes = {0: [4, 6, 20, 10], 1: [30, 20, 12, 24]}
-    for category, box in boxes.items():
+    for category, box in {2: [1, 1, 20, 20], **boxes}.items():
         small_lvis.add_object(image, category, box)
-    small_lvis.add_object(image, 2, [1, 1, 20, 20])
     small_lvis.add_object(image, 1, [0, 0, 60, 40], iscrowd=1)  # which is not imitated
     small_lvis.add_object(small_lvis.add_image(64, 48), 0, [1, 1, 9, 9])  # nor is this image
     categories = np.array([0, 1, 0, 1, 1])  # no instance of class 2
