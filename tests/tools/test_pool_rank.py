@@ -117,6 +117,15 @@ def test_entropy_is_that_of_the_segmenter_on_white_and_is_taken_again_only_where
     ]
 
 
+def test_a_round_without_similarities_is_refused_where_nothing_says_what_is_to_compare(
+    monkeypatch, capsys, layout
+):
+    unknown = [dataclasses.replace(row, similarity=None) for row in PoolIndex(layout, [0])]
+    write_index(layout, 0, unknown)
+    with pytest.raises(UserError, match="round 0 of .* has no similarities: give --config"):
+        call(monkeypatch, capsys, layout, "--by", "similarity")
+
+
 def test_similarity_comes_from_the_index_and_is_measured_where_it_is_unknown(
     monkeypatch,
     capsys,

@@ -119,7 +119,7 @@ def test_predictions_are_those_of_the_average_in_images_spread_over_the_test_set
         found = Instances((48, 64), pred_boxes=boxes, scores=scores, pred_classes=labels, pred_masks=masks)
         return [{"instances": found}]
 
-    network.eval = lambda: None
+    network.eval = lambda: seen.append("eval")
     drawn = []
     monkeypatch.setattr(sheets, "build_model", lambda cfg: network)
     monkeypatch.setattr(sheets, "load_weights", lambda *given, **options: loaded.append((*given, options)))
@@ -148,7 +148,7 @@ def test_predictions_are_those_of_the_average_in_images_spread_over_the_test_set
         (network, path, {"use_ema": True})
         for path in (f"{train}/model_0000001.pth", str(REPOSITORY / "other.pth"))
     ]
-    assert seen == [1, 4] * 2
+    assert seen == ["eval", 1, 4] * 2
     truth, found = ([[10, 10, 40, 30]], ["kite"]), ([[8, 8, 40, 40]] * 2, ["kite 0.90", "kite 0.50"])
     assert drawn == [truth, found] * 2 + [truth, ([[8, 8, 40, 40]], ["kite 0.90"])] * 2
     title = "set: left what is annotated, right what {} finds with scores from {}"
