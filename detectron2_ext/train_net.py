@@ -147,9 +147,10 @@ def evaluate_only(cfg: CfgNode, ranks: Ranks, engine: Engine, given: bool, per_c
         )
     test_sets = {name: read_test_set(cfg, name)[0] for name in cfg.DATASETS.TEST}
     for test_set in test_sets.values():
-        cfg = with_classes_of(cfg, with_extra_categories(cfg, test_set))
+        known = with_extra_categories(cfg, test_set)
+        cfg = with_classes_of(cfg, known)
     model = modeling.build_detector(cfg).to(ranks.device)
-    modeling.load_weights(model, checkpoint, use_ema=True)
+    modeling.load_weights(model, checkpoint, use_ema=True, classes=list(known.category_names.values()))
     for name, test_set in test_sets.items():
         folder = files.join(layout.train_dir, "inference")
         evaluation = engine.validate(cfg, model, name, folder, ranks, checkpoint=checkpoint)

@@ -93,7 +93,7 @@ def prediction_sheet(cfg: CfgNode, checkpoint: str, num: int, min_score: float) 
     dataset = build_dataset(cfg, name)
     test_set = with_extra_categories(cfg, read_test_set(cfg, name)[0])
     model = build_model(with_classes_of(cfg, test_set))
-    load_weights(model, checkpoint, use_ema=True)
+    load_weights(model, checkpoint, use_ema=True, classes=list(test_set.category_names.values()))
     model.eval()
     mapper = build_test_mapper(cfg, dataset)
     pictures, captions = [], []

@@ -134,7 +134,8 @@ class TrainingRun:
         latest = self._checkpoints.latest()
         if latest is None and cfg.MODEL.WEIGHTS:
             weights, new = from_repository(cfg.MODEL.WEIGHTS), cfg.MODEL.NEW_CLASSIFIER
-            load_weights(model, weights, use_ema=True, new_classifier=new)
+            names = list(annotations.category_names.values())
+            load_weights(model, weights, use_ema=True, new_classifier=new, classes=names)
         state = TrainingState.start(model, cfg, annotations.categories)
         if latest is not None:
             state.load_state_dict(read_checkpoint(latest))

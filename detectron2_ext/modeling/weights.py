@@ -9,7 +9,7 @@ import logging
 import pickle
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -53,6 +53,7 @@ def load_weights(
     *,
     use_ema: bool = False,
     new_classifier: bool = False,
+    classes: Sequence[str] | None = None,
     sha256: str | None = None,
     content: dict[str, Any] | None = None,
 ) -> LoadReport:
@@ -65,21 +66,30 @@ def load_weights(
         path: ``.pth`` (``{"model": …, "model_ema": …}`` or names and tensors), ``.pkl`` (pre-trained
             backbones in Detectron2's format) or ``.safetensors``.
         use_ema: take ``model_ema`` where the file has it.
-        new_classifier: a file of another number of classes, or with another form of their classifier, is welcome; what
-            does not fit of the classifiers keeps its initial values.
+        new_classifier: a file of other classes, or with another form of their classifier, is welcome; what does not
+            fit of the classifiers keeps its initial values.
+        classes: names of the network's, extra ones last, to compare with those of a file that says its own.
         sha256: of the file, in hexadecimal; None does not check.
         content: of the file, where it has been read; None reads it.
 
     Raises:
-        UserError: the file is missing, damaged, another one than ``sha256`` or of another network; the model
-            is then unchanged.
+        UserError: the file is missing, damaged, another one than ``sha256``, of another network or of other classes;
+            the model is then unchanged.
     """
     content = read_weight_file(path, sha256) if content is None else content
     average = content.get("model_ema")
     report = LoadReport(path, averaged=use_ema and isinstance(average, dict) and len(average) > 0)
     expected = model.state_dict()
     extra = getattr(getattr(model, "roi_heads", None), "num_extra_classes", 0)
-    weights = with_extra_classes(_weights_of(content, report), expected, extra)
+    weights = _weights_of(content, report)
+    if classes and (differing := _differing_class(content, classes, extra)):
+        if not new_classifier:
+            raise UserError(
+                f"{path} was trained on other classes ({differing}): to start from all of it but its classifier set "
+                "MODEL.NEW_CLASSIFIER True, or take another file"
+            )
+        weights = {name: value for name, value in weights.items() if not name.endswith(_CLASSIFIER_PARTS)}
+    weights = with_extra_classes(weights, expected, extra)
     if any(name.startswith(("roi_heads.", "proposal_generator.")) for name in weights):
         chosen = _match_network(weights, expected, report, new_classifier)
     else:
@@ -99,6 +109,19 @@ def _weights_of(content: dict[str, Any], report: LoadReport) -> dict[str, Tensor
         raise UserError(f"{report.path} has no weights: expected names and tensors, or those below 'model'")
     report.unused = [name for name in named if name not in weights or name in _NEVER_WEIGHTS]
     return {name: value for name, value in weights.items() if name not in _NEVER_WEIGHTS}
+
+
+def _differing_class(content: dict[str, Any], classes: Sequence[str], extra: int) -> str | None:
+    """The first class of a file that is called otherwise than ours, in words; of another number of them that says all.
+
+    None, too, where the file does not say what its classes are called.
+    """
+    records = content.get("categories")
+    said = [r.get("name") for r in records if isinstance(r, dict)] if isinstance(records, list) else []
+    if len(said) not in (len(classes), len(classes) - extra):
+        return None
+    pairs = zip(said, classes, strict=False)
+    return next((f"{theirs!r} instead of {ours!r}" for theirs, ours in pairs if theirs != ours), None)
 
 
 def _match_network(

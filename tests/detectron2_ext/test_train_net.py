@@ -40,7 +40,7 @@ def test_evaluation_alone_takes_the_average_where_the_weights_have_one(
     for given in (True, False):  # there is no checkpoint
         train_net.evaluate_only(cfg, ALONE, Engine(Mock(), validate := Mock(return_value=None)), given)
         assert [call.args[2] for call in validate.call_args_list] == ["small_val", "small_train"]
-        assert load.call_args.args[1:] == ("/weights.pth",) and load.call_args.kwargs == {"use_ema": True}
+        assert load.call_args.args[1:] == ("/weights.pth",) and load.call_args.kwargs["use_ema"]
         load.reset_mock()
 
 
@@ -77,6 +77,18 @@ def test_a_training_that_fails_at_its_start_claims_no_folder_and_one_of_other_cl
     assert "NUM_CLASSES: 3\n" in (tmp_path / "run/run.yaml").read_text()
     log = (tmp_path / "run/logs/train.log").read_text()
     assert f"run folder: {tmp_path}/run\n" in log and "nothing was found" not in log
+
+
+def test_weights_that_say_that_they_are_of_other_classes_are_neither_evaluated_nor_taken_to_start(
+    tmp_path: Path,
+) -> None:
+    config, weights = write_config(tmp_path), str(tmp_path / "x.pth")
+    model = modeling.build_detector(load_config(str(config))).state_dict()
+    names = enumerate(("red", "blue", "green"))
+    torch.save({"model": model, "categories": [{"id": i, "name": name} for i, name in names]}, weights)
+    for option in ("--eval-only", "--eval-initial"):
+        with pytest.raises(UserError, match=r"other classes \('blue' instead of 'green'\)"):
+            train_net.main(["--config", str(config), option, "MODEL.WEIGHTS", weights])
 
 
 def test_seed_and_periods_of_the_settings_reach_the_loop(

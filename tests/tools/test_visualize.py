@@ -145,7 +145,7 @@ def test_predictions_are_those_of_the_average_in_images_spread_over_the_test_set
     for given in ((), ("--score", 0.6, "MODEL.WEIGHTS", "other.pth")):
         call(visualize, "predictions", "--config", settings, "--num", 2, "DATASETS.TEST", "['set']", *given)
     assert loaded == [
-        (network, path, {"use_ema": True})
+        (network, path, {"use_ema": True, "classes": ["crane", "kite"]})
         for path in (f"{train}/model_0000001.pth", str(REPOSITORY / "other.pth"))
     ]
     assert seen == ["eval", 1, 4] * 2

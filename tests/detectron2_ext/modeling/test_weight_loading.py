@@ -126,6 +126,28 @@ def test_another_number_of_classes_is_an_error_unless_the_classifier_may_be_new(
     assert load_weights(network, str(tmp_path / "plain.pth"), new_classifier=True).fresh == weighed_by
 
 
+@pytest.mark.parametrize("extra", [0, 2])
+def test_other_classes_of_the_same_number_are_told_by_their_names(source, tmp_path, extra):
+    path, theirs = str(tmp_path / "x.pth"), ["ant", "bee", "cat", "dog", "elk"]
+    categories = [{"id": number, "name": name} for number, name in enumerate(theirs)]
+    torch.save({"model": source.state_dict(), "categories": categories}, path)
+    network = fresh(ROI_HEADS__NUM_CLASSES=5 + extra, ROI_HEADS__NUM_EXTRA_CLASSES=extra)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    ours = ["ant", "bee", "cow", "dog", "eel", "fox", "gnu"][: 5 + extra]
+    with pytest.raises(
+        UserError, match=r"trained on other classes \('cat' instead of 'cow'\).*NEW_CLASSIFIER True"
+    ):
+        load_weights(network, path, classes=ours)
+    fresh_ones = load_weights(network, path, classes=ours, new_classifier=True).fresh
+    assert len(fresh_ones) == 9 and all("cls_score" in name or "freq_weight" in name for name in fresh_ones)
+    assert all(torch.equal(network.state_dict()[name], before[name]) for name in fresh_ones)
+    for known in ([*theirs, *ours[5:]], None):
+        for new_classifier in (False, True):
+            assert not load_weights(network, path, classes=known, new_classifier=new_classifier).fresh
+    with pytest.raises(UserError, match="trained on 5 classes, but .* is 8"):
+        load_weights(fresh(ROI_HEADS__NUM_CLASSES=8), path, classes=["x"] * 8)
+
+
 @pytest.mark.parametrize("new_classifier", [False, True])
 @pytest.mark.parametrize("value", [None, torch.zeros(5, 8, 1, 1)])
 def test_another_number_of_classes_beside_other_differences_is_another_network(
