@@ -137,6 +137,7 @@ def _sampler(cfg: CfgNode, model: Model, device: torch.device, limit: int) -> Sa
     store: dict[str, Embedding] | EmbeddingFolder = {}
     if node.EMBEDDING_CACHE:
         key = f"{model.name} {model.revision} {node.DTYPE} {node.CFG_SCALE > 1} {node.MAX_SEQUENCE_LENGTH}"
+        key += f" {source.text_files}"
         store = EmbeddingFolder(from_repository(node.EMBEDDING_CACHE), key)
     embeddings = PromptEmbeddings(source, node.CFG_SCALE > 1, node.MAX_SEQUENCE_LENGTH, store)
     return Sampler(source, embeddings, Sampling(node.IMAGE_SIZE, node.STEPS, node.CFG_SCALE), limit)

@@ -4,6 +4,7 @@ import logging
 import os
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -94,6 +95,13 @@ class PipelineSource:
             return dict(diffusers.DiffusionPipeline.load_config(model_source(self.name), **self._hub))
         except LOADING_ERRORS as error:
             raise UserError(explain_loading("GENERATOR.MODEL", self.name, error)) from error
+
+    @property
+    def text_files(self) -> list[tuple[str, int, int]]:
+        """Name, size and time of each file of the text parts in a folder, where others may take their place."""
+        folder = Path(model_source(self.name))
+        found = sorted(path for part in _TEXT_PARTS for path in folder.glob(f"{part}*/*"))
+        return [(str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns) for p in found]
 
     def check(self) -> None:
         """Raises UserError unless there is such a pipeline, of a kind that can be drawn with."""

@@ -70,7 +70,7 @@ def test_a_model_of_several_is_of_its_own_revision_or_else_of_that_of_all(monkey
 
 
 def test_images_are_drawn_as_the_settings_say_and_embeddings_kept_apart_by_all_that_they_depend_on(
-    monkeypatch,
+    monkeypatch, tmp_path
 ):
     keys, sampler, embeddings = set(), Mock(), Mock()
     monkeypatch.setattr(build, "EmbeddingFolder", lambda *given: keys.add(given))
@@ -92,3 +92,10 @@ def test_images_are_drawn_as_the_settings_say_and_embeddings_kept_apart_by_all_t
         (pipelines[0].name, pipelines[0].revision, "float32"),
     ]
     assert [call.args[2:] for call in sampler.call_args_list] == [(Sampling(96, 7, s), 3) for s in scales]
+    for file in ("vae/x", "text_encoder_2/x", "tokenizer/x", "text_encoder_2/x"):  # of a model in a folder
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        with open(tmp_path / file, "ab") as opened:
+            opened.write(b"x")
+        cfg = settings(EMBEDDING_CACHE="cache", MODEL=str(tmp_path))
+        build.build_sampler(cfg, torch.device("cpu"), limit=3)
+    assert len(keys) == 6 + 4
