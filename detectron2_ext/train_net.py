@@ -37,9 +37,9 @@ _log = logging.getLogger("train")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = make_parser(
+    parser = make_parser(  # an example for mrca evaluate and mrca feedback, too
         __doc__,
-        "--config configs/digits/MRCA_digits.yaml --eval-only MODEL.WEIGHTS assets/digits/segmenter/model.safetensors",
+        "--config configs/digits/MRCA_digits.yaml MODEL.WEIGHTS assets/digits/segmenter/model.safetensors",
     )
     add_config_arguments(parser)
     mode = parser.add_mutually_exclusive_group()

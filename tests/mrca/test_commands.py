@@ -66,10 +66,11 @@ def test_the_example_of_every_help_parses_and_names_files_that_are_there(module,
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_list_of_commands_has_examples_that_parse(name, monkeypatch):
+def test_the_examples_of_a_command_parse_in_the_list_and_in_its_help(name, monkeypatch):
     command = COMMANDS[name]
     parser = parsers_of(command.module, monkeypatch)[0]
-    parse(parser, [*command.preset, *shlex.split(command.example)])
+    for example in (command.example, parser.epilog.partition(" prog ")[2]):
+        assert parse(parser, [*command.preset, *shlex.split(example)])
     assert set(command.extra.split(",")) <= {"generate", "segment", "train", "report"}
 
 
