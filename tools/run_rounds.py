@@ -105,7 +105,7 @@ class Chain(threading.Thread):
 
 
 def pool_steps(config: list[str], rounds: int, gpus: int, python: Interpreters) -> list[list[list[str]]]:
-    """Stages 1 and 2 of every round, one process a GPU."""
+    """Stages 1 and 2 of every round, the former as one process a GPU."""
     steps = []
     draw, cut_out = (
         str(REPOSITORY / name) for name in ("generator/generate.py", "diSegmenter/segmentAndFilter.py")

@@ -213,7 +213,7 @@ class StatisticalSize:
 
 
 class UniformSize:
-    """``uniform``: ``a`` drawn evenly from a range, for every class; ``fixed`` is a range of one number."""
+    """``uniform``: ``a`` drawn evenly from a range, for every class."""
 
     def __init__(self, low: float, high: float) -> None:
         self._low, self._high = low, high

@@ -1,8 +1,8 @@
 """Loader processes over a long stretch: images per second, and the memory that each keeps to itself.
 
-100,000 images with 12 objects each and a pool of 1.2 million instances, drawn without replacement, so that the
-cache of cut-outs never helps. Images and cut-outs are 20 and 200 files under many names. ``ours`` is the
-private memory of a loader process at the end, ``other`` the same once its cache of cut-outs is full.
+100,000 images with 12 objects each and a pool of 1.2 million instances, drawn without replacement. Images and cut-outs
+are 20 and 200 files under many names. ``ours`` is the private memory of a loader process at the end, ``other`` the same
+once it has warmed up.
 """
 
 from __future__ import annotations
