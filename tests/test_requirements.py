@@ -5,11 +5,13 @@ import functools
 import re
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # What each part may import from this repository.
@@ -139,6 +141,15 @@ def test_mrca_imports_nothing_that_is_not_python_s_or_of_this_project():
 def test_the_requirements_at_the_top_are_the_union_of_the_parts():
     union = set().union(*(listed(folder) for folder in LISTS))
     assert union <= listed("."), union - listed(".")
+
+
+def test_every_package_that_is_pinned_takes_the_oldest_python_that_is_promised():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    oldest = re.fullmatch(r">=(3\.\d+)", project["requires-python"])[1]
+    for name in listed(".") | listed("tests"):
+        assert oldest in SpecifierSet(metadata.metadata(name).get("Requires-Python", "")), name
+    assert f"They need Python {oldest} or newer" in (REPOSITORY / "README.md").read_text()
+    assert f"older than {oldest}:" in (REPOSITORY / "tools/environment.sh").read_text()
 
 
 IMPORT_ALL = """

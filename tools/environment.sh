@@ -3,9 +3,9 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${MRCA_VENV:-$root/.venv}
 wanted=$(cat "$root"/requirements.txt "$root"/*/requirements.txt "$root"/tests/requirements.txt | cksum)
 if [ ! -x "$venv/bin/python" ] || [ "$(cat "$venv/.mrca-installed" 2>/dev/null)" != "$wanted" ]; then
-    echo "Setting up the environment in $venv (once; about 6 GB, a few minutes) ..."
-    python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
-        echo "error: python3 is older than 3.10: install a newer Python, or put it first in PATH" >&2
+    echo "Setting up the environment in $venv (once; about 7 GB, a few minutes) ..."
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+        echo "error: python3 is older than 3.11: install a newer Python, or put it first in PATH" >&2
         exit 2
     }
     python3 -m venv "$venv"
