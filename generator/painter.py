@@ -50,7 +50,8 @@ class Painter:
         return cls(read_described(path, overrides), guided)
 
     def draw(self, name: str, num: int, seed: int = 0) -> list[Image.Image]:
-        """``num`` images of the category ``name``: those that round 0 of a run with this ``seed`` begins with.
+        """``num`` images of the category ``name``, with the noise of those that round 0 of a run with this ``seed``
+        begins with, and their prompts, but for synonyms and definitions, which a checkpoint does not have.
 
         Several generators (GENERATOR.MODELS) share them, and not as they share a round. Raises UserError for a name
         that is none of the checkpoint's categories.
