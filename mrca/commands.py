@@ -24,7 +24,10 @@ _ALL = "generate,segment,train,report"
 _DIGITS = "--config configs/digits/MRCA_digits.yaml"
 COMMANDS = {
     "quickstart": Command(
-        "tools.quickstart", "three rounds on LVIS-Digits with the embedded models", "--seed 1", _ALL
+        "tools.quickstart",
+        "three rounds on LVIS-Digits with the embedded models",
+        "--seed 1 --out runs/second",
+        _ALL,
     ),
     "generate": Command(
         "generator.generate", "stage 1: draw the images of a round", f"{_DIGITS} --dry-run", "generate"
