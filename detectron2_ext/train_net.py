@@ -62,21 +62,34 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--engine", choices=ENGINES, default="own", help="whose trainer, checkpointer and evaluator to use"
     )
+    add_process_arguments(parser)
+    return parser
+
+
+def add_process_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what says how many processes train together."""
     for name, what in (("num-gpus", "processes of this machine, one a GPU"), ("num-machines", "machines")):
         parser.add_argument(f"--{name}", type=int, default=1, metavar="N", help=what)
     machine = "number of this machine, from 0; MASTER_ADDR and MASTER_PORT are the same on all (default: $RANK, or 0)"
     parser.add_argument("--machine-rank", type=int, metavar="R", help=machine)
-    return parser
+
+
+def launch(arguments: Sequence[str]) -> None:
+    """Becomes ``launch.sh``, which starts this by torchrun; it takes those options in full, before their numbers."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_process_arguments(parser)
+    given, rest = parser.parse_known_args(arguments)
+    numbers = {f"--{n.replace('_', '-')}": v for n, v in vars(given).items() if v != parser.get_default(n)}
+    words = [str(word) for option in numbers.items() for word in option]
+    command = ["bash", str(REPOSITORY / "launch.sh"), *words, *rest]
+    os.execvpe("bash", command, {"MRCA_PYTHON": sys.executable} | os.environ)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the stage with the arguments of a command line, by default this process's."""
     args = build_parser().parse_intermixed_args(arguments)
     if args.num_gpus > 1 or args.num_machines > 1:
-        launch = ["bash", str(REPOSITORY / "launch.sh"), *(sys.argv[1:] if arguments is None else arguments)]
-        os.execvpe(
-            "bash", launch, {"MRCA_PYTHON": sys.executable} | os.environ
-        )  # which starts this by torchrun
+        launch(sys.argv[1:] if arguments is None else arguments)
     cfg = load_config(args.config, args.opts)
 
     # Only now: seconds that --help and a mistake in the configuration should not take.

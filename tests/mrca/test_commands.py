@@ -189,16 +189,25 @@ def test_a_module_of_our_own_that_is_missing_is_no_package_to_install(name, monk
         commands.main()
 
 
-@pytest.mark.parametrize("several", [["--num-gpus", "2"], ["--num-machines", "2", "--machine-rank", "1"]])
-def test_several_gpus_or_machines_start_the_training_by_launch_sh(monkeypatch, several):
+@pytest.mark.parametrize(
+    ("several", "words"),
+    [
+        ("--num-gpus 2", "--num-gpus 2"),
+        ("--num-gpus=2", "--num-gpus 2"),  # launch.sh does not take it apart, and would start this again
+        ("--machine-rank 1 --num-machines 2", "--num-machines 2 --machine-rank 1"),
+        ("--num-mach 2 --machine-rank=0", "--num-machines 2 --machine-rank 0"),
+    ],
+)
+def test_several_gpus_or_machines_start_the_training_by_launch_sh(monkeypatch, several, words):
     module = importlib.import_module("detectron2_ext.train_net")
     started = []
     monkeypatch.setattr(module.os, "execvpe", lambda *given: started.append(given) or sys.exit(0))
     monkeypatch.delenv("MRCA_PYTHON", raising=False)
     for python in (sys.executable, "/the/user/s/python"):
         with pytest.raises(SystemExit):
-            module.main([*several, "SEED", "3"])
+            module.main(["--config", "x.yaml", *several.split(), "SEED", "3"])
         program, command, environment = started.pop()
-        assert command == ["bash", str(REPOSITORY / "launch.sh"), *several, "SEED", "3"]
+        rest = ["--config", "x.yaml", "SEED", "3"]
+        assert command == ["bash", str(REPOSITORY / "launch.sh"), *words.split(), *rest]
         assert program == "bash" and environment == os.environ | {"MRCA_PYTHON": python}
         monkeypatch.setenv("MRCA_PYTHON", "/the/user/s/python")
