@@ -60,15 +60,11 @@ def contact_sheet(pictures: Sequence[Image.Image], captions: Sequence[str], titl
 
 
 def instance_sheet(
-    layout: RunLayout,
-    title: str,
-    instances: Sequence[PoolInstance],
-    names: Mapping[int, str],
-    limit: int = LIMIT,
+    layout: RunLayout, title: str, instances: Sequence[PoolInstance], names: Mapping[int, str]
 ) -> Image.Image:
-    """A sheet of up to ``limit`` of ``instances``, spread evenly; those whose images are gone are left out."""
+    """A sheet of up to 48 of ``instances``, spread evenly; those whose images are gone are left out."""
     pictures, captions = [], []
-    for instance in instances[:: max(-(-len(instances) // limit), 1)]:
+    for instance in instances[:: max(-(-len(instances) // LIMIT), 1)]:
         try:
             image = read_rgba(layout.raw(instance.file))
             alpha = read_rgba(layout.segmented(instance.file))[..., 0]

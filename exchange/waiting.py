@@ -7,6 +7,7 @@ import time
 from exchange import files
 from exchange.errors import UserError
 
+_REPEAT_S = 180.0  # from one line in the log to the next
 _log = logging.getLogger(__name__)
 
 
@@ -17,20 +18,12 @@ class Wait:
         what: is waited for.
         path: where it will be.
         command: which makes it.
-        timeout_s, poll_s, repeat_s: seconds to wait in all, at once, and from one line in the log to the next.
+        timeout_s, poll_s: seconds to wait in all, and at once.
     """
 
-    def __init__(
-        self,
-        what: str,
-        path: str,
-        command: str,
-        timeout_s: float,
-        poll_s: float = 1.0,
-        repeat_s: float = 180.0,
-    ) -> None:
+    def __init__(self, what: str, path: str, command: str, timeout_s: float, poll_s: float) -> None:
         self._what, self._path, self._command = what, path, command
-        self._timeout_s, self._poll_s, self._repeat_s = timeout_s, poll_s, repeat_s
+        self._timeout_s, self._poll_s = timeout_s, poll_s
         self._since, self._began = time.strftime("%Y-%m-%d %H:%M:%S"), time.monotonic()
         self._told = -math.inf
 
@@ -42,7 +35,7 @@ class Wait:
                 f"waited {self._timeout_s:.0f} s (since {self._since}) for {self._what} in vain, {self._path} is not "
                 f"complete: run what makes it ({self._command}), or raise FEEDBACK.TIMEOUT"
             )
-        if waited - self._told >= self._repeat_s:
+        if waited - self._told >= _REPEAT_S:
             self._told = waited
             _log.info(
                 "waiting since %s for %s at %s: %s makes it",

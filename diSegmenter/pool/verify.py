@@ -18,6 +18,7 @@ from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex, PoolInstance
 
 _STRETCH, _PIECE = 512, 32  # instances read from the index, and given to a thread, at once
+_WORKERS = 4  # threads
 _MARKER = re.compile(r"rd(\d{2,})\.done")
 
 
@@ -33,7 +34,7 @@ class Problem:
         return f"{self.file}: {self.what}; {self.remedy}"
 
 
-def verify(layout: RunLayout, category_ids: Set[int], workers: int = 4) -> Iterator[Problem]:
+def verify(layout: RunLayout, category_ids: Set[int]) -> Iterator[Problem]:
     """Yields the problems of a pool, round by round, those of a round before those of its instances."""
     marked = map(_MARKER.fullmatch, files.list_dir(layout.pool("annotations")))
     rounds = {int(match[1]) for match in marked if match}
@@ -47,7 +48,7 @@ def verify(layout: RunLayout, category_ids: Set[int], workers: int = 4) -> Itera
             continue
         yield from _of_round(layout, round_, index, again)
         with (
-            ThreadPoolExecutor(workers) as threads,
+            ThreadPoolExecutor(_WORKERS) as threads,
             tqdm(total=len(index), desc=f"verify round {round_}", unit=" instances") as progress,
         ):
             for row, (digest, problems) in enumerate(_map(threads, index, category_ids, again)):

@@ -37,6 +37,7 @@ _WORKS = (
     "training",
     "evaluating",
 )
+_SHOWN = 8  # classes that stand out
 
 
 @dataclass
@@ -213,16 +214,16 @@ class RunContent:
                 category.quality = self.quality.of(category_id=id_)
         return dict(sorted(found.items()))
 
-    def most_refused(self, count: int = 8) -> list[Category]:
+    def most_refused(self) -> list[Category]:
         """The classes of which the largest share was refused, if any was."""
         refused = [category for category in self.categories.values() if category.refused]
-        return sorted(refused, key=lambda category: -(category.refused_share or 0))[:count]
+        return sorted(refused, key=lambda category: -(category.refused_share or 0))[:_SHOWN]
 
-    def movers(self, count: int = 8) -> tuple[list[Category], list[Category]]:
+    def movers(self) -> tuple[list[Category], list[Category]]:
         """The classes that gained most and that lost most."""
         moved = sorted((c for c in self.categories.values() if c.change), key=lambda c: -(c.change or 0))
-        gained = [c for c in moved[:count] if (c.change or 0) > 0]
-        return gained, [c for c in reversed(moved[-count:]) if (c.change or 0) < 0]
+        gained = [c for c in moved[:_SHOWN] if (c.change or 0) > 0]
+        return gained, [c for c in reversed(moved[-_SHOWN:]) if (c.change or 0) < 0]
 
 
 def when(round_: float) -> str:
