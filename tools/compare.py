@@ -240,7 +240,7 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="FILE",
         default=_CONFIGS,
-        help="YAML files, one for each method (default: the eight methods of configs/digits)",
+        help="YAML files, one for each method (default: eight of configs/digits)",
     )
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="how many seeds: 0, 1, …")
     parser.add_argument(
