@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from diSegmenter.finish_round import JudgedRound
 from exchange import files
+from exchange.fonts import label_font
 from exchange.images import BadImage, encode_png, read_rgba
 from exchange.layout import RunLayout
 from exchange.manifest import read_round
@@ -51,11 +52,11 @@ def contact_sheet(pictures: Sequence[Image.Image], captions: Sequence[str], titl
     size = (columns * width + _GAP, -(-len(pictures) // columns) * row + top)
     sheet = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((_GAP, _GAP), title, fill=_INK, font=ImageFont.load_default(_LINE))
+    draw.text((_GAP, _GAP), title, fill=_INK, font=label_font(_LINE - 2))
     for number, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
         x, y = _GAP + number % columns * width, top + number // columns * row
         sheet.paste(picture, (x + (width - _GAP - picture.width) // 2, y + (height - picture.height) // 2))
-        draw.text((x, y + height), caption, fill=_INK, font=ImageFont.load_default(13))
+        draw.text((x, y + height), caption, fill=_INK, font=label_font(12))
     return sheet
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import colorsys
-import functools
-import importlib.util
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from exchange.fonts import label_font
 
 REAL, PASTED = (46, 134, 255), (255, 122, 0)  # blue and orange: told apart in any kind of colour vision
 _TINT = 0.2  # weight of a mask's colour
@@ -79,13 +79,3 @@ def free_place(
 
 def _overlap(one: Rectangle, other: Rectangle) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
-
-
-@functools.cache
-def label_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """DejaVu, which has Latin, Greek and Cyrillic letters, where matplotlib brought it; else Pillow's own."""
-    if importlib.util.find_spec("matplotlib") is None:
-        return ImageFont.load_default(size)
-    import matplotlib
-
-    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from diSegmenter.filter import InstanceFilter
 from diSegmenter.finish_round import JudgedRound, judge_round
-from diSegmenter.report import instance_sheet, write_pictures
+from diSegmenter.report import contact_sheet, instance_sheet, write_pictures
 from exchange import files
 from exchange.images import encode_png
 from exchange.manifest import Manifest, write_manifest
@@ -137,3 +137,9 @@ def test_a_round_with_nothing_kept_has_a_report(layout):
     assert "0 of 2 instances kept" in text
     assert "<h2>Dropped</h2>" in text and "<h2>Kept</h2>" not in text
     assert "<rect" in text and "<path" not in text  # the threshold is far from these scores
+
+
+def test_names_on_a_sheet_have_their_own_letters():
+    pictures = [Image.new("RGB", (90, 90))]
+    sheets = [contact_sheet(pictures, [name], name).tobytes() for name in "äÖ"]
+    assert sheets[0] != sheets[1]

@@ -16,7 +16,7 @@ from exchange.images import read_record
 from exchange.layout import RunLayout
 from exchange.pasted import Pasted
 from tools import outlines, sheets, visualize
-from tools.outlines import PASTED, REAL, class_color, draw_objects, free_place, label_font
+from tools.outlines import PASTED, REAL, class_color, draw_objects, free_place
 
 CATEGORIES = [{"id": 3, "name": "crane"}, {"id": 7, "name": "kite"}]
 
@@ -223,10 +223,3 @@ def test_labels_do_not_cover_each_other_while_there_is_room(monkeypatch):
     assert placed[0][0] == 40
     full = [(0.0, 0.0, 400.0, 400.0)]
     assert free_place(5, 50, 20, 10, (400, 400), full) == (5, 50, 25, 60)
-
-
-def test_names_have_their_own_letters_and_not_the_box_that_stands_for_none():
-    font = label_font(20)
-    missing = bytes(font.getmask("\U0010fffd"))
-    for letter in "aßåłжΩ":
-        assert bytes(font.getmask(letter)) != missing, letter
