@@ -218,9 +218,11 @@ def format_classes(evaluation: Evaluation, annotations: AnnotationFile) -> str:
 
 
 def explain_nothing(evaluation: Evaluation) -> str | None:
-    """What usually lies behind an AP of 0; None where something was found."""
+    """What usually lies behind an AP that is 0 or unknown; None where something was found."""
     if evaluation.mask["AP"]:
         return None
+    if evaluation.mask["AP"] is None:
+        return "nothing can be scored: none of its images has an object to be found (see DATASETS.TEST)"
     return (
         "nothing was found (mask AP 0.00): usually the training was too short for the weights that it started from "
         "(SOLVER.MAX_ITER, MODEL.WEIGHTS), or boxes and masks are not where the objects are (mrca visualize data shows "
