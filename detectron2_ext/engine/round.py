@@ -72,9 +72,14 @@ class TrainingRun:
         self._checkpoints, self._watch = run_checkpoints(cfg, layout), Stopwatch(layout, "train")
         if not cfg.DATASETS.TEST:
             raise UserError("DATASETS.TEST names no data set: name one, whose scores are the feedback")
-        for name in cfg.DATASETS.TEST:
-            read_test_set(cfg, name)  # so that what is wrong with it is said before the training
         annotations, image_root = training_set
+        for name in cfg.DATASETS.TEST:  # so that what is wrong with it is said before the training
+            test_set = read_test_set(cfg, name)[0]
+            if with_extra_categories(cfg, test_set).category_names != annotations.category_names:
+                raise UserError(
+                    f"DATASETS.TEST: the categories of {test_set.path} are not those of {annotations.path}: test on "
+                    "sets with the same ids and names"
+                )
         self._dataset = DetectionDataset(annotations, image_root)
         self._state = self._start_or_resume(annotations)
         self._board: SummaryWriter | None = None
