@@ -43,7 +43,7 @@ def decode_rgba(data: bytes, name: str) -> _Pixels:
     with _opened(data, name) as image:
         if max(image.size) > MAX_SIDE or image.width * image.height > MAX_PIXELS:
             raise BadImage(f"{name} claims {image.width} x {image.height} pixels")
-        return np.asarray(image.convert("RGBA"))
+        return np.asarray(_eight_bits(image).convert("RGBA"))
 
 
 def read_upright(path: str, size: tuple[int, int]) -> _Pixels:
@@ -59,7 +59,7 @@ def read_upright(path: str, size: tuple[int, int]) -> _Pixels:
         if (height, width) != size:
             raise BadImage(f"{path} has {width} x {height} pixels, not {size[1]} x {size[0]} as annotated")
         # Without the rest of the EXIF data, which may be damaged and would be written anew.
-        pixels = Image.fromarray(np.asarray(image.convert("RGB")))
+        pixels = Image.fromarray(np.asarray(_eight_bits(image).convert("RGB")))
     pixels.getexif()[ExifTags.Base.Orientation] = orientation
     return np.asarray(ImageOps.exif_transpose(pixels))
 
@@ -79,6 +79,11 @@ def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
             yield image
     except _DAMAGES as error:
         raise BadImage(f"{name} does not decode: {error}") from error
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Greys of 16 bits by their upper eight, as OpenCV reads them: Pillow would make white of all above 255."""
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if image.mode.startswith("I") else image
 
 
 def encode_png(pixels: _Pixels, record: dict[str, Any] | None = None) -> bytes:

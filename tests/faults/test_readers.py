@@ -24,7 +24,15 @@ from exchange.config import load_config
 from exchange.decisions import Decision, always_refused, read_decisions, write_decisions
 from exchange.errors import UserError
 from exchange.feedback import Feedback, read_feedback
-from exchange.images import MAX_PIXELS, BadImage, decode_rgba, encode_png, read_record, read_upright
+from exchange.images import (
+    MAX_PIXELS,
+    BadImage,
+    decode_rgba,
+    encode_png,
+    read_record,
+    read_rgba,
+    read_upright,
+)
 from exchange.layout import RunLayout
 from exchange.manifest import GeneratedInstance, Manifest, read_manifest
 from exchange.pool_features import PoolFeatures, add_features, begin
@@ -266,6 +274,13 @@ def test_a_photograph_is_upright_by_any_orientation(orientation, tmp_path):
         expected = np.asarray(ImageOps.exif_transpose(stored).convert("RGB"))
     upright = read_upright(str(tmp_path / "photo.jpg"), expected.shape[:2])
     np.testing.assert_array_equal(upright, expected)
+
+
+def test_greys_of_16_bits_are_no_white(tmp_path):
+    grey = np.arange(0, 1 << 16, 1 << 8, dtype=np.uint16).reshape(16, 16) + np.uint16(255)
+    Image.fromarray(grey).save(tmp_path / "x.png")
+    for read in (read_upright(str(tmp_path / "x.png"), (16, 16)), read_rgba(str(tmp_path / "x.png"))):
+        np.testing.assert_array_equal(read[..., 1], np.arange(256).reshape(16, 16))
 
 
 def test_an_image_that_claims_to_be_huge_is_refused():
