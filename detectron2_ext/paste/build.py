@@ -58,7 +58,8 @@ from detectron2_ext.paste.sources import (
     every_object,
     some_objects,
 )
-from exchange.annotations import frequency
+from exchange import files
+from exchange.annotations import frequency, read_annotations
 from exchange.config import choose, from_repository
 from exchange.decisions import always_refused
 from exchange.errors import UserError
@@ -86,7 +87,7 @@ def build_pool(
         rounds = [round_] if cfg.SEGMENTER.LATEST_ROUND_ONLY else range(round_ + 1)
         parts.append(_cutouts_of_run(cfg, layout, rounds, _refused_before(cfg, layout, round_)))
     if cfg.INPUT.INST_POOL:
-        parts.append(_finished_pool(cfg))
+        parts.append(_finished_pool(cfg, dataset))
     if not parts:
         raise UserError(
             f"INPUT.USE_COPY_METHOD is {cfg.INPUT.USE_COPY_METHOD}, but there is no pool: set "
@@ -187,7 +188,7 @@ def _not_among_highest(
     return frozenset(names[~kept].tolist())
 
 
-def _finished_pool(cfg: CfgNode) -> Cutouts:
+def _finished_pool(cfg: CfgNode, dataset: DetectionDataset) -> Cutouts:
     path = from_repository(cfg.INPUT.INST_POOL_PATH)
     if path.endswith(".json"):
         if cfg.INPUT.INST_POOL_RANK:
@@ -195,6 +196,7 @@ def _finished_pool(cfg: CfgNode) -> Cutouts:
                 f"INPUT.INST_POOL_RANK is {cfg.INPUT.INST_POOL_RANK}, but an annotation file has no ranks: import the "
                 "pool (mrca pool import) and rank it, or leave the key out"
             )
+        _check_names(path, dataset)
         images = ImagesWithMasks.of_annotations(path, from_repository(cfg.INPUT.INST_POOL_ROOT))
         return OpaquePart(images, largest=cfg.USE_LARGEST_PART)
     layout = RunLayout(path)
@@ -203,7 +205,20 @@ def _finished_pool(cfg: CfgNode) -> Cutouts:
             f"INPUT.INST_POOL_PATH is {cfg.INPUT.INST_POOL_PATH!r}, where there is no pool: give a run folder "
             "with one (tools/pool.py import makes it), or an annotation file (.json)"
         )
+    if files.exists(layout.pool_categories()):
+        _check_names(layout.pool_categories(), dataset)
     return _cutouts_of_run(cfg, layout, layout.pool_rounds())
+
+
+def _check_names(path: str, dataset: DetectionDataset) -> None:
+    """Raises UserError where the categories of a pool, in ``path``, are called otherwise than the data set's."""
+    names = read_annotations(path).category_names
+    for category_id, name in zip(dataset.category_ids.tolist(), dataset.category_names, strict=True):
+        if names.get(category_id, name) != name:
+            raise UserError(
+                f"category {category_id} is {names[category_id]!r} in {path}, but {name!r} in DATASETS.TRAIN: use a "
+                "pool of this data set"
+            )
 
 
 def build_recoloring(

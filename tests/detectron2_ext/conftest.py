@@ -113,7 +113,7 @@ def write_pool(tmp_path: Path) -> WritePool:
             cv2.imwrite(str(folder / "segmented" / name), alpha)
             images.append({"id": n + 1, "file_name": name, "width": 48, "height": 48})
             annotations.append({"id": n + 1, "image_id": n + 1, "category_id": 10 * (n % 3 + 1)})
-        categories = [{"id": 10 * n, "name": f"class {n}"} for n in (1, 2, 3)]
+        categories = [{"id": 10 * n, "name": f"class {n - 1}"} for n in (1, 2, 3)]
         path = folder / "pool.json"
         path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
         return path

@@ -14,7 +14,9 @@ from detectron2_ext.paste.composite import BLENDS, Occlusion, RandomMirror, Rand
 from detectron2_ext.paste.pasters import ImagePaster
 from detectron2_ext.paste.plan import Placement
 from detectron2_ext.paste.pool import ImagesWithMasks, InstancePool
+from exchange import files
 from exchange.config import REPOSITORY, load_config
+from exchange.errors import UserError
 from exchange.layout import RunLayout
 
 
@@ -23,6 +25,21 @@ def test_a_pool_keeps_its_surroundings_where_the_settings_say(configure):
         cfg = configure("INPUT.INST_POOL_CROP", crop)
         pool = build_pool(cfg, RunLayout("unused"), 0, build_dataset(cfg, "small"))
         assert pool.load(0).shape == (side, side, 4)
+
+
+def test_a_pool_whose_categories_have_other_names_is_refused(configure, index_of, tmp_path):
+    cfg = configure()
+    run = index_of(tmp_path / "pool/pool.json")
+    names = [{"id": 10, "name": "class 0"}, {"id": 20, "name": "crane"}, {"id": 99, "name": "kite"}]
+    files.write_json(run.pool_categories(), {"images": [], "annotations": [], "categories": names})
+    file = tmp_path / "renamed.json"
+    file.write_text((tmp_path / "pool/pool.json").read_text().replace("class 1", "crane"))
+    for path in (run.root, str(file)):
+        cfg = configure("INPUT.INST_POOL_PATH", path)
+        with pytest.raises(
+            UserError, match=r"category 20 is 'crane' in .*\.json, but 'class 1' in DATASETS\.TRAIN"
+        ):
+            build_pool(cfg, RunLayout("unused"), 0, build_dataset(cfg, "small"))
 
 
 def test_an_empty_pool_pastes_nothing_and_keeps_no_image_from_being_copied_from(configure):

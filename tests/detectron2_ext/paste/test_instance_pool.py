@@ -24,6 +24,7 @@ from exchange.pool_index import PoolIndex, write_index
 from tests.diSegmenter.conftest import pool_instance
 
 CATEGORY_IDS = np.array([10, 20, 30])
+DATASET = SimpleNamespace(category_ids=CATEGORY_IDS, category_names=["class 0", "class 1", "class 2"])
 
 
 def read(path, **options) -> InstancePool:
@@ -100,7 +101,7 @@ def test_of_images_with_masks_what_is_not_opaque_stays_out_and_so_do_smaller_par
     cfg = load_config(
         str(REPOSITORY / "configs/MRCA/MRCA_R50.yaml"), [*overrides, "USE_LARGEST_PART", str(largest)]
     )
-    found = build_pool(cfg, None, 0, SimpleNamespace(category_ids=CATEGORY_IDS)).load(0)[..., 3]
+    found = build_pool(cfg, None, 0, DATASET).load(0)[..., 3]
     expected = alpha[4:24, 4:34] if largest else np.where(alpha > 128, alpha, 0)[4:46, 4:34]
     np.testing.assert_array_equal(found, expected)  # what an outline encloses keeps its alpha
 
@@ -122,7 +123,7 @@ def test_a_run_s_own_pool_and_a_finished_one_are_joined_one_after_the_other(
     cfg = load_config(
         str(REPOSITORY / "configs/MRCA/MRCA_R50.yaml"), list(itertools.chain(*settings.items()))
     )
-    joined = build_pool(cfg, layout, 1, SimpleNamespace(category_ids=CATEGORY_IDS))
+    joined = build_pool(cfg, layout, 1, DATASET)
     expected = read(path)
     assert len(joined) == 7 and joined.rounds.tolist() == [1, 1, -1, -1, -1, -1, -1]
     for index, original in enumerate((1, 3, 0, 1, 2, 3, 4)):
