@@ -50,7 +50,7 @@ def drop(
     Returns:
         How many of each round, without the rounds that have none.
 
-    Raises UserError for a name that the pool does not have.
+    Raises UserError for a name that the pool does not have, and where it has nothing of the classes and rounds.
     """
     chosen = {
         r: _chosen(PoolIndex(layout, [r], dropped_too=True), names, category_ids, rounds)
@@ -59,6 +59,10 @@ def drop(
     found = frozenset().union(*chosen.values())
     if unknown := sorted(set(names) - found):
         raise UserError(f"{layout.root} has no instance {unknown[0]}: its names are those in its report")
+    if not found:
+        raise UserError(
+            f"{layout.root} has no instance of these classes and rounds: mrca pool stats --per-class lists them"
+        )
     files.write_json(layout.dropped_by_hand(), sorted(found | dropped_by_hand(layout)))
     changed = False
     for round_, of_round in chosen.items():

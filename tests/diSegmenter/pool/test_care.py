@@ -389,6 +389,9 @@ def test_the_command_drops_and_refuses_what_is_unknown_nothing_at_all_and_a_dama
     before = reasons(layout)
     with pytest.raises(UserError, match="has no instance nobody.png"):
         call(command, "drop", layout.root, "nobody.png")
+    for nothing in (("--class", 999), ("--round", 99), ("--class", 3, "--round", 99)):
+        with pytest.raises(UserError, match="has no instance of these classes and rounds"):
+            call(command, "drop", layout.root, *nothing)
     with pytest.raises(UserError, match="drop takes names"):
         call(command, "drop", layout.root)
     assert reasons(layout) == before and not files.exists(layout.dropped_by_hand())
