@@ -126,11 +126,12 @@ def add_merge_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def merge_pools(layout: RunLayout, args: argparse.Namespace) -> None:
-    for path in args.others:
-        other = RunLayout(path.rstrip("/"))
+    others = [RunLayout(path.rstrip("/")) for path in args.others]
+    for other in others:  # all of them before the first is copied, which the same call again would copy twice
         if other.root == layout.root or not other.pool_rounds():
             raise UserError(f"{other.root} holds no other pool: give the run folders to copy from")
-        count = merge(layout, other, categories_of(other, args.annotations))
+    for other, categories in [(other, categories_of(other, args.annotations)) for other in others]:
+        count = merge(layout, other, categories)
         print(f"copied {count} instances of {other.root} into {layout.root}")
 
 

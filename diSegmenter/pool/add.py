@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from diSegmenter.annotate import outline
-from diSegmenter.pool.annotation_file import write_categories
+from diSegmenter.pool.annotation_file import joined_categories, write_categories
 from diSegmenter.pool.foreign import ForeignInstance
 from exchange import files
 from exchange.cutouts import encode_cutout
@@ -48,8 +48,8 @@ def import_round(
         How many instances there are now, and a sentence for each one that was left out.
 
     Raises:
-        UserError: none can be imported, the import of another pool has not come to its end, or another process is
-            importing or merging.
+        UserError: none can be imported, the pool is for other categories, the import of another pool has not come to
+            its end, or another process is importing or merging.
     """
     counts: Counter[int] = Counter()
     left_out: list[str] = []
@@ -59,6 +59,7 @@ def import_round(
         ThreadPoolExecutor(workers) as threads,
         tqdm(desc="import", unit=" instances") as progress,
     ):
+        categories = joined_categories(layout, categories)
         round_ = _round_to_import(layout)
         for part in _parts(foreign):
             names = []
@@ -70,7 +71,8 @@ def import_round(
             progress.update(len(part))
         if len(left_out) == counts.total():
             files.remove_folder(layout.pool_parts(round_))
-            raise UserError(f"none of {len(left_out)} instances can be imported; the first: {left_out[:1]}")
+            first = left_out[0] if left_out else "there is none"
+            raise UserError(f"none of {len(left_out)} instances can be imported: {first}")
         count = join_parts(layout, round_, parts)
         finish_import(layout, round_, categories)
         files.remove_folder(layout.pool_parts(round_))

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from exchange import files
+from exchange.annotations import read_annotations
+from exchange.errors import UserError
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex, PoolInstance
 
@@ -17,6 +19,24 @@ def write_categories(layout: RunLayout, categories: Sequence[dict[str, Any]]) ->
     """Writes down which categories the instances of the pool are of."""
     content = {"images": [], "annotations": [], "categories": list(categories)}
     files.write_json(layout.pool_categories(), content)
+
+
+def joined_categories(layout: RunLayout, categories: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The categories that the pool is for, if it says so, and ``categories``, of what is to come in.
+
+    Raises UserError where one of them has another name in the pool: its instances would be of a class that they do not
+    show.
+    """
+    path = layout.pool_categories()
+    known = {c["id"]: c for c in read_annotations(path).categories} if files.exists(path) else {}
+    for category in categories:
+        there = known.setdefault(category["id"], category)
+        if there["name"] != category["name"]:
+            raise UserError(
+                f"category {category['id']} of what comes in is {category['name']!r}, but {there['name']!r} in {path}: "
+                "use another run folder, as a pool is for one data set"
+            )
+    return [known[category_id] for category_id in sorted(known)]
 
 
 def write_lvis(path: str, layout: RunLayout, rounds: Sequence[int], categories: list[dict[str, Any]]) -> int:

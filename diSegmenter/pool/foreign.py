@@ -2,16 +2,18 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import unquote
 
 import cv2
 import numpy as np
+import pycocotools.mask as coco_mask
 
 from diSegmenter.annotate import MaskCleaner
 from exchange import files
 from exchange.annotations import read_annotations
 from exchange.errors import UserError
-from exchange.images import BadImage, read_rgba
+from exchange.images import MAX_SIDE, BadImage, read_rgba, read_upright
 from exchange.segmentations import enclosing
 
 _IMAGE_ENDINGS = (".png", ".webp")
@@ -55,8 +57,10 @@ def read_folders(root: str, category_ids: Mapping[str, int]) -> Iterator[Foreign
     names = files.list_dir(root)
     unknown = [name for name in names if unquote(name) not in category_ids]
     if unknown or not names:
-        what = f"the folder {unknown[0]!r}, which is no category" if unknown else "no folder"
-        raise UserError(f"{root} holds {what}: it must hold one folder per class, called by the class's name")
+        what = f"{unknown[0]!r}, which is no category" if unknown else "no folder"
+        raise UserError(
+            f"{root} holds {what}: it must hold one folder per class, called by the class's name, and nothing else"
+        )
     for name in names:
         for file in files.list_dir(files.join(root, name)):
             if file.lower().endswith(_IMAGE_ENDINGS):
@@ -65,7 +69,7 @@ def read_folders(root: str, category_ids: Mapping[str, int]) -> Iterator[Foreign
 
 
 def read_coco(path: str, image_root: str, category_ids: Mapping[str, int]) -> Iterator[ForeignInstance]:
-    """The objects of a COCO or LVIS file with polygons, each cut out of its picture; crowds are left out."""
+    """The objects of a COCO or LVIS file, each cut out of its picture by its mask; crowds are left out."""
     annotations = read_annotations(path)
     names, crowd = annotations.file_names(), annotations.crowd
     for index, image in enumerate(annotations.object_images.tolist()):
@@ -74,15 +78,15 @@ def read_coco(path: str, image_root: str, category_ids: Mapping[str, int]) -> It
             raise UserError(
                 f"{path} has the category {name!r}, which the data set lacks: rename or remove it"
             )
-        segmentation = annotations.segmentation(index)
-        if crowd[index] or not isinstance(segmentation, list):
+        if crowd[index]:
             continue
         number = annotations.object_id(index)
         try:
             picture = files.join(image_root, names[image])
         except UserError as error:
             raise UserError(f"{path}: annotation {number}: {error}") from error
-        load = _polygon_loader(picture, segmentation)
+        height, width = annotations.image_sizes[image].tolist()
+        load = _object_loader(picture, (height, width), annotations.segmentation(index))
         yield ForeignInstance(f"{path}#{number}", category_ids[name], load)
 
 
@@ -104,12 +108,20 @@ def _xpaste_loader(entry: str, root: str) -> Callable[[], np.ndarray]:
     return load
 
 
-def _polygon_loader(path: str, polygons: list[list[float]]) -> Callable[[], np.ndarray]:
+def _object_loader(path: str, size: tuple[int, int], segmentation: Any) -> Callable[[], np.ndarray]:
     def load() -> np.ndarray:
-        image = read_rgba(path)
-        alpha = np.zeros(image.shape[:2], np.uint8)
-        points = [np.rint(p).astype(np.int32).reshape(-1, 1, 2) for p in enclosing(polygons)]
-        cv2.fillPoly(alpha, points, 255)
-        return np.dstack([image[..., :3], alpha])
+        if max(size) > MAX_SIDE:
+            raise BadImage(f"{path} has a side above {MAX_SIDE} pixels")
+        alpha = np.zeros(size, np.uint8)
+        if isinstance(segmentation, dict):
+            runs = segmentation
+            if isinstance(runs["counts"], list):
+                runs = coco_mask.frPyObjects(runs, *size)
+            alpha = coco_mask.decode(runs) * np.uint8(255)
+        else:
+            polygons = enclosing(segmentation or [])
+            points = [np.rint(polygon).astype(np.int32).reshape(-1, 1, 2) for polygon in polygons]
+            cv2.fillPoly(alpha, points, 255)
+        return np.dstack([read_upright(path, size), alpha])
 
     return load

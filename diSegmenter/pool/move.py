@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diSegmenter.pool.add import finish_import, next_round
-from diSegmenter.pool.annotation_file import write_lvis
+from diSegmenter.pool.annotation_file import joined_categories, write_lvis
 from exchange import files
 from exchange.images import decode_rgba, encode_png
 from exchange.layout import RunLayout
@@ -26,10 +26,11 @@ _FILES_PER_PACK = 10_000
 def merge(layout: RunLayout, other: RunLayout, categories: Sequence[dict[str, Any]]) -> int:
     """Appends each round of ``other`` to the pool of ``layout`` as a new round; returns how many came.
 
-    Raises UserError where another process is importing or merging.
+    Raises UserError where another process is importing or merging, and for categories of another data set.
     """
     total = 0
     with only_one(layout, "import"):
+        categories = joined_categories(layout, categories)
         for round_ in other.pool_rounds():
             index, target = PoolIndex(other, [round_]), next_round(layout)
             counts: Counter[int] = Counter()

@@ -223,6 +223,12 @@ def test_a_pool_is_not_merged_with_itself_or_with_nothing(layout, call):
             call(pool, "merge", run, other)
 
 
+def test_nothing_is_merged_where_one_of_several_pools_is_none(layout, call, tmp_path):
+    with pytest.raises(UserError, match="/x holds no other pool"):
+        call(pool, "merge", tmp_path / "merged", layout.root, "/x")
+    assert not (tmp_path / "merged").exists()
+
+
 def test_a_merged_pool_has_the_categories_that_are_given(layout, tmp_path, call, capsys):
     write_index(layout, 0, [])
     content = {"images": [], "annotations": [], "categories": [{"id": 7, "name": "crane"}]}

@@ -6,7 +6,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
+import pycocotools.mask as coco_mask
 import pytest
+from PIL import ExifTags, Image
 
 from diSegmenter.pool import add, foreign
 from diSegmenter.pool.add import import_round
@@ -93,18 +95,23 @@ def test_the_objects_of_a_coco_file_come_in_but_no_crowds(layout, tmp_path):
     files.write_bytes(f"{root}/a.png", png(picture))
     square = {"id": 8, "image_id": 5, "category_id": 1, "segmentation": [[9.6, 4.4, 19, 4, 19, 13, 10, 13]]}
     crowd = {**square, "id": 2, "iscrowd": 1}
-    runs = {**square, "id": 3, "segmentation": {"size": [30, 40], "counts": [0, 1200]}}
+    plain = {"size": [30, 40], "counts": [33, 4, 26, 4, 26, 4, 1103]}
+    compressed = {**plain, "counts": coco_mask.frPyObjects(plain, 30, 40)["counts"].decode()}
+    runs, text = ({**square, "id": 9 + n, "segmentation": s} for n, s in enumerate((plain, compressed)))
+    boxed = {"id": 11, "image_id": 5, "category_id": 1, "bbox": [1, 1, 9, 9]}
     content = {
         "images": [
             {"id": id_, "file_name": name, "width": 40, "height": 30}
             for id_, name in ((2, "other.png"), (5, "a.png"))
         ],
-        "annotations": [crowd, runs, square],
+        "annotations": [crowd, square, runs, text, boxed],
         "categories": [{"id": 1, "name": "blue_disc"}],
     }
     files.write_json(f"{root}/coco.json", content)
-    index, cutouts, _ = imported(layout, read_coco(f"{root}/coco.json", root, IDS))
-    (instance,) = index
+    index, cutouts, left_out = imported(layout, read_coco(f"{root}/coco.json", root, IDS))
+    instance, *others = index
+    assert [other.bbox for other in others] == [[1, 3, 3, 4]] * 2
+    assert [sentence.partition(" shows no object")[0] for sentence in left_out] == [f"{root}/coco.json#11"]
     assert instance.category_id == 7 and instance.bbox == [10, 4, 10, 10]
     assert (instance.width, instance.height, instance.prompt) == (40, 30, f"{root}/coco.json#8")
     np.testing.assert_array_equal(cutouts[0][..., :3], picture[4:14, 10:20])
@@ -117,6 +124,26 @@ def test_the_objects_of_a_coco_file_come_in_but_no_crowds(layout, tmp_path):
         list(read_coco(f"{root}/coco.json", root, IDS))
 
 
+def test_an_object_of_a_lying_photograph_is_cut_out_where_it_is_annotated_and_of_another_size_left_out(
+    layout, tmp_path
+):
+    exif, upright = Image.Exif(), np.zeros((30, 40, 3), np.uint8)
+    exif[ExifTags.Base.Orientation] = 6
+    upright[4:14, 10:20] = 255
+    for name, pixels in (("a.png", upright), ("b.png", upright[:20])):
+        Image.fromarray(np.rot90(pixels)).save(tmp_path / name, exif=exif)
+    square = {"category_id": 1, "segmentation": [[10, 4, 19, 4, 19, 13, 10, 13]]}
+    content = {
+        "images": [{"id": n, "file_name": f"{'ab'[n]}.png", "width": 40, "height": 30} for n in (0, 1)],
+        "annotations": [{**square, "id": n, "image_id": n} for n in (0, 1)],
+        "categories": [{"id": 1, "name": "blue_disc"}],
+    }
+    files.write_json(str(tmp_path / "coco.json"), content)
+    _, (cutout,), left_out = imported(layout, read_coco(str(tmp_path / "coco.json"), str(tmp_path), IDS))
+    assert cutout.shape == (10, 10, 4) and (cutout == 255).all()
+    assert "b.png has 40 x 20 pixels, not 40 x 30 as annotated" in left_out[0]
+
+
 def test_what_does_not_decode_or_shows_nothing_is_left_out_and_named(layout, tmp_path):
     root = str(tmp_path / "folders")
     files.write_bytes(f"{root}/red disc/a.png", png(disc_rgba(5)))
@@ -126,7 +153,7 @@ def test_what_does_not_decode_or_shows_nothing_is_left_out_and_named(layout, tmp
     assert len(index) == 1 and len(left_out) == 2
     assert "b.png does not decode" in left_out[0] and "c.png shows no object" in left_out[1]
     files.remove(f"{root}/red disc/a.png")
-    with pytest.raises(UserError, match=r"none of 2 instances can be imported; the first: .*b.png"):
+    with pytest.raises(UserError, match=r"none of 2 instances can be imported: /.*b.png does"):
         import_round(layout, read_folders(root, IDS), CATEGORIES, "test")
     assert layout.pool_rounds() == [0] and not files.exists(layout.pool_parts(1))
 
@@ -242,9 +269,25 @@ def test_a_pool_of_another_form_is_named(tmp_path, content, sentence):
         list(read_xpaste(path, str(tmp_path), [3, 7]))
 
 
+def test_what_is_of_other_categories_than_the_pool_does_not_come_in(layout, tmp_path):
+    files.write_bytes(f"{tmp_path}/red disc/a.png", png(disc_rgba(5)))
+    instances = list(read_folders(str(tmp_path), IDS))
+    import_round(layout, instances, CATEGORIES[:1], "test")
+    other = [CATEGORIES[0] | {"name": "crane"}]
+    for bring_in in (
+        lambda: import_round(layout, instances, other, "test"),
+        lambda: merge(layout, layout, other),
+    ):
+        with pytest.raises(UserError, match="category 3 of what comes in is 'crane', but 'red disc' in"):
+            bring_in()
+    assert layout.pool_rounds() == [0]
+    import_round(layout, instances, CATEGORIES[1:], "test")
+    assert read_annotations(layout.pool_categories()).categories == CATEGORIES
+
+
 def test_a_folder_that_is_no_class_is_named(tmp_path):
     files.write_bytes(str(tmp_path / "folders/green disc/a.png"), b"")
-    for names, said in ((IDS, "the folder 'green disc'"), (IDS | {"green disc": 9}, None)):
+    for names, said in ((IDS, "holds 'green disc', which is no category"), (IDS | {"green disc": 9}, None)):
         with nullcontext() if said is None else pytest.raises(UserError, match=said):
             list(read_folders(str(tmp_path / "folders"), names))
     with pytest.raises(UserError, match="holds no folder"):
