@@ -9,9 +9,11 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
+from exchange import files
 from exchange.config import default_of, from_repository
 from exchange.errors import UserError
 from exchange.feedback import Feedback
+from exchange.run import run_layout
 from generator.allocation import AllocationRule
 from generator.criteria import CRITERIA
 from generator.guidance import Classifier, Guidance
@@ -82,12 +84,18 @@ def _model(entry: Any, revision: str) -> Model:
 
 
 def load_classifier(cfg: CfgNode, feedback: Feedback, device: torch.device) -> Classifier:
-    """The segmenter whose checkpoint the feedback names, in float32; UserError if the file is not that one."""
+    """The segmenter whose checkpoint the feedback names, in float32; UserError if the file is not that one.
+
+    Where there is no such file, because the run's folder was moved, it is the one of that name in the run.
+    """
     from detectron2_ext.modeling.builder import load_feedback_network  # the one bridge to stage 3
 
+    path = feedback.checkpoint
+    if not files.exists(path):
+        path = files.join(run_layout(cfg).train_dir, path.rsplit("/", 1)[-1])
     return load_feedback_network(
         cfg,
-        feedback.checkpoint,
+        path,
         sha256=feedback.checkpoint_sha256,
         use_ema=True,
         device=device,

@@ -1,5 +1,7 @@
 """Drawing from Python, with the embedded models."""
 
+from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -52,6 +54,19 @@ def test_images_are_those_that_stage_1_draws_guided_by_the_checkpoint(run, guide
     assert len(guided) == 3 and all(image.criterion_before is not None for image in drawn)
     for ours, theirs in zip(guided, drawn, strict=True):
         np.testing.assert_array_equal(np.asarray(ours), theirs.pixels)
+
+
+def test_the_network_of_a_run_that_was_moved_is_the_one_in_its_folder(run):
+    cfg = load_config(CONFIG, ["OUTPUT_DIR", run.folder])
+    sha256, name = files.sha256(run.checkpoint), Path(run.checkpoint).name
+    for digest in (sha256, "0" * 64):
+        feedback = SimpleNamespace(checkpoint=f"/before/train/{name}", checkpoint_sha256=digest)
+        with (
+            nullcontext()
+            if digest == sha256
+            else pytest.raises(UserError, match=f"{run.folder}/train/{name}")
+        ):
+            load_classifier(cfg, feedback, torch.device("cpu"))
 
 
 def test_the_command_writes_the_same_images_and_without_guidance_others(run, guided, tmp_path, call, capsys):
