@@ -36,7 +36,9 @@ def join(root: str, *parts: str) -> str:
     """Joins a path below ``root``; raises UserError for a part that would lead out of it."""
     below = posixpath.normpath(posixpath.join(*parts))
     if below.startswith(("/", "..")) or "\\" in below or "\0" in below:
-        raise UserError(f"the path {'/'.join(parts)!r} leads out of {root}: use a relative path without '..'")
+        raise UserError(
+            f"the path {'/'.join(parts)!r} leads out of {root}: use a relative path without '..' and '\\'"
+        )
     return f"{root.rstrip('/')}/{below}"
 
 

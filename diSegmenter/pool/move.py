@@ -52,7 +52,7 @@ def merge(layout: RunLayout, other: RunLayout, categories: Sequence[dict[str, An
 
 def folder_name(category: str) -> str:
     """A name for the folder of a category, another one for each; ``urllib.parse.unquote`` leads back."""
-    return category.replace("%", "%25").replace("/", "%2F")
+    return category.replace("%", "%25").replace("/", "%2F").replace("\\", "%5C")
 
 
 def export_folders(layout: RunLayout, names: Mapping[int, str], out: str) -> None:

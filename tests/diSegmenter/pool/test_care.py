@@ -290,7 +290,7 @@ def test_an_exported_pool_comes_back_the_same(pool, tmp_path, call):
 
 def test_classes_whose_names_no_folder_can_have_are_exported_apart(pool, tmp_path):
     first, second = NAMES
-    names = {first: "a/b", second: "a%2Fb"}
+    names = {first: "a/b\\c", second: "a%2Fb%5Cc"}
     export_folders(pool, names, str(tmp_path))
     back = read_folders(str(tmp_path / "images"), {name: key for key, name in names.items()})
     assert Counter(found.category_id for found in back) == Counter(
