@@ -11,7 +11,16 @@ from collections.abc import Callable
 from exchange import stopping
 
 STOPPED = "stopped; the same command goes on\n"
-_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_REMEDIES = {
+    "make room there, or give yourself the right to write, and start again; what is done stays": (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+    ),
+    "give another path": (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+}
 
 
 class UserError(Exception):
@@ -21,9 +30,9 @@ class UserError(Exception):
 def run_cli(main: Callable[[], None]) -> None:
     """Runs ``main`` with logging set up.
 
-    A :class:`UserError`, a full disk and a file that may not be written become one line on stderr and exit code 2; a
-    signal that ends the process one line and 128 and its number (exchange/stopping.py). It ends without a word where
-    nobody reads its output any more, as in front of ``| head``.
+    A :class:`UserError`, a full disk and a file that may not or cannot be written become one line on stderr and exit
+    code 2; a signal that ends the process one line and 128 and its number (exchange/stopping.py). It ends without a
+    word where nobody reads its output any more, as in front of ``| head``.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     try:
@@ -49,12 +58,11 @@ def run_cli(main: Callable[[], None]) -> None:
                 os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
             )  # for what is flushed on the way out
             sys.exit(128 + signal.SIGPIPE)
-        if error.errno not in _STORAGE:
+        remedy = next((remedy for remedy, numbers in _REMEDIES.items() if error.errno in numbers), None)
+        if remedy is None:
             raise
-        sys.stderr.write(
-            f"error: {error.filename}: {error.strerror}: make room there, or give yourself the right to write, and "
-            "start again; what is done stays\n"
-        )
+        # of two names, the second is that of the file which what was written beside it was to become
+        sys.stderr.write(f"error: {error.filename2 or error.filename}: {error.strerror}: {remedy}\n")
         sys.exit(2)
 
 

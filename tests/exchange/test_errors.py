@@ -10,6 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from exchange import files
 from exchange.config import REPOSITORY
 from exchange.errors import run_cli
 from exchange.layout import RunLayout
@@ -41,6 +42,23 @@ def test_a_file_that_may_not_be_written_is_one_sentence_and_a_broken_disk_is_an_
         assert capsys.readouterr().err.startswith(
             f"error: /x: {os.strerror(number)}: make room there, or give"
         )
+
+
+def test_a_path_where_no_file_can_lie_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder/inside").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    for path, named in (
+        ("folder", "folder"),
+        ("file/x", "file"),
+        ("file/x/y", "file/x"),
+        ("x" * 300, "x" * 300),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            run_cli(lambda path=path: files.write_bytes(f"{tmp_path}/{path}", b""))
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: {tmp_path}/{named}") and said.endswith(": give another path\n")
 
 
 @pytest.mark.parametrize("by_torchrun", [False, True])
