@@ -91,8 +91,9 @@ def load_classifier(cfg: CfgNode, feedback: Feedback, device: torch.device) -> C
     from detectron2_ext.modeling.builder import load_feedback_network  # the one bridge to stage 3
 
     path = feedback.checkpoint
-    if not files.exists(path):
-        path = files.join(run_layout(cfg).train_dir, path.rsplit("/", 1)[-1])
+    inside = files.join(run_layout(cfg).train_dir, path.rsplit("/", 1)[-1])
+    if not files.exists(path) and files.exists(inside):
+        path = inside
     return load_feedback_network(
         cfg,
         path,
