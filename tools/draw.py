@@ -45,8 +45,9 @@ def main() -> None:
     quiet_model_libraries()
     load = Painter.from_run if args.run else Painter.from_checkpoint
     painter = load(args.run or args.weights, args.opts, guided=not args.unguided)
+    name = args.name.replace("/", "-").replace("\\", "-")
     for number, image in enumerate(painter.draw(args.name, args.num, args.seed)):
-        path = files.join(args.out, f"{args.name.replace('/', '-')} {number:04}.png")
+        path = files.join(args.out, f"{name} {number:04}.png")
         files.write_bytes(path, encode_png(np.asarray(image)))
     print(f"{args.num} images: {args.out}")
 
