@@ -217,7 +217,7 @@ def _check_names(path: str, dataset: DetectionDataset) -> None:
         if names.get(category_id, name) != name:
             raise UserError(
                 f"category {category_id} is {names[category_id]!r} in {path}, but {name!r} in DATASETS.TRAIN: use a "
-                "pool of this data set"
+                "pool of this data set, or, where names alone have changed, mrca pool merge NEW RUN --annotations FILE"
             )
 
 
