@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,9 +16,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from exchange.stopping import Stopped
+
 _T = TypeVar("_T")
 # The others wait while the first process scores a validation set or the pool of a round is being made.
 _PATIENCE = datetime.timedelta(days=3)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,8 @@ def join_ranks(device: str = "") -> Iterator[Ranks]:
     """Joins the processes that ``torchrun`` started (alone without it) and leaves them at the end.
 
     ``device``: ``cpu``, ``cuda`` or empty for a GPU if there is one. GPUs talk over NCCL, processors over gloo.
+
+    Raises Stopped where another process has ended in the midst of it: why is that one's to say.
     """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -91,6 +98,11 @@ def join_ranks(device: str = "") -> Iterator[Ranks]:
     dist.init_process_group(backend, timeout=_PATIENCE)
     try:
         yield Ranks(rank, world_size, place)
+    except RuntimeError as error:
+        if "gloo/transport" not in str(error):
+            raise
+        _log.warning("process %d ends, since another one of this training has", rank)
+        raise Stopped(signal.SIGTERM) from error
     finally:
         dist.destroy_process_group()
 

@@ -182,3 +182,29 @@ def test_the_last_line_is_what_failed_and_not_that_the_other_process_was_stopped
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == "error: images/2.png does not decode: replace it"
     assert "stopped" not in done.stderr
+
+
+REFUSED_ALONE = """
+from detectron2_ext.distributed import join_ranks
+from exchange.errors import UserError, run_cli
+
+def main():
+    with join_ranks("cpu") as ranks:
+        ranks.barrier()
+        if ranks.is_first:
+            raise UserError("another training is at it: wait for it")
+        ranks.barrier()
+
+run_cli(main)
+"""
+
+
+def test_a_process_that_waits_for_one_that_failed_ends_without_a_trace_of_its_own(
+    tmp_path: Path, python: str
+) -> None:
+    script = tmp_path / "refused.py"
+    script.write_text(REFUSED_ALONE)
+    done = torchrun(python, "detectron2_ext.engine.torchrun", script, capture_output=True)
+    assert done.returncode == 2
+    assert "error: another training is at it: wait for it" in done.stderr.splitlines()
+    assert "Traceback" not in done.stderr
