@@ -142,7 +142,7 @@ def evaluate_only(cfg: CfgNode, ranks: Ranks, engine: Engine, given: bool, per_c
     ``per_class``: of each class, too. Raises UserError when there is nothing to evaluate.
     """
     from detectron2_ext import modeling
-    from detectron2_ext.engine.round import run_checkpoints
+    from detectron2_ext.engine.round import evaluating, run_checkpoints
     from detectron2_ext.evaluation.evaluator import (
         explain_nothing,
         format_classes,
@@ -166,7 +166,8 @@ def evaluate_only(cfg: CfgNode, ranks: Ranks, engine: Engine, given: bool, per_c
     modeling.load_weights(model, checkpoint, use_ema=True, classes=list(known.category_names.values()))
     for name, test_set in test_sets.items():
         folder = files.join(layout.train_dir, "inference")
-        evaluation = engine.validate(cfg, model, name, folder, ranks, checkpoint=checkpoint)
+        with evaluating(layout, ranks):
+            evaluation = engine.validate(cfg, model, name, folder, ranks, checkpoint=checkpoint)
         if evaluation:
             tables = [format_table(evaluation)]
             tables += [format_classes(evaluation, test_set)] if per_class else []

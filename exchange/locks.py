@@ -1,6 +1,7 @@
 """One process for one work of a run: the second is refused and told who is at it, or has to wait."""
 
 import hashlib
+import logging
 import os
 import socket
 import tempfile
@@ -14,6 +15,8 @@ from filelock import FileLock, Timeout
 from exchange import files
 from exchange.errors import UserError
 from exchange.layout import RunLayout
+
+_log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -40,9 +43,17 @@ def only_one(layout: RunLayout, work: str) -> Iterator[None]:
 
 @contextmanager
 def in_turn(layout: RunLayout, work: str) -> Iterator[None]:
-    """Holds the same lock, as soon as no other process does."""
-    with FileLock(os.path.join(_folder(layout), f"{work}.lock")):
+    """Holds the same lock, as soon as no other process does; says so where it has to wait."""
+    lock = FileLock(os.path.join(_folder(layout), f"{work}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _log.info("%s: waiting for another process that is at '%s'", layout.root, work)
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _folder(layout: RunLayout) -> str:

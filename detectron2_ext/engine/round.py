@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ from exchange.config import from_repository
 from exchange.errors import UserError
 from exchange.feedback import read_feedback, source_round, write_feedback
 from exchange.layout import RunLayout
+from exchange.locks import in_turn
 from exchange.run import claim_run, round_iterations
 from exchange.seconds import Stopwatch
 from exchange.waiting import wait_for
@@ -211,7 +212,7 @@ class TrainingRun:
             self._ranks.share(state.evaluated)  # statistics of batch norm are each process's own
         evaluations = []
         for name in names:
-            with self._measure(round_, "evaluating"):
+            with evaluating(self._layout, self._ranks), self._measure(round_, "evaluating"):
                 evaluation = self._engine.validate(
                     self._cfg,
                     state.evaluated,
@@ -222,10 +223,11 @@ class TrainingRun:
                     iteration=state.iteration,
                     checkpoint=self._checkpoints.path(state.iteration),
                 )
+                if evaluation:
+                    files.write_bytes(
+                        self._scores(name), files.read_bytes(files.join(folder, name, "metrics.json"))
+                    )
             if evaluation:
-                files.write_bytes(
-                    self._scores(name), files.read_bytes(files.join(folder, name, "metrics.json"))
-                )
                 if self._board:
                     add_scores(self._board, state.iteration, name, evaluation)
                 _log.info("scores on %s in percent:\n%s", name, format_table(evaluation))
@@ -254,6 +256,14 @@ class TrainingRun:
             write_feedback(layout, feedback)
             _log.info("wrote %s", layout.feedback_history(round_))
         self._ranks.barrier()
+
+
+@contextmanager
+def evaluating(layout: RunLayout, ranks: Ranks) -> Iterator[None]:
+    """Waits for another evaluation in this run, of whatever checkpoint: both write to the same files."""
+    with in_turn(layout, "evaluate") if ranks.is_first else nullcontext():
+        ranks.barrier()
+        yield
 
 
 def run_checkpoints(cfg: CfgNode, layout: RunLayout) -> RunCheckpoints:

@@ -5,9 +5,12 @@ import signal
 import socket
 import subprocess
 import sys
+from unittest.mock import MagicMock, Mock
 
 import pytest
+from filelock import Timeout
 
+from exchange import locks
 from exchange.config import REPOSITORY
 from exchange.errors import UserError
 from exchange.layout import RunLayout
@@ -58,3 +61,17 @@ def test_the_second_is_refused_where_the_first_does_not_say_who_it_is_too(owner,
         path.write_bytes(owner) if owner else path.unlink()
         with pytest.raises(UserError, match=f": {said} is at 'train' already"), only_one(layout, "train"):
             pytest.fail("two at once")
+
+
+def test_who_has_to_wait_says_for_what(monkeypatch, tmp_path, caplog):
+    layout, lock = RunLayout(str(tmp_path)), MagicMock()
+    monkeypatch.setattr(locks, "FileLock", Mock(return_value=lock))
+    caplog.set_level("INFO")
+    for held, said in (
+        (False, []),
+        (True, [f"{tmp_path}: waiting for another process that is at 'evaluate'"]),
+    ):
+        lock.acquire.side_effect = [Timeout("evaluate.lock"), None] if held else None
+        with in_turn(layout, "evaluate"):
+            assert caplog.messages == said
+    assert lock.release.call_count == 2

@@ -26,6 +26,7 @@ from exchange.config import REPOSITORY, load_config
 from exchange.errors import UserError
 from exchange.feedback import read_feedback
 from exchange.layout import RunLayout
+from exchange.locks import only_one
 from tests.detectron2_ext.engine.small_run import LAST_CLASSIFIER, call, write_config
 from tests.detectron2_ext.engine.tiny import assert_equal_weights
 
@@ -124,6 +125,28 @@ def test_evaluation_alone_takes_the_last_checkpoint_and_trains_nothing(
     call(finished / "config.yaml", "--eval-only", *weights)
     assert "model_initial.pth" in capsys.readouterr().out
     assert (finished / "run/train/last_checkpoint").read_text() == "model_0000004.pth"
+
+
+@pytest.mark.parametrize("arguments", [(), ("--eval-only",)])
+def test_a_run_is_evaluated_by_one_process_at_a_time_until_its_scores_are_written(
+    arguments: tuple[str, ...], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run = _copy(finished, tmp_path)
+    (run / "feedback/rd01.json").unlink()
+
+    def alone(function: Any) -> Mock:
+        def checked(*args: Any, **options: Any) -> Any:
+            with pytest.raises(UserError, match="is at 'evaluate' already"):
+                with only_one(RunLayout(str(run)), "evaluate"):
+                    pytest.fail("two at once")
+            return function(*args, **options)
+
+        return Mock(side_effect=checked)
+
+    monkeypatch.setattr(evaluator, "validate", predicted := alone(evaluator.validate))
+    monkeypatch.setattr(RunLayout, "scores", written := alone(RunLayout(str(run)).scores))
+    call(config, *arguments)
+    assert predicted.call_count == 1 and written.call_count == (0 if arguments else 1)
 
 
 def _copy(finished: Path, folder: Path) -> tuple[Path, Path]:
