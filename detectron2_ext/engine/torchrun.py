@@ -8,15 +8,26 @@ stopped it says once for all of them.
 import logging
 import sys
 
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.run import main
-
 from exchange.errors import STOPPED
+from exchange.stopping import Stopped, listening
 
 
 def run() -> None:
     """Runs ``torchrun`` with this process's arguments."""
+    try:
+        with listening():  # until torchrun does so itself, as it starts the processes
+            _run()
+    except Stopped as stopped:
+        sys.stderr.write(STOPPED)
+        sys.exit(stopped.exit_code)
+
+
+def _run() -> None:
+    # Only now: seconds in which a signal may come, too.
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main
+
     # What it logs about a process that failed stands in the error that it raises, too.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
@@ -26,8 +37,7 @@ def run() -> None:
             sys.exit(2)
         raise
     except SignalException as stopped:
-        sys.stderr.write(STOPPED)
-        sys.exit(128 + stopped.sigval)
+        raise Stopped(stopped.sigval) from stopped
 
 
 if __name__ == "__main__":

@@ -8,12 +8,14 @@ import os
 import signal
 import socket
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import torch
+import torch.distributed.run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from detectron2_ext.distributed import Ranks, join_ranks
@@ -39,14 +41,28 @@ def torchrun(
     return subprocess.run(command, env=environment, text=True, timeout=240, **options)
 
 
+def stopped_by_torchrun() -> None:
+    raise SignalException("Process 7 got signal: 15", signal.SIGTERM)
+
+
+def stopped_before_torchrun_listens() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("main", "code"), [(stopped_by_torchrun, 143), (stopped_before_torchrun_listens, 130)]
+)
+@pytest.mark.usefixtures("listening")
 def test_torchrun_ends_as_a_command_that_a_signal_stopped(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    main: Callable[[], None],
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    stopped = SignalException("Process 7 got signal: 15", signal.SIGTERM)
-    monkeypatch.setattr(torchrun_module, "main", Mock(side_effect=stopped))
+    monkeypatch.setattr(torch.distributed.run, "main", main)
     with pytest.raises(SystemExit) as ended:
         torchrun_module.run()
-    assert ended.value.code == 143 and capsys.readouterr().err == STOPPED
+    assert ended.value.code == code and capsys.readouterr().err == STOPPED
 
 
 def test_a_process_takes_the_gpu_of_its_number_on_its_own_machine(monkeypatch: pytest.MonkeyPatch) -> None:
