@@ -65,22 +65,23 @@ def versions() -> dict[str, str]:
 
 
 def num_rounds(cfg: CfgNode) -> int:
-    """Rounds of the schedule, the last of which may be shorter than SOLVER.ROUND_ITERS; UserError if that is 0."""
-    if cfg.SOLVER.ROUND_ITERS < 1:
-        raise UserError(
-            f"SOLVER.ROUND_ITERS is {cfg.SOLVER.ROUND_ITERS}: a round takes an iteration at least"
-        )
-    rounds: int = math.ceil(cfg.SOLVER.MAX_ITER / cfg.SOLVER.ROUND_ITERS)
-    return rounds
+    """Rounds of the schedule, the last of which may be shorter than SOLVER.ROUND_ITERS; UserError if one has none."""
+    return math.ceil(_iterations(cfg, "MAX_ITER") / _iterations(cfg, "ROUND_ITERS"))
 
 
 def round_iterations(cfg: CfgNode) -> int:
     """Iterations of a round of training.
 
     A run has rounds, of SOLVER.ROUND_ITERS, if it makes a pool of its own (INPUT.INST_POOL_FEED). Any other waits for
-    nothing on its way, and trains to SOLVER.MAX_ITER as in one round.
+    nothing on its way, and trains to SOLVER.MAX_ITER as in one round. Raises UserError for a number below 1.
     """
-    iterations: int = cfg.SOLVER.ROUND_ITERS if cfg.INPUT.INST_POOL_FEED else cfg.SOLVER.MAX_ITER
+    return _iterations(cfg, "ROUND_ITERS" if cfg.INPUT.INST_POOL_FEED else "MAX_ITER")
+
+
+def _iterations(cfg: CfgNode, name: str) -> int:
+    iterations: int = cfg.SOLVER[name]
+    if iterations < 1:
+        raise UserError(f"SOLVER.{name} is {iterations}: a round takes an iteration at least")
     return iterations
 
 

@@ -18,6 +18,7 @@ from detectron2_ext.engine.gradient_cache import GradientCache
 from detectron2_ext.engine.optimizer import build_optimizer, build_schedule
 from detectron2_ext.modeling.builder import trains_half_backbone
 from detectron2_ext.modeling.detector import half_type
+from exchange.errors import UserError
 
 
 class ModelEma:
@@ -71,7 +72,16 @@ class TrainingState:
         """The state before the first iteration, from a network that has its starting weights.
 
         ``categories``: records of the annotation file, sorted by id, one for each class.
+
+        Raises UserError for a setting with a value that there is not.
         """
+        for name in ("IMS_PER_BATCH", "ACCUMULATION_STEPS"):
+            if cfg.SOLVER[name] < 1:
+                raise UserError(f"SOLVER.{name} is {cfg.SOLVER[name]}: it is 1 or more")
+        if not 0 <= cfg.SOLVER.MODEL_EMA < 1:
+            raise UserError(
+                f"SOLVER.MODEL_EMA is {cfg.SOLVER.MODEL_EMA}: it is 0, for no average, or below 1"
+            )
         optimizer = build_optimizer(model, cfg)
         device = next(model.parameters()).device
         half = cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16"

@@ -163,9 +163,12 @@ def test_the_last_round_may_be_short(tmp_path, iterations, rounds):
     assert round_iterations(alone) == iterations
 
 
-def test_a_round_of_no_iterations_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"SOLVER\.ROUND_ITERS is 0"):
-        num_rounds(settings(tmp_path, "SOLVER.ROUND_ITERS", "0"))
+@pytest.mark.parametrize(("key", "feed"), [("ROUND_ITERS", "True"), ("MAX_ITER", "False")])
+def test_a_round_of_no_iterations_is_refused(tmp_path, key, feed):
+    cfg = settings(tmp_path, f"SOLVER.{key}", "0", "INPUT.INST_POOL_FEED", feed)
+    for asked in (num_rounds, round_iterations):
+        with pytest.raises(UserError, match=rf"SOLVER\.{key} is 0"):
+            asked(cfg)
 
 
 @pytest.mark.parametrize(

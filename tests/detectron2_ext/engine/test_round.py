@@ -378,6 +378,18 @@ def test_a_test_set_whose_categories_have_other_names_is_named_before_anything_i
     assert not (tmp_path / "run/train/model_initial.pth").exists()
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("IMS_PER_BATCH", "0"), ("ACCUMULATION_STEPS", "0"), ("MODEL_EMA", "1.5"), ("MODEL_EMA", "-0.1")],
+)
+def test_a_number_that_no_iteration_can_have_is_refused_before_anything_is_saved(
+    key: str, value: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=rf"SOLVER\.{key} is {value}: it is "):
+        call(write_config(tmp_path), f"SOLVER.{key}", value)
+    assert not (tmp_path / "run/train").exists()
+
+
 def test_nothing_to_evaluate_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing to evaluate"):
         call(write_config(tmp_path), "--eval-only")
