@@ -161,6 +161,11 @@ def test_what_a_killed_writer_left_goes_and_what_a_living_one_writes_stays(tmp_p
     assert living.returncode == 0 and (tmp_path / "b.bin").read_bytes() == b"whole"
 
 
+def test_all_processes_of_a_machine_know_it_by_one_number():
+    command = [sys.executable, "-c", "from exchange.files import _kernel; print(_kernel())"]
+    assert subprocess.check_output(command, cwd=REPOSITORY, text=True).strip() == files._kernel()
+
+
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_what_another_machine_may_write_goes_only_from_a_disk_of_this_one(tmp_path, monkeypatch, on_disk):
     theirs = "a.bin.0123456789ab-01234567.tmp"

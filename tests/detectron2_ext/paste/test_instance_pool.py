@@ -52,6 +52,10 @@ def test_a_cutout_is_the_tight_box_of_its_alpha(write_pool):
     np.testing.assert_array_equal(cutout[..., :3], raw[9:40, 9:40])
     assert cutout[15, 15, 3] == 255 and cutout[0, 0, 3] == 0
     assert read(path, crop=False).load(1).shape == (48, 48, 4)
+    cv2.imwrite(str(path.parent / "segmented/00_0020_0001.png"), np.zeros((48, 48), np.uint8))
+    for crop in (False, True):
+        with pytest.raises(BadImage, match=r"00_0020_0001\.png: no pixel belongs to the object"):
+            read(path, crop=crop).load(1)
 
 
 def test_the_index_of_a_run_gives_the_same_cutouts_as_images_and_masks(write_pool, index_of):
