@@ -10,12 +10,7 @@ from unittest.mock import Mock, patch
 import numpy as np
 import pytest
 
-from diSegmenter.annotate import outline
-from diSegmenter.filter import InstanceFilter
-from diSegmenter.finish_round import judge_again
 from diSegmenter.pool import move, prune
-from diSegmenter.pool.annotation_file import write_lvis
-from diSegmenter.pool.drop import drop, dropped_by_hand
 from diSegmenter.pool.foreign import read_folders
 from diSegmenter.pool.move import export_coco, export_folders, merge, pack
 from diSegmenter.pool.prune import prune_dropped, prune_duplicates, prune_originals
@@ -27,37 +22,11 @@ from exchange.errors import UserError
 from exchange.images import decode_rgba
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex, write_index
-from tests.diSegmenter.conftest import CATEGORIES, disc_image, pool_instance
+from tests.diSegmenter.conftest import CATEGORIES
+from tests.diSegmenter.pool.two_rounds import IDS, NAMES, change, layout
 from tools import pool as command
 
-IDS = {category["id"] for category in CATEGORIES}
-NAMES = {category["id"]: category["name"] for category in CATEGORIES}
-
-
-@pytest.fixture
-def layout(tmp_path):
-    """A pool of two rounds, each with three kept pieces of discs, one dropped, and an image without an object."""
-    layout, random = RunLayout(str(tmp_path / "run")), np.random.default_rng(0)
-    for round_ in (0, 1):
-        rows = []
-        for number in range(4):
-            category = CATEGORIES[number % 2]["id"]
-            name = layout.instance_name(round_, category, number)
-            alpha = np.where(disc_image(5 + number + 4 * round_)[..., 1] < 255, 255, 0).astype(np.uint8)
-            alpha[20 + number :] = 0  # wider than high
-            image, found = random.integers(0, 256, (40, 48, 3), dtype=np.uint8), outline(alpha)
-            files.write_bytes(layout.cutout(name), encode_cutout(image, alpha, found["bbox"]))
-            files.write_bytes(layout.raw(name), b"raw")
-            files.write_bytes(layout.segmented(name), b"alpha")
-            reason = "CLIP score" if number == 3 else ""
-            values = found | {"clip_black": 26.0 + number, "reason": reason}
-            rows.append(pool_instance(round_, category, number, **values))
-        nothing = outline(np.zeros((40, 48), np.uint8)) | {"reason": "no object"}
-        rows.insert(3, pool_instance(round_, 3, 9, **nothing))
-        write_index(layout, round_, rows)
-        write_lvis(layout.annotations(round_), layout, range(round_ + 1), CATEGORIES)
-        files.write_done(layout.annotations_done(round_))
-    return layout
+__all__ = ["layout"]
 
 
 @pytest.fixture(params=[(), (0,), (0, 1)], ids=["single files", "half packed", "packed"])
@@ -75,12 +44,6 @@ def pixels(layout, dropped_too=False):
     instances = [(row, instance) for row, instance in enumerate(index) if instance.area]
     cutouts = [(i.category_id, decode_rgba(index.read(row), "")) for row, i in instances]
     return [(category, cutout.shape, cutout.tobytes()) for category, cutout in cutouts]
-
-
-def change(layout, round_, row, **values):
-    rows = list(PoolIndex(layout, [round_], dropped_too=True))
-    rows[row] = dataclasses.replace(rows[row], **values)
-    write_index(layout, round_, rows)
 
 
 def test_a_good_pool_has_no_problem(layout):
@@ -326,86 +289,3 @@ def test_the_command_verifies_merges_counts_and_packs(layout, capsys, call):
 def test_a_folder_without_a_pool_is_named(tmp_path, call):
     with pytest.raises(UserError, match="holds no pool"):
         call(command, "stats", str(tmp_path))
-
-
-LENIENT = InstanceFilter(-100.0, (0.0, 1.1), 0, False)
-
-
-def reasons(layout):
-    rows = PoolIndex(layout, layout.pool_rounds(), dropped_too=True)
-    return {instance.file: instance.reason for instance in rows}
-
-
-def test_what_is_dropped_by_hand_leaves_training_and_no_later_judgement_brings_it_back(layout):
-    before = reasons(layout)
-    kept = [name for name, reason in before.items() if not reason]
-    assert drop(layout, [kept[0], kept[4]], [], [], CATEGORIES) == {0: 1, 1: 1}
-    assert reasons(layout) == before | {kept[0]: "by hand", kept[4]: "by hand"}
-    assert {i.file for i in PoolIndex(layout, [0, 1])}.isdisjoint({kept[0], kept[4]})
-    for round_, listed in ((0, kept[1:3]), (1, [*kept[1:3], kept[3], kept[5]])):
-        images = files.read_json(layout.annotations(round_))["images"]
-        assert sorted(image["file_name"] for image in images) == sorted(listed)
-    files.write_json(layout.verdicts(0), {"unreadable": []})
-    judged = judge_again(layout, 0, LENIENT)
-    assert {i.file for i in judged.instances if i.reason == "by hand"} == {kept[0]}
-    assert drop(layout, [kept[1]], [], [], CATEGORIES) == {0: 1}
-    assert dropped_by_hand(layout) == {kept[0], kept[1], kept[4]}
-    later = files.read_json(layout.annotations(1))["images"]
-    assert sorted(image["file_name"] for image in later) == sorted([kept[2], kept[3], kept[5]])
-
-
-def test_an_annotation_file_of_the_latest_round_alone_stays_so_when_instances_are_dropped(layout):
-    write_lvis(layout.annotations(1), layout, [1], CATEGORIES)
-    first, *_, last = PoolIndex(layout, [0, 1]).column("file")
-    drop(layout, [first, last], [], [], CATEGORIES)
-    content = files.read_json(layout.annotations(1))
-    listed = [image["file_name"] for image in content["images"]]
-    assert listed == PoolIndex(layout, [1]).column("file").tolist() and content["info"]["rounds"] == [1]
-    for says_nothing in (b"damaged", b'{"info":{"round":1},"images":[]'):  # as older ones begin
-        files.write_bytes(layout.annotations(1), says_nothing)
-        drop(layout, listed[:1], [], [], CATEGORIES)
-        assert files.read_json(layout.annotations(1))["info"]["rounds"] == [0, 1]
-    assert list(verify(layout, IDS)) == []
-
-
-@pytest.mark.parametrize(
-    ("classes", "rounds"), [([CATEGORIES[0]["id"]], []), ([], [1]), ([CATEGORIES[0]["id"]], [1])]
-)
-def test_a_class_a_round_or_a_class_in_a_round_is_dropped_whole(classes, rounds, layout):
-    meant = {
-        i.file
-        for i in PoolIndex(layout, [0, 1], dropped_too=True)
-        if (not classes or i.category_id in classes) and (not rounds or i.round in rounds)
-    }
-    named = next(i.file for i in PoolIndex(layout, [0]) if i.file not in meant)
-    meant.add(named)
-    assert sum(drop(layout, [named], classes, rounds, CATEGORIES).values()) == len(meant) > 1
-    assert {name for name, reason in reasons(layout).items() if reason == "by hand"} == meant
-
-
-def test_the_command_drops_and_refuses_what_is_unknown_nothing_at_all_and_a_damaged_list(
-    layout, call, capsys
-):
-    before = reasons(layout)
-    with pytest.raises(UserError, match="has no instance nobody.png"):
-        call(command, "drop", layout.root, "nobody.png")
-    for nothing in (("--class", 999), ("--round", 99), ("--class", 3, "--round", 99)):
-        with pytest.raises(UserError, match="has no instance of these classes and rounds"):
-            call(command, "drop", layout.root, *nothing)
-    with pytest.raises(UserError, match="drop takes names"):
-        call(command, "drop", layout.root)
-    assert reasons(layout) == before and not files.exists(layout.dropped_by_hand())
-    files.write_bytes(layout.dropped_by_hand(), b'{"a": 1}')
-    with pytest.raises(UserError, match="dropped.json is damaged"):
-        call(command, "drop", layout.root, "--round", 0)
-    files.remove(layout.dropped_by_hand())
-    record = {"settings": dataclasses.asdict(LENIENT), "unreadable": [], "instances": []}
-    files.write_json(layout.verdicts(0), record)
-    call(command, "drop", layout.root, "--round", 0, 1)
-    assert capsys.readouterr().out == "round 0: dropped 5 instances\nround 1: dropped 5 instances\n"
-    told = files.read_json(layout.verdicts(0))
-    assert told["settings"] == record["settings"] | {"area_share": [0.0, 1.1]}
-    assert [(row["kept"], row["reason"]) for row in told["instances"]] == [(False, "by hand")] * 5
-    page = files.read_bytes(f"{layout.pictures_dir}/report_rd00.html").decode()
-    assert "0 of 5 instances kept" in page and "by hand" in page
-    assert not files.exists(layout.verdicts(1))
