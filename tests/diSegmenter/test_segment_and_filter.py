@@ -192,9 +192,9 @@ def test_of_several_models_each_gets_its_name_and_clip_chooses(call, config, lay
     with pytest.raises(UserError, match="names 0 models"):
         segmentAndFilter.chosen_foregrounds(load_config(config, ["SEGMENTER.FOREGROUND", "[]"]))
     cfg = load_config(
-        config, ["SEGMENTER.FOREGROUND", "[matting, sam2]", "SEGMENTER.FOREGROUND_MODEL", "[a, b]"]
+        config, ["SEGMENTER.FOREGROUND", "[sam2, matting]", "SEGMENTER.FOREGROUND_MODEL", "[a, b]"]
     )
-    assert segmentAndFilter.chosen_foregrounds(cfg) == [("matting", "a", "main"), ("sam2", "b", "main")]
+    assert segmentAndFilter.chosen_foregrounds(cfg) == [("sam2", "a", "main"), ("matting", "b", "main")]
 
 
 def test_a_second_call_leaves_every_file_as_it_is(call, config, layout):
