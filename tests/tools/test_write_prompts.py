@@ -53,8 +53,9 @@ def world(tmp_path):
 
 
 def write(world, monkeypatch, model, *options):
-    given = [str(world.out), "--config", world.config, "--model", str(model), "--num", "4", *options]
-    monkeypatch.setattr(sys, "argv", ["write_prompts.py", *given])
+    settings = ["DATASETS.TRAIN", "['tiny']"]  # behind the options
+    given = [world.out, "--config", world.config, "--model", model, "--num", 4, *options, *settings]
+    monkeypatch.setattr(sys, "argv", ["write_prompts.py", *map(str, given)])
     write_prompts.main()
     return {path.name: path.read_bytes() for path in world.out.iterdir()}
 

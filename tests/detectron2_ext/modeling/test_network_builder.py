@@ -121,8 +121,12 @@ def test_chances_of_the_federated_loss_follow_the_image_counts(tmp_path, monkeyp
     (tmp_path / "categories.json").write_text(json.dumps(records))
     monkeypatch.chdir(tmp_path)  # where a relative path does not begin
     for path in (tmp_path / "categories.json", os.path.relpath(tmp_path / "categories.json", REPOSITORY)):
-        read = build_model(small_config(ROI_BOX_HEAD__CAT_FREQ_PATH=path)).roi_heads.box_predictor[0]
-        assert torch.equal(read.freq_weight, network.roi_heads.box_predictor[0].freq_weight)
+        for others in (None, [1] * 5):  # which the file takes the place of
+            read = build_model(small_config(ROI_BOX_HEAD__CAT_FREQ_PATH=path), others)
+            for predictor, same in zip(
+                read.roi_heads.box_predictor, network.roi_heads.box_predictor, strict=True
+            ):
+                assert torch.equal(predictor.freq_weight, same.freq_weight)
 
 
 def test_image_counts_of_other_categories_are_refused(tmp_path):
