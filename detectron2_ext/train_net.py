@@ -147,7 +147,7 @@ def evaluate_only(cfg: CfgNode, ranks: Ranks, engine: Engine, given: bool, per_c
         explain_nothing,
         format_classes,
         format_table,
-        read_test_set,
+        read_test_sets,
     )
 
     layout = run_layout(cfg)
@@ -158,10 +158,9 @@ def evaluate_only(cfg: CfgNode, ranks: Ranks, engine: Engine, given: bool, per_c
         raise UserError(
             f"nothing to evaluate: {layout.train_dir} has no checkpoint and MODEL.WEIGHTS is empty, set it"
         )
-    test_sets = {name: read_test_set(cfg, name)[0] for name in cfg.DATASETS.TEST}
-    for test_set in test_sets.values():
-        known = with_extra_categories(cfg, test_set)
-        cfg = with_classes_of(cfg, known)
+    test_sets = read_test_sets(cfg)
+    known = with_extra_categories(cfg, next(iter(test_sets.values())))
+    cfg = with_classes_of(cfg, known)
     model = modeling.build_detector(cfg).to(ranks.device)
     modeling.load_weights(model, checkpoint, use_ema=True, classes=list(known.category_names.values()))
     for name, test_set in test_sets.items():

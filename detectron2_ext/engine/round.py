@@ -19,7 +19,12 @@ from detectron2_ext.engine.loop import is_due, seed_iteration
 from detectron2_ext.engine.state import TrainingState
 from detectron2_ext.engine.tensorboard import add_allocation, add_scores, open_board
 from detectron2_ext.engine.train_loader import build_train_loader
-from detectron2_ext.evaluation.evaluator import explain_nothing, format_table, read_test_set
+from detectron2_ext.evaluation.evaluator import (
+    explain_nothing,
+    format_table,
+    read_test_set,
+    read_test_sets,
+)
 from detectron2_ext.evaluation.scoring import Evaluation
 from detectron2_ext.modeling import build_detector, load_weights
 from detectron2_ext.paste.build import build_pool
@@ -27,7 +32,6 @@ from exchange import files
 from exchange.annotations import AnnotationFile
 from exchange.catalog import with_extra_categories
 from exchange.config import from_repository
-from exchange.errors import UserError
 from exchange.feedback import read_feedback, source_round, write_feedback
 from exchange.layout import RunLayout
 from exchange.locks import in_turn
@@ -71,16 +75,8 @@ class TrainingRun:
     ) -> None:
         self._cfg, self._layout, self._ranks, self._engine = cfg, layout, ranks, engine
         self._checkpoints, self._watch = run_checkpoints(cfg, layout), Stopwatch(layout, "train")
-        if not cfg.DATASETS.TEST:
-            raise UserError("DATASETS.TEST names no data set: name one, whose scores are the feedback")
         annotations, image_root = training_set
-        for name in cfg.DATASETS.TEST:  # so that what is wrong with it is said before the training
-            test_set = read_test_set(cfg, name)[0]
-            if with_extra_categories(cfg, test_set).category_names != annotations.category_names:
-                raise UserError(
-                    f"DATASETS.TEST: the categories of {test_set.path} are not those of {annotations.path}: test on "
-                    "sets with the same ids and names"
-                )
+        read_test_sets(cfg, like=annotations)  # so that what is wrong with them is said before the training
         self._dataset = DetectionDataset(annotations, image_root)
         self._state = self._start_or_resume(annotations)
         self._board: SummaryWriter | None = None

@@ -68,6 +68,26 @@ def read_test_set(cfg: CfgNode, name: str) -> tuple[AnnotationFile, str]:
     return annotations, image_root
 
 
+def read_test_sets(cfg: CfgNode, like: AnnotationFile | None = None) -> dict[str, AnnotationFile]:
+    """Annotations of the sets of DATASETS.TEST by their names, as :func:`read_test_set` gives them.
+
+    Raises UserError where there is none, or one has other categories than ``like``, by default the first of them; those
+    of DATASETS.EXTRA_CATEGORIES count.
+    """
+    if not cfg.DATASETS.TEST:
+        raise UserError("DATASETS.TEST names no data set: name one, whose scores are the feedback")
+    found = {name: read_test_set(cfg, name)[0] for name in cfg.DATASETS.TEST}
+    for test_set in found.values():
+        whole = with_extra_categories(cfg, test_set)
+        like = whole if like is None else like
+        if whole.category_names != like.category_names:
+            raise UserError(
+                f"DATASETS.TEST: the categories of {whole.path} are not those of {like.path}: test on sets with the "
+                "same ids and names"
+            )
+    return found
+
+
 def build_truth(cfg: CfgNode, annotations: AnnotationFile) -> Truth:
     """The truth of a data set for the benchmark that ``cfg.TEST.EVALUATOR`` names."""
     kinds: dict[str, Callable[[], Truth]] = {

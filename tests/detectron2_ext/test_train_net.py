@@ -91,6 +91,19 @@ def test_weights_that_say_that_they_are_of_other_classes_are_neither_evaluated_n
             train_net.main(["--config", str(config), option, "MODEL.WEIGHTS", weights])
 
 
+def test_test_sets_of_other_categories_than_the_first_and_none_at_all_are_refused(tmp_path: Path) -> None:
+    config, path = str(write_config(tmp_path)), tmp_path / "small_train/annotations.json"
+    path.write_text(path.read_text().replace('"red"', '"rot"'))
+    for sets, why in (
+        ("['small_val', 'small_train']", "categories of .*train.* are not .*val"),
+        ("[]", "names no"),
+    ):
+        with pytest.raises(UserError, match=rf"DATASETS\.TEST.* {why}"):
+            train_net.main(
+                ["--config", config, "--eval-only", "MODEL.WEIGHTS", "x.pth", "DATASETS.TEST", sets]
+            )
+
+
 def test_seed_and_periods_of_the_settings_reach_the_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
