@@ -6,6 +6,7 @@ import datetime
 import logging
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from exchange.stopping import Stopped
 _T = TypeVar("_T")
 # The others wait while the first process scores a validation set or the pool of a round is being made.
 _PATIENCE = datetime.timedelta(days=3)
+_GRACE_S = 60.0  # a lost machine is told by nobody
 _log = logging.getLogger(__name__)
 
 
@@ -102,6 +104,8 @@ def join_ranks(device: str = "") -> Iterator[Ranks]:
         if "gloo/transport" not in str(error):
             raise
         _log.warning("process %d ends, since another one of this training has", rank)
+        # Meanwhile torchrun ends it: were it the first to end, the other's reason would be lost.
+        time.sleep(_GRACE_S)
         raise Stopped(signal.SIGTERM) from error
     finally:
         dist.destroy_process_group()

@@ -22,6 +22,7 @@ from detectron2_ext.distributed import Ranks, join_ranks
 from detectron2_ext.engine import torchrun as torchrun_module
 from exchange.config import REPOSITORY
 from exchange.errors import STOPPED
+from exchange.stopping import Stopped
 from tests.detectron2_ext.engine.ten_steps import ten_steps
 from tests.detectron2_ext.engine.tiny import TinyLoader, assert_equal_weights
 
@@ -198,6 +199,22 @@ def test_the_last_line_is_what_failed_and_not_that_the_other_process_was_stopped
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == "error: images/2.png does not decode: replace it"
     assert "stopped" not in done.stderr
+
+
+def test_a_process_whose_partner_is_gone_lets_that_one_be_the_first_to_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    for name in ("init_process_group", "destroy_process_group"):
+        monkeypatch.setattr(torch.distributed, name, lambda *given, **more: None)
+    with pytest.raises(Stopped), join_ranks("cpu"):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer")
+    assert slept == [60.0]
+    with pytest.raises(RuntimeError, match="out of memory"), join_ranks("cpu"):
+        raise RuntimeError("out of memory")
 
 
 REFUSED_ALONE = """
