@@ -31,8 +31,9 @@ def run_cli(main: Callable[[], None]) -> None:
     """Runs ``main`` with logging set up.
 
     A :class:`UserError`, a full disk and a file that may not or cannot be written become one line on stderr and exit
-    code 2; a signal that ends the process one line and 128 and its number (exchange/stopping.py). It ends without a
-    word where nobody reads its output any more, as in front of ``| head``.
+    code 2; a signal that ends the process one line and 128 and its number (exchange/stopping.py), also where the
+    interrupted code made another error of it. It ends without a word where nobody reads its output any more, as in
+    front of ``| head``.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     try:
@@ -43,6 +44,8 @@ def run_cli(main: Callable[[], None]) -> None:
             except BaseException as error:
                 _end_logs(error)
                 stopping.kill_children()  # none is left, unless Ctrl-C was pressed again
+                if not isinstance(error, UserError | OSError) and (stopped := _stop_behind(error)):
+                    raise stopped from None
                 raise
     except stopping.Stopped as stopped:
         # torchrun also ends the others so when one of its processes failed, whose sentence shall be the last.
@@ -64,6 +67,14 @@ def run_cli(main: Callable[[], None]) -> None:
         # of two names, the second is that of the file which what was written beside it was to become
         sys.stderr.write(f"error: {error.filename2 or error.filename}: {error.strerror}: {remedy}\n")
         sys.exit(2)
+
+
+def _stop_behind(error: BaseException) -> stopping.Stopped | None:
+    """The stop that ``error`` came of; argparse, for one, fails as it tidies up after itself."""
+    behind: BaseException | None = error
+    while behind is not None and not isinstance(behind, stopping.Stopped):
+        behind = behind.__context__
+    return behind
 
 
 def _nobody_reads(pipe: int) -> bool:

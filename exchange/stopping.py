@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -33,12 +34,15 @@ def listening() -> Iterator[None]:
     It does so once, as tidying up must not be disturbed by the same wish; only Ctrl-C pressed again insists.
     """
     before = {number: signal.getsignal(number) for number in _SIGNALS}
+    hook_before = sys.unraisablehook
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, _handle)
+    sys.unraisablehook = _ask_again
     try:
         yield
     finally:
+        sys.unraisablehook = hook_before
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -50,6 +54,15 @@ def _handle(number: int, frame: object) -> None:
     insists = number == signal.SIGINT and not is_first
     if insists or (is_first and not _Requests.put_off):
         raise Stopped(number)
+
+
+def _ask_again(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Python drops what is raised within ``__del__`` and the like; a stop comes again, soon and elsewhere."""
+    if not isinstance(unraisable.exc_value, Stopped):
+        sys.__unraisablehook__(unraisable)
+        return
+    number, _Requests.number = _Requests.number, None
+    threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
 
 
 @contextmanager

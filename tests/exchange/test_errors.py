@@ -1,5 +1,6 @@
 """How a command ends."""
 
+import argparse
 import errno
 import logging
 import os
@@ -70,6 +71,25 @@ def test_a_process_of_torchrun_s_that_is_stopped_says_nothing_as_another_may_hav
     with pytest.raises(SystemExit, match="143"):
         run_cli(Mock(side_effect=Stopped(signal.SIGTERM)))
     assert capsys.readouterr().err == ("" if by_torchrun else "stopped; the same command goes on\n")
+
+
+def test_a_stop_of_which_the_interrupted_code_makes_another_error_is_a_stop(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("opts", nargs="*")
+    monkeypatch.setattr(parser, "format_usage", Mock(side_effect=Stopped(signal.SIGTERM)))
+    with pytest.raises(SystemExit, match="143"):
+        run_cli(lambda: parser.parse_intermixed_args([]))
+    assert capsys.readouterr().err == "stopped; the same command goes on\n"
+
+
+def test_a_full_disk_after_a_stop_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "/x")
+    full.__context__ = Stopped(signal.SIGTERM)
+    with pytest.raises(SystemExit, match="2"):
+        run_cli(Mock(side_effect=full))
+    assert capsys.readouterr().err.startswith("error: /x: No space left on device: make room there")
 
 
 @pytest.mark.parametrize(

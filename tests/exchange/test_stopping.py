@@ -26,6 +26,18 @@ def test_a_signal_is_raised_with_the_exit_code_that_tells_it(listening, number):
     assert raised.value.exit_code == 128 + number
 
 
+def test_a_stop_is_not_lost_where_python_drops_what_is_raised(listening, capfd):
+    class Ended:
+        def __del__(self):
+            ask(signal.SIGTERM)
+
+    with pytest.raises(Stopped, match="SIGTERM"):
+        ended = Ended()
+        del ended
+        signal.pause()
+    assert capfd.readouterr().err == ""
+
+
 def test_tidying_up_is_not_disturbed_by_the_same_wish_and_only_ctrl_c_insists(listening):
     with pytest.raises(Stopped, match="SIGINT"):
         try:
