@@ -127,7 +127,7 @@ def add_merge_arguments(command: argparse.ArgumentParser) -> None:
 
 def merge_pools(layout: RunLayout, args: argparse.Namespace) -> None:
     others = [RunLayout(path.rstrip("/")) for path in args.others]
-    for other in others:  # all of them before the first is copied, which the same call again would copy twice
+    for other in others:  # all of them before the first is copied
         if other.root == layout.root or not other.pool_rounds():
             raise UserError(f"{other.root} holds no other pool: give the run folders to copy from")
     for other, categories in [(other, categories_of(other, args.annotations)) for other in others]:
@@ -198,7 +198,11 @@ def show_stats(layout: RunLayout, args: argparse.Namespace) -> None:
 
 def add_prune_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--originals", action="store_true", help="remove generated images and masks")
-    command.add_argument("--dropped", action="store_true", help="remove cut-outs of dropped instances")
+    command.add_argument(
+        "--dropped",
+        action="store_true",
+        help="remove cut-outs of dropped instances, not out of tar files",
+    )
     command.add_argument("--duplicates", action="store_true", help="drop instances that equal an earlier one")
 
 

@@ -26,13 +26,21 @@ _FILES_PER_PACK = 10_000
 def merge(layout: RunLayout, other: RunLayout, categories: Sequence[dict[str, Any]]) -> int:
     """Appends each round of ``other`` to the pool of ``layout`` as a new round; returns how many came.
 
+    A round that a call before has copied stays as it is, so a call that is killed is made good by the same call.
+
     Raises UserError where another process is importing or merging, and for categories of another data set.
     """
     total = 0
     with only_one(layout, "import"):
         categories = joined_categories(layout, categories)
+        present = {round_: PoolIndex(layout, [round_], dropped_too=True) for round_ in layout.pool_rounds()}
         for round_ in other.pool_rounds():
-            index, target = PoolIndex(other, [round_]), next_round(layout)
+            index = PoolIndex(other, [round_])
+            copied = [target for target, here in present.items() if _is_copy(here, index)]
+            if copied:
+                finish_import(layout, copied[0], categories)
+                continue
+            target = next_round(layout)
             counts: Counter[int] = Counter()
             rows = []
             for row in tqdm(range(len(index)), desc=f"merge round {round_}", unit=" instances"):
@@ -48,6 +56,14 @@ def merge(layout: RunLayout, other: RunLayout, categories: Sequence[dict[str, An
             finish_import(layout, target, categories)
             total += len(rows)
     return total
+
+
+def _is_copy(here: PoolIndex, index: PoolIndex) -> bool:
+    """Whether the rows of a round came from those of another pool's, to which merging gave other names."""
+    return all(
+        np.array_equal(here.column(name), index.column(name))
+        for name in ("category_id", "width", "height", "area", "seed", "model", "prompt")
+    )
 
 
 def folder_name(category: str) -> str:

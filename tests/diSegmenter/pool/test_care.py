@@ -220,6 +220,8 @@ def test_a_merged_pool_keeps_every_cut_out_until_its_duplicates_go(pool, tmp_pat
     assert merge(out, pool, CATEGORIES) == 6
     assert told == [[], [0]]  # an index tells of cut-outs that are on the disk
     pack(out, 1)
+    for round_ in (0, 1):
+        change(pool, round_, 0, seed=7)  # no round that was copied before
     assert merge(out, pool, CATEGORIES) == 6
     assert pixels(out) == before * 2 and pixels(pool) == before
     assert PoolIndex(out, out.pool_rounds()).rounds.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
@@ -227,6 +229,24 @@ def test_a_merged_pool_keeps_every_cut_out_until_its_duplicates_go(pool, tmp_pat
     assert prune_duplicates(out, CATEGORIES) == 6 and prune_duplicates(out, CATEGORIES) == 0
     assert [prune_dropped(out, round_) for round_ in range(4)] == [0, 0, 3, 3]
     assert pixels(out) == before and list(verify(out, IDS)) == []
+
+
+@pytest.mark.parametrize("killed_at", ["write_index", "finish_import"])
+def test_a_merge_that_is_killed_is_made_good_by_the_same_call(killed_at, pool, tmp_path, monkeypatch):
+    out = RunLayout(str(tmp_path / "out"))
+    function = getattr(move, killed_at)
+
+    def killed(layout, round_, written):
+        if round_ == 1:
+            raise KeyboardInterrupt
+        function(layout, round_, written)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(move, killed_at, killed)
+        merge(out, pool, CATEGORIES)
+    assert merge(out, pool, CATEGORIES) == (3 if killed_at == "write_index" else 0)
+    assert pixels(out) == pixels(pool) and merge(out, pool, CATEGORIES) == 0
+    assert all(files.exists(out.annotations_done(round_)) for round_ in (0, 1))
 
 
 def test_an_exported_pool_comes_back_the_same(pool, tmp_path, call):
