@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -82,8 +82,10 @@ _children: set["subprocess.Popen[bytes]"] = set()
 
 def start(command: Sequence[str], **options: Any) -> "subprocess.Popen[bytes]":
     """Starts a process in a session of its own, so that Ctrl-C reaches it by way of this one alone."""
-    child = subprocess.Popen(command, start_new_session=True, **options)
-    _children.add(child)
+    in_main = threading.current_thread() is threading.main_thread()  # where signals are raised
+    with put_off() if in_main else nullcontext():
+        child = subprocess.Popen(command, start_new_session=True, **options)
+        _children.add(child)
     return child
 
 

@@ -104,6 +104,21 @@ def test_children_have_ended_with_what_they_started_and_are_not_ended_twice(fini
     finish()
 
 
+def test_a_child_that_was_just_being_started_as_the_signal_came_ends_too(listening, monkeypatch):
+    children, popen = [], subprocess.Popen
+
+    def started(*args, **options):
+        children.append(popen(*args, **options))
+        ask(signal.SIGTERM)
+        return children[0]
+
+    monkeypatch.setattr(subprocess, "Popen", started)
+    with pytest.raises(Stopped):
+        stopping.start(["sleep", "1000"])
+    stopping.kill_children()
+    assert children[0].returncode == -9
+
+
 HEARS = "import signal; [signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]\n"
 LONG = f"""{HEARS}
 import sys
