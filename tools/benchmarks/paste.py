@@ -157,7 +157,7 @@ def write_instance(rng: np.random.Generator, layout: RunLayout, number: int) -> 
     alpha = cv2.GaussianBlur(alpha, (7, 7), 2)
     image = _noise(rng, 512, 512, cell=16)
     box = list(cv2.boundingRect(alpha))
-    for path, pixels in ((layout.raw(name), image), (layout.segmented(name), alpha)):
+    for path, pixels in ((layout.raw(name), image[..., ::-1]), (layout.segmented(name), alpha)):
         files.write_bytes(path, cv2.imencode(".png", pixels)[1].tobytes())
     files.write_bytes(layout.cutout(name), encode_cutout(image, alpha, box))
     return PoolInstance(

@@ -117,7 +117,7 @@ def _batched(layout: RunLayout, instances: list[GeneratedInstance], models: _Mod
         InTurn(ClipScorer(models.clip, models.processor, models.prompts, models.device)),
     )
     segment = RoundSegmenter(layout, cut_out, batch_size=_BATCH, workers=4, shard=Shard())
-    segment(0, [(len(instances), [(instance, "") for instance in instances])])
+    segment(0, [(len(instances), instances)])
 
 
 def _one_by_one(layout: RunLayout, instances: list[GeneratedInstance], models: _Models) -> None:

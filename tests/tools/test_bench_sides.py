@@ -1,0 +1,85 @@
+"""The two sides of the benchmarks do the same work: for real, on little of it."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from exchange.layout import RunLayout
+from exchange.manifest import GeneratedInstance
+from tools.benchmarks import eval as evaluation
+from tools.benchmarks import guidance, loader, matting, paste, pool, segment
+
+
+def test_the_scores_of_both_evaluations_are_equal_and_those_that_were_recorded(monkeypatch):
+    monkeypatch.setattr(evaluation, "_IMAGES", 30)
+    monkeypatch.setattr(evaluation, "_CLASSES", 60)
+    monkeypatch.setattr(evaluation, "_REPEATS", 1)
+    result = evaluation.measure("cpu")
+    assert result["largest_difference"] < 1e-6 and result["ap_boxes"] == pytest.approx(19.02608, rel=1e-4)
+
+
+def test_masks_of_stage_2_are_the_same_in_batches_and_one_by_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(segment, "_IMAGES", 5)
+    monkeypatch.setattr(segment, "_BATCH", 2)
+    models, masks = segment._models(torch.device("cpu")), {}
+    images = segment._images(models.input_size)
+    instances = [
+        GeneratedInstance(RunLayout.instance_name(0, 1, i), 1, i, 0, "", "", False)
+        for i in range(len(images))
+    ]
+    for side in (segment._one_by_one, segment._batched):
+        layout = RunLayout(str(tmp_path / side.__name__))
+        for folder in (layout.raw(""), layout.segmented("")):
+            (tmp_path / folder).mkdir(parents=True)
+        for instance, image in zip(instances, images, strict=True):
+            Image.fromarray(image).save(layout.raw(instance.file))
+        side(layout, instances, models)
+        masks[side] = np.stack([np.asarray(Image.open(layout.segmented(i.file)), int) for i in instances])
+    one_by_one, batched = masks.values()
+    kept = batched > 0  # what is 128 or less is cleared
+    assert one_by_one.std() > 50 and ((one_by_one > 128) == kept).mean() > 0.99
+    assert np.abs(one_by_one - batched)[kept].mean() < 1
+
+
+def test_pasting_from_halves_cut_outs_and_images_gives_the_same_pictures(tmp_path, monkeypatch):
+    monkeypatch.setattr(paste, "_INSTANCES", 6)
+    monkeypatch.setattr(paste, "_IMAGES", 3)
+    sides = paste._sides(tmp_path)
+    for k in range(6):
+        made = {name: mapper[k, k % 3] for name, mapper in sides.items()}
+        pictures = {name: example["image"].int() for name, example in made.items()}
+        exact = pictures.pop("ours_images_from_png")
+        other, *ours = ((picture - exact).abs().float().mean() for picture in pictures.values())
+        assert max(ours) < other / 4
+        objects = [len(example["instances"]) for example in made.values()]
+        assert objects[0] < objects[1] and len(set(objects[1:])) == 1
+
+
+def test_both_forms_of_a_matting_network_give_the_same_masks(monkeypatch):
+    monkeypatch.setattr(matting, "_IMAGES", 2)
+    monkeypatch.setattr(matting, "_REPEATS", 1)
+    assert matting.measure("cpu")["largest_difference_in_grey_levels"] <= 1
+
+
+def test_guided_images_are_others_and_the_same_in_every_batch(monkeypatch):
+    monkeypatch.setattr(guidance, "_STEPS", 3)
+    work = guidance._small()
+    alone, together = (guidance._draw(work, "exact", batch, 2) for batch in (1, 2))
+    torch.testing.assert_close(together, alone, atol=2e-3, rtol=0)
+    assert (guidance._draw(work, "off", 2, 2) - together).abs().max() > 1e-2
+
+
+def test_the_pool_s_reader_sees_every_round(monkeypatch):
+    monkeypatch.setattr(pool, "_PER_ROUND", 20)
+    monkeypatch.setattr(pool, "_INSTANCES", 90)
+    measured = pool.measure("cpu")
+    assert measured["ours"]["instances"] == 100 and 0 < measured["ratio"] < np.inf
+
+
+def test_loader_processes_give_batches_and_their_memory_is_read(monkeypatch):
+    sizes = {"_IMAGES": 30, "_INSTANCES": 40, "_FILES": 20, "_BATCH": 2, "_WARM": 2, "_MEASURED": 4}
+    for name, value in sizes.items():
+        monkeypatch.setattr(loader, name, value)
+    measured = loader.measure("cpu")
+    assert 1 < measured["other"] < 1e4 and measured["ratio"] == measured["ours"] / measured["other"]
