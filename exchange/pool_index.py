@@ -147,12 +147,11 @@ class PoolIndex:
     """The instances of some rounds in the order of round and row, the kept ones or all (``dropped_too``), without those
     whose files are called ``left_out``.
 
-    Opening maps the files into memory, checks every value once and keeps three small columns. Processes that are
+    Opening maps the files into memory, checks every value once and keeps two small columns. Processes that are
     forked share the map; a pickled index opens it again.
 
     Attributes:
         category_ids: int32 (N,).
-        rounds: int32 (N,), the round that each instance was made in.
     """
 
     def __init__(
@@ -173,7 +172,7 @@ class PoolIndex:
             for start, batch in zip(self._starts, self._batches, strict=False)
         ]
         self._rows = np.concatenate(chosen) if chosen else np.zeros(0, np.int64)
-        self.category_ids, self.rounds = self.column("category_id"), self.column("round")
+        self.category_ids = self.column("category_id")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -204,18 +203,15 @@ class PoolIndex:
 
     def file(self, index: int) -> str:
         """File name of an instance's generated image."""
-        place, row = self._locate(index)
-        return str(self._batches[place].column("file")[row].as_py())
+        return str(self._value("file", index))
 
     def name(self, index: int) -> str:
         """Path of the file that holds the cut-out of an instance."""
-        place, row = self._locate(index)
-        return self._layout.pool(self._batches[place].column("cutout")[row].as_py())
+        return self._layout.pool(self._value("cutout", index))
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of the cut-out of an instance."""
-        place, row = self._locate(index)
-        *_, width, height = self._batches[place].column("bbox")[row].as_py()
+        *_, width, height = self._value("bbox", index)
         return height, width
 
     def read(self, index: int) -> bytes:
@@ -223,9 +219,7 @@ class PoolIndex:
 
         Raises UserError where the file is missing, or the index names a file out of the pool.
         """
-        place, row = self._locate(index)
-        offset, length = (self._batches[place].column(name)[row].as_py() for name in ("offset", "length"))
-        path = self.name(index)
+        path, offset, length = self.name(index), self._value("offset", index), self._value("length", index)
         return files.read_bytes(path) if length < 0 else files.read_range(path, offset, length)
 
     def _chosen(self, batch: pa.RecordBatch) -> npt.NDArray[Any]:
@@ -234,6 +228,10 @@ class PoolIndex:
         if self._left_out:
             kept &= ~np.asarray(pc.is_in(batch.column("file"), pa.array(self._left_out, pa.string())))
         return kept
+
+    def _value(self, name: str, index: int) -> Any:
+        place, row = self._locate(index)
+        return self._batches[place].column(name)[row].as_py()
 
     def _locate(self, index: int) -> tuple[int, int]:
         """The record batch of an instance, and its row there."""

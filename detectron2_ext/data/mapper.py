@@ -24,14 +24,13 @@ _REPLACEMENTS = 20  # attempts to find an image that can be read in place of one
 class PasteInfo:
     """One pasted object, for reports.
 
-    ``box``: XYXY pixels of the object, which may reach over the border. ``pool_index``: its place in the pool
-    and ``round``: the round it was made in; -1 where there is none.
+    ``box``: XYXY pixels of the object, which may reach over the border. ``pool_index``: its place in the pool, -1
+    where there is none.
     """
 
     class_index: int
     box: tuple[int, int, int, int]
     pool_index: int = -1
-    round: int = -1
 
 
 class Paster(Protocol):

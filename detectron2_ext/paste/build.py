@@ -45,7 +45,7 @@ from detectron2_ext.paste.pool import (
     IndexedCutouts,
     InstancePool,
     JoinedCutouts,
-    OpaquePart,
+    opaque_part,
 )
 from detectron2_ext.paste.ranks import highest, shares_no_higher
 from detectron2_ext.paste.recolor import RecolorObjects, color_jitter, photometric
@@ -197,8 +197,8 @@ def _finished_pool(cfg: CfgNode, dataset: DetectionDataset) -> Cutouts:
                 "pool (mrca pool import) and rank it, or leave the key out"
             )
         _check_names(path, dataset)
-        images = ImagesWithMasks.of_annotations(path, from_repository(cfg.INPUT.INST_POOL_ROOT))
-        return OpaquePart(images, largest=cfg.USE_LARGEST_PART)
+        clean = partial(opaque_part, only_largest=cfg.USE_LARGEST_PART)
+        return ImagesWithMasks.of_annotations(path, from_repository(cfg.INPUT.INST_POOL_ROOT), clean)
     layout = RunLayout(path)
     if not cfg.INPUT.INST_POOL_PATH or not layout.pool_rounds():
         raise UserError(

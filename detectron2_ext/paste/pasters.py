@@ -63,7 +63,7 @@ class PoolPaster:
             class_index = int(self._pool.categories[index])
             if overlay(scene, cutout, x, y, class_index, blend, self._occlude):
                 box = (x, y, x + cutout.shape[1], y + cutout.shape[0])
-                pasted.append(PasteInfo(class_index, box, index, int(self._pool.rounds[index])))
+                pasted.append(PasteInfo(class_index, box, index))
         return pasted
 
 

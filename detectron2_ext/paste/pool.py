@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 import cv2
@@ -22,12 +22,10 @@ from exchange.pool_rank import KINDS, read_rank
 class Cutouts(Protocol):
     """Where the instances of a pool are kept.
 
-    ``category_ids``: int (N,), as in annotation files; ``rounds``: int (N,), the round that each instance was
-    made in, -1 where nobody knows.
+    ``category_ids``: int (N,), as in annotation files.
     """
 
     category_ids: np.ndarray
-    rounds: np.ndarray
 
     def name(self, index: int) -> str:
         """Path of an instance, to name it to a person."""
@@ -59,7 +57,7 @@ class IndexedCutouts:
     ) -> None:
         self._layout, self._sources = layout, list(rounds)
         self._index = PoolIndex(layout, rounds, left_out=left_out)
-        self.category_ids, self.rounds = self._index.category_ids, self._index.rounds
+        self.category_ids = self._index.category_ids
 
     def name(self, index: int) -> str:
         return self._index.name(index)
@@ -101,10 +99,13 @@ class IndexedCutouts:
         return pixels
 
 
+Clean = Callable[[np.ndarray], np.ndarray]  # RGBA uint8 (h, w, 4) to the same
+
+
 class ImagesWithMasks:
     """Whole images and their alpha masks, as stage 1 and stage 2 write them side by side.
 
-    ``names``: file names below ``raw_folder`` and below ``alpha_folder``.
+    ``names``: file names below ``raw_folder`` and below ``alpha_folder``. ``clean``: changes each instance, if given.
     """
 
     def __init__(
@@ -113,10 +114,10 @@ class ImagesWithMasks:
         alpha_folder: str,
         names: Sequence[str],
         category_ids: np.ndarray,
-        rounds: np.ndarray,
+        clean: Clean | None = None,
     ) -> None:
         self._raw_folder, self._alpha_folder, self._names = raw_folder, alpha_folder, list(names)
-        self.category_ids, self.rounds = category_ids, rounds
+        self.category_ids, self._clean = category_ids, clean
 
     @classmethod
     def of_run(
@@ -125,10 +126,10 @@ class ImagesWithMasks:
         """What the index of some rounds lists, uncropped, but for the instances called ``left_out``."""
         index = PoolIndex(layout, rounds, left_out=left_out)
         names = index.column("file").tolist()
-        return cls(layout.pool("raw"), layout.pool("segmented"), names, index.category_ids, index.rounds)
+        return cls(layout.pool("raw"), layout.pool("segmented"), names, index.category_ids)
 
     @classmethod
-    def of_annotations(cls, annotation_file: str, folder: str) -> ImagesWithMasks:
+    def of_annotations(cls, annotation_file: str, folder: str, clean: Clean | None = None) -> ImagesWithMasks:
         """What a file in LVIS or COCO format lists, one object an image, in ``folder``/raw and /segmented."""
         pool = read_annotations(annotation_file)
         names = pool.file_names()
@@ -137,7 +138,7 @@ class ImagesWithMasks:
             files.join(folder, "segmented"),
             [names[image] for image in pool.object_images.tolist()],
             pool.category_ids[pool.object_classes],
-            np.full(len(pool.object_images), -1),
+            clean,
         )
 
     def name(self, index: int) -> str:
@@ -158,42 +159,24 @@ class ImagesWithMasks:
         if alpha.shape != image.shape[:2]:
             raise BadImage(f"{self.name(index)}: its alpha mask has another size")
         image[..., 3] = alpha
-        return image
+        return image if self._clean is None else self._clean(image)
 
 
 _OPAQUE = 128  # of 255: X-Paste takes a pixel above this for the object's
 
 
-class OpaquePart:
-    """Instances without what is not clearly the object's, as X-Paste loads those that nobody has cropped yet.
+def opaque_part(image: np.ndarray, only_largest: bool) -> np.ndarray:
+    """An instance without what is not clearly the object's, as X-Paste loads those that nobody has cropped yet.
 
-    Alpha up to 128 becomes 0; with ``largest``, so does what lies outside of the outer contour of the largest area.
+    Alpha up to 128 becomes 0; with ``only_largest``, so does what lies outside of the outer contour of the largest
+    area. RGBA uint8 (h, w, 4) from the same.
     """
-
-    def __init__(self, cutouts: Cutouts, largest: bool) -> None:
-        self._cutouts, self._largest = cutouts, largest
-        self.category_ids, self.rounds = cutouts.category_ids, cutouts.rounds
-
-    def name(self, index: int) -> str:
-        return self._cutouts.name(index)
-
-    def instance(self, index: int) -> str:
-        return self._cutouts.instance(index)
-
-    def column(self, name: str) -> np.ndarray:
-        return self._cutouts.column(name)
-
-    def size(self, index: int) -> None:
-        return None
-
-    def read(self, index: int, size: tuple[int, int] | None = None) -> np.ndarray:
-        image = self._cutouts.read(index)
-        inside = (image[..., 3] > _OPAQUE).astype(np.uint8)
-        contours, _ = cv2.findContours(inside, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-        if self._largest and contours:
-            largest = max(contours, key=cv2.contourArea)
-            inside = cv2.drawContours(np.zeros_like(inside), [largest], 0, 1, cv2.FILLED)
-        return np.dstack([image[..., :3], image[..., 3] * inside])
+    inside = (image[..., 3] > _OPAQUE).astype(np.uint8)
+    contours, _ = cv2.findContours(inside, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    if only_largest and contours:
+        largest = max(contours, key=cv2.contourArea)
+        inside = cv2.drawContours(np.zeros_like(inside), [largest], 0, 1, cv2.FILLED)
+    return np.dstack([image[..., :3], image[..., 3] * inside])
 
 
 class JoinedCutouts:
@@ -206,7 +189,6 @@ class JoinedCutouts:
         self._parts = list(parts)
         self._starts = np.cumsum([0, *(len(part.category_ids) for part in parts)])
         self.category_ids = np.concatenate([part.category_ids for part in parts])
-        self.rounds = np.concatenate([part.rounds for part in parts])
 
     def name(self, index: int) -> str:
         part, offset = self._locate(index)
@@ -249,7 +231,6 @@ class InstancePool:
 
     Attributes:
         categories: class index of each instance, int64 (N,).
-        rounds: see :class:`Cutouts`.
     """
 
     def __init__(self, cutouts: Cutouts, category_ids: np.ndarray, *, crop: bool = True) -> None:
@@ -260,7 +241,6 @@ class InstancePool:
                 "pool of this data set"
             )
         self.categories = np.searchsorted(category_ids, cutouts.category_ids).astype(np.int64)
-        self.rounds = cutouts.rounds
         self._cutouts, self._crop = cutouts, crop
         self._decoded: tuple[int, np.ndarray] | None = None  # the last one whose size was to be found out
 

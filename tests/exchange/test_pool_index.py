@@ -38,7 +38,7 @@ def test_the_pool_is_the_kept_rows_of_its_rounds_in_order(layout, monkeypatch):
     index = PoolIndex(layout, [0, 1])
     assert list(index) == [index[0], index[1], index[2]] == [ROUND_0[0], ROUND_0[2], ROUND_1[1]]
     np.testing.assert_array_equal(index.category_ids, [9, 4, 7])
-    np.testing.assert_array_equal(index.rounds, [0, 0, 1])
+    np.testing.assert_array_equal(index.column("round"), [0, 0, 1])
     assert list(PoolIndex(layout, [1])) == [ROUND_1[1]]
     assert index.column("file").tolist() == [row.file for row in index]
     np.testing.assert_array_equal(index.column("clip_black"), [26.25] * 3)

@@ -31,10 +31,12 @@ from tests.detectron2_ext.engine.tiny import assert_equal_weights, weights_of
 
 @dataclasses.dataclass
 class _Watched:
-    """What two rounds did: the images of each, the network of each evaluation, and what was shared before it."""
+    """What two rounds did: the images of each, the names of the instances pasted into them, the network of each
+    evaluation, and what was shared before it."""
 
     run: Path
     images: list[list[dict[str, Any]]]
+    pasted: list[set[str]]
     evaluated: list[tuple[str, torch.nn.Module, dict[str, torch.Tensor]]]
     shared: list[torch.nn.Module]
 
@@ -44,13 +46,16 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> _Watched:
     """Two rounds that paste from the run's pool; the feedback of the first is made up in between."""
     folder = tmp_path_factory.mktemp("watched")
     config, layout = write_config(folder), RunLayout(str(folder / "run"))
-    seen = _Watched(folder / "run", [], [], [])
+    seen = _Watched(folder / "run", [], [], [], [])
     build_train_loader, validate = engine_round.build_train_loader, evaluator.validate
 
     def watched_loader(*arguments: Any, **options: Any) -> Any:
         seen.images.append([])
+        seen.pasted.append(set())
         for batch in build_train_loader(*arguments, **options):
             seen.images[-1].extend(batch)
+            places = [info.pool_index for image in batch for info in image["paste_info"]]
+            seen.pasted[-1].update(map(options["pool"].instance, places))
             yield batch
 
     def watched_validate(cfg: Any, model: torch.nn.Module, *arguments: Any, **context: Any) -> Any:
@@ -76,9 +81,10 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> _Watched:
 
 
 def test_a_round_pastes_the_whole_pool_up_to_its_own_instances(watched: _Watched) -> None:
-    for round_, images in enumerate(watched.images):
-        pasted = {(info.round, info.class_index) for image in images for info in image["paste_info"]}
-        assert pasted == {(made, c) for made in range(round_ + 1) for c in range(3)}
+    for round_, pasted in enumerate(watched.pasted):
+        assert pasted == {
+            RunLayout.instance_name(made, c, 0) for made in range(round_ + 1) for c in (2, 5, 9)
+        }
 
 
 def test_it_is_told_how_long_each_round_waited_trained_and_was_evaluated(watched: _Watched) -> None:

@@ -44,7 +44,7 @@ def test_a_pool_whose_categories_have_other_names_is_refused(configure, index_of
 
 def test_an_empty_pool_pastes_nothing_and_keeps_no_image_from_being_copied_from(configure):
     nothing = np.zeros(0, np.int64)
-    pool = InstancePool(ImagesWithMasks("raw", "segmented", [], nothing, nothing), np.array([10, 20, 30]))
+    pool = InstancePool(ImagesWithMasks("raw", "segmented", [], nothing), np.array([10, 20, 30]))
     for method, kinds in (("syn_copy", []), ("both", [ImagePaster])):
         cfg = configure("INPUT.USE_COPY_METHOD", method)
         reader = SceneReader(build_dataset(cfg, "small"), None)

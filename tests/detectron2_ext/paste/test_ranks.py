@@ -75,7 +75,7 @@ def test_the_share_is_of_what_nothing_else_leaves_out(ranked):
     refused = frozenset([names[6], names[2]])  # the highest of each class
     found = build._cutouts_of_run(cfg, ranked, [0, 1], refused)
     # of the threes 0.5, -2 and 0.5 and what is unknown, of the sevens 1, 2 and -8
-    assert [found.instance(i) for i in range(len(found.rounds))] == [names[i] for i in (0, 3, 4, 5, 7)]
+    assert [found.instance(i) for i in range(len(found.category_ids))] == [names[i] for i in (0, 3, 4, 5, 7)]
 
 
 def test_what_is_not_ranked_or_damaged_says_what_to_run(ranked):

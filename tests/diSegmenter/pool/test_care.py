@@ -224,7 +224,7 @@ def test_a_merged_pool_keeps_every_cut_out_until_its_duplicates_go(pool, tmp_pat
         change(pool, round_, 0, seed=7)  # no round that was copied before
     assert merge(out, pool, CATEGORIES) == 6
     assert pixels(out) == before * 2 and pixels(pool) == before
-    assert PoolIndex(out, out.pool_rounds()).rounds.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+    assert PoolIndex(out, out.pool_rounds()).column("round").tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
     assert ["the same picture as" in problem.what for problem in verify(out, IDS)] == [True] * 6
     assert prune_duplicates(out, CATEGORIES) == 6 and prune_duplicates(out, CATEGORIES) == 0
     assert [prune_dropped(out, round_) for round_ in range(4)] == [0, 0, 3, 3]

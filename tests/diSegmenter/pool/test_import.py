@@ -168,10 +168,13 @@ def test_a_second_import_is_a_round_of_its_own_that_tells_of_cut_outs_when_they_
     )
     for _ in range(2):
         import_round(layout, read_folders(root, IDS), CATEGORIES, "test")
-    assert PoolIndex(layout, layout.pool_rounds()).rounds.tolist() == [0, 1] and told == [[], []]
+    assert PoolIndex(layout, layout.pool_rounds()).column("round").tolist() == [0, 1] and told == [[], []]
     files.remove(layout.pool_index(0))
     import_round(layout, read_folders(root, IDS), CATEGORIES, "test")
-    assert PoolIndex(layout, layout.pool_rounds()).rounds.tolist() == [1, 2]  # nothing is overwritten
+    assert PoolIndex(layout, layout.pool_rounds()).column("round").tolist() == [
+        1,
+        2,
+    ]  # nothing is overwritten
 
 
 def test_what_comes_in_beside_an_import_is_a_round_of_its_own(layout, monkeypatch):
