@@ -35,7 +35,7 @@ class BadImage(Exception):
 
 def read_rgba(path: str) -> _Pixels:
     """The image in ``path`` as uint8 (H, W, 4); alpha is 255 where the file has none. Raises BadImage."""
-    return decode_rgba(_read(path), path)
+    return decode_rgba(read_file(path), path)
 
 
 def decode_rgba(data: bytes, name: str) -> _Pixels:
@@ -51,7 +51,7 @@ def read_upright(path: str, size: tuple[int, int]) -> _Pixels:
 
     ``size``: (height, width) that its annotation says. Raises BadImage, also where it has another.
     """
-    with _opened(_read(path), path) as image:
+    with _opened(read_file(path), path) as image:
         width, height = image.size
         orientation = image.getexif().get(ExifTags.Base.Orientation)
         if orientation in _LYING:
@@ -64,7 +64,8 @@ def read_upright(path: str, size: tuple[int, int]) -> _Pixels:
     return np.asarray(ImageOps.exif_transpose(pixels))
 
 
-def _read(path: str) -> bytes:
+def read_file(path: str) -> bytes:
+    """The content of a file. Raises BadImage where there is none."""
     try:
         return files.read_bytes(path)
     except UserError as error:

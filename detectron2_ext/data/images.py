@@ -5,9 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from exchange import files
-from exchange.errors import UserError
-from exchange.images import BadImage
+from exchange.images import BadImage, read_file
 
 _REDUCED = {
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2 | cv2.IMREAD_COLOR_RGB,
@@ -29,7 +27,7 @@ def read_image(path: str, size: tuple[int, int] | None = None, shrink: float = 1
     Raises:
         BadImage: there is no file, it does not decode, ends too early, or has another size.
     """
-    data = _read(path)
+    data = read_file(path)
     is_jpeg = data[:2] == b"\xff\xd8"
     if is_jpeg and b"\xff\xd9" not in data[-65536:]:
         raise BadImage(f"{path}: the JPEG ends too early")
@@ -47,7 +45,7 @@ def read_image(path: str, size: tuple[int, int] | None = None, shrink: float = 1
 
 def read_gray(path: str) -> np.ndarray:
     """Read a single-channel image: uint8 (h, w). Raises BadImage."""
-    image = _decode(_read(path), cv2.IMREAD_GRAYSCALE)
+    image = _decode(read_file(path), cv2.IMREAD_GRAYSCALE)
     if image is None:
         raise BadImage(f"{path}: not an image, or damaged")
     return image
@@ -55,7 +53,7 @@ def read_gray(path: str) -> np.ndarray:
 
 def read_rgba(path: str) -> np.ndarray:
     """Read an image as RGBA, uint8 (h, w, 4), opaque if it has no alpha. Raises BadImage."""
-    return decode_rgba(_read(path), path)
+    return decode_rgba(read_file(path), path)
 
 
 def decode_rgba(data: bytes, name: str) -> np.ndarray:
@@ -65,13 +63,6 @@ def decode_rgba(data: bytes, name: str) -> np.ndarray:
         raise BadImage(f"{name}: not an image of 8 bits per channel, or damaged")
     channels = 1 if image.ndim == 2 else image.shape[2]
     return cv2.cvtColor(image, _TO_RGBA[channels])
-
-
-def _read(path: str) -> bytes:
-    try:
-        return files.read_bytes(path)
-    except UserError as error:
-        raise BadImage(str(error)) from error
 
 
 def _decode(data: bytes, flags: int) -> np.ndarray | None:
