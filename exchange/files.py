@@ -50,10 +50,7 @@ def _locate(path: str) -> tuple[AbstractFileSystem, str]:
     """
     try:
         filesystem, local = fsspec.core.url_to_fs(path, use_listings_cache=False)
-    except (
-        ValueError,
-        ImportError,
-    ) as error:  # a protocol that nobody knows, or whose driver is not installed
+    except (ValueError, ImportError) as error:  # a protocol that nobody knows, or without its driver
         raise UserError(f"{path} cannot be reached ({error}): correct the path, or install that") from error
     return filesystem, local
 
@@ -93,6 +90,11 @@ def list_dir(path: str) -> list[str]:
     except FileNotFoundError:
         return []
     return sorted(posixpath.basename(str(name).rstrip("/")) for name in names)
+
+
+def matches(folder: str, pattern: re.Pattern[str]) -> list[re.Match[str]]:
+    """The names in ``folder`` that are as ``pattern`` says, as what it finds in them, sorted."""
+    return [match for name in list_dir(folder) if (match := pattern.fullmatch(name))]
 
 
 def names(folder: str, prefix: str) -> set[str]:
@@ -200,9 +202,9 @@ def remove_leftovers(folder: str) -> None:
     filesystem, local = _locate(folder)
     if not isinstance(filesystem, LocalFileSystem):
         return
-    for name in list_dir(folder):
-        match, path = _BESIDE.fullmatch(name), os.path.join(local, name)
-        if match and (match[1] == _kernel() or _on_disk(local)):
+    for match in matches(folder, _BESIDE):
+        path = os.path.join(local, match[0])
+        if match[1] == _kernel() or _on_disk(local):
             try:
                 with open(path, "r+b") as file:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -271,10 +273,8 @@ def write_done(path: str) -> None:
 def remove(path: str) -> None:
     """Removes the file ``path``; one that is gone already is fine."""
     filesystem, local = _locate(path)
-    try:
+    with suppress(FileNotFoundError):
         filesystem.rm_file(local)
-    except FileNotFoundError:
-        pass
 
 
 def remove_folder(path: str) -> None:
@@ -320,9 +320,8 @@ def content(path: str) -> bytes | mmap.mmap:
     if not isinstance(filesystem, LocalFileSystem):
         return read_bytes(path)
     with _missing_is_told(path), open(local, "rb") as file:
-        return (
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if os.fstat(file.fileno()).st_size else b""
-        )
+        is_empty = os.fstat(file.fileno()).st_size == 0  # of which there is no map
+        return b"" if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def read_range(path: str, offset: int, length: int) -> bytes:
@@ -369,9 +368,6 @@ def _refuse(constant: str) -> None:
 
 def sha256(path: str) -> str:
     """Hexadecimal SHA-256 digest of the file ``path``."""
-    digest = hashlib.sha256()
     filesystem, local = _locate(path)
     with filesystem.open(local, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -37,9 +37,8 @@ class RunLayout:
 
     def decision_parts(self, round_: int) -> dict[int, str]:
         """The parts of a round's table of decisions that exist: path by the iterations done at its end, in order."""
-        folder = files.join(self.train_dir, "decisions")
-        found = (_DECISIONS.fullmatch(name) for name in files.list_dir(folder))
-        ends = sorted(int(match[2]) for match in found if match and int(match[1]) == round_)
+        found = files.matches(files.join(self.train_dir, "decisions"), _DECISIONS)
+        ends = sorted(int(match[2]) for match in found if int(match[1]) == round_)
         return {end: self.decisions(round_, end) for end in ends}
 
     @property
@@ -111,10 +110,9 @@ class RunLayout:
         Runs from before they had a folder of their own have them among the images, up to a million files, which are
         listed once in a process: nobody writes manifests there any more.
         """
-        folder = files.join(self.root, "pool/manifests")
-        return _of_round(folder, files.list_dir(folder), round_) or _of_round(
-            self.raw(""), _manifests_among(self.raw("")), round_
-        )
+        folder, images = files.join(self.root, "pool/manifests"), self.raw("")
+        found = _of_round(folder, files.matches(folder, _MANIFEST), round_)
+        return found or _of_round(images, _manifests_among(images), round_)
 
     @staticmethod
     def cutout_name(name: str) -> str:
@@ -151,8 +149,7 @@ class RunLayout:
 
     def pool_rounds(self) -> list[int]:
         """The rounds that have an index."""
-        found = (_INDEX.fullmatch(name) for name in files.list_dir(self.pool("index")))
-        return sorted(int(match[1]) for match in found if match)
+        return sorted(int(match[1]) for match in files.matches(self.pool("index"), _INDEX))
 
     def pool_categories(self) -> str:
         """The categories of the data set that the pool is for, as an annotation file; old pools lack it."""
@@ -180,8 +177,8 @@ class RunLayout:
 
     def feature_parts(self, round_: int) -> list[int]:
         """The parts of :meth:`features` that there are."""
-        found = (_FEATURES.fullmatch(name) for name in files.list_dir(self.pool("features")))
-        return sorted(int(match[2]) for match in found if match and int(match[1]) == round_)
+        found = files.matches(self.pool("features"), _FEATURES)
+        return sorted(int(match[2]) for match in found if int(match[1]) == round_)
 
     def features_made_from(self) -> str:
         """Which encoder all of :meth:`features` are by."""
@@ -201,10 +198,9 @@ class RunLayout:
 
 
 @functools.cache
-def _manifests_among(folder: str) -> list[str]:
-    return [name for name in files.list_dir(folder) if _MANIFEST.fullmatch(name)]
+def _manifests_among(folder: str) -> list[re.Match[str]]:
+    return files.matches(folder, _MANIFEST)
 
 
-def _of_round(folder: str, names: list[str], round_: int) -> list[str]:
-    found = ((name, _MANIFEST.fullmatch(name)) for name in names)
-    return [files.join(folder, name) for name, match in found if match and int(match[1]) == round_]
+def _of_round(folder: str, found: list[re.Match[str]], round_: int) -> list[str]:
+    return [files.join(folder, match[0]) for match in found if int(match[1]) == round_]
