@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from exchange import files
 from exchange.errors import UserError
 from exchange.layout import RunLayout
-from exchange.typed import from_record
+from exchange.typed import from_record, read_object
 
 FORMAT_VERSION = 1
 
@@ -51,13 +51,8 @@ def write_feedback(layout: RunLayout, feedback: Feedback) -> None:
 
 def read_feedback(path: str) -> Feedback:
     """Reads a feedback file; raises UserError if it is of another format, incomplete or inconsistent."""
-    content = files.read_json(path)
-    version = content.get("format") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
-        raise UserError(
-            f"{path} has feedback format {version!r}, this version reads {FORMAT_VERSION}: "
-            "write it again with the training stage of the same release"
-        )
+    remedy = "write it again with the training stage of the same release"
+    content = read_object(path, "feedback", FORMAT_VERSION, remedy)
     try:
         feedback = from_record(Feedback, content)
         ids, aps = feedback.categories, [*feedback.box_ap, *feedback.mask_ap]

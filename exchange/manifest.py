@@ -7,7 +7,7 @@ from typing import Any
 from exchange import files
 from exchange.errors import UserError
 from exchange.layout import RunLayout
-from exchange.typed import from_record
+from exchange.typed import from_record, read_object
 
 FORMAT_VERSION = 1
 _LONGEST_NAME = 200  # bytes; file systems take 255, of which a writer adds some
@@ -53,12 +53,7 @@ def write_manifest(layout: RunLayout, manifest: Manifest) -> None:
 
 def read_manifest(path: str) -> Manifest:
     """Reads a manifest; raises UserError if it is of another format, damaged or names a file out of place."""
-    content = files.read_json(path)
-    version = content.get("format") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
-        raise UserError(
-            f"{path} has manifest format {version!r}, this version reads {FORMAT_VERSION}: generate it again"
-        )
+    content = read_object(path, "manifest", FORMAT_VERSION, "generate it again")
     try:
         instances = [from_record(GeneratedInstance, item) for item in _part(content, "instances", list)]
         asked = {int(category): count for category, count in _part(content, "asked", dict).items()}

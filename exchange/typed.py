@@ -9,10 +9,22 @@ import types
 import typing
 from typing import Any, TypeVar
 
+from exchange import files
+from exchange.errors import UserError
+
 T = TypeVar("T")
 _SURROGATE = re.compile(
     "[\\ud800-\\udfff]"
-)  # half a character, which JSON can hold and no file or terminal takes
+)  # half a character: JSON can hold it, no file or terminal takes it
+
+
+def read_object(path: str, what: str, version: int, remedy: str) -> dict[str, Any]:
+    """The JSON object in a file of ``what``; raises UserError where its ``format`` is not ``version``."""
+    content = files.read_json(path)
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != version:
+        raise UserError(f"{path} has {what} format {found!r}, this version reads {version}: {remedy}")
+    return typing.cast(dict[str, Any], content)
 
 
 def from_record(kind: type[T], record: Any) -> T:
