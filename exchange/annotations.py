@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -92,13 +93,13 @@ class AnnotationFile:
                 f"{self.path}: image {self.image_ids[nameless.argmax()]} has no 'file_name': add it"
             )
         text, bounds = self.arrays["image_names"].tobytes(), [0, *ends.tolist()]
-        return [text[start:end].decode() for start, end in zip(bounds, bounds[1:], strict=False)]
+        return [text[start:end].decode() for start, end in pairwise(bounds)]
 
     def id_lists(self, name: str) -> list[list[int]]:
         """For each image the category ids in its field ``name``, such as ``neg_category_ids``."""
         values = self.arrays[name].tolist()
         bounds = [0, *self.arrays[f"{name}_ends"].tolist()]
-        return [values[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+        return [values[start:end] for start, end in pairwise(bounds)]
 
     def id_pairs(self, name: str) -> tuple[_Ints, _Ints]:
         """The same as pairs of image id and category id, (P,) each."""

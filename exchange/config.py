@@ -20,7 +20,6 @@ from exchange.errors import UserError
 # Where scripts, configs and assets are: the clone, or what the installed package holds of it.
 REPOSITORY = Path(__file__).resolve().parent.parent
 _BROUGHT = (("configs",), ("assets",))  # first part of a path
-_HERE = Path(__file__).resolve().parent
 _LONGEST = 1 << 16
 _DEEPEST = 64
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -79,7 +78,7 @@ def config_of_text(text: str, path: str, overrides: Sequence[str] = ()) -> CfgNo
 
 def _config(values: dict[str, Any], path: str, overrides: Sequence[str]) -> CfgNode:
     """The defaults with ``values`` and ``overrides`` over them, checked."""
-    cfg = CfgNode(_defaults())
+    cfg = CfgNode(_ours("defaults.yaml"))
     if len(overrides) % 2:
         raise UserError(f"overrides come in pairs KEY VALUE, but {overrides[-1]!r} stands alone")
     defaults = dict(flatten(cfg))
@@ -188,9 +187,7 @@ def add_config_arguments(
 
 def choose(cfg: CfgNode, key: str, known: Mapping[Any, _Choice]) -> _Choice:
     """What ``known`` has for the value of ``key``; raises UserError, with the choices, if nothing."""
-    value = cfg
-    for name in key.split("."):
-        value = value[name]
+    value = dict(flatten(cfg))[key]
     if value not in known:
         raise UserError(f"{key} is {value!r}, which does not exist: choose from {', '.join(map(str, known))}")
     return known[value]
@@ -224,12 +221,13 @@ def flatten(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 def default_of(key: str) -> Any:
     """The value of a setting such as ``GENERATOR.MODEL`` where nothing gives it another."""
-    return dict(flatten(_defaults()))[key]
+    return dict(flatten(_ours("defaults.yaml")))[key]
 
 
 @functools.cache
-def _defaults() -> dict[str, Any]:
-    content: dict[str, Any] = _load((_HERE / "defaults.yaml").read_bytes())
+def _ours(name: str) -> dict[str, dict[str, Any]]:
+    """The content of a YAML file in this folder."""
+    content: dict[str, dict[str, Any]] = _load(Path(__file__).with_name(name).read_bytes())
     return content
 
 
@@ -290,7 +288,7 @@ def _parse(value: str) -> Any:
 def _known_only(values: dict[str, Any], cfg: CfgNode, path: str) -> tuple[dict[str, Any], list[str]]:
     """The values of keys that there are here, and which others ask for something that has no effect here."""
     known = {key for key, _ in flatten(cfg)}
-    foreign = _foreign_keys()
+    foreign = _ours("foreign_keys.yaml")
     others = {key: value for key, value in values.items() if key not in known}
     differing: dict[str, list[str]] = {kind: [] for kind in foreign}
     for key, value in others.items():
@@ -317,12 +315,6 @@ def _known_only(values: dict[str, Any], cfg: CfgNode, path: str) -> tuple[dict[s
             f"{(foreign['refused'] | foreign['selecting'])[key]!r}"
         )
     return {key: value for key, value in values.items() if key in known}, differing["ignored"]
-
-
-@functools.cache
-def _foreign_keys() -> dict[str, dict[str, Any]]:
-    content: dict[str, dict[str, Any]] = _load((_HERE / "foreign_keys.yaml").read_bytes())
-    return content
 
 
 def _cast(value: Any, default: Any) -> Any:

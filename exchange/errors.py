@@ -57,9 +57,8 @@ def run_cli(main: Callable[[], None]) -> None:
         sys.exit(2)
     except OSError as error:
         if error.errno == errno.EPIPE and _nobody_reads(sys.stdout.fileno()):
-            os.dup2(
-                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-            )  # for what is flushed on the way out
+            # for what is flushed on the way out
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(128 + signal.SIGPIPE)
         remedy = next((remedy for remedy, numbers in _REMEDIES.items() if error.errno in numbers), None)
         if remedy is None:

@@ -3,7 +3,6 @@
 import json
 import math
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -35,7 +34,7 @@ class Stopwatch:
             yield
         finally:
             taken, of_others = time.monotonic() - started, self._within.pop()
-            _add(self._not_written, str(round_), work, taken - of_others)
+            _add(self._not_written, {str(round_): {work: taken - of_others}})
             if self._within:
                 self._within[-1] += taken
             else:
@@ -43,27 +42,25 @@ class Stopwatch:
 
     def _write(self) -> None:
         table = _read(self._path) if files.exists(self._path) else {}
-        for round_, of_round in self._not_written.items():
-            for work, seconds in of_round.items():
-                _add(table, round_, work, seconds)
+        _add(table, self._not_written)
         files.write_json(self._path, table)
         self._not_written = {}
 
 
-def _add(table: _Table, round_: str, work: str, seconds: float) -> None:
-    of_round = table.setdefault(round_, {})
-    of_round[work] = of_round.get(work, 0.0) + seconds
+def _add(table: _Table, more: _Table) -> None:
+    for round_, of_round in more.items():
+        total = table.setdefault(round_, {})
+        for work, seconds in of_round.items():
+            total[work] = total.get(work, 0.0) + seconds
 
 
 def read_seconds(layout: RunLayout) -> dict[int, dict[str, float]]:
     """Seconds by round and work, those of all processes added up; raises UserError for a damaged file."""
-    total: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    total: _Table = {}
     for name in files.list_dir(layout.seconds_dir):
         if name.endswith(".json"):
-            for round_, of_round in _read(files.join(layout.seconds_dir, name)).items():
-                for work, seconds in of_round.items():
-                    total[int(round_)][work] += seconds
-    return {round_: dict(of_round) for round_, of_round in sorted(total.items())}
+            _add(total, _read(files.join(layout.seconds_dir, name)))
+    return {int(round_): total[round_] for round_ in sorted(total, key=int)}
 
 
 def _read(path: str) -> _Table:

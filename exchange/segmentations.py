@@ -13,9 +13,8 @@ import numpy.typing as npt
 
 _Ints = npt.NDArray[np.int64]
 MAX_PIXELS = (1 << 29) - 1  # of an image: the runs of its masks then fit in the six characters below
-_MAX_LENGTH = (
-    1 << 20
-)  # numbers or characters of one segmentation, far beyond what an annotator or a network draws
+# Numbers or characters of one segmentation: far beyond what an annotator or a network draws.
+_MAX_LENGTH = 1 << 20
 # COCO's rasteriser takes about 100 bytes for each pixel along an outline.
 _MAX_OUTLINE = 1 << 19
 _MAX_RUN_CHARACTERS = 6
@@ -217,9 +216,7 @@ class _RunLengths:
         # Every other run is summed up, in a column of its own and over all texts at once: a text's first row
         # takes away what the text before it came to.
         counts = np.diff(np.append(first, len(values)))
-        gaps = (
-            np.cumsum(counts % 2) - counts % 2
-        )  # empty slots before each text, so that it begins with a row
+        gaps = np.cumsum(counts % 2) - counts % 2  # empty slots before a text, so that it begins with a row
         slots = np.arange(len(values)) + np.repeat(gaps, counts)
         table = np.zeros((int(slots[-1]) // 2 + 1, 2), dtype=np.int64)
         table.reshape(-1)[slots] = values
