@@ -49,27 +49,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__, "--config configs/digits/MRCA_digits.yaml --dry-run GENERATOR.PER_CLASS 4")
     parser.add_argument("--gpu", type=int, help="number of the GPU (default: 0, or torchrun's local rank)")
     parser.add_argument("--div", type=int, help="draw this shard only, from 0; -1: everything (the default)")
-    parser.add_argument(
-        "--num-div",
-        "--num_div",
-        type=int,
-        default=3,
-        metavar="M",
-        help="number of shards",
-    )
+    parser.add_argument("--num-div", "--num_div", type=int, default=3, metavar="M", help="number of shards")
     add_round_arguments(parser)
     parser.add_argument(
-        "--balanced",
-        type=int,
-        choices=(0, 1),
-        help="1: every class alike (default: GENERATOR.BALANCED)",
+        "--balanced", type=int, choices=(0, 1), help="1: every class alike (default: GENERATOR.BALANCED)"
     )
     parser.add_argument(
-        "--val-acc",
-        "--val_acc",
-        type=int,
-        choices=(0, 1),
-        help="0: allocate without AP (default: 1)",
+        "--val-acc", "--val_acc", type=int, choices=(0, 1), help="0: allocate without AP (default: 1)"
     )
     parser.add_argument(
         "--bsz",

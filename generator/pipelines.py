@@ -153,9 +153,8 @@ class PipelineSource:
         pipeline.to(self.device)
         for part in pipeline.components.values():
             if isinstance(part, torch.nn.Module):
-                part.requires_grad_(
-                    False
-                )  # once and for all: kernels, and so the last bits, may depend on it
+                # Once and for all: kernels, and so the last bits, may depend on it.
+                part.requires_grad_(False)
         self.tuning.apply(pipeline)
         return pipeline
 
