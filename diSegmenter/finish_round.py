@@ -133,7 +133,19 @@ def read_filter(layout: RunLayout, round_: int) -> InstanceFilter | None:
 
 def write_verdicts(layout: RunLayout, judged: JudgedRound) -> None:
     """Writes down which instances of a round are kept, and why the others are not."""
-    files.write_json(layout.verdicts(judged.round), _verdicts(judged))
+    scores = ("clip_white", "clip_black", "similarity", "judge")
+    shown = ("file", "category_id", "reason", *scores, "objects", "area")
+    content = {
+        "format": 1,
+        "round": judged.round,
+        "settings": dataclasses.asdict(judged.filter),
+        "unreadable": judged.unreadable,
+        "instances": [
+            {"kept": not instance.reason, **{name: getattr(instance, name) for name in shown}}
+            for instance in judged.instances
+        ],
+    }
+    files.write_json(layout.verdicts(judged.round), content)
 
 
 def write_pool(
@@ -217,21 +229,6 @@ def _warn_of_emptied(judged: JudgedRound, categories: list[dict[str, Any]]) -> N
             ", ".join(str(category["name"]) for category in categories if category["id"] in emptied),
             ", ".join(f"{reason} {count}" for reason, count in reasons.most_common()),
         )
-
-
-def _verdicts(judged: JudgedRound) -> dict[str, Any]:
-    scores = ("clip_white", "clip_black", "similarity", "judge")
-    shown = ("file", "category_id", "reason", *scores, "objects", "area")
-    return {
-        "format": 1,
-        "round": judged.round,
-        "settings": dataclasses.asdict(judged.filter),
-        "unreadable": judged.unreadable,
-        "instances": [
-            {"kept": not instance.reason, **{name: getattr(instance, name) for name in shown}}
-            for instance in judged.instances
-        ],
-    }
 
 
 def _names(layout: RunLayout, folder: str) -> frozenset[str]:

@@ -104,19 +104,14 @@ class Judge:
         if template is None:
             texts = [f"{self._processor.image_token}{question}" for question in questions]
             return self._processor(images=[[picture] for picture in pictures], text=texts, **padding)
-        talks = [
-            [
-                {
-                    "role": "user",
-                    "content": [{"type": "image", "image": picture}, {"type": "text", "text": text}],
-                }
-            ]
+        contents = [
+            [{"type": "image", "image": picture}, {"type": "text", "text": text}]
             for picture, text in zip(pictures, questions, strict=True)
         ]
         # Else a model that can think aloud begins with that; another's processor would take the option for its own.
         thinking = {"enable_thinking": False} if "enable_thinking" in str(template) else {}
         return self._processor.apply_chat_template(
-            talks,
+            [[{"role": "user", "content": content}] for content in contents],
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,

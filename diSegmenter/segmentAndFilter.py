@@ -138,18 +138,19 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def build_filter(cfg: CfgNode, clip_threshold: float) -> InstanceFilter:
-    if not 0 <= cfg.SEGMENTER.JUDGE_THRESHOLD <= 1:
+    node = cfg.SEGMENTER
+    if not 0 <= node.JUDGE_THRESHOLD <= 1:
         raise UserError(
-            f"SEGMENTER.JUDGE_THRESHOLD is {cfg.SEGMENTER.JUDGE_THRESHOLD:g}: give a probability, from 0 to 1"
+            f"SEGMENTER.JUDGE_THRESHOLD is {node.JUDGE_THRESHOLD:g}: give a probability, from 0 to 1"
         )
     return InstanceFilter(
         clip_threshold=clip_threshold,
-        area_share=tuple(cfg.SEGMENTER.AREA_SHARE),
-        max_objects=cfg.SEGMENTER.MAX_OBJECTS,
-        drop_touching_border=cfg.SEGMENTER.DROP_TOUCHING_BORDER,
-        clip_tolerance=cfg.SEGMENTER.CLIP_TOLERANCE,
-        similarity_threshold=cfg.SEGMENTER.SIMILARITY_THRESHOLD if cfg.SEGMENTER.SIMILARITY_MODEL else -1.0,
-        judge_threshold=cfg.SEGMENTER.JUDGE_THRESHOLD if cfg.SEGMENTER.JUDGE else 0.0,
+        area_share=tuple(node.AREA_SHARE),
+        max_objects=node.MAX_OBJECTS,
+        drop_touching_border=node.DROP_TOUCHING_BORDER,
+        clip_tolerance=node.CLIP_TOLERANCE,
+        similarity_threshold=node.SIMILARITY_THRESHOLD if node.SIMILARITY_MODEL else -1.0,
+        judge_threshold=node.JUDGE_THRESHOLD if node.JUDGE else 0.0,
     )
 
 
@@ -169,10 +170,8 @@ def build_segmenter(
 
     quiet_model_libraries()
     device = torch.device(f"cuda:{gpu}" if torch.cuda.is_available() else "cpu")
-    prompts = {
-        category: cfg.SEGMENTER.CLIP_PROMPT.format(name) for category, name in dataset.category_names.items()
-    }
-    node = cfg.SEGMENTER
+    node, names = cfg.SEGMENTER, dataset.category_names
+    prompts = {category: node.CLIP_PROMPT.format(name) for category, name in names.items()}
     clean = MaskCleaner(node.ALPHA_FLOOR, node.LARGEST_COMPONENT)
     scorer = InTurn(load_clip_scorer(node.CLIP_MODEL, node.CLIP_REVISION, prompts, device))
     reading = OnnxReading(node.ONNX_MEAN, node.ONNX_STD, node.ONNX_OUTPUT, node.ONNX_RESCALE)
@@ -187,16 +186,10 @@ def build_segmenter(
         claim_run(cfg)  # since the pool gets the features of real objects
         measures["similarity"] = InTurn(build_similarity(cfg, layout, dataset, image_folder, device))
     if node.JUDGE:
-        questions = questions_about(node.JUDGE_PROMPT, dataset.category_names)
+        questions = questions_about(node.JUDGE_PROMPT, names)
         measures["judge"] = InTurn(load_judge(node.JUDGE, node.JUDGE_REVISION, questions, device))
-    return RoundSegmenter(
-        layout,
-        models[0] if len(models) == 1 else BestOf(models),
-        cfg.SEGMENTER.BATCH_SIZE,
-        cfg.SEGMENTER.WORKERS,
-        shard,
-        measures,
-    )
+    cutter = models[0] if len(models) == 1 else BestOf(models)
+    return RoundSegmenter(layout, cutter, node.BATCH_SIZE, node.WORKERS, shard, measures)
 
 
 def chosen_foregrounds(cfg: CfgNode) -> list[tuple[str, str, str]]:

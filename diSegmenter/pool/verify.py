@@ -36,8 +36,7 @@ class Problem:
 
 def verify(layout: RunLayout, category_ids: Set[int]) -> Iterator[Problem]:
     """Yields the problems of a pool, round by round, those of a round before those of its instances."""
-    marked = map(_MARKER.fullmatch, files.list_dir(layout.pool("annotations")))
-    rounds = {int(match[1]) for match in marked if match}
+    rounds = {int(match[1]) for match in files.matches(layout.pool("annotations"), _MARKER)}
     hashes: dict[bytes, str] = {}
     for round_ in sorted(rounds | set(layout.pool_rounds())):
         again = f"run segmentAndFilter.py --st-rd {round_} again"
