@@ -7,6 +7,7 @@ import reprlib
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,37 +26,31 @@ class Kind:
     column: Callable[[list[Any]], npt.NDArray[Any]]
 
 
-def _numbers(code: str, low: int, high: int) -> Callable[[list[Any]], npt.NDArray[Any]]:
+def _numbers(code: str, low: int, high: int, values: list[Any]) -> npt.NDArray[Any]:
     """``array`` takes nothing but numbers, for ``q`` whole ones of 64 bits, and takes them fast."""
+    numbers = np.array(array(code, values))
+    if not ((numbers >= low) & (numbers <= high)).all():  # NaN is neither
+        raise ValueError
+    return numbers
 
-    def column(values: list[Any]) -> npt.NDArray[Any]:
-        numbers = np.array(array(code, values))
-        if not ((numbers >= low) & (numbers <= high)).all():  # NaN is neither
-            raise ValueError
-        return numbers
 
-    return column
+def _lists(code: str, values: list[Any]) -> npt.NDArray[Any]:
+    """The numbers of all lists, one list after the other."""
+    numbers = array(code)
+    for some in values:
+        numbers.fromlist(some)
+    return np.array(numbers)
 
 
 def whole(high: int, low: int = 0) -> Kind:
     """Whole numbers from ``low`` to ``high``, which 64 bits hold."""
-    return Kind(f"a whole number from {low} to {high}", _numbers("q", low, high))
+    return Kind(f"a whole number from {low} to {high}", partial(_numbers, "q", low, high))
 
 
 def _boxes(values: list[Any]) -> npt.NDArray[np.float64]:
     if any(len(box) != 4 for box in values):
         raise ValueError
-    numbers = array("d")
-    for box in values:
-        numbers.fromlist(box)
-    return np.array(numbers).reshape(-1, 4)
-
-
-def _id_lists(values: list[Any]) -> _Ints:
-    numbers = array("q")
-    for ids in values:
-        numbers.fromlist(ids)
-    return np.array(numbers)
+    return _lists("d", values).reshape(-1, 4)
 
 
 def _texts(values: list[Any]) -> npt.NDArray[Any]:
@@ -76,11 +71,11 @@ def _frequencies(values: list[Any]) -> npt.NDArray[Any]:
     return np.empty(0)
 
 
-AREA = Kind("a number of pixels from 0 up", _numbers("d", 0, 2**63))
+AREA = Kind("a number of pixels from 0 up", partial(_numbers, "d", 0, 2**63))
 BOX = Kind("a list of four numbers", _boxes)
 FREQUENCY = Kind("'r', 'c' or 'f'", _frequencies)
 ID = whole(2**63 - 1)
-IDS = Kind("a list of whole numbers", _id_lists)
+IDS = Kind("a list of whole numbers", partial(_lists, "q"))
 TEXT = Kind("a text that UTF-8 holds, without NUL", _texts)
 TEXTS = Kind("a list of texts that UTF-8 holds", _text_lists)
 
