@@ -45,16 +45,10 @@ class BitMasks:
         masks = masks != 0
         bounds = []
         for axis in (1, 2):
-            occupied = masks.any(dim=3 - axis).to(torch.uint8)  # (N, extent)
-            found = (
-                occupied.any(dim=1) if occupied.shape[1] else occupied.new_zeros(len(masks), dtype=torch.bool)
-            )
-            if len(masks) and occupied.shape[1]:
-                first = occupied.argmax(dim=1)
-                last = occupied.shape[1] - occupied.flip(1).argmax(dim=1)
-            else:
-                first = last = torch.zeros(len(masks), dtype=torch.int64, device=masks.device)
-            bounds.append((first * found, last * found))
+            occupied = masks.any(dim=3 - axis)  # (N, extent)
+            before, behind = ((each.cumsum(1) == 0).sum(1) for each in (occupied, occupied.flip(1)))
+            found = occupied.any(dim=1)
+            bounds.append((before * found, (occupied.shape[1] - behind) * found))
         (top, bottom), (left, right) = bounds
         boxes = torch.stack([left, top, right, bottom], dim=1)
         crops = [mask[y1:y2, x1:x2] for mask, (x1, y1, x2, y2) in zip(masks, boxes.tolist(), strict=True)]

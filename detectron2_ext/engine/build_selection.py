@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -163,24 +164,18 @@ def _threshold_of_pasted(cfg: CfgNode) -> Threshold:
     if found := _QUEUED.fullmatch(mode) or _MOVING.fullmatch(mode):
         first, *last = map(float, found.groups())
         if all(0 <= share <= 1 for share in (first, *last)):
-            return QueueThreshold(first, *(last or [first]))
+            return partial(_reached_by_share, first=first, last=last[0] if last else first)
     raise UserError(
         f"MODEL.ACTIVE_ONCE_MODE is {mode!r}: choose only_paste_T with a threshold T (only_paste_-0.05), "
         "only_paste_dynamic_S or only_paste_dynamic_linear_S_S with shares S from 0 to 1 to accept"
     )
 
 
-class QueueThreshold:
+def _reached_by_share(cache: GradientCache, progress: float, first: float, last: float) -> float:
     """That of the last scores which so large a share of them reached; 0 before there is any.
 
     ``first``, ``last``: the share at the beginning of the training and at its end, on a straight line in between.
     """
-
-    def __init__(self, first: float, last: float) -> None:
-        self._first, self._last = first, last
-
-    def __call__(self, cache: GradientCache, progress: float) -> float:
-        if not cache.scores:
-            return 0.0
-        share = self._first + (self._last - self._first) * progress
-        return float(np.quantile(cache.scores, 1 - share))
+    if not cache.scores:
+        return 0.0
+    return float(np.quantile(cache.scores, 1 - (first + (last - first) * progress)))

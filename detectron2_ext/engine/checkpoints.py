@@ -78,8 +78,7 @@ class RunCheckpoints:
 
     def prune(self, newest: int) -> None:
         """Removes the checkpoints that need not stay, now that ``newest`` iterations are saved."""
-        found = (_NAME.fullmatch(name) for name in files.list_dir(self._folder))
-        done = sorted(int(match[1]) + 1 for match in found if match)
+        done = sorted(int(match[1]) + 1 for match in files.matches(self._folder, _NAME))
         passing = [iteration for iteration in done if iteration % self._round_iters and iteration < newest]
         for iteration in passing[: max(len(passing) - self._keep + 1, 0)]:
             files.remove(self.path(iteration))

@@ -19,12 +19,7 @@ from detectron2_ext.engine.loop import is_due, seed_iteration
 from detectron2_ext.engine.state import TrainingState
 from detectron2_ext.engine.tensorboard import add_allocation, add_scores, open_board
 from detectron2_ext.engine.train_loader import build_train_loader
-from detectron2_ext.evaluation.evaluator import (
-    explain_nothing,
-    format_table,
-    read_test_set,
-    read_test_sets,
-)
+from detectron2_ext.evaluation.evaluator import explain_nothing, format_table, read_test_set, read_test_sets
 from detectron2_ext.evaluation.scoring import Evaluation
 from detectron2_ext.modeling import build_detector, load_weights
 from detectron2_ext.paste.build import build_pool
@@ -91,28 +86,23 @@ class TrainingRun:
 
         Raises UserError, with the last checkpoint intact, when the training cannot go on.
         """
-        cfg, done = self._cfg, self._state.iteration
-        with open_board(cfg, self._layout.train_dir, done, self._ranks) as self._board:
-            self._finish_round()
-
-    def _finish_round(self) -> None:
         cfg, state, layout = self._cfg, self._state, self._layout
-        if state.iteration == 0 and pastes_from_run(cfg):
-            self.evaluate_initial()
-        last = cfg.SOLVER.MAX_ITER
-        unfinished = unfinished_round(
-            state.iteration,
-            round_iterations(cfg),
-            last,
-            is_told=lambda round_: files.exists(layout.feedback_history(round_)),
-        )
-        if unfinished is None:
-            _log.info("all %d iterations are done: nothing left to train", last)
-            return
-        round_, end = unfinished
-        if state.iteration < end:
-            self._train(round_, end)
-        self._evaluate(round_)
+        with open_board(cfg, layout.train_dir, state.iteration, self._ranks) as self._board:
+            if state.iteration == 0 and pastes_from_run(cfg):
+                self.evaluate_initial()
+            unfinished = unfinished_round(
+                state.iteration,
+                round_iterations(cfg),
+                cfg.SOLVER.MAX_ITER,
+                is_told=lambda round_: files.exists(layout.feedback_history(round_)),
+            )
+            if unfinished is None:
+                _log.info("all %d iterations are done: nothing left to train", cfg.SOLVER.MAX_ITER)
+                return
+            round_, end = unfinished
+            if state.iteration < end:
+                self._train(round_, end)
+            self._evaluate(round_)
 
     def evaluate_initial(self) -> None:
         """Writes the feedback of the starting weights, unless it is there.

@@ -6,12 +6,7 @@ import numpy as np
 from fvcore.common.config import CfgNode
 
 from detectron2_ext.data.dataset import DetectionDataset
-from detectron2_ext.data.loader import (
-    BatchLoader,
-    SkippedFiles,
-    batches_in_order,
-    is_bgr,
-)
+from detectron2_ext.data.loader import BatchLoader, SkippedFiles, batches_in_order, is_bgr
 from detectron2_ext.data.mapper import TrainMapper
 from detectron2_ext.data.sampler import GroupedStream, ImageStream, StreamSampler, repeat_factors
 from detectron2_ext.data.view import ResizeCropFlip, SceneReader

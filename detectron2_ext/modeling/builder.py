@@ -25,7 +25,7 @@ from detectron2_ext.modeling.swin import SWIN_SIZES, SwinTransformer
 from detectron2_ext.modeling.text_classifier import TextBoxPredictor, TextClassifier, read_text_features
 from detectron2_ext.modeling.weights import load_weights
 from detectron2_ext.roi_pooler import RoiPooler
-from exchange.config import choose, from_repository
+from exchange.config import choose, flatten, from_repository
 from exchange.errors import UserError
 
 _FEEDBACK_OUTPUTS = {"FeedbackRCNN": "logits", "EmbedRCNN": "embedding"}
@@ -38,11 +38,7 @@ _CHOICES = {
     "CENTERNET.WITH_AGN_HM": (True,),
     "CENTERNET.ONLY_PROPOSAL": (True,),
     "CENTERNET.NOT_NORM_REG": (True,),
-    "ROI_HEADS.NAME": (
-        "DeticCascadeROIHeads",
-        "DeticCascadeROIHeadsLogits",
-        "DeticCascadeROIHeadsEmbeds",
-    ),
+    "ROI_HEADS.NAME": ("DeticCascadeROIHeads", "DeticCascadeROIHeadsLogits", "DeticCascadeROIHeadsEmbeds"),
     "ROI_BOX_HEAD.NAME": ("FastRCNNConvFCHead",),
     "ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": (True,),
     "ROI_BOX_HEAD.MULT_PROPOSAL_SCORE": (True,),
@@ -138,13 +134,13 @@ def load_feedback_network(
 
 
 def _check_choices(model: CfgNode) -> None:
+    values = dict(flatten(model))
     for key, choices in _CHOICES.items():
-        value = model
-        for name in key.split("."):
-            value = value[name]
-        if value not in choices:
-            listed = ", ".join(str(choice) for choice in choices)
-            raise UserError(f"MODEL.{key} is {value!r}, which this network does not have: set it to {listed}")
+        if values[key] not in choices:
+            listed = ", ".join(map(str, choices))
+            raise UserError(
+                f"MODEL.{key} is {values[key]!r}, which this network does not have: set it to {listed}"
+            )
 
 
 def _build_backbone(model: CfgNode) -> FeaturePyramid:

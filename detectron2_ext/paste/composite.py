@@ -47,9 +47,8 @@ class RandomRotation:
         new_height = int(np.ceil(height * cosine + width * sine))
         turn[:, 2] += (new_width - width) / 2, (new_height - height) / 2
         size = new_width, new_height
-        turned = cv2.warpAffine(
-            cutout, turn, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-        )  # at the border, too, an object keeps its own colours
+        # at the border, too, an object keeps its own colours
+        turned = cv2.warpAffine(cutout, turn, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         turned[..., 3] = cv2.warpAffine(cutout[..., 3], turn, size, flags=cv2.INTER_LINEAR)
         tight = tighten(np.ascontiguousarray(turned[..., 3]))
         if tight is None:
