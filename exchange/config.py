@@ -193,6 +193,22 @@ def choose(cfg: CfgNode, key: str, known: Mapping[Any, _Choice]) -> _Choice:
     return known[value]
 
 
+def positive(cfg: CfgNode, key: str) -> int:
+    """The whole number of the setting ``key``; raises UserError where it is below 1."""
+    number: int = dict(flatten(cfg))[key]
+    if number < 1:
+        raise UserError(f"{key} is {number}: it is 1 or more")
+    return number
+
+
+def limits(cfg: CfgNode, key: str) -> tuple[float, float]:
+    """The two numbers of the setting ``key``; raises UserError where there are not two."""
+    numbers: list[float] = dict(flatten(cfg))[key]
+    if len(numbers) != 2:
+        raise UserError(f"{key} is {numbers}: it takes two numbers")
+    return numbers[0], numbers[1]
+
+
 def from_repository(path: str) -> str:
     """``path``, if it is absolute or a URL, else the path below the repository.
 
