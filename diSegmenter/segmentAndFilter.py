@@ -27,7 +27,7 @@ from exchange import files
 from exchange.annotations import AnnotationFile
 from exchange.catalog import read_training_set, with_classes_of
 from exchange.command_line import make_parser, quiet_model_libraries
-from exchange.config import add_config_arguments, load_config
+from exchange.config import add_config_arguments, limits, load_config, positive
 from exchange.errors import UserError, run_cli
 from exchange.layout import RunLayout
 from exchange.locks import only_one
@@ -145,7 +145,7 @@ def build_filter(cfg: CfgNode, clip_threshold: float) -> InstanceFilter:
         )
     return InstanceFilter(
         clip_threshold=clip_threshold,
-        area_share=tuple(node.AREA_SHARE),
+        area_share=limits(cfg, "SEGMENTER.AREA_SHARE"),
         max_objects=node.MAX_OBJECTS,
         drop_touching_border=node.DROP_TOUCHING_BORDER,
         clip_tolerance=node.CLIP_TOLERANCE,
@@ -158,6 +158,7 @@ def build_segmenter(
     cfg: CfgNode, layout: RunLayout, dataset: AnnotationFile, image_folder: str, shard: Shard, gpu: int
 ) -> RoundCutter:
     """The models and what drives them; imported here, since the rest of the script does without torch."""
+    batch_size, workers = (positive(cfg, f"SEGMENTER.{name}") for name in ("BATCH_SIZE", "WORKERS"))
     import torch
 
     from diSegmenter.build_similarity import build_similarity
@@ -189,7 +190,7 @@ def build_segmenter(
         questions = questions_about(node.JUDGE_PROMPT, names)
         measures["judge"] = InTurn(load_judge(node.JUDGE, node.JUDGE_REVISION, questions, device))
     cutter = models[0] if len(models) == 1 else BestOf(models)
-    return RoundSegmenter(layout, cutter, node.BATCH_SIZE, node.WORKERS, shard, measures)
+    return RoundSegmenter(layout, cutter, batch_size, workers, shard, measures)
 
 
 def chosen_foregrounds(cfg: CfgNode) -> list[tuple[str, str, str]]:

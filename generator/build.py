@@ -10,7 +10,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from exchange import files
-from exchange.config import default_of, from_repository
+from exchange.config import default_of, from_repository, limits, positive
 from exchange.errors import UserError
 from exchange.feedback import Feedback
 from exchange.run import run_layout
@@ -115,13 +115,12 @@ def build_guidance(cfg: CfgNode, classifier: Classifier, decoder: nn.Module | No
             "MODEL.META_ARCHITECTURE EmbedRCNN returns a feature, which is not uncertain of any class: draw with "
             "CustomRCNN or FeedbackRCNN, or set GENERATOR.GUIDANCE_SCALE to 0"
         )
-    low, high = node.GUIDANCE_SIGMAS
     return Guidance(
         classifier,
         CRITERIA[node.CRITERION],
         scale=node.GUIDANCE_SCALE,
         every=node.GUIDANCE_EVERY,
-        sigmas=(low, high),
+        sigmas=limits(cfg, "GENERATOR.GUIDANCE_SIGMAS"),
         mode=node.GUIDANCE_MODE,
         chunk=node.GUIDANCE_CHUNK,
         decoder=decoder,
@@ -143,4 +142,5 @@ def _sampler(cfg: CfgNode, model: Model, device: torch.device, limit: int) -> Sa
         key += f" {source.text_files}"
         store = EmbeddingFolder(from_repository(node.EMBEDDING_CACHE), key)
     embeddings = PromptEmbeddings(source, node.CFG_SCALE > 1, node.MAX_SEQUENCE_LENGTH, store)
-    return Sampler(source, embeddings, Sampling(node.IMAGE_SIZE, node.STEPS, node.CFG_SCALE), limit)
+    sampling = Sampling(node.IMAGE_SIZE, positive(cfg, "GENERATOR.STEPS"), node.CFG_SCALE)
+    return Sampler(source, embeddings, sampling, limit)

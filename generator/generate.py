@@ -23,7 +23,7 @@ from exchange import files
 from exchange.annotations import AnnotationFile
 from exchange.catalog import read_training_set, with_classes_of
 from exchange.command_line import make_parser, quiet_model_libraries
-from exchange.config import add_config_arguments, below_working_directory, load_config
+from exchange.config import add_config_arguments, below_working_directory, load_config, positive
 from exchange.errors import UserError, run_cli
 from exchange.feedback import Feedback, read_feedback, source_round
 from exchange.layout import RunLayout
@@ -84,6 +84,8 @@ def parse_arguments() -> argparse.Namespace:
         raise UserError(
             "--ckpt-dir and --output-dir name two folders: a run has its checkpoints and its images in one, give that"
         )
+    if args.bsz is not None and args.bsz < 0:
+        raise UserError(f"--bsz {args.bsz}: give a number of images, or 0 for GENERATOR.BATCH_SIZE")
     args.opts += [text for folder in folders for text in ("OUTPUT_DIR", folder)]
     return args
 
@@ -114,7 +116,7 @@ def main() -> None:
     watch = Stopwatch(layout, process)
     if not args.dry_run:
         log_to_run(layout, process)
-    batch_size = cfg.GENERATOR.BATCH_SIZE
+    batch_size = positive(cfg, "GENERATOR.BATCH_SIZE")
     sampler = build_sampler(cfg, device, limit=min(args.bsz or batch_size, batch_size))
 
     for round_ in chosen_rounds(args, cfg):

@@ -14,7 +14,7 @@ from detectron2_ext.paste.build import build_pasters, build_recoloring, flip_pro
 from detectron2_ext.paste.pool import InstancePool
 from detectron2_ext.paste.triple import TestImages, TestSchedule, TripleMapper
 from exchange.catalog import read_training_set
-from exchange.config import choose
+from exchange.config import choose, limits
 from exchange.errors import UserError
 from exchange.feedback import Feedback
 from exchange.run import round_iterations
@@ -84,7 +84,7 @@ def build_train_loader(
 def build_augmentation(cfg: CfgNode) -> ResizeCropFlip:
     """How training images are seen."""
     choose(cfg, "INPUT.CUSTOM_AUG", {"EfficientDetResizeCrop": None})
-    return ResizeCropFlip(cfg.INPUT.TRAIN_SIZE, tuple(cfg.INPUT.SCALE_RANGE), flip_probability(cfg))
+    return ResizeCropFlip(cfg.INPUT.TRAIN_SIZE, limits(cfg, "INPUT.SCALE_RANGE"), flip_probability(cfg))
 
 
 def _build_stream(

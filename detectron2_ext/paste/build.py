@@ -60,7 +60,7 @@ from detectron2_ext.paste.sources import (
 )
 from exchange import files
 from exchange.annotations import frequency, read_annotations
-from exchange.config import choose, from_repository
+from exchange.config import choose, from_repository, limits, positive
 from exchange.decisions import always_refused
 from exchange.errors import UserError
 from exchange.feedback import Feedback
@@ -306,7 +306,7 @@ def _build_plan(
 def _build_draws(
     cfg: CfgNode, dataset: DetectionDataset, pool: InstancePool, origin: int, seed: int
 ) -> Draws:
-    many = (0, cfg.INPUT.INST_POOL_MAX_SAMPLES)
+    many = (0, positive(cfg, "INPUT.INST_POOL_MAX_SAMPLES"))
     kinds = {
         "uniform": lambda: UniformDraws(len(pool), seed, origin),
         "one": lambda: RandomDraws(len(pool), FEW),
@@ -343,7 +343,7 @@ def _build_size(cfg: CfgNode, dataset: DetectionDataset, feedback: Feedback | No
         return StatisticalSize(class_sizes(dataset), _size_factors(cfg, dataset, feedback, round_))
 
     def uniform() -> SizeRule:
-        return UniformSize(*cfg.INPUT.INST_POOL_SIZE_RANGE)
+        return UniformSize(*limits(cfg, "INPUT.INST_POOL_SIZE_RANGE"))
 
     kinds: dict[str, Callable[[], SizeRule]] = {
         "statistics": statistics,

@@ -60,6 +60,20 @@ def test_what_cannot_go_on_ends_with_exit_code_2_and_one_line(config, layout):
     assert "SEGMENTER.CLIP_THRESHOLD" in result.stderr and "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("BATCH_SIZE", "0", "is 0: it is 1 or more"),
+        ("WORKERS", "0", "is 0: it is 1 or more"),
+        ("AREA_SHARE", "[0.5]", r"is \[0\.5\]: it takes two numbers"),
+    ],
+)
+def test_a_number_that_cannot_be_is_named_with_its_key(call, config, layout, key, value, message):
+    generate(layout, 0, 1)
+    with pytest.raises(UserError, match=f"SEGMENTER.{key} {message}"):
+        call(segmentAndFilter, "--config", config, f"SEGMENTER.{key}", value)
+
+
 def test_a_file_that_is_no_onnx_network_is_named_with_its_key(call, config, layout):
     onnx = ["SEGMENTER.FOREGROUND", "onnx", "SEGMENTER.FOREGROUND_MODEL", config]  # a YAML is none
     with pytest.raises(UserError, match=r"SEGMENTER\.FOREGROUND_MODEL"):

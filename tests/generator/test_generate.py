@@ -274,6 +274,10 @@ def test_dry_run_needs_neither_model_nor_gpu(world, monkeypatch):
         (["MODEL.META_ARCHITECTURE", "EmbedRCNN"], "MODEL.META_ARCHITECTURE EmbedRCNN returns a feature"),
         (["GENERATOR.GUIDANCE_MODE", "magic"], "GENERATOR.GUIDANCE_MODE"),
         (["GENERATOR.GUIDANCE_EVERY", "0"], "GENERATOR.GUIDANCE_EVERY"),
+        (["GENERATOR.GUIDANCE_SIGMAS", "[0.5]"], r"GENERATOR.GUIDANCE_SIGMAS is \[0\.5\]: it takes two"),
+        (["GENERATOR.BATCH_SIZE", "0"], "GENERATOR.BATCH_SIZE is 0: it is 1 or more"),
+        (["GENERATOR.STEPS", "0"], "GENERATOR.STEPS is 0: it is 1 or more"),
+        (["--bsz", "-1"], "--bsz -1"),
         (["GENERATOR.MODEL", "no/such/model"], "GENERATOR.MODEL"),
         (["MODEL.ROI_HEADS.NUM_CLASSES", "42"], r"train\.json has 4 categories, but .*NUM_CLASSES is 42"),
         (["--st_rd", "1"], "round 1 .*mrca train"),  # no feedback yet

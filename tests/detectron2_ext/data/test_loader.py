@@ -200,11 +200,24 @@ def test_test_images_are_seen_once_in_order_by_all_ranks_together(configure):
         ("INPUT.INST_POOL", "False", "there is no pool"),
         ("INPUT.INST_POOL_PATH", "runs/nowhere", "where there is no pool: give a run folder"),
         ("SOLVER.IMS_PER_BATCH", "3", "does not divide among 2 processes"),
+        ("INPUT.SCALE_RANGE", "[1.0]", r"SCALE_RANGE is \[1\.0\]: it takes two numbers"),
     ],
 )
 def test_a_setting_that_does_not_exist_is_named_with_the_choices(configure, key, value, message):
     with pytest.raises(UserError, match=message):
         train_loader(configure(key, value), world_size=2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value", "message"),
+    [
+        ("INPUT.INST_POOL_SAMPLE_TYPE random", "INPUT.INST_POOL_MAX_SAMPLES", "0", "is 0: it is 1 or more"),
+        ("INPUT.INST_POOL_SIZE uniform", "INPUT.INST_POOL_SIZE_RANGE", "[0.1]", "it takes two numbers"),
+    ],
+)
+def test_a_number_that_a_kind_of_pasting_cannot_have_is_refused(configure, kind, key, value, message):
+    with pytest.raises(UserError, match=f"{key} .*{message}"):
+        train_loader(configure(*kind.split(), key, value))
 
 
 @pytest.mark.parametrize("kind", ["one", "random", "cas_random", "cats_random", "weighted", "reference"])
