@@ -11,13 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForImageSegmentation, Sam2Model
 
-from diSegmenter.onnx_network import OnnxReading, load_onnx_network
+from diSegmenter.onnx_network import IMAGENET_MEAN, IMAGENET_STD, OnnxReading, load_onnx_network
 from exchange.config import REPOSITORY, model_source
 from exchange.errors import UserError
 
 _log = logging.getLogger(__name__)
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
 _OURS = REPOSITORY / "assets"
 _OF_BIREFNET = OnnxReading()
 
@@ -38,8 +36,8 @@ class MattingForeground:
         network: nn.Module,
         input_size: tuple[int, int],
         device: torch.device,
-        mean: Sequence[float] = _IMAGENET_MEAN,
-        std: Sequence[float] = _IMAGENET_STD,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
         opacity: Callable[[torch.Tensor], torch.Tensor] = torch.sigmoid,
     ) -> None:
         # A third faster in convolutions on a CPU, and what half precision on a GPU wants.

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession, NodeArg
 
 _log = logging.getLogger(__name__)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 _GPU = "CUDAExecutionProvider"
 _OTHER_FILE = "take the file of a matting network for SEGMENTER.FOREGROUND_MODEL"
@@ -49,8 +50,8 @@ class OnnxReading:
         UserError: a number or a step is none of these.
     """
 
-    mean: Sequence[float] = (0.485, 0.456, 0.406)
-    std: Sequence[float] = (0.229, 0.224, 0.225)
+    mean: Sequence[float] = IMAGENET_MEAN
+    std: Sequence[float] = IMAGENET_STD
     output: int = 0
     rescale: Sequence[str] = ("sigmoid",)
 
