@@ -80,7 +80,7 @@ def write_arrays(path: str, parts: Mapping[str, Sequence[Any]], writer: ArrayWri
     image_ids, sizes = [], [np.empty((0, 2), dtype=np.int64)]
     for records in _pieces(path, "images", parts["images"]):
         image_ids.append(records.check("id", ID, required=True))
-        sizes.append(_write_image_fields(records, writer, lists))
+        sizes.append(_write_image_fields(records, lists))
     images, size_of = Ids(path, "images", image_ids), np.concatenate(sizes)
     writer.append("image_ids", images.ids)
     writer.append("image_sizes", size_of)
@@ -152,7 +152,7 @@ def _write_categories(path: str, texts: Sequence[Any], writer: ArrayWriter) -> I
     return Ids(path, "categories", [np.sort(ids)])
 
 
-def _write_image_fields(records: Records, writer: ArrayWriter, lists: Lists) -> Array:
+def _write_image_fields(records: Records, lists: Lists) -> Array:
     """All but the ids and the sizes, int64 (N, 2) of height and width, which are returned."""
     for name in ("file_name", "coco_url"):
         records.check(name, TEXT)

@@ -261,8 +261,13 @@ def flush_all() -> None:
 
 
 def write_json(path: str, value: Any) -> None:
-    """Writes ``value`` as JSON to ``path``, whole or not at all; NaN is refused, since JSON has none."""
-    write_bytes(path, json.dumps(value, allow_nan=False, separators=(",", ":")).encode())
+    """Writes ``value`` as JSON to ``path``, whole or not at all; see :func:`compact_json`."""
+    write_bytes(path, compact_json(value))
+
+
+def compact_json(value: Any) -> bytes:
+    """``value`` as JSON without spaces; NaN is refused, since JSON has none."""
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
 
 
 def write_done(path: str) -> None:

@@ -13,9 +13,8 @@ from exchange import files
 from exchange.errors import UserError
 
 T = TypeVar("T")
-_SURROGATE = re.compile(
-    "[\\ud800-\\udfff]"
-)  # half a character: JSON can hold it, no file or terminal takes it
+# Half a character, which JSON can hold and no file or terminal takes.
+_SURROGATE = re.compile("[\\ud800-\\udfff]")
 
 
 def read_object(path: str, what: str, version: int, remedy: str) -> dict[str, Any]:

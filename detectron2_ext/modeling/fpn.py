@@ -37,7 +37,6 @@ class FeaturePyramid(nn.Module):
     def __init__(self, bottom_up: nn.Module, in_features: Sequence[str], channels: int = 256) -> None:
         super().__init__()
         self.in_features = list(in_features)
-        self.channels = channels
         for level, name in enumerate(self.in_features, start=3):
             lateral = nn.Conv2d(bottom_up.channels[name], channels, 1)
             output = nn.Conv2d(channels, channels, 3, padding=1)

@@ -41,7 +41,6 @@ class BoxHead(nn.Module):
 
     def __init__(self, in_features: int, width: int = 1024, num_layers: int = 2) -> None:
         super().__init__()
-        self.width = width
         for index in range(num_layers):
             layer = nn.Linear(in_features if index == 0 else width, width)
             fill_fan_in(layer)

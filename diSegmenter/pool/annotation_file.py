@@ -1,6 +1,5 @@
 """The pool as one annotation file, written in one go from the indexes of its rounds, one round in memory at a time."""
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from exchange import files
 from exchange.annotations import read_annotations
 from exchange.errors import UserError
+from exchange.files import compact_json
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex, PoolInstance
 
@@ -49,16 +49,16 @@ def write_lvis(path: str, layout: RunLayout, rounds: Sequence[int], categories: 
     count = 0
     with files.atomic_writer(path) as file:
         info = {"description": "generated instances to paste", "rounds": list(rounds)}
-        file.write(b'{"info":' + _json(info) + b',"images":[')
+        file.write(b'{"info":' + compact_json(info) + b',"images":[')
         for count, (name, width, height) in enumerate(_images(layout, rounds), start=1):
             image = {"id": count, "file_name": name, "width": width, "height": height}
             image |= {"neg_category_ids": [], "not_exhaustive_category_ids": []}
-            file.write(b"," * (count > 1) + _json(image))
+            file.write(b"," * (count > 1) + compact_json(image))
         file.write(b'],"annotations":[')
         instances = (instance for round_ in rounds for instance in PoolIndex(layout, [round_]))
         for number, instance in enumerate(instances, start=1):
-            file.write(b"," * (number > 1) + _json(_annotation(number, instance)))
-        file.write(b'],"categories":' + _json(categories) + b"}")
+            file.write(b"," * (number > 1) + compact_json(_annotation(number, instance)))
+        file.write(b'],"categories":' + compact_json(categories) + b"}")
     return count
 
 
@@ -96,7 +96,3 @@ def _annotation(number: int, instance: PoolInstance) -> dict[str, Any]:
         "round": instance.round,
         "clip_score": instance.clip_score,
     }
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
