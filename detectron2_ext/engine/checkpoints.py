@@ -9,6 +9,7 @@ import torch
 
 from detectron2_ext.distributed import Ranks
 from detectron2_ext.engine.state import TrainingState
+from detectron2_ext.modeling.described import marked_checkpoint, marker_in
 from detectron2_ext.modeling.weights import read_weight_file
 from exchange import files
 from exchange.decisions import forget_decisions_after, write_decisions
@@ -51,7 +52,7 @@ class RunCheckpoints:
         try:
             with files.atomic_writer(path) as file:
                 torch.save(state.state_dict(), file)
-            files.write_bytes(self._marker, path.rsplit("/", 1)[1].encode())
+            files.write_bytes(marker_in(self._folder), path.rsplit("/", 1)[1].encode())
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             raise UserError(
                 f"the checkpoint {path} could not be written ({_reason(error)}): free some space and call "
@@ -62,19 +63,13 @@ class RunCheckpoints:
 
     def latest(self) -> str | None:
         """The checkpoint to resume from."""
-        if not files.exists(self._marker):
-            return None
-        path = files.join(self._folder, files.read_bytes(self._marker).decode().strip())
-        if not files.exists(path):
+        path = marked_checkpoint(self._folder)
+        if path is not None and not files.exists(path):
             raise UserError(
-                f"{self._marker} names {path}, which does not exist: write the name of a checkpoint into it, "
-                "or remove it to start from MODEL.WEIGHTS"
+                f"{marker_in(self._folder)} names {path}, which does not exist: write the name of a checkpoint into "
+                "it, or remove it to start from MODEL.WEIGHTS"
             )
         return path
-
-    @property
-    def _marker(self) -> str:
-        return files.join(self._folder, "last_checkpoint")
 
     def prune(self, newest: int) -> None:
         """Removes the checkpoints that need not stay, now that ``newest`` iterations are saved."""

@@ -74,12 +74,25 @@ def read_described(path: str, overrides: Sequence[str] = ()) -> DescribedWeights
 def last_checkpoint(run: str) -> str:
     """The newest checkpoint in a run folder; raises UserError if there is none."""
     folder = files.join(run, "train")
-    marker = files.join(folder, "last_checkpoint")
-    if not files.exists(marker):
+    path = marked_checkpoint(folder)
+    if path is None:
         raise UserError(
-            f"{run} holds no checkpoint, there is no {marker}: give a run folder that was trained in"
+            f"{run} holds no checkpoint, there is no {marker_in(folder)}: give a run folder that was trained in"
         )
+    return path
+
+
+def marked_checkpoint(folder: str) -> str | None:
+    """The checkpoint that the marker in ``folder`` names, whether or not it is there; None without a marker."""
+    marker = marker_in(folder)
+    if not files.exists(marker):
+        return None
     return files.join(folder, files.read_bytes(marker).decode(errors="replace").strip())
+
+
+def marker_in(folder: str) -> str:
+    """The file that names the checkpoint in ``folder`` to go on from."""
+    return files.join(folder, "last_checkpoint")
 
 
 def without_extra_categories(

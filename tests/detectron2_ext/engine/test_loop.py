@@ -276,9 +276,10 @@ def test_a_checkpoint_that_was_cut_short_is_named(size: int, tmp_path: Path) -> 
         read_checkpoint(path)
 
 
-def test_a_marker_without_its_checkpoint_is_named(tmp_path: Path) -> None:
-    (tmp_path / "last_checkpoint").write_text("model_0000003.pth")
-    with pytest.raises(UserError, match=r"last_checkpoint names .*model_0000003\.pth, which does not exist"):
+@pytest.mark.parametrize("content", [b"model_0000003.pth", b"model_\xff\xfe.pth"])
+def test_a_marker_without_its_checkpoint_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "last_checkpoint").write_bytes(content)
+    with pytest.raises(UserError, match=r"last_checkpoint names .*model_.+\.pth, which does not exist"):
         RunCheckpoints(str(tmp_path), 10, 1).latest()
 
 
