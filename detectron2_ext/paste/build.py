@@ -14,6 +14,7 @@ from detectron2_ext.data.mapper import Paster
 from detectron2_ext.data.view import FitFlip, Scene, SceneReader
 from detectron2_ext.paste.composite import (
     BLENDS,
+    Blend,
     CutoutAugmentation,
     Occlusion,
     RandomColor,
@@ -111,10 +112,7 @@ def build_pasters(
     Without a pool, or with an empty one, nothing is pasted from it. Raises UserError for a setting whose
     value does not exist, and for feedback about other categories than the data set's.
     """
-    unknown = [name for name in cfg.INPUT.CP_METHOD if name not in BLENDS]
-    if unknown or not cfg.INPUT.CP_METHOD:
-        raise UserError(f"INPUT.CP_METHOD is {cfg.INPUT.CP_METHOD}: choose from {', '.join(BLENDS)}")
-    blends, occlude = [BLENDS[name] for name in cfg.INPUT.CP_METHOD], _build_occlusion(cfg)
+    blends, occlude = _build_blends(cfg), _build_occlusion(cfg)
     of_images = partial(
         ImagePaster,
         reader,
@@ -140,8 +138,14 @@ def build_single_paster(cfg: CfgNode, dataset: DetectionDataset, pool: InstanceP
     """Pastes instance ``k`` of the pool into the ``k``-th image, as large and blended as in training."""
     sizes = _build_size(cfg, dataset, None, 0)
     plan = Scattered(pool.categories, lambda k, image_classes, rng: np.array([k]), sizes)
-    blends = [BLENDS[name] for name in cfg.INPUT.CP_METHOD]
-    return PoolPaster(pool, plan, _build_augmentations(cfg), blends, _build_occlusion(cfg))
+    return PoolPaster(pool, plan, _build_augmentations(cfg), _build_blends(cfg), _build_occlusion(cfg))
+
+
+def _build_blends(cfg: CfgNode) -> list[Blend]:
+    unknown = [name for name in cfg.INPUT.CP_METHOD if name not in BLENDS]
+    if unknown or not cfg.INPUT.CP_METHOD:
+        raise UserError(f"INPUT.CP_METHOD is {cfg.INPUT.CP_METHOD}: choose from {', '.join(BLENDS)}")
+    return [BLENDS[name] for name in cfg.INPUT.CP_METHOD]
 
 
 def _build_occlusion(cfg: CfgNode) -> Occlusion:

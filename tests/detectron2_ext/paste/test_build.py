@@ -71,6 +71,12 @@ def test_a_single_instance_is_pasted_as_in_training(monkeypatch):
         assert list(single[1](scene, k, np.random.default_rng(0))) == [Placement(k, None, None)]
 
 
+def test_a_way_to_blend_that_there_is_not_is_refused_for_a_single_instance_too(configure):
+    cfg = configure("INPUT.CP_METHOD", "[smooth]")
+    with pytest.raises(UserError, match=r"INPUT\.CP_METHOD is .*choose from basic"):
+        build_single_paster(cfg, build_dataset(cfg, "small"), Mock(categories=np.zeros(1, int)))
+
+
 @pytest.mark.parametrize(("flip", "mirrored"), [("none", {False}), ("horizontal", {False, True})])
 def test_cutouts_are_mirrored_only_where_the_settings_say(configure, tmp_path, flip, mirrored):
     half = np.zeros((48, 48, 3), np.uint8)
