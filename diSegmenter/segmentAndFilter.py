@@ -172,7 +172,13 @@ def build_segmenter(
     quiet_model_libraries()
     device = torch.device(f"cuda:{gpu}" if torch.cuda.is_available() else "cpu")
     node, names = cfg.SEGMENTER, dataset.category_names
-    prompts = {category: node.CLIP_PROMPT.format(name) for category, name in names.items()}
+    try:
+        prompts = {category: node.CLIP_PROMPT.format(name) for category, name in names.items()}
+    except (LookupError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"SEGMENTER.CLIP_PROMPT is {node.CLIP_PROMPT!r}, which does not work: put {{}} where the category's name "
+            "is to stand"
+        ) from error
     clean = MaskCleaner(node.ALPHA_FLOOR, node.LARGEST_COMPONENT)
     scorer = InTurn(load_clip_scorer(node.CLIP_MODEL, node.CLIP_REVISION, prompts, device))
     reading = OnnxReading(node.ONNX_MEAN, node.ONNX_STD, node.ONNX_OUTPUT, node.ONNX_RESCALE)
