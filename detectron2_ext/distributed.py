@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from exchange.errors import UserError
 from exchange.stopping import Stopped
 
 _T = TypeVar("_T")
@@ -86,17 +87,17 @@ def join_ranks(device: str = "") -> Iterator[Ranks]:
 
     ``device``: ``cpu``, ``cuda`` or empty for a GPU if there is one. GPUs talk over NCCL, processors over gloo.
 
-    Raises Stopped where another process has ended in the midst of it: why is that one's to say.
+    Raises UserError as :func:`named_device`, and Stopped where another process has ended in the midst of it: why is
+    that one's to say.
     """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    place = torch.device(kind, int(os.environ.get("LOCAL_RANK", 0))) if kind == "cuda" else torch.device(kind)
-    if kind == "cuda":
+    place, backend = named_device(device), "gloo"
+    if place == torch.device("cuda"):  # none of a number
+        place, backend = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))), "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(place)
     if world_size == 1:
         yield Ranks(rank, world_size, place)
         return
-    backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=_PATIENCE)
     try:
         yield Ranks(rank, world_size, place)
@@ -109,6 +110,24 @@ def join_ranks(device: str = "") -> Iterator[Ranks]:
         raise Stopped(signal.SIGTERM) from error
     finally:
         dist.destroy_process_group()
+
+
+def named_device(name: str) -> torch.device:
+    """The device ``cpu`` or ``cuda``, perhaps of a number; for an empty name a GPU if there is one.
+
+    Raises UserError where there is no such device.
+    """
+    kinds = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    try:
+        device = torch.device(name or kinds[-1])
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in kinds:
+        raise UserError(
+            f"there is no device {name!r} here: choose {' or '.join(kinds)} (MODEL.DEVICE, or --device), or leave it "
+            "out"
+        )
+    return device
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:

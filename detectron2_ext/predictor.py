@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 
 from detectron2_ext.data.images import read_image
 from detectron2_ext.data.loader import build_test_transform
+from detectron2_ext.distributed import named_device
 from detectron2_ext.modeling.builder import build_detector
 from detectron2_ext.modeling.described import DescribedWeights, last_checkpoint, read_described
 from detectron2_ext.modeling.postprocessing import with_pasted_masks
@@ -49,7 +50,7 @@ class Predictor:
         self.cfg = weights.cfg
         num_reported = len(weights.categories) - self.cfg.MODEL.ROI_HEADS.NUM_EXTRA_CLASSES
         self.categories = weights.categories[:num_reported]
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = named_device(device)
         model = build_detector(self.cfg)
         load_weights(model, weights.path, use_ema=True, content=weights.content)
         self._model = model.to(self.device).eval().requires_grad_(False)

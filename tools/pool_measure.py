@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
+from detectron2_ext.distributed import named_device
 from diSegmenter.pool.measure import measure
 from diSegmenter.similarity import ImageEncoder, load_image_encoder
 from exchange import files
@@ -34,7 +33,7 @@ def measure_features(layout: RunLayout, config: str | None, device: str) -> Iter
     # An older run's settings have no such key.
     kind = "SIMILARITY" if settings.get("SEGMENTER.SIMILARITY_MODEL") else "CLIP"
     model, revision = (settings[f"SEGMENTER.{kind}_{what}"] for what in ("MODEL", "REVISION"))
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = named_device(device)
 
     def load() -> ImageEncoder:
         return load_image_encoder(model, revision, chosen)

@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from detectron2_ext.data.dataset import DetectionDataset
+from detectron2_ext.distributed import named_device
 from detectron2_ext.engine.build_selection import BOX_HEADS, build_gradient_rank
 from detectron2_ext.modeling.builder import load_feedback_network
 from detectron2_ext.modeling.described import DescribedWeights, last_checkpoint, read_described
@@ -136,7 +137,7 @@ def build_measure(
 ) -> Measure:
     """What takes the measure ``kind``; ``checkpoint``: None for the last one of the run."""
     quiet_model_libraries()
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = named_device(device)
 
     def weights() -> DescribedWeights:
         return read_described(checkpoint or last_checkpoint(layout.root))

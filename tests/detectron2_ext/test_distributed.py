@@ -18,10 +18,10 @@ import torch
 import torch.distributed.run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
-from detectron2_ext.distributed import Ranks, join_ranks
+from detectron2_ext.distributed import Ranks, join_ranks, named_device
 from detectron2_ext.engine import torchrun as torchrun_module
 from exchange.config import REPOSITORY
-from exchange.errors import STOPPED
+from exchange.errors import STOPPED, UserError
 from exchange.stopping import Stopped
 from tests.detectron2_ext.engine.ten_steps import ten_steps
 from tests.detectron2_ext.engine.tiny import TinyLoader, assert_equal_weights
@@ -66,9 +66,22 @@ def test_torchrun_ends_as_a_command_that_a_signal_stopped(
     assert ended.value.code == code and capsys.readouterr().err == STOPPED
 
 
+@pytest.mark.parametrize("name", ["gpu", "cuda", "cuda:0", "meta"])
+def test_a_device_that_is_not_here_is_named_with_the_choices(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=f"no device '{name}' here: choose cpu .MODEL.DEVICE"):
+        join_ranks(name).__enter__()
+    assert named_device("cpu") == named_device("") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert named_device("") == torch.device("cuda") and named_device("cuda:1") == torch.device("cuda:1")
+
+
 def test_a_process_takes_the_gpu_of_its_number_on_its_own_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("RANK", "5"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "8")):
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", chosen := Mock())
     monkeypatch.setattr(torch.distributed, "init_process_group", joined := Mock())
     monkeypatch.setattr(torch.distributed, "destroy_process_group", Mock())
