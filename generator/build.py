@@ -94,7 +94,7 @@ def load_classifier(cfg: CfgNode, feedback: Feedback, device: torch.device) -> C
     inside = files.join(run_layout(cfg).train_dir, path.rsplit("/", 1)[-1])
     if not files.exists(path) and files.exists(inside):
         path = inside
-    return load_feedback_network(cfg, path, sha256=feedback.checkpoint_sha256, device=device)
+    return load_feedback_network(cfg, path, sha256=feedback.checkpoint_sha256, use_ema=True, device=device)
 
 
 def load_gradient_decoder(cfg: CfgNode, device: torch.device) -> nn.Module | None:

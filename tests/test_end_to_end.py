@@ -24,6 +24,7 @@ from exchange.errors import UserError
 from exchange.feedback import read_feedback
 from exchange.layout import RunLayout
 from exchange.manifest import is_complete, read_round
+from exchange.pool_index import PoolIndex
 from generator import generate
 from tools import run_status as status
 from tools.build_lvis_digits import build
@@ -167,7 +168,8 @@ def test_the_second_round_pastes_objects_of_both_in_sizes_by_the_feedback_of_the
     for round_, factors in ((0, np.ones(30)), (1, size_factors(told.box_ap))):
         of_round = images[12 * round_ : 12 * (round_ + 1)]
         pasted = [(image, info) for image in of_round for info in image["pasted"]]
-        assert {info["round"] for _, info in pasted} == set(range(round_ + 1))
+        made_in = PoolIndex(RunLayout(str(finished / "run")), range(round_ + 1)).column("round")
+        assert {made_in[info["pool_index"]] for _, info in pasted} == set(range(round_ + 1))
         assert len({info["pool_index"] for _, info in pasted}) == len(pasted)  # drawn without replacement
         assert all(1 <= len(image["pasted"]) <= 2 for image in of_round)
         for image, info in pasted:

@@ -86,7 +86,9 @@ def test_sheets_are_drawn_once_and_again_only_where_their_images_changed(layout,
     page(layout.root)
     drawn = []
     real = sprites.sheet
-    monkeypatch.setattr(sprites, "sheet", lambda *given: drawn.append(given[1].rounds[0]) or real(*given))
+    monkeypatch.setattr(
+        sprites, "sheet", lambda *given: drawn.append(given[1].column("round")[0]) or real(*given)
+    )
     page(layout.root)
     assert drawn == []
     files.remove(f"{layout.root}/report/A/rd00_000.webp")

@@ -86,8 +86,8 @@ def test_what_was_pasted_is_named_in_the_picture_and_in_its_record(settings, mon
     instances.gt_masks, instances.instance_source = Mock(to_full=lambda: masks), torch.tensor([0, 1, 1])
     # What others cover is no object of the image any more; the last one was copied from another image.
     covered = [(30, 30, 40, 40), (12, 0, 60, 40), (0, 12, 60, 40), (0, 0, 18, 40), (0, 0, 60, 18)]
-    pasted = [PasteInfo(1, box, index, 0) for index, box in enumerate(covered, start=1)]
-    pasted += [PasteInfo(0, (10, 10, 22, 22), 6, 1), PasteInfo(1, (10, 10, 22, 22), 0, 1)]
+    pasted = [PasteInfo(1, box, index) for index, box in enumerate(covered, start=1)]
+    pasted += [PasteInfo(0, (10, 10, 22, 22), 6), PasteInfo(1, (10, 10, 22, 22), 0)]
     pasted.append(PasteInfo(1, (0, 0, 8, 8)))
     item = {"height": 48, "width": 64, "file_name": "a.png", "instances": instances, "paste_info": pasted}
     item["image"] = torch.zeros(3, 48, 64, dtype=torch.uint8)
