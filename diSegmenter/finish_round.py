@@ -15,7 +15,7 @@ from diSegmenter.pool.drop import dropped_by_hand, without
 from diSegmenter.segment_round import read_cut_out
 from exchange import files
 from exchange.errors import UserError
-from exchange.images import BadImage, read_rgba
+from exchange.images import try_rgba
 from exchange.layout import RunLayout
 from exchange.manifest import read_round
 from exchange.pool_index import PoolIndex, PoolInstance, write_index
@@ -84,10 +84,10 @@ def judge_round(
     for name, instance in zip(names, found, strict=True):
         if instance is not None:
             instances.append(instance)
-        elif _decodes(layout.raw(name)):
-            left += 1
-        else:
+        elif try_rgba(layout.raw(name)) is None:
             unreadable.append(name)
+        else:
+            left += 1
     if left:
         _log.info("round %d: %d images are left to other processes of stage 2", round_, left)
         return None
@@ -244,14 +244,6 @@ def _lost(cutouts: Iterable[str], names: Callable[[str], Collection[str]]) -> li
     return sorted(
         f"{folder}/{name}" for folder, wanted in folders.items() for name in wanted.difference(names(folder))
     )
-
-
-def _decodes(path: str) -> bool:
-    try:
-        read_rgba(path)
-    except BadImage:
-        return False
-    return True
 
 
 def _check_readable(round_: int, unreadable: list[str], num_readable: int) -> None:

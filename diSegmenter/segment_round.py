@@ -16,7 +16,7 @@ from diSegmenter.cut_out import CutOut, Cutter
 from exchange import files
 from exchange.cutouts import encode_cutout, is_whole_cutout
 from exchange.errors import UserError
-from exchange.images import BadImage, encode_png, read_record, read_rgba
+from exchange.images import encode_png, read_record, try_rgba
 from exchange.layout import RunLayout
 from exchange.manifest import GeneratedInstance, is_complete, read_round
 from exchange.pool_index import PoolInstance
@@ -135,7 +135,7 @@ class RoundSegmenter:
 
     def _segment(self, round_: int, batch: Sequence[GeneratedInstance]) -> list[PoolInstance]:
         """Decodes, cuts out, scores and writes a batch; other threads do the same with others meanwhile."""
-        decoded = [(generated, self._read(generated.file)) for generated in batch]
+        decoded = [(generated, try_rgba(self._layout.raw(generated.file))) for generated in batch]
         readable = [(generated, image) for generated, image in decoded if image is not None]
         if not readable:
             return []
@@ -149,12 +149,6 @@ class RoundSegmenter:
             for place, value in zip(showing, measure(*looked_at), strict=True):
                 measured[place][name] = value
         return [self._write(round_, *each) for each in zip(records, images, found, measured, strict=True)]
-
-    def _read(self, name: str) -> np.ndarray | None:
-        try:
-            return read_rgba(self._layout.raw(name))
-        except BadImage:
-            return None
 
     def _write(
         self,

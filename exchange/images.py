@@ -46,6 +46,14 @@ def decode_rgba(data: bytes, name: str) -> _Pixels:
         return np.asarray(_eight_bits(image).convert("RGBA"))
 
 
+def try_rgba(path: str) -> _Pixels | None:
+    """The image in ``path`` as :func:`read_rgba` gives it; None for one that cannot be used."""
+    try:
+        return read_rgba(path)
+    except BadImage:
+        return None
+
+
 def read_upright(path: str, size: tuple[int, int]) -> _Pixels:
     """A photograph, turned as its EXIF orientation asks: RGB uint8 (H, W, 3).
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, BinaryIO, Protocol
 
-import fsspec
 import torch
 from fvcore.common.config import CfgNode
 from tqdm import tqdm
@@ -207,7 +206,7 @@ class _Records:
 
 def _append_parts(file: BinaryIO, parts: Sequence[str], empty: bool) -> None:
     for path in parts:
-        with fsspec.open(path, "rb") as part:
+        with files.open_to_read(path) as part:
             start = part.read(1)
             if start:
                 file.write(start if empty else b",\n" + start)
