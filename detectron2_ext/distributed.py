@@ -113,13 +113,14 @@ def join_ranks(device: str = "") -> Iterator[Ranks]:
 
 
 def named_device(name: str) -> torch.device:
-    """The device ``cpu`` or ``cuda``, perhaps of a number; for an empty name a GPU if there is one.
+    """The processor or the accelerator that torch finds, perhaps of a number; an empty name: a GPU of CUDA's, if any.
 
     Raises UserError where there is no such device.
     """
-    kinds = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    kinds = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
     try:
-        device = torch.device(name or kinds[-1])
+        device = torch.device(name or ("cuda" if "cuda" in kinds else "cpu"))
     except RuntimeError:
         device = None
     if device is None or device.type not in kinds:

@@ -70,18 +70,24 @@ def test_torchrun_ends_as_a_command_that_a_signal_stopped(
 def test_a_device_that_is_not_here_is_named_with_the_choices(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found: list[torch.device | None] = [None]
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: found[0])
     with pytest.raises(UserError, match=f"no device '{name}' here: choose cpu .MODEL.DEVICE"):
         join_ranks(name).__enter__()
     assert named_device("cpu") == named_device("") == torch.device("cpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found[0] = torch.device("mps")
+    assert named_device("mps") == torch.device("mps") and named_device("") == torch.device("cpu")
+    with pytest.raises(UserError, match=f"no device '{name}' here: choose cpu or mps .MODEL.DEVICE"):
+        named_device(name)
+    found[0] = torch.device("cuda")
     assert named_device("") == torch.device("cuda") and named_device("cuda:1") == torch.device("cuda:1")
 
 
 def test_a_process_takes_the_gpu_of_its_number_on_its_own_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("RANK", "5"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "8")):
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = torch.device("cuda")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: found)
     monkeypatch.setattr(torch.cuda, "set_device", chosen := Mock())
     monkeypatch.setattr(torch.distributed, "init_process_group", joined := Mock())
     monkeypatch.setattr(torch.distributed, "destroy_process_group", Mock())
