@@ -11,7 +11,7 @@ from diSegmenter.pool.annotation_file import renew_lvis
 from exchange import files
 from exchange.errors import UserError
 from exchange.layout import RunLayout
-from exchange.pool_index import PoolIndex, PoolInstance, write_index
+from exchange.pool_index import PoolIndex, PoolInstance
 
 BY_HAND = "by hand"
 
@@ -67,7 +67,9 @@ def drop(
     changed = False
     for round_, of_round in chosen.items():
         if of_round:
-            write_index(layout, round_, without(PoolIndex(layout, [round_], dropped_too=True), of_round))
+            index = PoolIndex(layout, [round_], dropped_too=True)
+            named = np.isin(index.column("file"), list(of_round))
+            index.write_as(layout, round_, reason=np.where(named, BY_HAND, index.column("reason")))
             changed = True
         if changed:
             renew_lvis(layout, round_, categories)

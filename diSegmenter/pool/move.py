@@ -1,6 +1,5 @@
 """Copies pools into one another, out to other formats, and into fewer files."""
 
-import dataclasses
 import io
 import itertools
 import tarfile
@@ -10,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
 from diSegmenter.pool.add import finish_import, next_round
@@ -18,7 +18,7 @@ from exchange import files
 from exchange.images import decode_rgba, encode_png
 from exchange.layout import RunLayout
 from exchange.locks import only_one
-from exchange.pool_index import PoolIndex, write_index
+from exchange.pool_index import PoolIndex
 
 _FILES_PER_PACK = 10_000
 
@@ -41,20 +41,21 @@ def merge(layout: RunLayout, other: RunLayout, categories: Sequence[dict[str, An
                 finish_import(layout, copied[0], categories)
                 continue
             target = next_round(layout)
-            counts: Counter[int] = Counter()
-            rows = []
+            names = _names(layout, target, index.category_ids)
             for row in tqdm(range(len(index)), desc=f"merge round {round_}", unit=" instances"):
-                instance = index[row]
-                name = layout.instance_name(target, instance.category_id, counts[instance.category_id])
-                counts[instance.category_id] += 1
-                files.write_bytes(layout.cutout(name), index.read(row), durable=False)
-                cutout = layout.cutout_name(name)
-                moved = {"file": name, "round": target, "cutout": cutout, "offset": 0, "length": -1}
-                rows.append(dataclasses.replace(instance, **moved))
+                files.write_bytes(layout.cutout(names[row]), index.read(row), durable=False)
             files.flush_all()  # cut-outs, which were not flushed one by one
-            write_index(layout, target, rows)
+            index.write_as(
+                layout,
+                target,
+                file=np.array(names, object),
+                round=np.full(len(index), target),
+                cutout=np.array([layout.cutout_name(name) for name in names], object),
+                offset=np.zeros(len(index), np.int64),
+                length=np.full(len(index), -1),
+            )
             finish_import(layout, target, categories)
-            total += len(rows)
+            total += len(index)
     return total
 
 
@@ -64,6 +65,16 @@ def _is_copy(here: PoolIndex, index: PoolIndex) -> bool:
         np.array_equal(here.column(name), index.column(name))
         for name in ("category_id", "width", "height", "area", "seed", "model", "prompt")
     )
+
+
+def _names(layout: RunLayout, round_: int, category_ids: npt.NDArray[Any]) -> list[str]:
+    """Names for instances of a round of these categories, numbered in each from 0 on."""
+    counts: Counter[int] = Counter()
+    names = []
+    for category_id in category_ids.tolist():
+        names.append(layout.instance_name(round_, category_id, counts[category_id]))
+        counts[category_id] += 1
+    return names
 
 
 def folder_name(category: str) -> str:
@@ -111,28 +122,30 @@ def pack(layout: RunLayout, round_: int) -> int:
     points into already is written again. A dropped instance without an object, or whose cut-out was pruned,
     has nothing to move.
     """
-    instances = list(PoolIndex(layout, [round_], dropped_too=True))
+    index = PoolIndex(layout, [round_], dropped_too=True)
+    fields = ("cutout", "offset", "length", "reason")
+    cutouts, offsets, lengths, reasons = (index.column(name) for name in fields)
     single = [
         row
-        for row, instance in enumerate(instances)
-        if instance.length < 0 and (not instance.reason or files.exists(layout.pool(instance.cutout)))
+        for row in np.flatnonzero(lengths < 0).tolist()
+        if not reasons[row] or files.exists(layout.pool(cutouts[row]))
     ]
-    loose = [instances[row].cutout for row in single]
-    taken = {instance.cutout for instance in instances if instance.length >= 0}
+    loose, taken = cutouts[single].tolist(), set(cutouts[lengths >= 0].tolist())
     names = (f"cutouts/rd{round_:02}_{number:04}.tar" for number in itertools.count())
     free = (name for name in names if name not in taken)
-    for start, name in zip(range(0, len(single), _FILES_PER_PACK), free, strict=False):
-        with files.atomic_writer(layout.pool(name)) as file:
-            tar = tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)
-            for row in single[start : start + _FILES_PER_PACK]:
-                data = files.read_bytes(layout.pool(instances[row].cutout))
-                member = tarfile.TarInfo(PurePosixPath(instances[row].cutout).name)
-                member.size = len(data)
-                place = {"cutout": name, "offset": tar.offset + tarfile.BLOCKSIZE, "length": len(data)}
-                instances[row] = dataclasses.replace(instances[row], **place)
-                tar.addfile(member, io.BytesIO(data))
-            tar.close()
-    write_index(layout, round_, instances)
+    with tqdm(desc=f"pack round {round_}", total=len(single), unit=" instances") as progress:
+        for start, name in zip(range(0, len(single), _FILES_PER_PACK), free, strict=False):
+            with files.atomic_writer(layout.pool(name)) as file:
+                tar = tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)
+                for row in single[start : start + _FILES_PER_PACK]:
+                    data = files.read_bytes(layout.pool(cutouts[row]))
+                    member = tarfile.TarInfo(PurePosixPath(cutouts[row]).name)
+                    member.size = len(data)
+                    cutouts[row], offsets[row], lengths[row] = name, tar.offset + tarfile.BLOCKSIZE, len(data)
+                    tar.addfile(member, io.BytesIO(data))
+                    progress.update()
+                tar.close()
+    index.write_as(layout, round_, cutout=cutouts, offset=offsets, length=lengths)
     for path in loose:
         files.remove(layout.pool(path))
     return len(loose)

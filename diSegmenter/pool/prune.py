@@ -1,16 +1,16 @@
 """Takes out of a pool what it does not need."""
 
-import dataclasses
 from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from diSegmenter.pool.annotation_file import renew_lvis
 from exchange import files
 from exchange.layout import RunLayout
-from exchange.pool_index import PoolIndex, write_index
+from exchange.pool_index import PoolIndex
 
 _DUPLICATE = "duplicate"
 
@@ -37,8 +37,9 @@ def prune_dropped(layout: RunLayout, round_: int) -> int:
 
     To bring one of them back by another threshold, stage 2 must cut it out again.
     """
-    instances = PoolIndex(layout, [round_], dropped_too=True)
-    paths = [layout.pool(i.cutout) for i in instances if i.reason and i.length < 0]
+    index = PoolIndex(layout, [round_], dropped_too=True)
+    single = (index.column("reason") != "") & (index.column("length") < 0)
+    paths = [layout.pool(cutout) for cutout in index.column("cutout")[single]]
     present = [path for path in paths if files.exists(path)]
     for path in present:
         files.remove(path)
@@ -54,20 +55,18 @@ def prune_duplicates(layout: RunLayout, categories: Sequence[dict[str, Any]]) ->
     total, changed = 0, False
     for round_ in layout.pool_rounds():
         index = PoolIndex(layout, [round_], dropped_too=True)
-        instances = list(index)
-        doubled = 0
-        for row, instance in enumerate(tqdm(instances, desc=f"round {round_}", unit=" instances")):
-            if instance.reason:
-                continue
+        reasons = index.column("reason")
+        doubled = []
+        for row in tqdm(np.flatnonzero(reasons == "").tolist(), f"round {round_}", unit=" instances"):
             digest = sha256(index.read(row)).digest()
             if digest in seen:
-                instances[row] = dataclasses.replace(instance, reason=_DUPLICATE)
-                doubled += 1
+                doubled.append(row)
             seen.add(digest)
+        reasons[doubled] = _DUPLICATE
         if doubled:
-            write_index(layout, round_, instances)
-        total += doubled
-        changed = changed or any(instance.reason == _DUPLICATE for instance in instances)
+            index.write_as(layout, round_, reason=reasons)
+        total += len(doubled)
+        changed = changed or bool((reasons == _DUPLICATE).any())
         if changed:
             renew_lvis(layout, round_, categories)
     return total

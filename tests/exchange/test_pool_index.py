@@ -80,6 +80,23 @@ def test_a_round_with_nothing_kept_is_no_obstacle(layout):
     assert len(PoolIndex(layout, [0, 1, 2])) == 1
 
 
+@pytest.mark.parametrize("rows_in_a_batch", [1, 2, 99])
+@pytest.mark.parametrize("target", [0, 5])
+def test_instances_are_written_as_another_round_or_their_own_with_other_values(
+    layout, monkeypatch, rows_in_a_batch, target
+):
+    monkeypatch.setattr(pool_index, "_ROWS_PER_BATCH", rows_in_a_batch)
+    write_index(layout, 0, ROUND_0)
+    index = PoolIndex(layout, [0])
+    lengths, cutouts = np.array([-1, 1 << 40]), np.array(["cutouts/ä.webp", "cutouts/b.tar"], object)
+    index.write_as(layout, target, round=np.full(2, target), length=lengths, cutout=cutouts)
+    assert list(PoolIndex(layout, [target], dropped_too=True)) == [
+        dataclasses.replace(ROUND_0[0], round=target, length=-1, cutout="cutouts/ä.webp"),
+        dataclasses.replace(ROUND_0[2], round=target, length=1 << 40, cutout="cutouts/b.tar"),
+    ]
+    assert list(index) == [ROUND_0[0], ROUND_0[2]]  # who has them open keeps them
+
+
 def test_a_score_that_nobody_measured_is_nan_in_its_column(layout):
     write_index(layout, 0, [dataclasses.replace(ROUND_0[0], clip_white=None, clip_black=None)])
     index = PoolIndex(layout, [0])

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from diSegmenter.pool import move, prune
+from diSegmenter.pool.drop import drop
 from diSegmenter.pool.foreign import read_folders
 from diSegmenter.pool.move import export_coco, export_folders, merge, pack
 from diSegmenter.pool.prune import prune_dropped, prune_duplicates, prune_originals
 from diSegmenter.pool.verify import verify
-from exchange import files
+from exchange import files, pool_index
 from exchange.annotations import read_annotations
 from exchange.cutouts import encode_cutout
 from exchange.errors import UserError
@@ -205,7 +206,7 @@ def test_a_cut_out_that_comes_back_is_packed_beside_the_tar_files_there_are(pool
 def test_packing_that_is_killed_before_its_index_is_written_loses_nothing(layout, monkeypatch):
     before = pixels(layout, dropped_too=True)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(move, "write_index", Mock(side_effect=KeyboardInterrupt))
+        patch.setattr(PoolIndex, "write_as", Mock(side_effect=KeyboardInterrupt))
         pack(layout, 0)
     assert pixels(layout, dropped_too=True) == before
     assert pack(layout, 0) == 4 and pixels(layout, dropped_too=True) == before
@@ -231,22 +232,43 @@ def test_a_merged_pool_keeps_every_cut_out_until_its_duplicates_go(pool, tmp_pat
     assert pixels(out) == before and list(verify(out, IDS)) == []
 
 
-@pytest.mark.parametrize("killed_at", ["write_index", "finish_import"])
+@pytest.mark.parametrize("killed_at", ["write_as", "finish_import"])
 def test_a_merge_that_is_killed_is_made_good_by_the_same_call(killed_at, pool, tmp_path, monkeypatch):
     out = RunLayout(str(tmp_path / "out"))
-    function = getattr(move, killed_at)
+    where = PoolIndex if killed_at == "write_as" else move
+    function = getattr(where, killed_at)
 
-    def killed(layout, round_, written):
-        if round_ == 1:
+    def killed(*args, **columns):
+        if 1 in args:
             raise KeyboardInterrupt
-        function(layout, round_, written)
+        function(*args, **columns)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(move, killed_at, killed)
+        patch.setattr(where, killed_at, killed)
         merge(out, pool, CATEGORIES)
-    assert merge(out, pool, CATEGORIES) == (3 if killed_at == "write_index" else 0)
+    assert merge(out, pool, CATEGORIES) == (3 if killed_at == "write_as" else 0)
     assert pixels(out) == pixels(pool) and merge(out, pool, CATEGORIES) == 0
     assert all(files.exists(out.annotations_done(round_)) for round_ in (0, 1))
+
+
+def test_pools_are_merged_packed_pruned_and_dropped_from_without_an_object_for_each_instance(
+    layout, tmp_path, monkeypatch
+):
+    out, kept = RunLayout(str(tmp_path / "out")), list(PoolIndex(layout, [0, 1]))
+    with monkeypatch.context() as patch:
+        patch.setattr(pool_index, "PoolInstance", Mock(side_effect=MemoryError))
+        for _ in range(2):
+            assert merge(out, layout, CATEGORIES) == 6
+            for round_ in (0, 1):  # no round that was copied before
+                index = PoolIndex(layout, [round_], dropped_too=True)
+                index.write_as(layout, round_, seed=index.column("seed") + 1)
+        assert [pack(out, round_) for round_ in range(4)] == [3] * 4
+        assert prune_duplicates(out, CATEGORIES) == 6
+        assert drop(out, [], [], [1], CATEGORIES) == {1: 3}
+        assert [prune_dropped(out, round_) for round_ in range(4)] == [0] * 4
+    merged = list(PoolIndex(out, range(4), dropped_too=True))
+    assert [i.reason for i in merged] == [""] * 3 + ["by hand"] * 3 + ["duplicate"] * 6
+    assert [i.segmentation for i in merged] == [i.segmentation for i in kept] * 2
 
 
 def test_an_exported_pool_comes_back_the_same(pool, tmp_path, call):
