@@ -66,9 +66,8 @@ def import_round(
             for instance in part:
                 names.append(layout.instance_name(round_, instance.category_id, counts[instance.category_id]))
                 counts[instance.category_id] += 1
-            left_out += _import_part(layout, round_, parts, names, part, source, threads)
+            left_out += _import_part(layout, round_, parts, names, part, source, threads, progress)
             parts += 1
-            progress.update(len(part))
         if len(left_out) == counts.total():
             files.remove_folder(layout.pool_parts(round_))
             first = left_out[0] if left_out else "there is none"
@@ -98,6 +97,7 @@ def _import_part(
     part: Sequence[ForeignInstance],
     source: str,
     threads: ThreadPoolExecutor,
+    progress: "tqdm[None]",
 ) -> list[str]:
     """Imports a part unless it is there; returns a sentence for each instance that was left out."""
     done = layout.pool_part_done(round_, number)
@@ -110,6 +110,7 @@ def _import_part(
                 f"{layout.pool_parts(round_)} holds a part of another import, which was not finished: call that "
                 "one again, or remove the folder"
             )
+        progress.update(len(part))
         return list(record["left_out"])
     rows: list[PoolInstance] = []
     left_out: list[str] = []
@@ -122,6 +123,7 @@ def _import_part(
 
     for result in threads.map(add, names, part):
         (rows if isinstance(result, PoolInstance) else left_out).append(result)
+        progress.update()
     files.flush_all()  # cut-outs, which were not flushed one by one
     write_part(layout, round_, number, rows)
     files.write_json(done, {"origins": digest, "left_out": left_out})

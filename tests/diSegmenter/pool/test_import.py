@@ -4,6 +4,7 @@ import itertools
 import os
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from unittest.mock import MagicMock, Mock, call
 
 import numpy as np
 import pycocotools.mask as coco_mask
@@ -241,6 +242,20 @@ def test_an_import_killed_after_any_file_goes_on_behind_its_last_whole_part(
     import_round(layout, discs([]), CATEGORIES, "more", workers=1)
     import_round(undisturbed, discs([]), CATEGORIES, "more", workers=1)
     assert files_below(Path(layout.root) / "pool") == files_below(Path(undisturbed.root) / "pool")
+
+
+def test_an_import_tells_of_each_instance_when_it_is_there_and_of_the_parts_that_are_at_once(
+    layout, monkeypatch
+):
+    monkeypatch.setattr(add, "_PART", 3)
+    monkeypatch.setattr(add, "tqdm", told := MagicMock())
+    steps = told.return_value.__enter__.return_value.update
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(add, "join_parts", Mock(side_effect=Killed))
+        import_round(layout, discs([]), CATEGORIES, "test")
+    assert steps.call_args_list == [call()] * 7
+    import_round(layout, discs([]), CATEGORIES, "test")
+    assert steps.call_args_list[7:] == [call(3), call(3), call(1)]
 
 
 def test_parts_of_another_import_are_not_taken_for_this_one_s(layout, monkeypatch):
