@@ -110,9 +110,11 @@ class RoundSegmenter:
                 for total, generated in listed:
                     progress.total = max(total // self._shard.count, progress.n)
                     mine = [image for image in generated if self._is_mine(image.file)]
-                    found = list(threads.map(lambda image: self._earlier(image.file, there), mine))
+                    found = []
+                    for instance in threads.map(lambda image: self._earlier(image.file, there), mine):
+                        found.append(instance)
+                        progress.update(instance is not None)
                     done += [instance for instance in found if instance is not None]
-                    progress.update(sum(instance is not None for instance in found))
                     todo = [image for image, instance in zip(mine, found, strict=True) if instance is None]
                     batches = [
                         todo[at : at + self._batch_size] for at in range(0, len(todo), self._batch_size)

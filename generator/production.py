@@ -54,7 +54,9 @@ def produce(
     with only_one(layout, f"generate_{shard.index}of{shard.count}"):
         earlier = read_manifest(path) if files.exists(path) else None
         there = files.names(layout.raw(""), layout.instance_prefix(round_))
-        found = ((i, read_record(GeneratedInstance, layout.raw(i.file))) for i in images if i.file in there)
+        drawn = [image for image in images if image.file in there]
+        looked_at = tqdm(drawn, f"round {round_}: drawn before", unit="image", delay=2)
+        found = ((i, read_record(GeneratedInstance, layout.raw(i.file))) for i in looked_at)
         records = {i.file: r for i, r in found if r is not None and _as_planned(r, i, guided)}
         if earlier and earlier.complete and earlier.instances == [records.get(i.file) for i in images]:
             return earlier

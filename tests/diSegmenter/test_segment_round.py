@@ -2,10 +2,12 @@ import itertools
 import os
 import zlib
 from pathlib import Path
+from unittest.mock import MagicMock, call
 
 import numpy as np
 import pytest
 
+from diSegmenter import segment_round
 from diSegmenter.annotate import MaskCleaner
 from diSegmenter.cut_out import InTurn, OneModel
 from diSegmenter.segment_round import RoundSegmenter, follow_round, read_cut_out
@@ -86,6 +88,17 @@ def test_a_second_call_recomputes_nothing(layout):
     before, again = contents(layout), Darkness()
     segment(layout, again)
     assert again.seen == 0 and contents(layout) == before
+
+
+def test_what_an_earlier_call_made_is_told_of_mask_by_mask(layout, monkeypatch):
+    names = [item.file for item in generate(layout, 0, 6)]
+    segment(layout, Darkness())
+    os.remove(layout.segmented(names[2]))
+    monkeypatch.setattr(segment_round, "tqdm", told := MagicMock())
+    progress = told.return_value.__enter__.return_value
+    progress.n = 0
+    segment(layout, Darkness())
+    assert progress.update.call_args_list == [call(True)] * 2 + [call(False)] + [call(True)] * 3 + [call(1)]
 
 
 def test_only_what_is_missing_or_cut_off_is_made_again(layout):

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import itertools
 import os
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from exchange.layout import RunLayout
 from exchange.locks import only_one
 from exchange.manifest import read_manifest, write_manifest
 from exchange.shards import Shard
+from generator import production
 from generator.plan import Model, PromptBook, batches_of_shard, plan_round, share_among
 from generator.production import produce
 from generator.sampling import SampledImage
@@ -68,6 +70,25 @@ def test_only_what_is_to_be_drawn_is_prepared(tmp_path, plan):
     assert make(layout, plan, lambda images: prepared.extend(images) or draw).seconds > 100  # of both calls
     assert prepared == plan[3:6]  # the whole batch, so that its pixels are the same
     assert there.stat().st_mtime == 0  # and only what was missing is written
+
+
+def test_what_is_there_is_told_of_image_by_image_while_it_is_read(tmp_path, plan, monkeypatch):
+    layout, read, told = RunLayout(str(tmp_path)), [], []
+
+    def tqdm(images, *labels, **settings):
+        for image in images:
+            yield image
+            told.append([image.file, *read])
+
+    make(layout, plan)
+    (tmp_path / "pool/raw" / plan[4].file).unlink()
+    read_record = production.read_record
+    monkeypatch.setattr(production, "tqdm", tqdm)
+    monkeypatch.setattr(production, "read_record", lambda *it: read.append(it[1]) or read_record(*it))
+    with pytest.raises(StopIteration):
+        make(layout, plan, Mock(side_effect=StopIteration))
+    paths = [layout.raw(image.file) for image in plan if image is not plan[4]]
+    assert told == [[path.rpartition("/")[2], *paths[: n + 1]] for n, path in enumerate(paths)]
 
 
 def test_images_made_in_another_way_than_planned_are_drawn_again(tmp_path, plan):
