@@ -115,12 +115,26 @@ class Entry:
 def entries(folder: str, prefix: str = "") -> dict[str, Entry]:
     """The files in ``folder`` whose names begin with ``prefix``, by name; an object store looks up no others."""
     filesystem, local = _locate(folder)
+    if isinstance(filesystem, LocalFileSystem):
+        return _local_entries(local, prefix)
     found = {}
     for path, info in filesystem.find(local, maxdepth=1, detail=True, prefix=prefix).items():
         name = posixpath.basename(path)
         if name.startswith(prefix):
             modified = info["mtime"] if "mtime" in info else info["LastModified"].timestamp()
             found[name] = Entry(info["size"], modified)
+    return found
+
+
+def _local_entries(folder: str, prefix: str) -> dict[str, Entry]:
+    """The same of a folder of this machine: files of other names are not looked at, and what goes meanwhile is none."""
+    found = {}
+    with suppress(FileNotFoundError), os.scandir(folder) as there:
+        for file in there:
+            with suppress(FileNotFoundError):
+                if file.name.startswith(prefix) and file.is_file():
+                    status = file.stat()
+                    found[file.name] = Entry(status.st_size, status.st_mtime)
     return found
 
 
@@ -133,9 +147,16 @@ def tail(path: str, length: int) -> bytes:
 
 
 def disk_usage(folder: str) -> int:
-    """Bytes of all files below ``folder``."""
+    """Bytes of all files below ``folder``, by the listings: to ask for each by its name is a request in a bucket."""
     filesystem, local = _locate(folder)
-    return int(filesystem.du(local))
+    if isinstance(filesystem, LocalFileSystem):
+        total = 0
+        for below, _, there in os.walk(local):
+            for name in there:
+                with suppress(FileNotFoundError):
+                    total += os.stat(os.path.join(below, name)).st_size
+        return total
+    return sum(int(info["size"]) for info in filesystem.find(local, detail=True).values())
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from unittest.mock import Mock
 
 import pytest
@@ -65,6 +66,42 @@ def test_names_are_sorted_whatever_the_disk_s_order(tmp_path):
         (tmp_path / name).touch()
     assert files.list_dir(str(tmp_path)) == sorted(names)
     assert files.names(str(tmp_path), "1") == {f"1{digit}" for digit in range(10)}
+
+
+def test_of_a_folder_only_files_of_the_names_asked_for_are_looked_at_and_one_that_goes_meanwhile_is_none(
+    tmp_path, monkeypatch
+):
+    for name in ("01_a", "01_b", "02_a"):
+        (tmp_path / name).write_bytes(b"123")
+    (tmp_path / "01_folder").mkdir()
+    looked_at, scandir = [], os.scandir
+
+    class File:
+        def __init__(self, file):
+            self.name, self.is_file, self._file = file.name, file.is_file, file
+
+        def stat(self):
+            looked_at.append(self.name)
+            if self.name == "01_b":
+                (tmp_path / "01_b").unlink()
+            return os.stat(self._file.path)
+
+    monkeypatch.setattr(os, "scandir", lambda path: nullcontext(map(File, scandir(path))))
+    found = files.entries(str(tmp_path), "01_")
+    assert {name: entry.size for name, entry in found.items()} == {"01_a": 3}
+    assert found["01_a"].modified == (tmp_path / "01_a").stat().st_mtime
+    assert sorted(looked_at) == ["01_a", "01_b"]
+    assert files.entries(str(tmp_path / "nowhere")) == {}
+
+
+def test_the_bytes_below_a_folder_are_added_up_without_asking_for_each_file(tmp_path, monkeypatch):
+    roots = str(tmp_path), f"memory://{tmp_path.name}"
+    for root in roots:
+        for number in range(5):
+            files.write_bytes(f"{root}/a/{number}/b", bytes(number))
+    os.symlink("nowhere", tmp_path / "a" / "broken")
+    monkeypatch.setattr(MemoryFileSystem, "info", Mock(side_effect=AssertionError))
+    assert [files.disk_usage(root) for root in roots] == [10, 10]
 
 
 def test_nan_is_refused_before_anything_is_written(tmp_path):

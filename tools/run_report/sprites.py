@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
+from tqdm import tqdm
 
 from diSegmenter.report import over_checkerboard
 from exchange import files
@@ -53,7 +54,8 @@ def write_sheets(
         made = {i.file: i for manifest in round_.manifests for i in manifest.instances}
         order = np.argsort(pool.category_ids, kind="stable")
         columns = {name: pool.column(name) for name in _COLUMNS}
-        for start in range(0, len(order), PER_SHEET):
+        starts = range(0, len(order), PER_SHEET)
+        for start in tqdm(starts, f"thumbnails of round {round_.number}", unit=" sheets", delay=2):
             rows = order[start : start + PER_SHEET]
             name = f"rd{round_.number:02}_{start // PER_SHEET:03}"
             digests[name] = _digest(columns, rows)
