@@ -67,15 +67,14 @@ def free_place(
     It moves up and down alone, so that a label stays with its box; where everything is taken, it stays at (x, y).
     """
     x = max(0.0, min(x, size[0] - width))
-    rows = [min(max(y, 0.0), size[1] - height)]
-    rows += [edge for _, top, _, bottom in taken for edge in (bottom, top - height)]
-    rows = [row for row in rows if 0 <= row <= size[1] - height]
-    for row in sorted(rows, key=lambda row: abs(row - y)):
-        here = (x, row, x + width, row + height)
-        if not any(_overlap(here, other) for other in taken):
-            return here
-    return x, max(y, 0.0), x + width, max(y, 0.0) + height
-
-
-def _overlap(one: Rectangle, other: Rectangle) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+    beside = [(top, bottom) for left, top, right, bottom in taken if x < right and left < x + width]
+    above = below = min(max(y, 0.0), size[1] - height)
+    for top, bottom in sorted(beside):
+        if top < below + height:
+            below = max(below, bottom)
+    for top, bottom in sorted(beside, key=lambda rows: -rows[1]):
+        if above < bottom:
+            above = min(above, top - height)
+    rows = [row for row in (above, below) if 0 <= row <= size[1] - height]
+    row = min(rows, key=lambda row: abs(row - y), default=max(y, 0.0))
+    return x, row, x + width, row + height

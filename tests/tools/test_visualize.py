@@ -223,3 +223,16 @@ def test_labels_do_not_cover_each_other_while_there_is_room(monkeypatch):
     assert placed[0][0] == 40
     full = [(0.0, 0.0, 400.0, 400.0)]
     assert free_place(5, 50, 20, 10, (400, 400), full) == (5, 50, 25, 60)
+
+
+def test_a_label_s_place_takes_a_look_at_each_other_one_however_many_there_are():
+    looks = []
+
+    class Taken(list):
+        def __iter__(self):
+            looks.append(len(self))
+            return super().__iter__()
+
+    stacked = Taken((0.0, 10.0 * n, 20.0, 10.0 * n + 10) for n in range(39))
+    assert free_place(5, 50, 20, 10, (400, 400), stacked) == (5, 390, 25, 400)
+    assert looks == [39]
