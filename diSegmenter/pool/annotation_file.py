@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from tqdm import tqdm
+
 from exchange import files
 from exchange.annotations import read_annotations
 from exchange.errors import UserError
@@ -56,7 +58,8 @@ def write_lvis(path: str, layout: RunLayout, rounds: Sequence[int], categories: 
             file.write(b"," * (count > 1) + compact_json(image))
         file.write(b'],"annotations":[')
         instances = (instance for round_ in rounds for instance in PoolIndex(layout, [round_]))
-        for number, instance in enumerate(instances, start=1):
+        told = tqdm(instances, "annotations", count, unit=" instances", delay=2)
+        for number, instance in enumerate(told, start=1):
             file.write(b"," * (number > 1) + compact_json(_annotation(number, instance)))
         file.write(b'],"categories":' + compact_json(categories) + b"}")
     return count

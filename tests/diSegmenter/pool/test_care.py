@@ -10,10 +10,10 @@ from unittest.mock import Mock, patch
 import numpy as np
 import pytest
 
-from diSegmenter.pool import move, prune
+from diSegmenter.pool import annotation_file, move, prune
 from diSegmenter.pool.drop import drop
 from diSegmenter.pool.foreign import read_folders
-from diSegmenter.pool.move import export_coco, export_folders, merge, pack
+from diSegmenter.pool.move import export_annotations, export_coco, export_folders, merge, pack
 from diSegmenter.pool.prune import prune_dropped, prune_duplicates, prune_originals
 from diSegmenter.pool.verify import verify
 from exchange import files, pool_index
@@ -291,6 +291,14 @@ def test_an_exported_pool_comes_back_the_same(pool, tmp_path, call):
         call(command, "import", back + kind, source, "--from", kind, "--annotations", annotations, *root)
         assert sorted(pixels(RunLayout(back + kind))) == sorted(pixels(pool))
         assert list(verify(RunLayout(back + kind), IDS)) == []
+
+
+def test_an_annotation_file_says_how_far_it_is(layout, tmp_path, monkeypatch):
+    told = Mock(side_effect=lambda instances, *labels, **settings: instances)
+    monkeypatch.setattr(annotation_file, "tqdm", told)
+    export_annotations(layout, CATEGORIES, str(tmp_path))
+    assert told.call_args.args[1:] == ("annotations", 6)
+    assert len(read_annotations(str(tmp_path / "annotations.json")).object_images) == 6
 
 
 def test_classes_whose_names_no_folder_can_have_are_exported_apart(pool, tmp_path):
