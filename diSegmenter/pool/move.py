@@ -146,6 +146,6 @@ def pack(layout: RunLayout, round_: int) -> int:
                     progress.update()
                 tar.close()
     index.write_as(layout, round_, cutout=cutouts, offset=offsets, length=lengths)
-    for path in loose:
+    for path in tqdm(loose, "remove single files", unit=" files", delay=2):
         files.remove(layout.pool(path))
     return len(loose)

@@ -27,9 +27,7 @@ def prune_originals(layout: RunLayout, round_: int) -> int:
         for path in (layout.raw, layout.segmented)
         for name in listed.intersection(files.list_dir(path("")))
     ]
-    for path in present:
-        files.remove(path)
-    return len(present)
+    return _remove(present)
 
 
 def prune_dropped(layout: RunLayout, round_: int) -> int:
@@ -41,9 +39,7 @@ def prune_dropped(layout: RunLayout, round_: int) -> int:
     single = (index.column("reason") != "") & (index.column("length") < 0)
     paths = [layout.pool(cutout) for cutout in index.column("cutout")[single]]
     present = [path for path in paths if files.exists(path)]
-    for path in present:
-        files.remove(path)
-    return len(present)
+    return _remove(present)
 
 
 def prune_duplicates(layout: RunLayout, categories: Sequence[dict[str, Any]]) -> int:
@@ -70,3 +66,9 @@ def prune_duplicates(layout: RunLayout, categories: Sequence[dict[str, Any]]) ->
         if changed:
             renew_lvis(layout, round_, categories)
     return total
+
+
+def _remove(paths: Sequence[str]) -> int:
+    for path in tqdm(paths, "remove", unit=" files", delay=2):
+        files.remove(path)
+    return len(paths)

@@ -180,6 +180,13 @@ def test_pruning_leaves_every_cut_out_that_is_kept_and_can_be_packed_then(pool):
             pack(pool, round_)
 
 
+def test_removing_many_files_says_how_far_it_is(layout, monkeypatch):
+    told = Mock(side_effect=lambda paths, *labels, **settings: paths)
+    monkeypatch.setattr(prune, "tqdm", told)
+    assert (prune_originals(layout, 0), prune_dropped(layout, 0)) == (8, 1)
+    assert [len(call.args[0]) for call in told.call_args_list] == [8, 1]
+
+
 def test_packing_keeps_every_cut_out_kept_or_dropped_in_tar_files_that_anybody_reads(pool):
     before = pixels(pool, dropped_too=True)
     packed = sum(name.endswith(".tar") for name in files.list_dir(pool.pool("cutouts"))) // 2
