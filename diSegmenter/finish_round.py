@@ -220,13 +220,14 @@ def _warn_of_emptied(judged: JudgedRound, categories: list[dict[str, Any]]) -> N
     """Names the classes of which the filter leaves nothing, and why."""
     emptied = {i.category_id for i in judged.instances} - {i.category_id for i in judged.kept}
     if emptied:
+        names = [str(category["name"]) for category in categories if category["id"] in emptied]
         reasons = Counter(i.reason for i in judged.instances if i.category_id in emptied)
         _log.warning(
             "round %d: nothing is kept of %d classes (%s); dropped for %s: lower that bound (of CLIP scores, "
             "SEGMENTER.CLIP_TOLERANCE keeps the best of each class)",
             judged.round,
             len(emptied),
-            ", ".join(str(category["name"]) for category in categories if category["id"] in emptied),
+            _first(names),
             ", ".join(f"{reason} {count}" for reason, count in reasons.most_common()),
         )
 
@@ -249,7 +250,7 @@ def _lost(cutouts: Iterable[str], names: Callable[[str], Collection[str]]) -> li
 def _check_readable(round_: int, unreadable: list[str], num_readable: int) -> None:
     if not unreadable:
         return
-    names = ", ".join(unreadable[:10]) + (", …" if len(unreadable) > 10 else "")
+    names = _first(unreadable)
     share = len(unreadable) / (len(unreadable) + num_readable)
     if share > MAX_UNREADABLE_SHARE:
         raise UserError(
@@ -257,3 +258,7 @@ def _check_readable(round_: int, unreadable: list[str], num_readable: int) -> No
             "them from pool/raw and run stage 1 again, which makes what is missing"
         )
     _log.warning("round %d: %d images do not decode and are left out: %s", round_, len(unreadable), names)
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (", …" if len(names) > 10 else "")

@@ -227,3 +227,12 @@ def test_classes_that_lose_all_are_named_with_what_they_are_dropped_for(layout, 
         f"nothing is kept of 2 classes ({names[3]}, {names[7]}); dropped for CLIP score 3, judge 1: "
         in caplog.text
     )
+
+
+def test_of_many_classes_that_lose_all_the_first_are_named(caplog):
+    instances = [pool_instance(0, category_id, 0, reason="CLIP score") for category_id in range(1, 1204)]
+    categories = [{"id": category_id, "name": f"class {category_id}"} for category_id in range(1, 1204)]
+    finish_round._warn_of_emptied(JudgedRound(0, CHECKS, instances, []), categories)
+    (told,) = caplog.messages
+    assert "nothing is kept of 1203 classes (class 1, class 2, " in told
+    assert ", class 10, …); dropped for CLIP score 1203: " in told and "class 11" not in told
