@@ -153,7 +153,7 @@ def evaluate_only(cfg: CfgNode, ranks: Ranks, engine: Engine, given: bool, per_c
     layout = run_layout(cfg)
     last = run_checkpoints(cfg, layout).latest()
     weights = from_repository(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else None
-    checkpoint = weights if given or last is None else last
+    checkpoint = weights if weights and (given or last is None) else last
     if checkpoint is None:
         raise UserError(
             f"nothing to evaluate: {layout.train_dir} has no checkpoint and MODEL.WEIGHTS is empty, set it"

@@ -124,6 +124,8 @@ def test_evaluation_alone_takes_the_last_checkpoint_and_trains_nothing(
     assert capsys.readouterr().out.splitlines()[0].endswith("model_0000004.pth")
     call(finished / "config.yaml", "--eval-only", *weights)
     assert "model_initial.pth" in capsys.readouterr().out
+    call(finished / "config.yaml", "--eval-only", "MODEL.WEIGHTS", "")
+    assert capsys.readouterr().out.splitlines()[0].endswith("model_0000004.pth")
     assert (finished / "run/train/last_checkpoint").read_text() == "model_0000004.pth"
 
 
