@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -67,10 +67,10 @@ class Ranks:
             dist.all_reduce(here)
         return here
 
-    def share(self, module: nn.Module) -> None:
-        """Gives every process the first one's parameters and buffers of ``module``."""
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Gives every process the first one's values of ``tensors``."""
         if self.world_size > 1:
-            for tensor in (*module.parameters(), *module.buffers()):
+            for tensor in tensors:
                 dist.broadcast(tensor.data, src=0)
 
     def parallel(self, model: nn.Module) -> nn.Module:

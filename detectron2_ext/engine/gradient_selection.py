@@ -110,7 +110,11 @@ class GradientSelection:
         return (batch if accepted else originals), losses
 
     def _look_at_tests(self, batch: Batch, losses: Losses) -> None:
-        """Takes the gradient of the test images' classification losses, of all processes, into the cache."""
+        """Takes the gradient of the test images' classification losses, of all processes, into the cache.
+
+        Batch norm's statistics are each process's own; here they are the first one's, which a checkpoint has.
+        """
+        self._ranks.share(self._network.buffers())
         tests = [record["test"] for record in batch if record["test"] is not None]
         gradient = torch.zeros_like(self._cache.gradient)
         if tests:

@@ -184,6 +184,15 @@ def test_processes_that_decide_each_for_its_part_learn_one_network_and_share_one
     assert different and all(said[n, 0]["score"] != said[n, 1]["score"] for n in range(10))
 
 
+def test_processes_that_go_on_decide_as_if_they_had_not_stopped(two: Path) -> None:
+    whole, resumed = (of_each_rank(two / work) for work in ("apart", "resumed"))
+    for rank in range(2):
+        assert_equal_weights(whole[rank]["shared"], resumed[rank]["shared"])
+        for name in ("gradient", "scores"):
+            assert torch.equal(whole[rank]["selection"][name], resumed[rank]["selection"][name])
+    assert [d for d in whole[0]["decisions"] if d["iteration"] >= 5] == resumed[0]["decisions"]
+
+
 def test_a_signal_to_one_process_ends_all_after_the_same_iteration_with_a_checkpoint(two: Path) -> None:
     ranks = of_each_rank(two / "stopped")
     assert [weights["iterations"] for weights in ranks] == [4, 4]

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -19,7 +21,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from detectron2_ext.distributed import Ranks, join_ranks
-from detectron2_ext.engine.checkpoints import RunCheckpoints
+from detectron2_ext.engine.checkpoints import RunCheckpoints, read_checkpoint
 from detectron2_ext.engine.loop import TrainingStep, train
 from detectron2_ext.engine.metrics import Reporter
 from detectron2_ext.engine.state import TrainingState
@@ -101,15 +103,18 @@ def selection(ranks: Ranks) -> tuple[CfgNode, nn.Module, Batches]:
 
 
 def apart(ranks: Ranks) -> tuple[CfgNode, nn.Module, Batches]:
-    """As the selection, but each process decides for itself, and the last one's images have no test images."""
-    cfg, model, batches = selection(ranks)
-    cfg.MODEL.ACTIVE_TOGETHER = False
+    """As the selection, but each process decides for itself, and the first one's images have no test images.
+
+    Batch norm's statistics are each process's own.
+    """
+    cfg, _, batches = selection(ranks)
+    cfg.MODEL.ACTIVE_TOGETHER, cfg.MODEL.TIMM.NORM = False, "BN"
 
     def without_tests() -> Batches:
         for batch in batches:
-            yield [record | {"test": None} for record in batch] if ranks.rank else batch
+            yield batch if ranks.rank else [record | {"test": None} for record in batch]
 
-    return cfg, model, without_tests()
+    return cfg, build_model(cfg), without_tests()
 
 
 WORKS = {
@@ -117,6 +122,7 @@ WORKS = {
     "detector": detector,
     "selection": selection,
     "apart": apart,
+    "resumed": apart,  # from the checkpoint of its fifth iteration
     "stopped": stopped,
 }
 
@@ -142,21 +148,24 @@ def ten_steps(work: str, folder: str, ranks: Ranks) -> None:
     torch.manual_seed(ranks.rank)  # the first process decides about the starting weights
     cfg, model, batches = WORKS[work](ranks)
     state = TrainingState.start(model, cfg)
-    reporting = Reporter(f"{folder}/metrics.json", 0, 10, "round 0", ranks)
+    if work == "resumed":
+        state.load_state_dict(read_checkpoint(f"{Path(folder).parent}/apart/model_0000004.pth"))
+        batches = islice(batches, state.iteration, None)
+    reporting = Reporter(f"{folder}/metrics.json", state.iteration, 10, "round 0", ranks)
     with suppress(Stopped), listening(), reporting as reporter:
         train(
             state,
             TrainingStep.from_config(state, ranks, cfg),
             batches,
             10,
-            checkpoints=RunCheckpoints(folder, 10, 1),
+            checkpoints=RunCheckpoints(folder, 10, 2),
             checkpoint_period=5,
             reporter=reporter,
             log_period=2,
             seed=0,
             ranks=ranks,
         )
-    ranks.share(state.evaluated)
+    ranks.share(state.evaluated.state_dict().values())
     content = {"own": state.model.state_dict(), "shared": state.evaluated.state_dict()}
     if state.cache:
         content["selection"] = state.cache.state_dict()
