@@ -65,7 +65,7 @@ def _own(path: str, near: str) -> str:
 
 def below_working_directory(path: str) -> str:
     """What a relative ``path`` on a command line means, as an absolute one; a URL stays."""
-    return path if "://" in path else os.path.abspath(path)
+    return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 
 
 def config_of_text(text: str, path: str, overrides: Sequence[str] = ()) -> CfgNode:
@@ -210,11 +210,12 @@ def limits(cfg: CfgNode, key: str) -> tuple[float, float]:
 
 
 def from_repository(path: str) -> str:
-    """``path``, if it is absolute or a URL, else the path below the repository.
+    """``path``, if it is absolute, a URL or in a home (``~``), else the path below the repository.
 
     Installed, that is a folder among Python's packages: of it only configs and assets are meant, and everything else
     is below the working directory.
     """
+    path = os.path.expanduser(path)
     if "://" in path or path.startswith("/"):
         return path
     is_clone = (REPOSITORY / "pyproject.toml").is_file()
@@ -223,7 +224,8 @@ def from_repository(path: str) -> str:
 
 def model_source(name: str) -> str:
     """The file or folder ``name`` below the repository if there is one, else ``name``: another, or a hub name."""
-    return str(REPOSITORY / name) if (REPOSITORY / name).exists() else name
+    path = REPOSITORY / os.path.expanduser(name)
+    return str(path) if path.exists() else name
 
 
 def flatten(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -5,7 +5,15 @@ import pytest
 import yaml
 
 from exchange import files
-from exchange.config import REPOSITORY, choose, config_of_text, flatten, load_config
+from exchange.config import (
+    REPOSITORY,
+    choose,
+    config_of_text,
+    flatten,
+    from_repository,
+    load_config,
+    model_source,
+)
 from exchange.errors import UserError
 from exchange.run import claim_run, open_run
 
@@ -62,6 +70,16 @@ def test_a_data_set_is_beside_the_yaml_that_names_it_also_where_another_builds_o
     beside = ["a", str(tmp_path / "data/a.json"), str(tmp_path / "data/images")]
     at_home = ["c", str(tmp_path / "c.json"), str(tmp_path / "images")]
     assert load_config(path).DATASETS.CUSTOM == [beside, entries[1], at_home]
+
+
+def test_what_begins_with_a_tilde_is_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = write(tmp_path / "x.yaml", {"OUTPUT_DIR": "~/mine/auto", "MODEL": {"WEIGHTS": "~/w.pth"}})
+    cfg = load_config(path)
+    assert from_repository(cfg.OUTPUT_DIR) == str(tmp_path / "mine/x")
+    assert from_repository(cfg.MODEL.WEIGHTS) == str(tmp_path / "w.pth")
+    assert load_config(path, ["OUTPUT_DIR", "~/other"]).OUTPUT_DIR == str(tmp_path / "other")
+    assert [model_source(f"~/{name}") for name in ("x.yaml", "no")] == [path, "~/no"]
 
 
 def test_a_yaml_anywhere_builds_on_one_of_the_project_s(tmp_path):
