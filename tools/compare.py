@@ -29,6 +29,7 @@ from exchange.errors import UserError, run_cli
 from exchange.feedback import read_feedback
 from exchange.layout import RunLayout
 from exchange.manifest import read_round
+from exchange.run import open_run
 
 _CONFIGS = [
     str(REPOSITORY / f"configs/digits/{name}_digits.yaml")
@@ -81,6 +82,14 @@ class Run:
     def folder(self) -> str:
         return files.join(self.out, self.method, f"seed{self.seed}")
 
+    @property
+    def settings(self) -> list[str]:
+        return [*self.overrides, "OUTPUT_DIR", self.folder, "SEED", str(self.seed)]
+
+    def check(self) -> None:
+        """Raises UserError for a mistake in its settings, and where its folder has a run with others."""
+        open_run(load_config(self.config, self.settings))
+
     def result(self) -> Result | None:
         """None while the run is not finished."""
         path = files.join(self.folder, "result.json")
@@ -95,15 +104,7 @@ class Run:
         started = time.monotonic()
         log = files.join(self.folder, "output.txt")
         command = [sys.executable, str(REPOSITORY / "tools/run_rounds.py"), "--config", self.config]
-        command += [
-            "--num-gpus",
-            str(gpus),
-            *self.overrides,
-            "OUTPUT_DIR",
-            self.folder,
-            "SEED",
-            str(self.seed),
-        ]
+        command += ["--num-gpus", str(gpus), *self.settings]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         with open(log, "ab") as output:
             code = stopping.run(command, env=environment, stdout=output, stderr=output)
@@ -264,11 +265,11 @@ def main() -> None:
         raise UserError(
             "two of the --configs have the same file name, and would share a run folder: rename one"
         )
-    for config in args.configs:
-        load_config(config, args.opts)  # a mistake in any of them is said before the first of them runs
     out = below_working_directory(args.out) if args.out else from_repository("runs/compare")
     configs = [find_config(config) for config in args.configs]
     runs = [Run(config, seed, out, tuple(args.opts)) for seed in range(args.seeds) for config in configs]
+    for run in runs:
+        run.check()  # what is wrong with any of them is said before the first of them runs
     print(compare(runs, methods, out, args.jobs, args.num_gpus))
     print(f"\n{files.join(out, 'comparison.md')}   {files.join(out, 'comparison.png')}")
 

@@ -12,11 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from exchange import files
-from exchange.config import REPOSITORY
+from exchange.config import REPOSITORY, load_config
 from exchange.errors import UserError
 from exchange.feedback import write_feedback
 from exchange.layout import RunLayout
 from exchange.manifest import GeneratedInstance, Manifest, write_manifest
+from exchange.run import claim_run
 from exchange.stopping import Stopped
 from tests.exchange.test_formats import FEEDBACK
 from tools import compare
@@ -209,6 +210,14 @@ def test_every_configuration_gets_every_seed_and_a_mistake_is_said_before_the_fi
     with pytest.raises(UserError, match="the same file name"):
         call("--configs", *configs, tmp_path / "b/Ours.yaml")
     assert len(asked) == 1
+    folder = tmp_path / "Ours/seed1"
+    claim_run(load_config(str(configs[1]), ["OUTPUT_DIR", str(folder), "SEED", "1"]))
+    call("--configs", *configs, "--seeds", 2)
+    with pytest.raises(
+        UserError, match=f"{folder} belongs to a run with SOLVER.BASE_LR 0.0001, not 0.1: choose"
+    ):
+        call("--configs", *configs, "--seeds", 2, "SOLVER.BASE_LR", 0.1)
+    assert len(asked) == 2
 
 
 def test_the_plot_has_mean_and_sample_deviation_of_each_method_over_the_rounds_that_all_seeds_have(
