@@ -7,6 +7,7 @@ other bounds that are given (SEGMENTER.MAX_OBJECTS 1).
 import argparse
 import functools
 import logging
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -143,6 +144,12 @@ def build_filter(cfg: CfgNode, clip_threshold: float) -> InstanceFilter:
         raise UserError(
             f"SEGMENTER.JUDGE_THRESHOLD is {node.JUDGE_THRESHOLD:g}: give a probability, from 0 to 1"
         )
+    for bound in (clip_threshold, node.CLIP_TOLERANCE, node.SIMILARITY_THRESHOLD, *node.AREA_SHARE):
+        if not math.isfinite(bound):
+            raise UserError(
+                f"{bound} is no bound (--refilter, SEGMENTER.CLIP_THRESHOLD, CLIP_TOLERANCE, SIMILARITY_THRESHOLD, "
+                "AREA_SHARE): give a finite number"
+            )
     return InstanceFilter(
         clip_threshold=clip_threshold,
         area_share=limits(cfg, "SEGMENTER.AREA_SHARE"),
@@ -230,13 +237,14 @@ def refilter(
     cfg: CfgNode, layout: RunLayout, dataset: AnnotationFile, rounds: range, threshold: float
 ) -> None:
     """Judges every finished round again by the scores on record."""
+    instance_filter = build_filter(cfg, threshold)
     finished = [round_ for round_ in rounds if files.exists(layout.annotations_done(round_))]
     if not finished:
         raise UserError(
             f"no round in {layout.root} is finished: run segmentAndFilter.py without --refilter first"
         )
     for round_ in finished:
-        finish(cfg, layout, judge_again(layout, round_, build_filter(cfg, threshold)), dataset)
+        finish(cfg, layout, judge_again(layout, round_, instance_filter), dataset)
 
 
 if __name__ == "__main__":

@@ -306,6 +306,20 @@ def test_a_run_is_claimed_with_its_first_image(config, layout):
     assert told == [(listings[0], False), (listings[1], True)]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "bound"),
+    [
+        (["--refilter", "nan"], "nan"),
+        (["--refilter", "inf"], "inf"),
+        (["SEGMENTER.AREA_SHARE", "[0, .inf]"], "inf"),
+        (["SEGMENTER.CLIP_TOLERANCE", ".inf"], "inf"),
+    ],
+)
+def test_a_bound_that_is_not_finite_is_an_error_before_anything_is_cut_out(call, config, arguments, bound):
+    with pytest.raises(UserError, match=rf"^{bound} is no bound .*: give a finite number"):
+        call(segmentAndFilter, "--config", config, *arguments)
+
+
 def test_refiltering_nothing_is_an_error(call, config):
     with pytest.raises(UserError, match="--refilter"):
         call(segmentAndFilter, "--config", config, "--refilter", "3")
