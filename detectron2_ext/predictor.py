@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ from detectron2_ext.modeling.weights import load_weights
 from detectron2_ext.structures import Instances
 from exchange.errors import UserError
 
-ImageLike = Image.Image | np.ndarray | str
+ImageLike = Image.Image | np.ndarray | str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,12 @@ class Predictor:
         self._transform = build_test_transform(self.cfg)
 
     @classmethod
-    def from_run(cls, run: str, device: str = "") -> Predictor:
+    def from_run(cls, run: str | os.PathLike[str], device: str = "") -> Predictor:
         """The network of the last checkpoint in a run folder."""
         return cls(read_described(last_checkpoint(run)), device)
 
     @classmethod
-    def from_checkpoint(cls, path: str, device: str = "") -> Predictor:
+    def from_checkpoint(cls, path: str | os.PathLike[str], device: str = "") -> Predictor:
         """The network of a checkpoint of a run, or of a file that ``mrca export`` wrote."""
         return cls(read_described(path), device)
 
@@ -109,8 +110,8 @@ class Predictor:
 
 def pixels_of(image: ImageLike) -> np.ndarray:
     """The pixels of an image as it stands upright: uint8 RGB (H, W, 3); see :meth:`Predictor.__call__`."""
-    if isinstance(image, str):
-        return read_image(image)
+    if isinstance(image, str | os.PathLike):
+        return read_image(os.fspath(image))
     if isinstance(image, Image.Image):
         return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:

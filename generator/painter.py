@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -41,12 +42,16 @@ class Painter:
         self._sampler = build_sampler(cfg, device, limit=positive(cfg, "GENERATOR.BATCH_SIZE"))
 
     @classmethod
-    def from_run(cls, run: str, overrides: Sequence[str] = (), guided: bool = True) -> Painter:
+    def from_run(
+        cls, run: str | os.PathLike[str], overrides: Sequence[str] = (), guided: bool = True
+    ) -> Painter:
         """With the last checkpoint of a run folder; ``overrides``: keys and values in turn, over its settings."""
         return cls(read_described(last_checkpoint(run), overrides), guided)
 
     @classmethod
-    def from_checkpoint(cls, path: str, overrides: Sequence[str] = (), guided: bool = True) -> Painter:
+    def from_checkpoint(
+        cls, path: str | os.PathLike[str], overrides: Sequence[str] = (), guided: bool = True
+    ) -> Painter:
         """With a checkpoint of a run, or a file that ``mrca export`` wrote."""
         return cls(read_described(path, overrides), guided)
 

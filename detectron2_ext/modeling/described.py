@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -40,11 +41,12 @@ class DescribedWeights:
     categories: list[Category]
 
 
-def read_described(path: str, overrides: Sequence[str] = ()) -> DescribedWeights:
+def read_described(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> DescribedWeights:
     """Reads a checkpoint of a run, or an exported one; ``overrides``: keys and values in turn, over its settings.
 
     Raises UserError where the file is missing, damaged, or does not say what it is of.
     """
+    path = os.fspath(path)
     content = read_weight_file(path)
     settings, records = content.get("settings"), content.get("categories")
     if (
@@ -71,9 +73,9 @@ def read_described(path: str, overrides: Sequence[str] = ()) -> DescribedWeights
     return DescribedWeights(path, content, cfg, categories)
 
 
-def last_checkpoint(run: str) -> str:
+def last_checkpoint(run: str | os.PathLike[str]) -> str:
     """The newest checkpoint in a run folder; raises UserError if there is none."""
-    folder = files.join(run, "train")
+    folder = files.join(os.fspath(run), "train")
     path = marked_checkpoint(folder)
     if path is None:
         raise UserError(

@@ -66,9 +66,9 @@ def test_objects_are_those_of_the_evaluation_bit_for_bit(run, photos, tmp_path):
 
 def test_paths_pictures_and_pixels_give_the_same_names_scores_boxes_and_masks(run, photos):
     folder, composed = photos
-    predictor = Predictor.from_run(str(run))
-    path = str(folder / "scene 2.png")
-    predictions = [predictor(image) for image in (path, Image.open(path), composed[2].image)]
+    predictor = Predictor.from_run(run)
+    path = folder / "scene 2.png"
+    predictions = [predictor(image) for image in (str(path), path, Image.open(path), composed[2].image)]
     for one in predictions[1:]:
         for field in ("boxes", "masks", "scores", "category_ids"):
             np.testing.assert_array_equal(getattr(one, field), getattr(predictions[0], field))
