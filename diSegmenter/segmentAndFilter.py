@@ -28,7 +28,7 @@ from exchange import files
 from exchange.annotations import AnnotationFile
 from exchange.catalog import read_training_set, with_classes_of
 from exchange.command_line import make_parser, quiet_model_libraries
-from exchange.config import add_config_arguments, limits, load_config, positive
+from exchange.config import add_config_arguments, at_least, limits, load_config
 from exchange.errors import UserError, run_cli
 from exchange.layout import RunLayout
 from exchange.locks import only_one
@@ -165,7 +165,9 @@ def build_segmenter(
     cfg: CfgNode, layout: RunLayout, dataset: AnnotationFile, image_folder: str, shard: Shard, gpu: int
 ) -> RoundCutter:
     """The models and what drives them; imported here, since the rest of the script does without torch."""
-    batch_size, workers = (positive(cfg, f"SEGMENTER.{name}") for name in ("BATCH_SIZE", "WORKERS"))
+    batch_size, workers, input_size = (
+        at_least(1, cfg, f"SEGMENTER.{name}") for name in ("BATCH_SIZE", "WORKERS", "INPUT_SIZE")
+    )
     import torch
 
     from diSegmenter.build_similarity import build_similarity
@@ -191,9 +193,7 @@ def build_segmenter(
     reading = OnnxReading(node.ONNX_MEAN, node.ONNX_STD, node.ONNX_OUTPUT, node.ONNX_RESCALE)
     models = []
     for choice, name, revision in chosen_foregrounds(cfg):
-        loaded = load_foreground(
-            choice, name, revision, node.TRUST_REMOTE_CODE, node.INPUT_SIZE, device, reading
-        )
+        loaded = load_foreground(choice, name, revision, node.TRUST_REMOTE_CODE, input_size, device, reading)
         models.append(OneModel("alpha" if choice == "alpha" else name, InTurn(loaded), clean, scorer))
     measures: dict[str, Measure] = {}
     if node.SIMILARITY_MODEL:

@@ -193,11 +193,11 @@ def choose(cfg: CfgNode, key: str, known: Mapping[Any, _Choice]) -> _Choice:
     return known[value]
 
 
-def positive(cfg: CfgNode, key: str) -> int:
-    """The whole number of the setting ``key``; raises UserError where it is below 1."""
+def at_least(least: int, cfg: CfgNode, key: str) -> int:
+    """The whole number of the setting ``key``; raises UserError where it is below ``least``."""
     number: int = dict(flatten(cfg))[key]
-    if number < 1:
-        raise UserError(f"{key} is {number}: it is 1 or more")
+    if number < least:
+        raise UserError(f"{key} is {number}: it is {least} or more")
     return number
 
 

@@ -10,7 +10,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from exchange import files
-from exchange.config import default_of, from_repository, limits, positive
+from exchange.config import at_least, default_of, from_repository, limits
 from exchange.errors import UserError
 from exchange.feedback import Feedback
 from exchange.run import run_layout
@@ -142,5 +142,8 @@ def _sampler(cfg: CfgNode, model: Model, device: torch.device, limit: int) -> Sa
         key += f" {source.text_files}"
         store = EmbeddingFolder(from_repository(node.EMBEDDING_CACHE), key)
     embeddings = PromptEmbeddings(source, node.CFG_SCALE > 1, node.MAX_SEQUENCE_LENGTH, store)
-    sampling = Sampling(node.IMAGE_SIZE, positive(cfg, "GENERATOR.STEPS"), node.CFG_SCALE)
+    size, steps = (at_least(1, cfg, f"GENERATOR.{name}") for name in ("IMAGE_SIZE", "STEPS"))
+    if size % 8:  # pixels to a latent, which a pipeline rounds down or stumbles over
+        raise UserError(f"GENERATOR.IMAGE_SIZE is {size}: it is a multiple of 8")
+    sampling = Sampling(size, steps, node.CFG_SCALE)
     return Sampler(source, embeddings, sampling, limit)

@@ -23,7 +23,7 @@ from exchange import files
 from exchange.annotations import AnnotationFile
 from exchange.catalog import read_training_set, with_classes_of
 from exchange.command_line import make_parser, quiet_model_libraries
-from exchange.config import add_config_arguments, below_working_directory, load_config, positive
+from exchange.config import add_config_arguments, at_least, below_working_directory, load_config
 from exchange.errors import UserError, run_cli
 from exchange.feedback import Feedback, read_feedback, source_round
 from exchange.layout import RunLayout
@@ -116,7 +116,7 @@ def main() -> None:
     watch = Stopwatch(layout, process)
     if not args.dry_run:
         log_to_run(layout, process)
-    batch_size = positive(cfg, "GENERATOR.BATCH_SIZE")
+    batch_size = at_least(1, cfg, "GENERATOR.BATCH_SIZE")
     sampler = build_sampler(cfg, device, limit=min(args.bsz or batch_size, batch_size))
 
     for round_ in chosen_rounds(args, cfg):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from detectron2_ext.modeling.builder import load_feedback_network
 from detectron2_ext.modeling.described import DescribedWeights, last_checkpoint, read_described
-from exchange.config import positive
+from exchange.config import at_least
 from exchange.errors import UserError
 from generator.build import (
     build_guidance,
@@ -39,7 +39,7 @@ class Painter:
         if guided and cfg.GENERATOR.GUIDANCE_SCALE > 0:
             network = load_feedback_network(cfg, weights.path, content=weights.content, device=device)
             self._guidance = build_guidance(cfg, network, load_gradient_decoder(cfg, device))
-        self._sampler = build_sampler(cfg, device, limit=positive(cfg, "GENERATOR.BATCH_SIZE"))
+        self._sampler = build_sampler(cfg, device, limit=at_least(1, cfg, "GENERATOR.BATCH_SIZE"))
 
     @classmethod
     def from_run(

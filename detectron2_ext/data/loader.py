@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from detectron2_ext.data.dataset import DetectionDataset
 from detectron2_ext.data.mapper import TestMapper, TestTransform
 from exchange.catalog import dataset_paths
-from exchange.config import choose
+from exchange.config import at_least, choose
 from exchange.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -56,9 +56,10 @@ def build_test_transform(cfg: CfgNode) -> TestTransform:
 
 def batches_in_order(cfg: CfgNode, mapper: Any, order: Any, batch_size: int) -> DataLoader:
     """Loads what ``mapper`` gives for each entry of ``order``, in DATALOADER.NUM_WORKERS processes."""
-    workers = cfg.DATALOADER.NUM_WORKERS
+    workers = at_least(0, cfg, "DATALOADER.NUM_WORKERS")
+    prefetched = at_least(1 if workers else 0, cfg, "DATALOADER.PREFETCH_FACTOR")
     of_workers = {
-        "prefetch_factor": cfg.DATALOADER.PREFETCH_FACTOR,
+        "prefetch_factor": prefetched,
         "persistent_workers": True,
         "worker_init_fn": start_worker,
     }

@@ -25,7 +25,7 @@ from detectron2_ext.modeling.described import DescribedWeights
 from detectron2_ext.modeling.weights import load_weights
 from detectron2_ext.paste.build import build_single_paster
 from detectron2_ext.paste.pool import InstancePool
-from exchange.config import choose, positive
+from exchange.config import at_least, choose
 from exchange.errors import UserError
 
 BOX_HEADS = ("roi_heads.box_head", "roi_heads.box_predictor")
@@ -59,7 +59,7 @@ def build_cache(model: nn.Module, cfg: CfgNode) -> GradientCache | None:
         )
     _build_threshold(cfg)  # so that what is wrong with it is said before the training
     for key in ("MODEL.ACTIVE_TEST_EVERY", "MODEL.ACTIVE_TEST_BATCHSIZE"):
-        positive(cfg, key)
+        at_least(1, cfg, key)
     momentum = _read_momentum(node.ACTIVE_GRAD_UPDATE) if node.ACTIVE_GRAD_SAVE else 0.0
     return GradientCache(list(_chosen(model, cfg.MODEL.ACTIVE_GRAD_LAYERS).values()), momentum)
 

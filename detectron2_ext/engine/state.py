@@ -18,7 +18,7 @@ from detectron2_ext.engine.gradient_cache import GradientCache
 from detectron2_ext.engine.optimizer import build_optimizer, build_schedule
 from detectron2_ext.modeling.builder import trains_half_backbone
 from detectron2_ext.modeling.detector import half_type
-from exchange.config import positive
+from exchange.config import at_least
 from exchange.errors import UserError
 
 
@@ -77,7 +77,7 @@ class TrainingState:
         Raises UserError for a setting with a value that there is not.
         """
         for key in ("SOLVER.IMS_PER_BATCH", "SOLVER.ACCUMULATION_STEPS"):
-            positive(cfg, key)
+            at_least(1, cfg, key)
         if not 0 <= cfg.SOLVER.MODEL_EMA < 1:
             raise UserError(
                 f"SOLVER.MODEL_EMA is {cfg.SOLVER.MODEL_EMA}: it is 0, for no average, or below 1"

@@ -84,7 +84,12 @@ def build_train_loader(
 def build_augmentation(cfg: CfgNode) -> ResizeCropFlip:
     """How training images are seen."""
     choose(cfg, "INPUT.CUSTOM_AUG", {"EfficientDetResizeCrop": None})
-    return ResizeCropFlip(cfg.INPUT.TRAIN_SIZE, limits(cfg, "INPUT.SCALE_RANGE"), flip_probability(cfg))
+    low, high = limits(cfg, "INPUT.SCALE_RANGE")
+    if not 0 < low <= high < np.inf:
+        raise UserError(
+            f"INPUT.SCALE_RANGE is {[low, high]}: it is two numbers above 0, the smaller one first"
+        )
+    return ResizeCropFlip(cfg.INPUT.TRAIN_SIZE, (low, high), flip_probability(cfg))
 
 
 def _build_stream(

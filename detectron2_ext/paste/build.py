@@ -61,7 +61,7 @@ from detectron2_ext.paste.sources import (
 )
 from exchange import files
 from exchange.annotations import frequency, read_annotations
-from exchange.config import choose, from_repository, limits, positive
+from exchange.config import at_least, choose, from_repository, limits
 from exchange.decisions import always_refused
 from exchange.errors import UserError
 from exchange.feedback import Feedback
@@ -310,7 +310,7 @@ def _build_plan(
 def _build_draws(
     cfg: CfgNode, dataset: DetectionDataset, pool: InstancePool, origin: int, seed: int
 ) -> Draws:
-    many = (0, positive(cfg, "INPUT.INST_POOL_MAX_SAMPLES"))
+    many = (0, at_least(1, cfg, "INPUT.INST_POOL_MAX_SAMPLES"))
     kinds = {
         "uniform": lambda: UniformDraws(len(pool), seed, origin),
         "one": lambda: RandomDraws(len(pool), FEW),

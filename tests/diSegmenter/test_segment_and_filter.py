@@ -65,6 +65,7 @@ def test_what_cannot_go_on_ends_with_exit_code_2_and_one_line(config, layout):
     [
         ("BATCH_SIZE", "0", "is 0: it is 1 or more"),
         ("WORKERS", "0", "is 0: it is 1 or more"),
+        ("INPUT_SIZE", "0", "is 0: it is 1 or more"),
         ("AREA_SHARE", "[0.5]", r"is \[0\.5\]: it takes two numbers"),
         ("CLIP_PROMPT", "a photo of {name}", "is 'a photo of {name}', which .* put {} where"),
     ],

@@ -49,6 +49,12 @@ def test_a_selection_s_test_images_are_as_many_and_as_often_as_the_settings_say(
     assert schedules == [TestSchedule(batch_size=4, world_size=2, most=1, every=3)] and len(of_images) == 1
 
 
+def test_processes_fetch_some_batches_ahead_and_none_fetches_nothing(configure):
+    train_loader(configure("DATALOADER.NUM_WORKERS", "0", "DATALOADER.PREFETCH_FACTOR", "0"))
+    with pytest.raises(UserError, match=r"^DATALOADER\.PREFETCH_FACTOR is 0: it is 1 or more$"):
+        train_loader(configure("DATALOADER.NUM_WORKERS", "1", "DATALOADER.PREFETCH_FACTOR", "0"))
+
+
 def test_batches_are_the_same_for_any_number_of_workers_and_ranks(configure):
     expected = content(train_loader(configure(), num_iterations=6))
     assert sorted(expected) == list(range(24))
@@ -201,6 +207,9 @@ def test_test_images_are_seen_once_in_order_by_all_ranks_together(configure):
         ("INPUT.INST_POOL_PATH", "runs/nowhere", "where there is no pool: give a run folder"),
         ("SOLVER.IMS_PER_BATCH", "3", "does not divide among 2 processes"),
         ("INPUT.SCALE_RANGE", "[1.0]", r"SCALE_RANGE is \[1\.0\]: it takes two numbers"),
+        ("INPUT.SCALE_RANGE", "[1.0, 0.5]", r"SCALE_RANGE is \[1\.0, 0\.5\]: .* the smaller one first"),
+        ("INPUT.SCALE_RANGE", "[0.0, 0.5]", r"SCALE_RANGE is .*: it is two numbers above 0"),
+        ("DATALOADER.NUM_WORKERS", "-1", "NUM_WORKERS is -1: it is 0 or more"),
     ],
 )
 def test_a_setting_that_does_not_exist_is_named_with_the_choices(configure, key, value, message):
