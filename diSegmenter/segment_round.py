@@ -18,7 +18,7 @@ from exchange.cutouts import encode_cutout, is_whole_cutout
 from exchange.errors import UserError
 from exchange.images import encode_png, read_record, try_rgba
 from exchange.layout import RunLayout
-from exchange.manifest import GeneratedInstance, is_complete, read_round
+from exchange.manifest import GeneratedInstance, Manifest, is_complete, read_round
 from exchange.pool_index import PoolInstance
 from exchange.shards import Shard
 from exchange.waiting import Wait
@@ -41,10 +41,11 @@ def follow_round(
             than ``num_shards``.
     """
     seen: set[str] = set()
+    whole: dict[str, Manifest] = {}
     what, command = f"stage 1 to go on with round {round_}", "mrca generate, for every shard"
     wait = Wait(what, layout.raw(""), command, timeout_s, poll_s)
     while True:
-        manifests = read_round(layout, round_)
+        manifests = read_round(layout, round_, whole)
         if manifests and num_shards not in (None, manifests[0].num_shards):
             raise UserError(
                 f"stage 1 draws round {round_} in {manifests[0].num_shards} shards, not in {num_shards}: give that "

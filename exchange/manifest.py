@@ -79,12 +79,17 @@ def _part(content: dict[str, Any], name: str, kind: type[Any]) -> Any:
     return content[name]
 
 
-def read_round(layout: RunLayout, round_: int) -> list[Manifest]:
+def read_round(layout: RunLayout, round_: int, whole: dict[str, Manifest] | None = None) -> list[Manifest]:
     """The manifests of a round that exist, in order of their shards.
+
+    ``whole``: by their paths, those that were complete before, which are not read again; it gets those that are now.
 
     Raises UserError when they disagree about the number of shards.
     """
-    manifests = [read_manifest(path) for path in layout.manifests(round_)]
+    whole = {} if whole is None else whole
+    found = {path: whole.get(path) or read_manifest(path) for path in layout.manifests(round_)}
+    whole |= {path: manifest for path, manifest in found.items() if manifest.complete}
+    manifests = found.values()
     counts = sorted({manifest.num_shards for manifest in manifests})
     if len(counts) > 1:
         raise UserError(

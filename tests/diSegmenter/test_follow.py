@@ -55,6 +55,20 @@ def test_waiting_lists_the_folder_of_images_once_however_long_it_takes(layout, m
     assert listed == {"/pool/manifests": 10, "/pool/raw": 1}
 
 
+def test_what_a_finished_shard_has_listed_is_read_once_however_long_the_others_take(layout, monkeypatch):
+    read, read_json = Counter(), files.read_json
+    monkeypatch.setattr(files, "read_json", lambda path: read.update([path]) or read_json(path))
+    generate(layout, 0, 6, 0, 2)
+    generate(layout, 0, 3, 1, 2, complete=False)
+    steps = follow_round(layout, 0, timeout_s=60, poll_s=0)
+    for _ in range(4):
+        next(steps)
+    generate(layout, 0, 6, 1, 2)
+    (total, listing), *more = steps
+    assert (total, [i.file for i in listing], more) == (6, ["00_0007_0003.png", "00_0007_0005.png"], [])
+    assert read == {layout.manifest(0, 0, 2): 1, layout.manifest(0, 1, 2): 5}
+
+
 def test_a_run_whose_manifests_lie_among_its_images_is_read(layout):
     instances = generate(layout, 0, 3) + generate(layout, 1, 1)
     old = Path(layout.raw(Path(layout.manifest(0, 0, 1)).name))
