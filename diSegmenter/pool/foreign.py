@@ -1,5 +1,6 @@
 """Instance pools that other projects wrote: X-Paste's JSON, a folder per class, a COCO file with images."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from exchange.images import MAX_SIDE, BadImage, read_rgba, read_upright
 from exchange.segmentations import enclosing
 
 _IMAGE_ENDINGS = (".png", ".webp")
+_PICTURES = 4  # of a COCO file, in memory: as many as threads look at
 # X-Paste takes what is above 128 and its largest part when it loads an instance that is not cropped yet.
 _XPASTE_CLEANING = MaskCleaner(floor=128, largest_component=True)
 
@@ -69,10 +71,15 @@ def read_folders(root: str, category_ids: Mapping[str, int]) -> Iterator[Foreign
 
 
 def read_coco(path: str, image_root: str, category_ids: Mapping[str, int]) -> Iterator[ForeignInstance]:
-    """The objects of a COCO or LVIS file, each cut out of its picture by its mask; crowds are left out."""
+    """The objects of a COCO or LVIS file, each cut out of its picture by its mask; crowds are left out.
+
+    They come picture by picture, of which the last few are kept: one of LVIS has a dozen objects.
+    """
     annotations = read_annotations(path)
     names, crowd = annotations.file_names(), annotations.crowd
-    for index, image in enumerate(annotations.object_images.tolist()):
+    read = functools.lru_cache(_PICTURES)(read_upright)
+    for index in np.argsort(annotations.object_images, kind="stable").tolist():
+        image = int(annotations.object_images[index])
         name = annotations.categories[annotations.object_classes[index]]["name"]
         if name not in category_ids:
             raise UserError(
@@ -86,7 +93,7 @@ def read_coco(path: str, image_root: str, category_ids: Mapping[str, int]) -> It
         except UserError as error:
             raise UserError(f"{path}: annotation {number}: {error}") from error
         height, width = annotations.image_sizes[image].tolist()
-        load = _object_loader(picture, (height, width), annotations.segmentation(index))
+        load = _object_loader(read, picture, (height, width), annotations.segmentation(index))
         yield ForeignInstance(f"{path}#{number}", category_ids[name], load)
 
 
@@ -108,7 +115,9 @@ def _xpaste_loader(entry: str, root: str) -> Callable[[], np.ndarray]:
     return load
 
 
-def _object_loader(path: str, size: tuple[int, int], segmentation: Any) -> Callable[[], np.ndarray]:
+def _object_loader(
+    read: Callable[[str, tuple[int, int]], np.ndarray], path: str, size: tuple[int, int], segmentation: Any
+) -> Callable[[], np.ndarray]:
     def load() -> np.ndarray:
         if max(size) > MAX_SIDE:
             raise BadImage(f"{path} has a side above {MAX_SIDE} pixels")
@@ -122,6 +131,6 @@ def _object_loader(path: str, size: tuple[int, int], segmentation: Any) -> Calla
             polygons = enclosing(segmentation or [])
             points = [np.rint(polygon).astype(np.int32).reshape(-1, 1, 2) for polygon in polygons]
             cv2.fillPoly(alpha, points, 255)
-        return np.dstack([read_upright(path, size), alpha])
+        return np.dstack([read(path, size), alpha])
 
     return load

@@ -125,6 +125,25 @@ def test_the_objects_of_a_coco_file_come_in_but_no_crowds(layout, tmp_path):
         list(read_coco(f"{root}/coco.json", root, IDS))
 
 
+def test_a_picture_is_read_once_for_all_of_its_objects_wherever_the_file_lists_them(tmp_path, monkeypatch):
+    read, read_upright = [], foreign.read_upright
+    monkeypatch.setattr(
+        foreign, "read_upright", lambda *picture: read.append(picture) or read_upright(*picture)
+    )
+    images = [{"id": id_, "file_name": f"{id_}.png", "width": 48, "height": 40} for id_ in range(9, 0, -1)]
+    for image in images:
+        files.write_bytes(f"{tmp_path}/{image['file_name']}", png(disc_image(image["id"])))
+    square = {"category_id": 1, "segmentation": [[9, 4, 19, 4, 19, 13]]}
+    annotations = [{**square, "id": n, "image_id": 1 + 7 * n % 9} for n in range(1, 37)]
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "blue_disc"}]}
+    files.write_json(f"{tmp_path}/coco.json", content)
+    found = list(read_coco(f"{tmp_path}/coco.json", str(tmp_path), IDS))
+    for instance in found:
+        image_id = 1 + 7 * int(instance.origin.partition("#")[2]) % 9
+        np.testing.assert_array_equal(instance.load()[..., :3], disc_image(image_id))
+    assert len(found) == 36 and len(read) == len(set(read)) == 9
+
+
 def test_an_object_of_a_lying_photograph_is_cut_out_where_it_is_annotated_and_of_another_size_left_out(
     layout, tmp_path
 ):
