@@ -195,8 +195,8 @@ class TrainingRun:
         """The scores of the present state on the sets ``names``; None each but in the first process."""
         state, folder = self._state, files.join(self._layout.train_dir, "inference")
         if names:
-            tensors = (*state.evaluated.parameters(), *state.evaluated.buffers())
-            self._ranks.share(tensors)  # batch norm's statistics are each process's own
+            # Batch norm's statistics are each process's own.
+            self._ranks.share([*state.evaluated.parameters(), *state.evaluated.buffers()])
         evaluations = []
         for name in names:
             with evaluating(self._layout, self._ranks), self._measure(round_, "evaluating"):
