@@ -144,12 +144,8 @@ def build_filter(cfg: CfgNode, clip_threshold: float) -> InstanceFilter:
         raise UserError(
             f"SEGMENTER.JUDGE_THRESHOLD is {node.JUDGE_THRESHOLD:g}: give a probability, from 0 to 1"
         )
-    for bound in (clip_threshold, node.CLIP_TOLERANCE, node.SIMILARITY_THRESHOLD, *node.AREA_SHARE):
-        if not math.isfinite(bound):
-            raise UserError(
-                f"{bound} is no bound (--refilter, SEGMENTER.CLIP_THRESHOLD, CLIP_TOLERANCE, SIMILARITY_THRESHOLD, "
-                "AREA_SHARE): give a finite number"
-            )
+    if not math.isfinite(clip_threshold):
+        raise UserError(f"--refilter {clip_threshold}: give a finite number")
     return InstanceFilter(
         clip_threshold=clip_threshold,
         area_share=limits(cfg, "SEGMENTER.AREA_SHARE"),

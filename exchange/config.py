@@ -99,6 +99,10 @@ def _config(values: dict[str, Any], path: str, overrides: Sequence[str]) -> CfgN
                 f"{path} or the command line gives {key} the value {reprlib.repr(value)}: it takes a {kind}"
                 f"{' of ' + type(node[name][0]).__name__ if kind == 'list' and node[name] else ''}"
             ) from error
+        if _is_infinite(node[name]) and not _is_infinite(defaults[key]):
+            raise UserError(
+                f"{path} or the command line gives {key} the value {node[name]}: it takes finite numbers"
+            )
     if not cfg.INPUT.INST_POOL:
         ignored += [f"INPUT.{name}" for name in ("INST_POOL_PATH", "INST_POOL_ROOT") if cfg.INPUT[name]]
     if ignored:
@@ -352,6 +356,10 @@ def _cast(value: Any, default: Any) -> Any:
     if type(value) is not type(default) or value != value:
         raise ValueError(value)
     return value
+
+
+def _is_infinite(value: Any) -> bool:
+    return any(item in (math.inf, -math.inf) for item in (value if isinstance(value, list) else [value]))
 
 
 def _parse_tuple(value: str) -> Any:

@@ -122,7 +122,7 @@ def build_guidance(cfg: CfgNode, classifier: Classifier, decoder: nn.Module | No
         every=node.GUIDANCE_EVERY,
         sigmas=limits(cfg, "GENERATOR.GUIDANCE_SIGMAS"),
         mode=node.GUIDANCE_MODE,
-        chunk=node.GUIDANCE_CHUNK,
+        chunk=at_least(0, cfg, "GENERATOR.GUIDANCE_CHUNK"),
         decoder=decoder,
     )
 

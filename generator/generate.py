@@ -116,7 +116,7 @@ def main() -> None:
     watch = Stopwatch(layout, process)
     if not args.dry_run:
         log_to_run(layout, process)
-    batch_size = at_least(1, cfg, "GENERATOR.BATCH_SIZE")
+    batch_size, num_twins = at_least(1, cfg, "GENERATOR.BATCH_SIZE"), at_least(0, cfg, "GENERATOR.TWINS")
     sampler = build_sampler(cfg, device, limit=min(args.bsz or batch_size, batch_size))
 
     for round_ in chosen_rounds(args, cfg):
@@ -140,7 +140,7 @@ def main() -> None:
         plan = share_among(plan, models)
         guide = feedback if cfg.GENERATOR.GUIDANCE_SCALE > 0 else None
         guidance = functools.cache(functools.partial(load_guidance, cfg, guide, device))
-        twins = choose_twins(plan, cfg.GENERATOR.TWINS) if guide is not None and shard.index == 0 else []
+        twins = choose_twins(plan, num_twins) if guide is not None and shard.index == 0 else []
         begin = functools.partial(prepare, cfg, sampler, guidance, twins)
         made = produce(layout, round_, plan, shard, batch_size, guide is not None, begin)
         _log.info("round %d, shard %s: all %d images are there", round_, shard, len(made.instances))

@@ -14,7 +14,7 @@ from detectron2_ext.paste.build import build_pasters, build_recoloring, flip_pro
 from detectron2_ext.paste.pool import InstancePool
 from detectron2_ext.paste.triple import TestImages, TestSchedule, TripleMapper
 from exchange.catalog import read_training_set
-from exchange.config import choose, limits
+from exchange.config import at_least, choose, limits
 from exchange.errors import UserError
 from exchange.feedback import Feedback
 from exchange.run import round_iterations
@@ -89,7 +89,7 @@ def build_augmentation(cfg: CfgNode) -> ResizeCropFlip:
         raise UserError(
             f"INPUT.SCALE_RANGE is {[low, high]}: it is two numbers above 0, the smaller one first"
         )
-    return ResizeCropFlip(cfg.INPUT.TRAIN_SIZE, (low, high), flip_probability(cfg))
+    return ResizeCropFlip(at_least(1, cfg, "INPUT.TRAIN_SIZE"), (low, high), flip_probability(cfg))
 
 
 def _build_stream(

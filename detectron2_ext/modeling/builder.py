@@ -25,7 +25,7 @@ from detectron2_ext.modeling.swin import SWIN_SIZES, SwinTransformer
 from detectron2_ext.modeling.text_classifier import TextBoxPredictor, TextClassifier, read_text_features
 from detectron2_ext.modeling.weights import load_weights
 from detectron2_ext.roi_pooler import RoiPooler
-from exchange.config import choose, flatten, from_repository
+from exchange.config import at_least, choose, flatten, from_repository
 from exchange.errors import UserError
 
 _FEEDBACK_OUTPUTS = {"FeedbackRCNN": "logits", "EmbedRCNN": "embedding"}
@@ -204,11 +204,15 @@ def _build_roi_heads(
         box_lessons=from_every_object if model.USE_XPASTE_BOX_LOSS else from_real_objects,
         mask_lessons=from_every_object if model.USE_XPASTE_MASK_LOSS else from_real_objects,
         sampler=RoiSampler(
-            heads.BATCH_SIZE_PER_IMAGE, heads.POSITIVE_FRACTION, ious[0], heads.NUM_CLASSES, generator
+            at_least(1, cfg, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"),
+            heads.POSITIVE_FRACTION,
+            ious[0],
+            heads.NUM_CLASSES,
+            generator,
         ),
         class_sampler=FederatedClassSampler(box.FED_LOSS_NUM_CAT, generator) if box.USE_FED_LOSS else None,
         selection=DetectionSelection(
-            heads.SCORE_THRESH_TEST, heads.NMS_THRESH_TEST, cfg.TEST.DETECTIONS_PER_IMAGE
+            heads.SCORE_THRESH_TEST, heads.NMS_THRESH_TEST, at_least(1, cfg, "TEST.DETECTIONS_PER_IMAGE")
         ),
         num_extra_classes=heads.NUM_EXTRA_CLASSES,
     )

@@ -110,6 +110,16 @@ def test_a_value_of_the_wrong_type_is_an_error_that_names_the_key(tmp_path):
         load_config(write(tmp_path / "x.yaml", {}), ["SOLVER.BASE_LR", "nan"])
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("SOLVER.BASE_LR", "-.inf"), ("SEGMENTER.AREA_SHARE", "[0.0, .inf]")]
+)
+def test_numbers_are_finite_but_for_those_that_have_no_end_anyway(key, value, tmp_path):
+    path = write(tmp_path / "x.yaml", {})
+    assert load_config(path, ["GENERATOR.GUIDANCE_SIGMAS", "[1.0, .inf]"]).GENERATOR.GUIDANCE_SIGMAS[1] > 1e9
+    with pytest.raises(UserError, match=rf"{key} the value .*inf.*: it takes finite numbers"):
+        load_config(path, [key, value])
+
+
 def test_a_missing_file_a_missing_base_and_broken_yaml_are_named(tmp_path):
     with pytest.raises(UserError, match="nowhere.yaml"):
         load_config(str(tmp_path / "nowhere.yaml"))

@@ -277,6 +277,8 @@ def test_dry_run_needs_neither_model_nor_gpu(world, monkeypatch):
         (["GENERATOR.GUIDANCE_SIGMAS", "[0.5]"], r"GENERATOR.GUIDANCE_SIGMAS is \[0\.5\]: it takes two"),
         (["GENERATOR.BATCH_SIZE", "0"], "GENERATOR.BATCH_SIZE is 0: it is 1 or more"),
         (["GENERATOR.STEPS", "0"], "GENERATOR.STEPS is 0: it is 1 or more"),
+        (["GENERATOR.TWINS", "-1"], "GENERATOR.TWINS is -1: it is 0 or more"),
+        (["GENERATOR.GUIDANCE_CHUNK", "-1"], "GENERATOR.GUIDANCE_CHUNK is -1: it is 0 or more"),
         (["GENERATOR.IMAGE_SIZE", "0"], "GENERATOR.IMAGE_SIZE is 0: it is 1 or more"),
         (["GENERATOR.IMAGE_SIZE", "60"], "GENERATOR.IMAGE_SIZE is 60: it is a multiple of 8"),
         (["--bsz", "-1"], "--bsz -1"),

@@ -209,6 +209,7 @@ def test_test_images_are_seen_once_in_order_by_all_ranks_together(configure):
         ("INPUT.SCALE_RANGE", "[1.0]", r"SCALE_RANGE is \[1\.0\]: it takes two numbers"),
         ("INPUT.SCALE_RANGE", "[1.0, 0.5]", r"SCALE_RANGE is \[1\.0, 0\.5\]: .* the smaller one first"),
         ("INPUT.SCALE_RANGE", "[0.0, 0.5]", r"SCALE_RANGE is .*: it is two numbers above 0"),
+        ("INPUT.TRAIN_SIZE", "0", "TRAIN_SIZE is 0: it is 1 or more"),
         ("DATALOADER.NUM_WORKERS", "-1", "NUM_WORKERS is -1: it is 0 or more"),
     ],
 )

@@ -62,11 +62,12 @@ def test_feedback_configurations_build_feedback_networks(backbone):
         ("SWIN__SIZE", "XXL"),
         ("FPN__IN_FEATURES", "[swin1, swin2, swin3]"),
         ("FPN__IN_FEATURES", "[layer5, layer4, layer3]"),
+        ("ROI_HEADS__BATCH_SIZE_PER_IMAGE", 0),
     ],
 )
 def test_what_the_network_does_not_have_is_refused_by_name(key, value):
     cfg = small_config(**{key: value})
-    with pytest.raises(UserError, match=rf"MODEL\.{key.replace('__', '.')} is .*set it to"):
+    with pytest.raises(UserError, match=rf"MODEL\.{key.replace('__', '.')} is .*(set it to|or more)"):
         build_model(cfg)
 
 
