@@ -5,7 +5,6 @@ import functools
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +18,10 @@ from exchange.images import try_rgba
 from exchange.layout import RunLayout
 from exchange.manifest import read_round
 from exchange.pool_index import PoolIndex, PoolInstance, write_index
+from exchange.threads import READERS, side_by_side
 from exchange.typed import from_record
 
 MAX_UNREADABLE_SHARE = 0.05
-_READERS = 16  # threads: a bucket answers each read late, and many at once
 _log = logging.getLogger(__name__)
 
 
@@ -79,7 +78,7 @@ def judge_round(
     known = {instance.file: instance for instance in cut_out}
     instances, unreadable, left = [], [], 0
     names = sorted({i.file for manifest in read_round(layout, round_) for i in manifest.instances})
-    with ThreadPoolExecutor(_READERS) as threads:
+    with side_by_side(READERS) as threads:
         found = threads.map(lambda name: known.get(name) or read_cut_out(layout, name), names)
     for name, instance in zip(names, found, strict=True):
         if instance is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 
 import numpy as np
@@ -21,6 +20,7 @@ from exchange.layout import RunLayout
 from exchange.manifest import GeneratedInstance, Manifest, is_complete, read_round
 from exchange.pool_index import PoolInstance
 from exchange.shards import Shard
+from exchange.threads import side_by_side
 from exchange.waiting import Wait
 
 Listing = tuple[int, list[GeneratedInstance]]
@@ -104,29 +104,23 @@ class RoundSegmenter:
         done: list[PoolInstance] = []
         there = files.names(self._layout.segmented(""), self._layout.instance_prefix(round_))
         with (
-            ThreadPoolExecutor(self._workers) as threads,
+            side_by_side(self._workers) as threads,
             tqdm(desc=f"round {round_}: cut out", unit=" images", dynamic_ncols=True) as progress,
         ):
-            try:
-                for total, generated in listed:
-                    progress.total = max(total // self._shard.count, progress.n)
-                    mine = [image for image in generated if self._is_mine(image.file)]
-                    found = []
-                    for instance in threads.map(lambda image: self._earlier(image.file, there), mine):
-                        found.append(instance)
-                        progress.update(instance is not None)
-                    done += [instance for instance in found if instance is not None]
-                    todo = [image for image, instance in zip(mine, found, strict=True) if instance is None]
-                    batches = [
-                        todo[at : at + self._batch_size] for at in range(0, len(todo), self._batch_size)
-                    ]
-                    segmented = threads.map(functools.partial(self._segment, round_), batches)
-                    for batch, instances in zip(batches, segmented, strict=True):
-                        done += instances
-                        progress.update(len(batch))
-            except BaseException:
-                threads.shutdown(wait=False, cancel_futures=True)  # what has begun is brought to its end
-                raise
+            for total, generated in listed:
+                progress.total = max(total // self._shard.count, progress.n)
+                mine = [image for image in generated if self._is_mine(image.file)]
+                found = []
+                for instance in threads.map(lambda image: self._earlier(image.file, there), mine):
+                    found.append(instance)
+                    progress.update(instance is not None)
+                done += [instance for instance in found if instance is not None]
+                todo = [image for image, instance in zip(mine, found, strict=True) if instance is None]
+                batches = [todo[at : at + self._batch_size] for at in range(0, len(todo), self._batch_size)]
+                segmented = threads.map(functools.partial(self._segment, round_), batches)
+                for batch, instances in zip(batches, segmented, strict=True):
+                    done += instances
+                    progress.update(len(batch))
         return done
 
     def _is_mine(self, name: str) -> bool:

@@ -15,6 +15,7 @@ from exchange.layout import RunLayout
 from exchange.locks import only_one
 from exchange.manifest import GeneratedInstance, Manifest, read_manifest, write_manifest
 from exchange.shards import Shard
+from exchange.threads import READERS, side_by_side
 from generator.image_writer import ImageWriter
 from generator.plan import PlannedImage, batches_of_shard
 from generator.sampling import SampledImage
@@ -55,9 +56,11 @@ def produce(
         earlier = read_manifest(path) if files.exists(path) else None
         there = files.names(layout.raw(""), layout.instance_prefix(round_))
         drawn = [image for image in images if image.file in there]
-        looked_at = tqdm(drawn, f"round {round_}: drawn before", unit="image", delay=2)
-        found = ((i, read_record(GeneratedInstance, layout.raw(i.file))) for i in looked_at)
-        records = {i.file: r for i, r in found if r is not None and _as_planned(r, i, guided)}
+        with side_by_side(READERS) as threads:
+            read = threads.map(lambda image: read_record(GeneratedInstance, layout.raw(image.file)), drawn)
+            told = tqdm(read, f"round {round_}: drawn before", len(drawn), unit="image", delay=2)
+            found = zip(drawn, told, strict=True)
+            records = {i.file: r for i, r in found if r is not None and _as_planned(r, i, guided)}
         if earlier and earlier.complete and earlier.instances == [records.get(i.file) for i in images]:
             return earlier
         seconds_before = earlier.seconds if earlier else 0.0

@@ -19,6 +19,7 @@ from exchange.images import BadImage
 from exchange.layout import RunLayout
 from exchange.locks import only_one
 from exchange.pool_index import PoolInstance, join_parts, write_part
+from exchange.threads import side_by_side
 
 _PART = 4096
 
@@ -56,7 +57,7 @@ def import_round(
     parts = 0
     with (
         only_one(layout, "import"),
-        ThreadPoolExecutor(workers) as threads,
+        side_by_side(workers) as threads,
         tqdm(desc="import", unit=" instances") as progress,
     ):
         categories = joined_categories(layout, categories)

@@ -16,6 +16,7 @@ from exchange.errors import UserError
 from exchange.images import BadImage, decode_rgba
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex, PoolInstance
+from exchange.threads import side_by_side
 
 _STRETCH, _PIECE = 512, 32  # instances read from the index, and given to a thread, at once
 _WORKERS = 4  # threads
@@ -47,7 +48,7 @@ def verify(layout: RunLayout, category_ids: Set[int]) -> Iterator[Problem]:
             continue
         yield from _of_round(layout, round_, index, again)
         with (
-            ThreadPoolExecutor(_WORKERS) as threads,
+            side_by_side(_WORKERS) as threads,
             tqdm(total=len(index), desc=f"verify round {round_}", unit=" instances") as progress,
         ):
             for row, (digest, problems) in enumerate(_map(threads, index, category_ids, again)):

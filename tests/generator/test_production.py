@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import itertools
 import os
+import threading
 from unittest.mock import Mock
 
 import numpy as np
@@ -73,22 +74,28 @@ def test_only_what_is_to_be_drawn_is_prepared(tmp_path, plan):
 
 
 def test_what_is_there_is_told_of_image_by_image_while_it_is_read(tmp_path, plan, monkeypatch):
-    layout, read, told = RunLayout(str(tmp_path)), [], []
-
-    def tqdm(images, *labels, **settings):
-        for image in images:
-            yield image
-            told.append([image.file, *read])
-
+    layout, told, all_but_last = RunLayout(str(tmp_path)), [], threading.Event()
     make(layout, plan)
     (tmp_path / "pool/raw" / plan[4].file).unlink()
+    there = [image.file for image in plan if image is not plan[4]]
     read_record = production.read_record
+
+    def tqdm(records, label, total, **settings):
+        for record in records:
+            told.append(record.file)
+            if told == there[:-1] and total == len(there):
+                all_but_last.set()
+            yield record
+
+    def read(kind, path):
+        assert not path.endswith(there[-1]) or all_but_last.wait(60)
+        return read_record(kind, path)
+
     monkeypatch.setattr(production, "tqdm", tqdm)
-    monkeypatch.setattr(production, "read_record", lambda *it: read.append(it[1]) or read_record(*it))
+    monkeypatch.setattr(production, "read_record", read)
     with pytest.raises(StopIteration):
         make(layout, plan, Mock(side_effect=StopIteration))
-    paths = [layout.raw(image.file) for image in plan if image is not plan[4]]
-    assert told == [[path.rpartition("/")[2], *paths[: n + 1]] for n, path in enumerate(paths)]
+    assert told == there
 
 
 def test_images_made_in_another_way_than_planned_are_drawn_again(tmp_path, plan):

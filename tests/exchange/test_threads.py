@@ -1,0 +1,28 @@
+import threading
+
+import pytest
+
+from exchange.threads import side_by_side
+
+
+def test_what_has_begun_when_a_block_fails_is_brought_to_its_end_and_nothing_more_begins():
+    begun, may_end, done = threading.Event(), threading.Event(), []
+
+    def work(number):
+        begun.set()
+        may_end.wait(60)
+        done.append(number)
+
+    with pytest.raises(KeyboardInterrupt), side_by_side(1) as threads:
+        threads.map(work, range(100))
+        begun.wait(60)
+        threading.Timer(0.1, may_end.set).start()
+        raise KeyboardInterrupt
+    assert done == [0]
+
+
+def test_all_is_done_when_a_block_ends():
+    done = []
+    with side_by_side(2) as threads:
+        threads.map(done.append, range(100))
+    assert sorted(done) == list(range(100))
