@@ -119,8 +119,8 @@ def pack(layout: RunLayout, round_: int) -> int:
 
     For file systems that take badly to a file per instance. The tar files are written first, then the index
     that points into them, then the single files go: what a crash leaves is whole. No tar file that the index
-    points into already is written again. A dropped instance without an object, or whose cut-out was pruned,
-    has nothing to move.
+    points into already is written again; single files that a killed call left behind go with the next one. A
+    dropped instance without an object, or whose cut-out was pruned, has nothing to move.
     """
     index = PoolIndex(layout, [round_], dropped_too=True)
     fields = ("cutout", "offset", "length", "reason")
@@ -146,6 +146,8 @@ def pack(layout: RunLayout, round_: int) -> int:
                     progress.update()
                 tar.close()
     index.write_as(layout, round_, cutout=cutouts, offset=offsets, length=lengths)
-    for path in tqdm(loose, "remove single files", unit=" files", delay=2):
+    packed = map(layout.cutout_name, index.column("file")[lengths >= 0].tolist())
+    there = {f"cutouts/{name}" for name in files.names(layout.pool("cutouts"), f"{round_:02}_")}
+    for path in tqdm({*loose, *there.intersection(packed)}, "remove single files", unit=" files", delay=2):
         files.remove(layout.pool(path))
     return len(loose)

@@ -222,6 +222,16 @@ def test_packing_that_is_killed_before_its_index_is_written_loses_nothing(layout
         pack(layout, 1)
 
 
+def test_packing_that_is_killed_amid_the_single_files_is_made_good_by_the_same_call(layout, monkeypatch):
+    before, remove = pixels(layout, dropped_too=True), Mock(side_effect=[None, KeyboardInterrupt])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(files, "remove", remove)
+        pack(layout, 0)
+    assert [pack(layout, round_) for round_ in (0, 1)] == [0, 4]
+    assert files.list_dir(layout.pool("cutouts")) == ["rd00_0000.tar", "rd01_0000.tar"]
+    assert pixels(layout, dropped_too=True) == before
+
+
 def test_a_merged_pool_keeps_every_cut_out_until_its_duplicates_go(pool, tmp_path, monkeypatch):
     out, before, told = RunLayout(str(tmp_path / "out")), pixels(pool), []
     monkeypatch.setattr(files, "flush_all", lambda: told.append(out.pool_rounds()))
