@@ -7,7 +7,6 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +23,7 @@ from exchange.images import BadImage, read_upright
 from exchange.layout import RunLayout
 from exchange.locks import in_turn
 from exchange.segmentations import enclosing
+from exchange.threads import side_by_side
 
 MAX_UNREADABLE_SHARE = 0.05
 _STRETCH = 256  # images whose objects are in memory at once
@@ -172,7 +172,7 @@ def mean_features(objects: RealObjects, frame: Frame, encode: Encode, batch_size
 
     known: list[int] = []
     with (
-        ThreadPoolExecutor(workers) as threads,
+        side_by_side(workers) as threads,
         tqdm(desc="real objects", total=len(objects.chosen)) as progress,
     ):
         for start in range(0, len(groups), _STRETCH):

@@ -9,10 +9,12 @@ READERS = 16  # a bucket answers each read late, and many at once
 
 @contextmanager
 def side_by_side(number: int) -> Iterator[ThreadPoolExecutor]:
-    """So many threads; where the block fails, what has begun is brought to its end and nothing more begins."""
-    with ThreadPoolExecutor(number) as threads:
-        try:
-            yield threads
-        except BaseException:
-            threads.shutdown(wait=False, cancel_futures=True)
-            raise
+    """So many threads, whose work is done when the block ends; where that is interrupted or the block fails, what has
+    begun is brought to its end and nothing more begins."""
+    threads = ThreadPoolExecutor(number)
+    try:
+        yield threads
+        threads.shutdown()
+    except BaseException:
+        threads.shutdown(cancel_futures=True)
+        raise

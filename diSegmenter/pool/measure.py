@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from exchange.layout import RunLayout
 from exchange.locks import only_one
 from exchange.pool_features import PoolFeatures
 from exchange.pool_index import PoolIndex
+from exchange.threads import side_by_side
 
 PART = 4096  # instances that are written together, and lost when a call is killed
 _BATCH = 32
@@ -45,7 +45,7 @@ def measure(
         UserError: a cut-out is missing or damaged.
     """
     encode = functools.cache(load)
-    with only_one(layout, "measure"), ThreadPoolExecutor(_READERS) as threads:
+    with only_one(layout, "measure"), side_by_side(_READERS) as threads:
         files.remove_leftovers(layout.pool("features"))
         pool_features.begin(layout, made_from)
         for round_ in layout.pool_rounds():
