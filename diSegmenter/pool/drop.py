@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -68,7 +68,7 @@ def drop(
     for round_, of_round in chosen.items():
         if of_round:
             index = PoolIndex(layout, [round_], dropped_too=True)
-            named = np.isin(index.column("file"), list(of_round))
+            named = _are_among(of_round, index.column("file"))
             index.write_as(layout, round_, reason=np.where(named, BY_HAND, index.column("reason")))
             changed = True
         if changed:
@@ -80,8 +80,13 @@ def _chosen(
     index: PoolIndex, names: Collection[str], category_ids: Collection[int], rounds: Collection[int]
 ) -> set[str]:
     files_, ids, of_rounds = index.column("file"), index.category_ids, index.column("round")
-    chosen = np.isin(files_, list(names))
+    chosen = _are_among(frozenset(names), files_)
     if category_ids or rounds:
         of_class = np.isin(ids, list(category_ids)) | (not category_ids)
         chosen |= of_class & (np.isin(of_rounds, list(rounds)) | (not rounds))
     return set(files_[chosen].tolist())
+
+
+def _are_among(names: Set[str], texts: np.ndarray) -> np.ndarray:
+    """Which of ``texts`` are, bool (N,); NumPy would compare each with each."""
+    return np.array([text in names for text in texts.tolist()], bool)

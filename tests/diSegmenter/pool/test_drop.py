@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from diSegmenter.filter import InstanceFilter
@@ -11,7 +12,7 @@ from diSegmenter.pool.drop import drop, dropped_by_hand
 from diSegmenter.pool.verify import verify
 from exchange import files
 from exchange.errors import UserError
-from exchange.pool_index import PoolIndex
+from exchange.pool_index import PoolIndex, write_index
 from tests.diSegmenter.conftest import CATEGORIES
 from tests.diSegmenter.pool.two_rounds import IDS, layout
 from tools import pool as command
@@ -70,6 +71,27 @@ def test_a_class_a_round_or_a_class_in_a_round_is_dropped_whole(classes, rounds,
     meant.add(named)
     assert sum(drop(layout, [named], classes, rounds, CATEGORIES).values()) == len(meant) > 1
     assert {name for name, reason in reasons(layout).items() if reason == "by hand"} == meant
+
+
+def test_the_names_of_a_round_are_looked_up_and_not_compared_each_with_each(layout, monkeypatch):
+    compared, column = [], PoolIndex.column
+
+    class Name(str):
+        __hash__ = str.__hash__
+
+        def __eq__(self, other):
+            compared.append(other)
+            return str.__eq__(self, other)
+
+    def watched(index, name):
+        values = column(index, name)
+        return np.array([*map(Name, values)], object) if name == "file" else values
+
+    one, number = PoolIndex(layout, [0])[0], 100
+    write_index(layout, 0, [dataclasses.replace(one, file=f"{n}{one.file}") for n in range(number)])
+    monkeypatch.setattr(PoolIndex, "column", watched)
+    assert drop(layout, [], [], [0], CATEGORIES) == {0: number}
+    assert len(compared) < 10 * number
 
 
 def test_the_command_drops_and_refuses_what_is_unknown_nothing_at_all_and_a_damaged_list(
