@@ -36,9 +36,10 @@ def merge(layout: RunLayout, other: RunLayout, categories: Sequence[dict[str, An
         present = {round_: PoolIndex(layout, [round_], dropped_too=True) for round_ in layout.pool_rounds()}
         for round_ in other.pool_rounds():
             index = PoolIndex(other, [round_])
-            copied = [target for target, here in present.items() if _is_copy(here, index)]
-            if copied:
-                finish_import(layout, copied[0], categories)
+            copy = next((target for target, here in present.items() if _is_copy(here, index)), None)
+            if copy is not None:
+                del present[copy]  # another round of the same content is copied, too
+                finish_import(layout, copy, categories)
                 continue
             target = next_round(layout)
             names = _names(layout, target, index.category_ids)
@@ -60,11 +61,13 @@ def merge(layout: RunLayout, other: RunLayout, categories: Sequence[dict[str, An
 
 
 def _is_copy(here: PoolIndex, index: PoolIndex) -> bool:
-    """Whether the rows of a round came from those of another pool's, to which merging gave other names."""
-    return all(
-        np.array_equal(here.column(name), index.column(name))
-        for name in ("category_id", "width", "height", "area", "seed", "model", "prompt")
-    )
+    """Whether a round came from one of another pool, as merging gives names and places; some may be dropped since."""
+    told = ("category_id", "width", "height", "area", "seed", "model", "prompt")
+    if not all(np.array_equal(here.column(name), index.column(name)) for name in told):
+        return False
+    kept = np.flatnonzero(here.column("reason") == "").tolist()  # cut-outs of the others may be gone
+    rows = tqdm(kept, "compare with what is there", unit=" instances", delay=2)
+    return all(here.read(row) == index.read(row) for row in rows)
 
 
 def _names(layout: RunLayout, round_: int, category_ids: npt.NDArray[Any]) -> list[str]:

@@ -268,6 +268,30 @@ def test_a_merge_that_is_killed_is_made_good_by_the_same_call(killed_at, pool, t
     assert all(files.exists(out.annotations_done(round_)) for round_ in (0, 1))
 
 
+def test_a_round_whose_pictures_alone_are_others_is_merged(layout, tmp_path):
+    out = RunLayout(str(tmp_path / "out"))
+    assert merge(out, layout, CATEGORIES) == 6
+    for index in (PoolIndex(layout, [0]), PoolIndex(layout, [1])):
+        image, alpha = np.zeros((*index.size(0), 3), np.uint8), np.full(index.size(0), 255, np.uint8)
+        files.write_bytes(index.name(0), encode_cutout(image, alpha, [0, 0, *index.size(0)[::-1]]))
+    before = pixels(out)
+    assert merge(out, layout, CATEGORIES) == 6
+    assert pixels(out) == before + pixels(layout)
+    drop(out, [], [], [2], CATEGORIES)
+    assert prune_dropped(out, 2) == 3 and merge(out, layout, CATEGORIES) == 0
+
+
+def test_rounds_of_the_same_content_are_both_merged_though_the_first_was_before(layout, tmp_path):
+    out, twice = RunLayout(str(tmp_path / "out")), RunLayout(str(tmp_path / "twice"))
+    merge(twice, layout, CATEGORIES)
+    for round_ in (0, 1):
+        PoolIndex(twice, [0]).write_as(twice, round_)
+    merge(out, twice, CATEGORIES)
+    files.remove(out.pool_index(1))
+    assert merge(out, twice, CATEGORIES) == 3 and merge(out, twice, CATEGORIES) == 0
+    assert pixels(out) == pixels(twice)
+
+
 def test_pools_are_merged_packed_pruned_and_dropped_from_without_an_object_for_each_instance(
     layout, tmp_path, monkeypatch
 ):
