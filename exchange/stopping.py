@@ -17,7 +17,7 @@ class Stopped(BaseException):
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
+        self.number, self.exit_code = number, 128 + number
 
 
 class _Requests:
@@ -61,8 +61,8 @@ def _ask_again(unraisable: "sys.UnraisableHookArgs") -> None:
     if not isinstance(unraisable.exc_value, Stopped):
         sys.__unraisablehook__(unraisable)
         return
-    number, _Requests.number = _Requests.number, None
-    threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
+    _Requests.number = None
+    threading.Timer(0.01, os.kill, (os.getpid(), unraisable.exc_value.number)).start()
 
 
 @contextmanager

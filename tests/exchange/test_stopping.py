@@ -27,10 +27,15 @@ def test_a_signal_is_raised_with_the_exit_code_that_tells_it(listening, number):
     assert raised.value.exit_code == 128 + number
 
 
-def test_a_stop_is_not_lost_where_python_drops_what_is_raised(listening, capfd):
+def stop(number: int) -> None:
+    raise Stopped(number)
+
+
+@pytest.mark.parametrize("asked", [ask, stop])  # by a signal, and as where another process has ended
+def test_a_stop_is_not_lost_where_python_drops_what_is_raised(asked, listening, capfd):
     class Ended:
         def __del__(self):
-            ask(signal.SIGTERM)
+            asked(signal.SIGTERM)
 
     with pytest.raises(Stopped, match="SIGTERM"):
         ended = Ended()
