@@ -123,7 +123,8 @@ def named_device(name: str) -> torch.device:
         device = torch.device(name or ("cuda" if "cuda" in kinds else "cpu"))
     except RuntimeError:
         device = None
-    if device is None or device.type not in kinds:
+    count = torch.accelerator.device_count()
+    if device is None or device.type not in kinds or (device.type != "cpu" and (device.index or 0) >= count):
         raise UserError(
             f"there is no device {name!r} here: choose {' or '.join(kinds)} (MODEL.DEVICE, or --device), or leave it "
             "out"

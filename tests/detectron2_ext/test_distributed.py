@@ -72,6 +72,7 @@ def test_a_device_that_is_not_here_is_named_with_the_choices(
 ) -> None:
     found: list[torch.device | None] = [None]
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: found[0])
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     with pytest.raises(UserError, match=f"no device '{name}' here: choose cpu .MODEL.DEVICE"):
         join_ranks(name).__enter__()
     assert named_device("cpu") == named_device("") == torch.device("cpu")
@@ -81,6 +82,8 @@ def test_a_device_that_is_not_here_is_named_with_the_choices(
         named_device(name)
     found[0] = torch.device("cuda")
     assert named_device("") == torch.device("cuda") and named_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(UserError, match="no device 'cuda:2' here: choose cpu or cuda"):
+        named_device("cuda:2")
 
 
 def test_a_process_takes_the_gpu_of_its_number_on_its_own_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,6 +91,7 @@ def test_a_process_takes_the_gpu_of_its_number_on_its_own_machine(monkeypatch: p
         monkeypatch.setenv(name, value)
     found = torch.device("cuda")
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: found)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen := Mock())
     monkeypatch.setattr(torch.distributed, "init_process_group", joined := Mock())
     monkeypatch.setattr(torch.distributed, "destroy_process_group", Mock())
