@@ -206,10 +206,10 @@ def at_least(least: int, cfg: CfgNode, key: str) -> int:
 
 
 def limits(cfg: CfgNode, key: str) -> tuple[float, float]:
-    """The two numbers of the setting ``key``; raises UserError where there are not two."""
+    """The two numbers of the setting ``key``; raises UserError where there are not two, the smaller one first."""
     numbers: list[float] = dict(flatten(cfg))[key]
-    if len(numbers) != 2:
-        raise UserError(f"{key} is {numbers}: it takes two numbers")
+    if len(numbers) != 2 or numbers[0] > numbers[1]:
+        raise UserError(f"{key} is {numbers}: it takes two numbers, the smaller one first")
     return numbers[0], numbers[1]
 
 
@@ -359,7 +359,7 @@ def _cast(value: Any, default: Any) -> Any:
 
 
 def _is_infinite(value: Any) -> bool:
-    return any(item in (math.inf, -math.inf) for item in (value if isinstance(value, list) else [value]))
+    return any(map(_is_infinite, value)) if isinstance(value, list) else value in (math.inf, -math.inf)
 
 
 def _parse_tuple(value: str) -> Any:

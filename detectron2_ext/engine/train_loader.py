@@ -85,10 +85,8 @@ def build_augmentation(cfg: CfgNode) -> ResizeCropFlip:
     """How training images are seen."""
     choose(cfg, "INPUT.CUSTOM_AUG", {"EfficientDetResizeCrop": None})
     low, high = limits(cfg, "INPUT.SCALE_RANGE")
-    if not 0 < low <= high < np.inf:
-        raise UserError(
-            f"INPUT.SCALE_RANGE is {[low, high]}: it is two numbers above 0, the smaller one first"
-        )
+    if low <= 0:
+        raise UserError(f"INPUT.SCALE_RANGE is {[low, high]}: it is two numbers above 0")
     return ResizeCropFlip(at_least(1, cfg, "INPUT.TRAIN_SIZE"), (low, high), flip_probability(cfg))
 
 

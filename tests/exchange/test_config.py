@@ -11,6 +11,7 @@ from exchange.config import (
     config_of_text,
     flatten,
     from_repository,
+    limits,
     load_config,
     model_source,
 )
@@ -111,13 +112,28 @@ def test_a_value_of_the_wrong_type_is_an_error_that_names_the_key(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("SOLVER.BASE_LR", "-.inf"), ("SEGMENTER.AREA_SHARE", "[0.0, .inf]")]
+    ("key", "value"),
+    [
+        ("SOLVER.BASE_LR", "-.inf"),
+        ("SEGMENTER.AREA_SHARE", "[0.0, .inf]"),
+        ("MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS", "[[1.0, 1.0, .inf, 1.0]]"),
+    ],
 )
 def test_numbers_are_finite_but_for_those_that_have_no_end_anyway(key, value, tmp_path):
     path = write(tmp_path / "x.yaml", {})
     assert load_config(path, ["GENERATOR.GUIDANCE_SIGMAS", "[1.0, .inf]"]).GENERATOR.GUIDANCE_SIGMAS[1] > 1e9
     with pytest.raises(UserError, match=rf"{key} the value .*inf.*: it takes finite numbers"):
         load_config(path, [key, value])
+
+
+def test_a_range_is_two_numbers_the_smaller_one_first(tmp_path):
+    path, key = write(tmp_path / "x.yaml", {}), "INPUT.INST_POOL_SIZE_RANGE"
+    assert limits(load_config(path, [key, "[0.5, 0.5]"]), key) == (0.5, 0.5)
+    for value in ("[0.5]", "[0.5, 0.4]", "[0.1, 0.2, 0.3]"):
+        with pytest.raises(
+            UserError, match=rf"^{key} is \[.*\]: it takes two numbers, the smaller one first$"
+        ):
+            limits(load_config(path, [key, value]), key)
 
 
 def test_a_missing_file_a_missing_base_and_broken_yaml_are_named(tmp_path):
