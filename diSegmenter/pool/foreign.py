@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 from urllib.parse import unquote
 
@@ -77,7 +78,7 @@ def read_coco(path: str, image_root: str, category_ids: Mapping[str, int]) -> It
     """
     annotations = read_annotations(path)
     names, crowd = annotations.file_names(), annotations.crowd
-    read = functools.lru_cache(_PICTURES)(read_upright)
+    read = _reader()
     for index in np.argsort(annotations.object_images, kind="stable").tolist():
         image = int(annotations.object_images[index])
         name = annotations.categories[annotations.object_classes[index]]["name"]
@@ -113,6 +114,17 @@ def _xpaste_loader(entry: str, root: str) -> Callable[[], np.ndarray]:
         return np.dstack([image[..., :3], _XPASTE_CLEANING(alpha)[0]])
 
     return load
+
+
+def _reader() -> Callable[[str, tuple[int, int]], np.ndarray]:
+    """:func:`read_upright`, which has the last few pictures at hand and reads none for two threads at once."""
+    kept, locks = functools.lru_cache(_PICTURES)(read_upright), dict[str, Lock]()
+
+    def read(path: str, size: tuple[int, int]) -> np.ndarray:
+        with locks.setdefault(path, Lock()):
+            return kept(path, size)
+
+    return read
 
 
 def _object_loader(

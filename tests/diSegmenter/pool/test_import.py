@@ -2,6 +2,7 @@ import dataclasses
 import functools
 import itertools
 import os
+import time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from unittest.mock import MagicMock, Mock, call
@@ -125,11 +126,17 @@ def test_the_objects_of_a_coco_file_come_in_but_no_crowds(layout, tmp_path):
         list(read_coco(f"{root}/coco.json", root, IDS))
 
 
-def test_a_picture_is_read_once_for_all_of_its_objects_wherever_the_file_lists_them(tmp_path, monkeypatch):
+def test_a_picture_is_read_once_for_all_of_its_objects_wherever_the_file_lists_them(
+    layout, tmp_path, monkeypatch
+):
     read, read_upright = [], foreign.read_upright
-    monkeypatch.setattr(
-        foreign, "read_upright", lambda *picture: read.append(picture) or read_upright(*picture)
-    )
+
+    def slow_read(*picture):
+        read.append(picture)
+        time.sleep(0.01)  # for other threads to ask for the same one
+        return read_upright(*picture)
+
+    monkeypatch.setattr(foreign, "read_upright", slow_read)
     images = [{"id": id_, "file_name": f"{id_}.png", "width": 48, "height": 40} for id_ in range(9, 0, -1)]
     for image in images:
         files.write_bytes(f"{tmp_path}/{image['file_name']}", png(disc_image(image["id"])))
@@ -142,6 +149,9 @@ def test_a_picture_is_read_once_for_all_of_its_objects_wherever_the_file_lists_t
         image_id = 1 + 7 * int(instance.origin.partition("#")[2]) % 9
         np.testing.assert_array_equal(instance.load()[..., :3], disc_image(image_id))
     assert len(found) == 36 and len(read) == len(set(read)) == 9
+    monkeypatch.setattr(foreign, "_PICTURES", 9)  # however late one of the threads is
+    again = read_coco(f"{tmp_path}/coco.json", str(tmp_path), IDS)
+    assert import_round(layout, again, CATEGORIES, "test")[0] == 36 and len(read) == 18
 
 
 def test_an_object_of_a_lying_photograph_is_cut_out_where_it_is_annotated_and_of_another_size_left_out(
