@@ -13,7 +13,7 @@ import pytest
 
 from exchange import files
 from exchange.config import REPOSITORY
-from exchange.errors import run_cli
+from exchange.errors import UserError, run_cli
 from exchange.layout import RunLayout
 from exchange.logs import log_to_run
 from exchange.stopping import Stopped
@@ -84,12 +84,23 @@ def test_a_stop_of_which_the_interrupted_code_makes_another_error_is_a_stop(
     assert capsys.readouterr().err == "stopped; the same command goes on\n"
 
 
-def test_a_full_disk_after_a_stop_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    full = OSError(errno.ENOSPC, "No space left on device", "/x")
-    full.__context__ = Stopped(signal.SIGTERM)
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/x"),
+            "/x: No space left on device: make room there",
+        ),
+        (UserError("/x could not be written"), "/x could not be written"),
+    ],
+)
+def test_a_full_disk_after_a_stop_is_told(
+    error: Exception, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error.__context__ = Stopped(signal.SIGTERM)
     with pytest.raises(SystemExit, match="2"):
-        run_cli(Mock(side_effect=full))
-    assert capsys.readouterr().err.startswith("error: /x: No space left on device: make room there")
+        run_cli(Mock(side_effect=error))
+    assert capsys.readouterr().err.startswith(f"error: {sentence}")
 
 
 @pytest.mark.parametrize(
