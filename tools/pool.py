@@ -313,7 +313,10 @@ COMMANDS = {
         add_export_arguments,
     ),
     "merge": Command(
-        merge_pools, "copy the pools of other runs", "runs/both runs/one runs/other", add_merge_arguments
+        merge_pools,
+        "copy the pools of other runs, what is not here yet",
+        "runs/both runs/one runs/other",
+        add_merge_arguments,
     ),
     "drop": Command(
         drop_instances,

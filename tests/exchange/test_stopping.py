@@ -126,6 +126,27 @@ def test_a_child_that_was_just_being_started_as_the_signal_came_ends_too(listeni
     assert children[0].returncode == -9
 
 
+def test_a_child_that_another_thread_starts_leaves_put_off_what_is(listening):
+    with pytest.raises(Stopped), put_off():
+        starting = threading.Thread(target=stopping.start, args=(["sleep", "1000"],))
+        starting.start()
+        starting.join()
+        ask(signal.SIGTERM)
+        done = True
+    stopping.kill_children()
+    assert done
+
+
+def test_handlers_and_hooks_are_those_from_before_when_nobody_listens_any_more():
+    def state():
+        return sys.unraisablehook, *map(signal.getsignal, SIGNALS)
+
+    before = state()
+    with stopping.listening():
+        assert state() != before
+    assert state() == before
+
+
 HEARS = "import signal; [signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]\n"
 LONG = f"""{HEARS}
 import sys
