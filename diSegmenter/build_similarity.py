@@ -10,7 +10,7 @@ from fvcore.common.config import CfgNode
 from diSegmenter.real_objects import RealObjects, read_or_make
 from diSegmenter.similarity import SURROUNDINGS, Framing, Similarity, load_image_encoder
 from exchange.annotations import AnnotationFile
-from exchange.config import choose
+from exchange.config import at_least, choose
 from exchange.layout import RunLayout
 
 _log = logging.getLogger(__name__)
@@ -24,10 +24,11 @@ def build_similarity(
     Raises UserError for a model that does not load, for a setting with a value that there is not, and where the images
     of ``dataset`` are not in ``image_folder``.
     """
-    node = cfg.SEGMENTER
-    framing = Framing(node.SIMILARITY_PADDING, choose(cfg, "SEGMENTER.SIMILARITY_SURROUNDINGS", SURROUNDINGS))
+    node, most = cfg.SEGMENTER, at_least(1, cfg, "SEGMENTER.SIMILARITY_OBJECTS")
+    padding = at_least(0, cfg, "SEGMENTER.SIMILARITY_PADDING")
+    framing = Framing(padding, choose(cfg, "SEGMENTER.SIMILARITY_SURROUNDINGS", SURROUNDINGS))
     encode = load_image_encoder(node.SIMILARITY_MODEL, node.SIMILARITY_REVISION, device)
-    objects = RealObjects.of_each_class(dataset, image_folder, node.SIMILARITY_OBJECTS, cfg.SEED)
+    objects = RealObjects.of_each_class(dataset, image_folder, most, cfg.SEED)
     names = ("SIMILARITY_MODEL", "SIMILARITY_REVISION", "SIMILARITY_PADDING", "SIMILARITY_SURROUNDINGS")
     key = objects.digest([node[name] for name in names])
     means = read_or_make(layout, objects, key, framing, encode, node.BATCH_SIZE, node.WORKERS)
@@ -35,7 +36,7 @@ def build_similarity(
         "compared with %d real objects of %d categories, at most %d of each (SEGMENTER.SIMILARITY_OBJECTS)",
         len(objects.chosen),
         len(means),
-        node.SIMILARITY_OBJECTS,
+        most,
     )
     if unknown := [name for category_id, name in dataset.category_names.items() if category_id not in means]:
         _log.warning(

@@ -51,7 +51,8 @@ def build_test_mapper(cfg: CfgNode, dataset: DetectionDataset) -> TestMapper:
 
 def build_test_transform(cfg: CfgNode) -> TestTransform:
     """An image as the configuration has it tested."""
-    return TestTransform(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, is_bgr(cfg))
+    least, most = (at_least(1, cfg, f"INPUT.{name}_SIZE_TEST") for name in ("MIN", "MAX"))
+    return TestTransform(least, most, is_bgr(cfg))
 
 
 def batches_in_order(cfg: CfgNode, mapper: Any, order: Any, batch_size: int) -> DataLoader:

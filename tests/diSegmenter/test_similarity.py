@@ -153,6 +153,13 @@ def test_several_processes_share_the_real_features_and_find_what_one_finds(
     np.testing.assert_array_equal(several, one)
 
 
+@pytest.mark.parametrize(("name", "value", "least"), [("OBJECTS", 0, 1), ("PADDING", -1, 0)])
+def test_numbers_that_nothing_can_be_compared_with_are_refused(config, layout, tmp_path, name, value, least):
+    key, real = f"SEGMENTER.SIMILARITY_{name}", write_training_set(tmp_path, [3])
+    with pytest.raises(UserError, match=f"^{key} is {value}: it is {least} or more$"):
+        build_similarity(load_config(config, [key, str(value)]), layout, real, str(tmp_path), CPU)
+
+
 def test_a_file_of_real_features_is_used_as_long_as_it_is_whole_and_about_the_same(
     monkeypatch, config, layout, tmp_path, caplog
 ):

@@ -218,6 +218,12 @@ def test_a_setting_that_does_not_exist_is_named_with_the_choices(configure, key,
         train_loader(configure(key, value), world_size=2)
 
 
+@pytest.mark.parametrize("key", ["INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST"])
+def test_images_are_tested_on_at_a_size_of_a_pixel_at_least(configure, key):
+    with pytest.raises(UserError, match=f"^{key} is 0: it is 1 or more$"):
+        build_test_loader(configure(key, "0"), build_dataset(configure(), "small"))
+
+
 @pytest.mark.parametrize(
     ("kind", "key", "value", "message"),
     [
