@@ -68,6 +68,8 @@ def test_what_cannot_go_on_ends_with_exit_code_2_and_one_line(config, layout):
         ("INPUT_SIZE", "0", "is 0: it is 1 or more"),
         ("AREA_SHARE", "[0.5]", r"is \[0\.5\]: it takes two numbers"),
         ("CLIP_PROMPT", "a photo of {name}", "is 'a photo of {name}', which .* put {} where"),
+        ("CLIP_PROMPT", "a photo of {", "is 'a photo of {', which .* put {} where"),
+        ("CLIP_PROMPT", "a photo of {0.name}", "is 'a photo of {0.name}', which .* put {} where"),
     ],
 )
 def test_a_value_that_cannot_be_is_named_with_its_key(call, config, layout, key, value, message):
