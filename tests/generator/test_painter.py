@@ -110,6 +110,11 @@ def test_without_guidance_no_network_is_loaded(run, monkeypatch):
     Painter.from_checkpoint(run.checkpoint, guided=False)
 
 
+def test_a_painter_draws_an_image_at_a_time_at_least(run):
+    with pytest.raises(UserError, match=r"^GENERATOR\.BATCH_SIZE is 0: it is 1 or more$"):
+        Painter.from_run(run.folder, ["GENERATOR.BATCH_SIZE", "0"], guided=False)
+
+
 def test_a_category_that_the_checkpoint_does_not_know_is_refused(run):
     with pytest.raises(UserError, match="no category 'mauve three': its categories are red zero, green zero"):
         Painter.from_run(run.folder).draw("mauve three", 1)
