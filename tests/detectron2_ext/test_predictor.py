@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from safetensors import safe_open
 from detectron2_ext.evaluation.evaluator import validate
 from detectron2_ext.evaluation.predictions import Predictions
 from detectron2_ext.modeling import build_detector, load_weights
-from detectron2_ext.modeling.described import read_described, write_described
+from detectron2_ext.modeling.described import last_checkpoint, read_described, write_described
 from detectron2_ext.predictor import Predictor
 from exchange import files
 from exchange.config import REPOSITORY, load_config
@@ -67,6 +68,7 @@ def test_objects_are_those_of_the_evaluation_bit_for_bit(run, photos, tmp_path):
 def test_paths_pictures_and_pixels_give_the_same_names_scores_boxes_and_masks(run, photos):
     folder, composed = photos
     predictor = Predictor.from_run(run)
+    assert Predictor.from_checkpoint(Path(last_checkpoint(run))).categories == predictor.categories
     path = folder / "scene 2.png"
     predictions = [predictor(image) for image in (str(path), path, Image.open(path), composed[2].image)]
     for one in predictions[1:]:
