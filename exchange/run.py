@@ -12,7 +12,7 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from exchange import files
-from exchange.config import flatten, from_repository, parse_yaml
+from exchange.config import at_least, flatten, from_repository, parse_yaml
 from exchange.errors import UserError
 from exchange.layout import RunLayout
 
@@ -66,7 +66,7 @@ def versions() -> dict[str, str]:
 
 def num_rounds(cfg: CfgNode) -> int:
     """Rounds of the schedule, the last of which may be shorter than SOLVER.ROUND_ITERS; UserError if one has none."""
-    return math.ceil(_iterations(cfg, "MAX_ITER") / _iterations(cfg, "ROUND_ITERS"))
+    return math.ceil(at_least(1, cfg, "SOLVER.MAX_ITER") / at_least(1, cfg, "SOLVER.ROUND_ITERS"))
 
 
 def round_iterations(cfg: CfgNode) -> int:
@@ -75,14 +75,7 @@ def round_iterations(cfg: CfgNode) -> int:
     A run has rounds, of SOLVER.ROUND_ITERS, if it makes a pool of its own (INPUT.INST_POOL_FEED). Any other waits for
     nothing on its way, and trains to SOLVER.MAX_ITER as in one round. Raises UserError for a number below 1.
     """
-    return _iterations(cfg, "ROUND_ITERS" if cfg.INPUT.INST_POOL_FEED else "MAX_ITER")
-
-
-def _iterations(cfg: CfgNode, name: str) -> int:
-    iterations: int = cfg.SOLVER[name]
-    if iterations < 1:
-        raise UserError(f"SOLVER.{name} is {iterations}: a round takes an iteration at least")
-    return iterations
+    return at_least(1, cfg, "SOLVER.ROUND_ITERS" if cfg.INPUT.INST_POOL_FEED else "SOLVER.MAX_ITER")
 
 
 def add_round_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,8 @@ import dataclasses
 import functools
 import itertools
 import os
-import time
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from unittest.mock import MagicMock, Mock, call
@@ -130,13 +131,9 @@ def test_a_picture_is_read_once_for_all_of_its_objects_wherever_the_file_lists_t
     layout, tmp_path, monkeypatch
 ):
     read, read_upright = [], foreign.read_upright
-
-    def slow_read(*picture):
-        read.append(picture)
-        time.sleep(0.01)  # for other threads to ask for the same one
-        return read_upright(*picture)
-
-    monkeypatch.setattr(foreign, "read_upright", slow_read)
+    monkeypatch.setattr(
+        foreign, "read_upright", lambda *picture: read.append(picture) or read_upright(*picture)
+    )
     images = [{"id": id_, "file_name": f"{id_}.png", "width": 48, "height": 40} for id_ in range(9, 0, -1)]
     for image in images:
         files.write_bytes(f"{tmp_path}/{image['file_name']}", png(disc_image(image["id"])))
@@ -152,6 +149,34 @@ def test_a_picture_is_read_once_for_all_of_its_objects_wherever_the_file_lists_t
     monkeypatch.setattr(foreign, "_PICTURES", 9)  # however late one of the threads is
     again = read_coco(f"{tmp_path}/coco.json", str(tmp_path), IDS)
     assert import_round(layout, again, CATEGORIES, "test")[0] == 36 and len(read) == 18
+
+
+def test_a_picture_that_one_thread_reads_is_waited_for_by_another(monkeypatch):
+    asked, read, both_ask = [], [], threading.Event()
+
+    class Watched:
+        def __init__(self):
+            self.lock = threading.Lock()
+
+        def __enter__(self):
+            asked.append(self)
+            if len(asked) == 2:
+                both_ask.set()
+            self.lock.acquire()
+
+        def __exit__(self, *_):
+            self.lock.release()
+
+    def read_upright(*picture):
+        read.append(picture)
+        assert both_ask.wait(60)
+        return np.zeros((30, 40, 3), np.uint8)
+
+    monkeypatch.setattr(foreign, "Lock", Watched)
+    monkeypatch.setattr(foreign, "read_upright", read_upright)
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(foreign._reader(), ["a.png"] * 2, [(30, 40)] * 2)
+    assert first is second and read == [("a.png", (30, 40))]
 
 
 def test_an_object_of_a_lying_photograph_is_cut_out_where_it_is_annotated_and_of_another_size_left_out(
