@@ -29,6 +29,15 @@ def next_round(layout: RunLayout) -> int:
     return max(layout.pool_rounds(), default=-1) + 1
 
 
+def numbered(layout: RunLayout, round_: int, category_ids: Iterable[int], counts: Counter[int]) -> list[str]:
+    """Names for further instances of a round, of these categories; ``counts`` are those that each has, and go on."""
+    names = []
+    for category_id in category_ids:
+        names.append(layout.instance_name(round_, category_id, counts[category_id]))
+        counts[category_id] += 1
+    return names
+
+
 def import_round(
     layout: RunLayout,
     foreign: Iterable[ForeignInstance],
@@ -63,10 +72,7 @@ def import_round(
         categories = joined_categories(layout, categories)
         round_ = _round_to_import(layout)
         for part in _parts(foreign):
-            names = []
-            for instance in part:
-                names.append(layout.instance_name(round_, instance.category_id, counts[instance.category_id]))
-                counts[instance.category_id] += 1
+            names = numbered(layout, round_, [instance.category_id for instance in part], counts)
             left_out += _import_part(layout, round_, parts, names, part, source, threads, progress)
             parts += 1
         if len(left_out) == counts.total():

@@ -9,10 +9,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
-from diSegmenter.pool.add import finish_import, next_round
+from diSegmenter.pool.add import finish_import, next_round, numbered
 from diSegmenter.pool.annotation_file import joined_categories, write_lvis
 from exchange import files
 from exchange.images import decode_rgba, encode_png
@@ -42,7 +41,7 @@ def merge(layout: RunLayout, other: RunLayout, categories: Sequence[dict[str, An
                 finish_import(layout, copy, categories)
                 continue
             target = next_round(layout)
-            names = _names(layout, target, index.category_ids)
+            names = numbered(layout, target, index.category_ids.tolist(), Counter())
             for row in tqdm(range(len(index)), desc=f"merge round {round_}", unit=" instances"):
                 files.write_bytes(layout.cutout(names[row]), index.read(row), durable=False)
             files.flush_all()  # cut-outs, which were not flushed one by one
@@ -68,16 +67,6 @@ def _is_copy(here: PoolIndex, index: PoolIndex) -> bool:
     kept = np.flatnonzero(here.column("reason") == "").tolist()  # cut-outs of the others may be gone
     rows = tqdm(kept, "compare with what is there", unit=" instances", delay=2)
     return all(here.read(row) == index.read(row) for row in rows)
-
-
-def _names(layout: RunLayout, round_: int, category_ids: npt.NDArray[Any]) -> list[str]:
-    """Names for instances of a round of these categories, numbered in each from 0 on."""
-    counts: Counter[int] = Counter()
-    names = []
-    for category_id in category_ids.tolist():
-        names.append(layout.instance_name(round_, category_id, counts[category_id]))
-        counts[category_id] += 1
-    return names
 
 
 def folder_name(category: str) -> str:
