@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import detectron2.structures as d2
-import torch
 from detectron2.config import CfgNode as Detectron2Config
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -17,6 +16,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from detectron2_ext.data.dataset import DetectionDataset
+from detectron2_ext.distributed import named_device
 from detectron2_ext.modeling import build_model
 from detectron2_ext.structures import BitMasks, Instances
 from exchange.annotations import AnnotationFile, read_annotations
@@ -92,7 +92,7 @@ def detectron2_config(cfg: CfgNode) -> Detectron2Config:
     merged.set_new_allowed(True)
     merged.merge_from_other_cfg(cfg)
     merged.set_new_allowed(False)
-    merged.MODEL.DEVICE = cfg.MODEL.DEVICE or ("cuda" if torch.cuda.is_available() else "cpu")
+    merged.MODEL.DEVICE = str(named_device(cfg.MODEL.DEVICE))
     merged.MODEL.WEIGHTS = from_repository(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else ""
     merged.OUTPUT_DIR = run_layout(cfg).train_dir
     register_custom_datasets(cfg)
