@@ -83,9 +83,13 @@ _children: set["subprocess.Popen[bytes]"] = set()
 def start(command: Sequence[str], **options: Any) -> "subprocess.Popen[bytes]":
     """Starts a process in a session of its own, so that Ctrl-C reaches it by way of this one alone."""
     in_main = threading.current_thread() is threading.main_thread()  # where signals are raised
-    with put_off() if in_main else nullcontext():
-        child = subprocess.Popen(command, start_new_session=True, **options)
-        _children.add(child)
+    try:
+        with put_off() if in_main else nullcontext():
+            child = subprocess.Popen(command, start_new_session=True, **options)
+            _children.add(child)
+    except Stopped:  # as it was being started: it is there
+        end(child)
+        raise
     return child
 
 

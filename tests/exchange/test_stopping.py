@@ -111,7 +111,7 @@ def test_children_have_ended_with_what_they_started_and_are_not_ended_twice(fini
     finish()
 
 
-def test_a_child_that_was_just_being_started_as_the_signal_came_ends_too(listening, monkeypatch):
+def test_a_child_that_was_just_being_started_as_the_signal_came_is_asked_to_end(listening, monkeypatch):
     children, popen = [], subprocess.Popen
 
     def started(*args, **options):
@@ -122,8 +122,7 @@ def test_a_child_that_was_just_being_started_as_the_signal_came_ends_too(listeni
     monkeypatch.setattr(subprocess, "Popen", started)
     with pytest.raises(Stopped):
         stopping.start(["sleep", "1000"])
-    stopping.kill_children()
-    assert children[0].returncode == -9
+    assert children[0].returncode == -signal.SIGTERM and not stopping._children
 
 
 def test_a_child_that_another_thread_starts_leaves_put_off_what_is(listening):
