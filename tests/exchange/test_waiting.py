@@ -21,3 +21,10 @@ def test_a_wait_says_for_what_where_since_when_and_who_makes_it_and_repeats_that
     assert caplog.messages == [f"waiting since noon for the pool at {path}: mrca segment makes it"] * 4
     path.touch()
     wait_for(str(path), "the pool", "mrca segment", timeout_s=0)
+
+
+def test_what_is_waited_for_is_looked_for_every_second(tmp_path, monkeypatch):
+    pauses, path = [], tmp_path / "rd03.done"
+    monkeypatch.setattr(waiting.time, "sleep", lambda seconds: pauses.append(seconds) or path.touch())
+    wait_for(str(path), "the pool", "mrca segment", timeout_s=600)
+    assert pauses == [1]

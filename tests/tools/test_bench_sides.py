@@ -56,6 +56,13 @@ def test_pasting_from_halves_cut_outs_and_images_gives_the_same_pictures(tmp_pat
         assert objects[0] < objects[1] and len(set(objects[1:])) == 1
 
 
+def test_the_profile_of_pasting_is_in_milliseconds(monkeypatch):
+    for name in ("_INSTANCES", "_IMAGES", "_PROFILED"):
+        monkeypatch.setattr(paste, name, 3)
+    *_, together = paste.profile("cpu").splitlines()
+    assert all(0.01 < float(milliseconds) < 1e5 for milliseconds in together.split("|")[2:5])
+
+
 def test_both_forms_of_a_matting_network_give_the_same_masks(monkeypatch):
     monkeypatch.setattr(matting, "_IMAGES", 2)
     monkeypatch.setattr(matting, "_REPEATS", 1)
@@ -81,5 +88,8 @@ def test_loader_processes_give_batches_and_their_memory_is_read(monkeypatch):
     sizes = {"_IMAGES": 30, "_INSTANCES": 40, "_FILES": 20, "_BATCH": 2, "_WARM": 2, "_MEASURED": 4}
     for name, value in sizes.items():
         monkeypatch.setattr(loader, name, value)
+    pools, build = [], loader.InstancePool
+    monkeypatch.setattr(loader, "InstancePool", lambda *given: pools.append(build(*given)) or pools[-1])
     measured = loader.measure("cpu")
+    assert {len(of_all_rounds) for of_all_rounds in pools} == {40}
     assert 1 < measured["other"] < 1e4 and measured["ratio"] == measured["ours"] / measured["other"]

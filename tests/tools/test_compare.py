@@ -156,8 +156,8 @@ def test_a_finished_run_has_a_point_for_each_round_with_all_that_it_generated_by
         assert env["OMP_NUM_THREADS"] == "5"
         layout = RunLayout(str(tmp_path / "Ours/seed3"))
         for round_ in (-1, 0, 1):
-            told = dataclasses.replace(FEEDBACK, round=round_, mean_mask_ap=9.0 + round_)
-            write_feedback(layout, told)
+            scores = {"mean_mask_ap": 9.0 + round_, "ap_c": 5.0, "ap_f": 3.0}
+            write_feedback(layout, dataclasses.replace(FEEDBACK, round=round_, **scores))
         for round_, shard, count in ((0, 0, 2), (0, 1, 1), (1, 0, 4)):
             one = GeneratedInstance("00_0001_0000.png", 1, 0, 7, "{}", "x", False)
             shards = 2 - round_
@@ -172,8 +172,10 @@ def test_a_finished_run_has_a_point_for_each_round_with_all_that_it_generated_by
     files.write_json(f"{run.folder}/seconds.json", 1000.0)  # before it failed
     run.finish(gpus=2, threads=5)
     assert run.result().seconds > 1000
-    points = [dataclasses.astuple(point) for point in run.result().points]
-    assert points == [(9.0, None, 9.0, None, 3), (10.0, None, 9.0, None, 7)]
+    assert run.result().points == [
+        Point(ap=ap, ap_r=None, ap_c=5.0, ap_f=3.0, generated=generated)
+        for ap, generated in ((9.0, 3), (10.0, 7))
+    ]
     assert (run.result().method, run.result().seed) == ("Ours", 3)
 
 

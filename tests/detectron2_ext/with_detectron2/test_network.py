@@ -130,6 +130,10 @@ def test_validation_by_other_rules_or_on_another_file_than_detectron2_s_is_refus
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     with pytest.raises(UserError, match="set DETECTRON2_DATASETS to the folder"):
         validate(load_config(str(tmp_path / "config.yaml")), network, "lvis_v1_val", str(tmp_path), ranks)
+    (tmp_path / "datasets").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"TEST\.EVALUATOR"):  # the file is the same, by way of a link
+        validate(cfg, network, "lvis_v1_val", str(tmp_path), ranks)
 
 
 def test_detectron2_s_own_mapper_feeds_the_network_from_a_data_set_of_the_configuration(

@@ -125,6 +125,15 @@ def test_each_damage_is_found_and_has_a_remedy(layout, damage, file, what):
         assert problem.remedy.startswith("remove it: training reads the index")
 
 
+def test_all_that_is_wrong_with_one_cutout_is_told(layout):
+    append(layout)
+    change(layout, 0, 1, category_id=5, area=3)
+    told = [problem.what for problem in verify(layout, IDS)]
+    assert [word in what for word, what in zip(("category", "area", "halves"), told, strict=True)] == [
+        True
+    ] * 3
+
+
 def test_every_instance_of_a_large_pool_is_looked_at(layout):
     rows = [next(iter(PoolIndex(layout, [0])))] * 600
     for area, row in enumerate((255, 256, 511, 599), start=1):
