@@ -126,12 +126,14 @@ def test_a_round_without_similarities_is_refused_where_nothing_says_what_is_to_c
         call(monkeypatch, capsys, layout, "--by", "similarity")
 
 
+@pytest.mark.parametrize("cut_off", [np.s_[:50], np.s_[:, :50]])
 def test_similarity_comes_from_the_index_and_is_measured_where_it_is_unknown(
     monkeypatch,
     capsys,
     layout,
     tmp_path,
     clip_folder,  # noqa: F811
+    cut_off,
 ):
     call(monkeypatch, capsys, layout, "--by", "similarity")
     np.testing.assert_array_equal(values(layout, "similarity"), [0.25, np.nan, 0.25, np.nan])
@@ -142,7 +144,9 @@ def test_similarity_comes_from_the_index_and_is_measured_where_it_is_unknown(
     config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"SEGMENTER": node}))
     around = np.random.default_rng(1).integers(0, 256, (56, 67, 3), dtype=np.uint8)
     files.write_bytes(layout.raw("00_0005_0000.png"), encode_png(around))
-    files.write_bytes(layout.raw("01_0005_0000.png"), encode_png(around[:50]))  # another one than was cut out
+    files.write_bytes(
+        layout.raw("01_0005_0000.png"), encode_png(around[cut_off])
+    )  # another one than was cut out
     call(monkeypatch, capsys, layout, "--by", "similarity", "--config", config)
     cfg = load_config(str(config))
     made_from = files.read_json(layout.rank_done(1, "similarity"))  # whatever it depends on

@@ -152,6 +152,23 @@ def test_recomputing_activations_changes_no_gradient():
     assert runs == [4, 8]
 
 
+@pytest.mark.parametrize("name", SWIN_SIZES)
+def test_a_swin_of_each_size_is_as_wide_deep_and_many_headed_as_timms(name):
+    letter, _, side = name.partition("-22k")
+    size = {"T": "tiny", "S": "small", "B": "base", "L": "large"}[letter]
+    with torch.device("meta"):
+        ours = SwinTransformer(SWIN_SIZES[name])
+        theirs = timm.create_model(
+            f"swin_{size}_patch4_window{'12_384' if side else '7_224'}", features_only=True
+        )
+    tables = [
+        sorted(parameter.shape for name, parameter in network.named_parameters() if "bias_table" in name)
+        for network in (ours, theirs)
+    ]
+    widths = [network.patch_embed.proj.out_channels for network in (ours, theirs)]
+    assert tables[0] == tables[1] and len(set(widths)) == 1
+
+
 def test_residuals_are_dropped_more_often_the_deeper_they_are():
     with torch.device("meta"):
         network = SwinTransformer(SWIN_SIZES["L-22k-384"])
