@@ -88,3 +88,12 @@ def test_a_score_hangs_on_seed_and_name_and_a_class_without_real_objects_has_non
     for place in (0, 2):
         assert both[3 + place] == one[place] != both[place]
         assert dict(build(tmp_path, *drawn, "SEED", "7", rounds=(1,))())[place] != one[place]
+
+
+def test_an_instance_that_no_view_shows_has_no_score(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    rank = build(tmp_path)
+    tried: list[int] = []
+    rank._paste = lambda scene, index, *_: tried.append(index)
+    assert all(math.isnan(score) for score in dict(rank()).values())
+    assert tried == [0] * 10 + [1] * 10 + [2] * 10
