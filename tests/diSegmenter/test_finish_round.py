@@ -119,6 +119,11 @@ def test_the_index_lists_dropped_ones_with_their_reason(layout):
     assert everything[2] == pool_instance(0, 7, 1, clip_black=20.0, reason="CLIP score")
 
 
+def test_what_has_no_reason_against_it_is_kept_of_however_many_parts_it_is():
+    several, dropped = pool_instance(0, 3, 0, objects=3), pool_instance(0, 3, 1, reason="too small")
+    assert JudgedRound(0, CHECKS, [several, dropped], unreadable=[]).kept == [several]
+
+
 def test_decisions_and_thresholds_are_on_record(layout):
     finish(layout, 1, [30, 20], [1])
     of_both = {"clip_white": 0.0, "similarity": None, "judge": None, "objects": 1, "area": 90}

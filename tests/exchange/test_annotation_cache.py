@@ -302,7 +302,7 @@ def test_the_cache_is_below_home_unless_another_folder_is_named(monkeypatch):
 def test_the_first_image_without_a_name_and_the_first_annotation_without_a_field_are_named():
     images = [{"id": 5, "height": 6, "width": 8, "file_name": "a"}, {"id": 4, "height": 6, "width": 8}]
     record = {"image_id": 5, "category_id": 1, "bbox": [1, 1, 2, 2]}
-    records = [{**record, "id": 8, "area": 3}, {**record, "id": 9}]
+    records = [{**record, "id": 8, "area": 3}, {**record, "id": 7, "area": 3}, {**record, "id": 9}]
     file = AnnotationFile.of_records(
         "a", images=images, annotations=records, categories=[{"id": 1, "name": "b"}]
     )

@@ -45,6 +45,17 @@ def test_a_stop_is_not_lost_where_python_drops_what_is_raised(asked, listening, 
     assert capfd.readouterr().err == ""
 
 
+def test_another_error_that_python_drops_is_shown_and_nothing_else_comes_of_it(listening, capfd):
+    class Faulty:
+        def __del__(self):
+            raise ValueError("of its own")
+
+    faulty = Faulty()
+    del faulty
+    told = capfd.readouterr().err
+    assert "ValueError: of its own" in told and told.count("Exception ignored in") == 1
+
+
 def test_tidying_up_is_not_disturbed_by_the_same_wish_and_only_ctrl_c_insists(listening):
     with pytest.raises(Stopped, match="SIGINT"):
         try:

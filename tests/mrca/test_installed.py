@@ -100,6 +100,9 @@ def test_nobody_s_tools_and_exchange_are_shadowed_and_the_commands_have_their_ow
     done = installed.run(tmp_path, sys.executable, "-c", code)
     assert "ImportError: mrca.Predictor needs MRCA's package 'exchange', but here that name is" in done.stderr
     assert str(tmp_path / "exchange.py") in done.stderr
+    (tmp_path / "exchange.py").unlink()
+    done = installed.run(tmp_path, sys.executable, "-c", "import mrca; mrca.Predictor")
+    assert f"package 'generator', but here that name is ['{tmp_path / 'generator'}']" in done.stderr
     for program in (["mrca"], [sys.executable, "-m", "mrca"]):
         done = installed.run(tmp_path, *program, "rounds", "--help")
         assert done.stdout.startswith("usage: mrca rounds "), done.stderr

@@ -92,7 +92,8 @@ def test_negative_categories_are_absent_and_every_annotation_is_a_visible_mask(d
             assert not present[image["id"]] & set(image["neg_category_ids"])
     name = parts["train"]["images"][0]["file_name"]
     assert name == "train_00001.png"
-    assert Image.open(folder / "images" / name).size == (scenes.SIZE, scenes.SIZE)
+    image = Image.open(folder / "images" / name)
+    assert (image.size, image.format) == ((scenes.SIZE, scenes.SIZE), "PNG")
 
 
 def test_an_object_covers_at_most_half_of_one_behind_it(monkeypatch):

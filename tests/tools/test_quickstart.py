@@ -90,7 +90,14 @@ def test_the_overview_shows_the_cut_outs_of_the_last_round_or_else_of_those_befo
     cfg = CfgNode({"DATASETS": data})
     monkeypatch.setattr(sheets, "training_sheet", training := Mock())
     training.return_value = Image.new("RGB", (9, 9)), None
+    written, save = [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *to, **how: written.append(self) or save(self, *to, **how)
+    )
     overview.write_overview(cfg, layout, summarise(layout, layout, rounds=2), str(tmp_path / "a.png"))
+    assert [panel.get_suptitle()[:12] for panel in written[0].subfigs] == [
+        *("1, 2  drawn ", "3  pasted in", "what it brin")
+    ]
     picture = np.asarray(Image.open(io.BytesIO(files.read_bytes(str(tmp_path / "a.png")))).convert("RGB"))
     assert (picture == (255, 0, 0)).all(axis=2).sum() > 1000
     assert training.call_args.args[1:] == (layout, 1, 4)

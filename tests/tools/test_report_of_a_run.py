@@ -20,6 +20,7 @@ from exchange.manifest import read_manifest, write_manifest
 from exchange.pool_index import PoolIndex, write_index
 from tests.tools.made_up_run import EVIL, NAMES, ap_of, layout, page, write_made_up_run
 from tools import report
+from tools.run_report.content import Category
 
 __all__ = ["layout"]
 
@@ -100,6 +101,11 @@ def test_the_tables_of_a_page_tell_scores_and_counts_winners_classes_pool_time_a
         ["SOLVER.MAX_ITER", "20", "90000"],
         ["SOLVER.ROUND_ITERS", "10", "9000"],
     ]
+
+
+def test_a_class_changes_from_its_first_known_ap_on_which_may_be_0():
+    assert Category(1, "kite", ap={-1: None, 0: 0.0, 1: None, 2: 7.0, 3: None}).change == 7.0
+    assert Category(1, "kite", ap={-1: None, 0: 5.0, 1: None}).change is None
 
 
 def test_the_page_tells_where_the_time_of_each_round_went_and_the_share_of_each_work(layout):

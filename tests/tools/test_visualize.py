@@ -215,9 +215,12 @@ def test_labels_do_not_cover_each_other_while_there_is_room(monkeypatch):
         [[10.0, 10, 60, 60], [12, 11, 50, 40], [11, 60, 40, 70], [70, 0, 100, 30], [90, 90, 99, 99]]
     )
     names = ["the first", "the second", "the third", "a label that is long", "at the corner"]
-    draw_objects(np.zeros((100, 100, 3), np.uint8), boxes, np.zeros((5, 100, 100), bool), names, [REAL] * 5)
+    dark, colors = np.zeros((100, 100, 3), np.uint8), [(0, n, 0) for n in range(100, 105)]
+    picture = np.asarray(draw_objects(dark, boxes, np.zeros((5, 100, 100), bool), names, colors))
     for n, (left, top, right, bottom) in enumerate(placed):
         assert 0 <= left < right <= 400 and 0 <= top < bottom <= 400
+        label = picture[int(top) : int(bottom), int(left) : int(right)]
+        assert (label.max(axis=2) > 200).sum() > 30, names[n]  # its text
         assert all(left >= r or x >= right or top >= b or y >= bottom for x, y, r, b in placed[:n]), names[n]
     assert [top for _, top, *_ in placed] == [24, 40, 224, 0, 344]  # on its box, or as near as may be
     assert placed[0][0] == 40

@@ -94,6 +94,12 @@ def test_scores_and_files_do_not_depend_on_the_number_of_processes(world_size: i
     assert by_image == sorted(expected, key=lambda record: (record["image_id"], -record["score"]))
 
 
+def test_an_image_s_id_has_64_bits() -> None:
+    _, predictions = random_world(0, lvis=False)
+    found = Predictions.from_instances(1 << 40, next(iter(predictions.values())), 300)
+    assert set(found.image_ids.tolist()) == {1 << 40}
+
+
 def test_each_process_predicts_its_part_and_as_many_objects_of_an_image_as_the_settings_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
