@@ -38,6 +38,14 @@ def test_the_crop_is_anywhere_in_both_directions_independently():
     assert abs(np.corrcoef(places.T)[0, 1]) < 0.03
 
 
+def test_which_views_are_mirrored_does_not_depend_on_the_image_s_shape():
+    flips = {
+        tuple(ResizeCropFlip(640, (0.1, 2.0)).draw(shape, np.random.default_rng(n)).flip for n in range(40))
+        for shape in ((480, 640), (640, 480), (64, 640), (9, 9))
+    }
+    assert len(flips) == 1
+
+
 def test_an_image_is_resized_bilinearly():
     ramp = np.tile(np.arange(0, 200, 10, dtype=np.uint8)[None, :, None], (4, 1, 3))
     expected = 10 * ((np.arange(40) + 0.5) / 2 - 0.5)
