@@ -106,7 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         training_set = read_training_set(cfg)
         cfg = with_classes_of(cfg, training_set[0])
-        layout = open_run(cfg, "train", "train/inference", "feedback")
+        evaluated = [f"train/inference/{name}" for name in cfg.DATASETS.TEST]
+        layout = open_run(cfg, "train", "train/decisions", *evaluated, "feedback")
         with only_one(layout, "train") if ranks.is_first else nullcontext():
             if ranks.is_first:
                 log_to_run(layout, "train", ranks.rank)

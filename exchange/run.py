@@ -118,8 +118,8 @@ def open_run(cfg: CfgNode, *writes: str, trains: bool = True, may_differ: Collec
     """Opens the run folder ``cfg.OUTPUT_DIR``, whether or not there is one yet; nothing is written.
 
     Args:
-        writes: the folders below it that the caller's stage writes to; what killed writers left there, and in the
-            run folder itself, is removed.
+        writes: the folders below it that the caller's stage writes to; what killed writers left there, in the run
+            folder itself and in that of the seconds is removed.
         trains: False: the caller makes no training images, so that a YAML that does not say how, as the release's
             ``_feed`` files, belongs to the run, too.
         may_differ: keys in which ``cfg`` may be another than the run's.
@@ -127,7 +127,7 @@ def open_run(cfg: CfgNode, *writes: str, trains: bool = True, may_differ: Collec
     Raises UserError when the folder belongs to a run with other settings, or its run.yaml is damaged.
     """
     layout = run_layout(cfg)
-    for folder in ("", *writes):
+    for folder in ("", "seconds", *writes):
         files.remove_leftovers(files.join(layout.root, folder))
     _settings_to_write(cfg, layout, trains, may_differ)
     return layout

@@ -12,12 +12,15 @@ from tests.faults.processes import draw, segment_and_filter, train
 
 # Its options, with which it has nothing to work on, and the folders that it writes to.
 STAGES = {
-    draw: (["--num-rounds", "0"], "pool/raw", "pool/manifests", "pictures"),
+    draw: (["--num-rounds", "0"], "pool/raw", "pool/manifests", "pictures", "seconds"),
     segment_and_filter: (
         ["--num-rounds", "0"],
-        *("pool", "pool/segmented", "pool/cutouts", "pool/index", "pool/annotations", "pictures"),
+        *("pool", "pool/segmented", "pool/cutouts", "pool/index", "pool/annotations", "pictures", "seconds"),
     ),
-    train: (["MODEL.WEIGHTS", "/nowhere.pth"], "train", "train/inference", "feedback"),
+    train: (
+        ["MODEL.WEIGHTS", "/nowhere.pth"],
+        *("train", "train/decisions", "train/inference/small_val", "feedback", "seconds"),
+    ),
 }
 
 

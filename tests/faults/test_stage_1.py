@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -52,3 +53,4 @@ def test_killed_twenty_times_it_ends_in_the_same_pool(world, options, python):
     assert images(layout) == whole and manifests(layout) == listed
     assert files.read_bytes(layout.twins(1)) == twins
     assert all(is_complete(read_round(layout, round_)) for round_ in (0, 1))
+    assert not list(Path(layout.root).rglob("*.tmp"))  # a later start removed what killed ones left

@@ -49,6 +49,7 @@ def test_killed_twenty_times_it_ends_in_the_same_pool(layout, config, undisturbe
     options = ["--config", config]
     assert kill_repeatedly(python, "segment_and_filter", options, furthest=12) >= KILLS
     assert tree(layout) == undisturbed
+    assert not list(Path(layout.root).rglob("*.tmp"))  # a later start removed what killed ones left
 
 
 def halve(path: str) -> None:

@@ -84,6 +84,7 @@ def test_killed_twenty_times_it_ends_in_the_same_checkpoints_and_feedback(run, p
     assert kills >= KILLS
     finish(layout, options)
     assert outputs(layout) == whole
+    assert not list(Path(layout.root).rglob("*.tmp"))  # a later start removed what killed ones left
 
 
 @pytest.mark.bits
