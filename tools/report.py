@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """One page for a run, or for several side by side: what was asked, drawn, kept and learned, class by class.
 
-Writes report.html into the first run's folder, the table of classes as CSV and the thumbnails beside it into
+Writes report.html into the first run's folder, the table of classes as CSV and most pictures beside it into
 report/ (comparison.html and comparison/ for several runs). The page opens from disk and needs no network.
 """
 
@@ -61,8 +61,10 @@ def write_report(roots: Sequence[str], out: str | None = None) -> str:
     folder, beside = page.removesuffix(".html"), page.removesuffix(".html").rpartition("/")[2]
     runs = {_label(number): RunContent(RunLayout(root)) for number, root in enumerate(roots)}
     sheets: dict[int, list[str]] = defaultdict(list)
+    pictures = {}
     for label, run in runs.items():
         place = (f"{folder}/{label}", f"{beside}/{label}")
+        pictures[label] = training_pictures(run.layout, run.rounds, *place)
         for id_, some in sprites.write_sheets(run.layout, run.rounds, *place).items():
             sheets[id_] += some
     files.write_bytes(f"{folder}/classes.csv", classes.as_csv(runs).encode())
@@ -79,7 +81,7 @@ def write_report(roots: Sequence[str], out: str | None = None) -> str:
         "charts": _charts(runs),
         "twins": {label: twins.read_pairs(run.layout, run.rounds) for label, run in runs.items()},
         "allocations": {label: allocation_pictures(run.layout, run.rounds) for label, run in runs.items()},
-        "pictures": {label: training_pictures(run.layout, run.rounds) for label, run in runs.items()},
+        "pictures": pictures,
         "links": {label: _round_reports(run, page) for label, run in runs.items()},
         "settings": _settings(runs),
     }

@@ -21,7 +21,7 @@ from tests.diSegmenter.conftest import disc_image
 from tests.tools.made_up_run import EVIL, NAMES, layout, page, write_made_up_run
 from tools.outlines import PASTED
 from tools.report import write_report
-from tools.run_report import sprites
+from tools.run_report import pictures, sprites
 from tools.run_report.content import Round
 
 __all__ = ["layout"]
@@ -112,14 +112,29 @@ def test_a_round_s_training_images_are_those_drawn_after_it_and_its_report_is_li
         files.write_bytes(f"{layout.pictures_dir}/{kind}_rd01.png", picture)
     files.write_bytes(f"{layout.pictures_dir}/report_rd01.html", b"")
     text = page(layout.root)
-    (shown,) = re.findall(r'"data:image/webp;base64,([^"]+)"', text)
-    assert Image.open(io.BytesIO(base64.b64decode(shown))).width == 30
+    (shown,) = re.findall(r'<img src="([^"]+)" loading="lazy" alt="training images of round 1"', text)
+    assert Image.open(f"{layout.root}/{shown}").width == 30
     pasted = re.findall(r'<span class="pasted">(\d): (.*?)</span>', text)
     assert pasted == [
         ("1", '<a href="#class=2">01_0002_0002</a>'),
         ("3", '<a href="#class=1">a</a>, <a href="#class=1">&lt;b&gt;</a>'),
     ]
     assert re.findall(r'href="([^"]*report_rd\d+\.html)"', text) == ["pictures/report_rd01.html"]
+
+
+def test_training_images_are_made_ready_once_and_again_only_where_they_changed(layout, monkeypatch):
+    def made_for(*levels: int) -> int:
+        before = len(made)
+        for round_, level in enumerate(levels):
+            picture = encode_png(np.full((9, 9, 3), level, np.uint8))
+            files.write_bytes(f"{layout.pictures_dir}/training_rd0{round_}.png", picture)
+        assert "data:image" not in page(layout.root)
+        return len(made) - before
+
+    made: list[str] = []
+    real = pictures._file_as_webp
+    monkeypatch.setattr(pictures, "_file_as_webp", lambda path: made.append(path) or real(path))
+    assert [made_for(1), made_for(1, 1), made_for(1, 1), made_for(1, 2)] == [1, 1, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -192,11 +207,11 @@ def test_guided_images_stand_beside_their_twins_with_the_criterion_of_both(layou
     assert first.split() == ["entropy", "0.125", "entropy", "0.750", *caption.split()]
     assert html.unescape(second).split()[:4] == ["entropy", "is", "gone", "entropy"]
     assert EVIL in html.unescape(second)
-    pictures = [
+    shown_pictures = [
         np.asarray(Image.open(io.BytesIO(base64.b64decode(shown))).convert("RGB")).astype(int)
         for shown in re.findall(r'"data:image/webp;base64,([^"]+)"', text)
     ]
-    without, guided, other = pictures
+    without, guided, other = shown_pictures
     assert abs(without - 50).max() < 9 and abs(other - 150).max() < 9 and without.shape == (107, 128, 3)
     assert guided[53, 64, 0] - guided[53, 64, 1] > 90  # a red disc
     settings = files.read_bytes(layout.settings_file)

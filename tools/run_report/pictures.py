@@ -1,8 +1,9 @@
-"""Pictures that stand on the page itself: training images, with what was pasted into them, and allocations."""
+"""Pictures of the page: training images beside it, with what was pasted into them, and allocations on it."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from collections import defaultdict
 from collections.abc import Sequence
@@ -19,15 +20,21 @@ from tools.run_report.content import Round
 
 @dataclass(frozen=True)
 class TrainingPicture:
-    """``url``: the picture, as a data URL; ``pasted``: file name and category id of the instances in it, by the number
-    of the training image."""
+    """``url``: of the picture, as the page names it; ``pasted``: file name and category id of the instances in it, by
+    the number of the training image."""
 
     url: str
     pasted: dict[int, list[tuple[str, int]]]
 
 
-def training_pictures(layout: RunLayout, rounds: Sequence[Round]) -> dict[int, TrainingPicture]:
-    """Those that there are, by round."""
+def training_pictures(
+    layout: RunLayout, rounds: Sequence[Round], folder: str, address: str
+) -> dict[int, TrainingPicture]:
+    """Those that there are, by round, each written into ``folder`` once: a page with all of them would take, and be,
+    more from round to round.
+
+    ``address``: of ``folder``, as the page names it.
+    """
     found = {}
     for round_ in rounds:
         names = (f"{kind}_rd{round_.number:02}.png" for kind in ("training", "data"))
@@ -39,23 +46,35 @@ def training_pictures(layout: RunLayout, rounds: Sequence[Round]) -> dict[int, T
         record = read_record(Pasted, path) or Pasted([], [], [])  # older pictures have none
         for image, *instance in zip(record.images, record.files, record.categories, strict=False):
             pasted[image].append((instance[0], instance[1]))
-        found[round_.number] = TrainingPicture(_file_url(path), dict(pasted))
+        digest = hashlib.blake2b(files.read_bytes(path), digest_size=4).hexdigest()
+        name = f"training_rd{round_.number:02}_{digest}.webp"
+        if not files.exists(files.join(folder, name)):
+            files.write_bytes(files.join(folder, name), _file_as_webp(path), durable=False)
+        found[round_.number] = TrainingPicture(f"{address}/{name}", dict(pasted))
     return found
 
 
 def allocation_pictures(layout: RunLayout, rounds: Sequence[Round]) -> dict[int, str]:
     """How the images of each round were divided among the classes, as data URLs, where there is a picture of it."""
     paths = {r.number: files.join(layout.pictures_dir, f"allocation_rd{r.number:02}.png") for r in rounds}
-    return {number: _file_url(path) for number, path in paths.items() if files.exists(path)}
+    return {number: _data_url(_file_as_webp(path)) for number, path in paths.items() if files.exists(path)}
 
 
 def data_url(image: Image.Image) -> str:
     """An image as the page holds it."""
+    return _data_url(_as_webp(image))
+
+
+def _data_url(webp: bytes) -> str:
+    return f"data:image/webp;base64,{base64.b64encode(webp).decode()}"
+
+
+def _file_as_webp(path: str) -> bytes:
+    with Image.open(io.BytesIO(files.read_bytes(path))) as image:
+        return _as_webp(image)
+
+
+def _as_webp(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, format="WEBP", quality=75)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _file_url(path: str) -> str:
-    with Image.open(io.BytesIO(files.read_bytes(path))) as image:
-        return data_url(image)
+    return buffer.getvalue()
