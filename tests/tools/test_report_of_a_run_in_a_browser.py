@@ -119,6 +119,18 @@ return [text.textContent, Math.min(box.left - frame.left, frame.right - box.righ
     assert "0.000384" in dict(told) and all(dict(told).values())
 
 
+def test_after_many_rounds_the_name_of_a_class_stays_beside_its_last_columns(tmp_path):
+    page = write_report([write_made_up_run(tmp_path / "run", NAMES, rounds=40, images=False).root])
+    steps = """
+const frame = table.parentElement
+frame.scrollTo(frame.scrollWidth, 0)
+return [frame.scrollLeft, ...[table.tHead.rows[0], ...table.tBodies[0].rows].map(row => {
+const cell = row.cells[0], {left, top, height} = cell.getBoundingClientRect()
+return cell.contains(document.elementFromPoint(left + 4, top + height / 2)) })]"""
+    scrolled, *named = use(page, steps, tmp_path, "--window-size=1400,3000")
+    assert scrolled > 1000 and named == [True] * 6
+
+
 def test_what_is_folded_on_the_screen_is_printed(tmp_path):
     layout = write_made_up_run(tmp_path / "run", NAMES)
     for width, name in enumerate(
