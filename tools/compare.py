@@ -181,7 +181,9 @@ def plot(results: Sequence[Result], methods: Sequence[str], path: str) -> None:
 
     figure, colors = Figure(figsize=(11, 4.5), layout="constrained"), colormaps["tab10"]
     axes = figure.subplots(1, 2)
-    apart = 0.012 * max((point.generated for result in results for point in result.points), default=0)
+    most = max((point.generated for result in results for point in result.points), default=0)
+    rounds = max((len(result.points) for result in results), default=1)
+    apart = most * min(0.012, 0.4 / rounds / len(methods))  # so that each stays by its own round
     for axis, key in zip(axes, ("ap", "ap_r"), strict=True):
         for number, method in enumerate(methods):
             runs = [result.points for result in results if result.method == method]

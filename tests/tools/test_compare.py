@@ -246,6 +246,19 @@ def test_the_plot_has_mean_and_sample_deviation_of_each_method_over_the_rounds_t
     assert colors[:2] == colors[2:] and colors[0] != colors[1]
 
 
+def test_among_many_rounds_and_methods_each_point_stands_by_its_own_round(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Axes, "errorbar", lambda axis, images, *_, **style: drawn.append(images))
+    monkeypatch.setattr(Axes, "legend", lambda *_, **style: None)
+    methods, rounds = [f"method {number}" for number in range(8)], np.arange(1, 51)
+    points = [Point(20.0, 20.0, 20.0, 20.0, 240 * number) for number in rounds.tolist()]
+    results = [Result(method, 0, points, 60.0) for method in methods]
+    plot(results, methods, str(tmp_path / "x.png"))
+    assert len(drawn) == 2 * len(methods)
+    assert all((abs(images / 240 - rounds) < 0.25).all() for images in drawn)
+    assert len({images[0] for images in drawn}) == len(methods)  # a little apart
+
+
 def test_classes_that_validation_lacks_leave_a_gap_and_not_a_zero(tmp_path):
     coco = [Result(name, 0, [Point(9.0, None, None, None, 0)], 60.0) for name in ("None", "Ours")]
     assert cells(table_of(coco, ["None", "Ours"]), "Ours")[2:6] == ["nan"] * 4
