@@ -205,7 +205,8 @@ def main() -> None:
             "without INPUT.INST_POOL_FEED)"
         )
     python = Interpreters(args.python_generator, args.python_segmenter, args.python_trainer)
-    config = ["--config", find_config(args.config), *overrides]
+    # Where one ends for good all do, so that none waits in vain: those that make something may take any time.
+    config = ["--config", find_config(args.config), "FEEDBACK.TIMEOUT", "1e9", *overrides]
     layout, terminal = run_layout(cfg), Terminal(sys.stderr)
     terminal.say("rounds", f"run folder: {layout.root}")
     progress = RunProgress(layout, rounds)

@@ -21,7 +21,6 @@ STOPS = int(os.environ.get("MRCA_STOPS", "0"))  # half a minute each, so by nigh
 def rounds(config: str, stop_at: int | None = None) -> tuple[int, list[str]]:
     """Runs ``rounds``; its exit code and what it wrote. Asked to end after ``stop_at`` lines, if there are as many."""
     command = [sys.executable, str(REPOSITORY / "tools/run_rounds.py"), "--config", config]
-    command += ["FEEDBACK.TIMEOUT", "3600"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     process = subprocess.Popen(command, env=environment, text=True, **pipes)

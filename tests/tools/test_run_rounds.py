@@ -129,7 +129,8 @@ def test_the_command_line_decides_rounds_folder_staleness_processes_and_interpre
         names = [f"--python-{stage}={stage}" for stage in ("generator", "segmenter", "trainer")]
         given = ["--rounds", str(rounds), "--staleness", "0", "--out", "run", "--gpus", "3", *names]
         other = f"OUTPUT_DIR {tmp_path}/other SEED 7 FEEDBACK.STALENESS 0"
-        config = ["--config", path, *other.split(), "OUTPUT_DIR", str(tmp_path / "run")]
+        config = ["--config", path, "FEEDBACK.TIMEOUT", "1e9"]  # stages wait as long as others run
+        config += [*other.split(), "OUTPUT_DIR", str(tmp_path / "run")]
         pools, training = call(*given, "OUTPUT_DIR", "other", "SEED", "7")
         told("2 rounds are" if feed else "1 round is")
         files.write_done(RunLayout(str(tmp_path / "run")).feedback_history(0))
