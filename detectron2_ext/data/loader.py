@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import resource
 import signal
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
@@ -78,6 +80,10 @@ def batches_in_order(cfg: CfgNode, mapper: Any, order: Any, batch_size: int) -> 
 def start_worker(worker: int) -> None:
     """Called in each process of a loader when it starts."""
     cv2.setNumThreads(0)  # there is a process per core already
+    # Each tensor that waits here to be fetched is an open file, six an image; a shell allows 1,024, the system more.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with suppress(ValueError):  # macOS says that there is no end, and has one
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     # A terminal sends these to all: a loader's process ends with the one that asks it.
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

@@ -1,11 +1,12 @@
 import json
 import logging
+import resource
 
 import numpy as np
 import pytest
 import torch
 
-from detectron2_ext.data.loader import SkippedFiles, build_dataset, build_test_loader
+from detectron2_ext.data.loader import SkippedFiles, batches_in_order, build_dataset, build_test_loader
 from detectron2_ext.engine import train_loader as train_loader_module
 from detectron2_ext.engine.train_loader import build_train_loader
 from detectron2_ext.paste.build import build_pool
@@ -53,6 +54,23 @@ def test_processes_fetch_some_batches_ahead_and_none_fetches_nothing(configure):
     train_loader(configure("DATALOADER.NUM_WORKERS", "0", "DATALOADER.PREFETCH_FACTOR", "0"))
     with pytest.raises(UserError, match=r"^DATALOADER\.PREFETCH_FACTOR is 0: it is 1 or more$"):
         train_loader(configure("DATALOADER.NUM_WORKERS", "1", "DATALOADER.PREFETCH_FACTOR", "0"))
+
+
+class Limits:
+    """Tells, for any image, how many files the process that loads it may have open: now, and at most."""
+
+    def __getitem__(self, place: int) -> tuple[int, int]:
+        return resource.getrlimit(resource.RLIMIT_NOFILE)
+
+
+def test_a_loader_s_process_may_have_as_many_files_open_as_the_system_lets_it(configure):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+    try:
+        ((told,),) = batches_in_order(configure("DATALOADER.NUM_WORKERS", "1"), Limits(), [0], 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert told == (hard, hard)
 
 
 def test_batches_are_the_same_for_any_number_of_workers_and_ranks(configure):
