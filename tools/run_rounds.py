@@ -104,14 +104,18 @@ class Chain(threading.Thread):
                     process.terminate()
 
 
-def pool_steps(config: list[str], rounds: int, gpus: int, python: Interpreters) -> list[list[list[str]]]:
-    """Stages 1 and 2 of every round, the former as one process a GPU."""
+def pool_steps(
+    config: list[str], rounds: int, gpus: int, python: Interpreters, done: int = 0
+) -> list[list[list[str]]]:
+    """Stages 1 and 2 of every round, the former as one process a GPU; one call of each for all that are ``done``."""
     steps = []
+    calls = [(0, done)] if done else []
+    calls += [(round_, 1) for round_ in range(done, rounds)]
     draw, cut_out = (
         str(REPOSITORY / name) for name in ("generator/generate.py", "diSegmenter/segmentAndFilter.py")
     )
-    for round_ in range(rounds):
-        this = ["--st-rd", str(round_), "--num-rounds", "1", *config]
+    for first, number in calls:
+        this = ["--st-rd", str(first), "--num-rounds", str(number), *config]
         shards = [["--gpu", str(gpu), "--div", str(gpu), "--num-div", str(gpus)] for gpu in range(gpus)]
         steps.append([[python.generator, draw, *shard, *this] for shard in shards])
         steps.append([[python.segmenter, cut_out, *this]])
@@ -119,17 +123,27 @@ def pool_steps(config: list[str], rounds: int, gpus: int, python: Interpreters) 
 
 
 def training_steps(
-    config: list[str], rounds: int, gpus: int, layout: RunLayout, python: Interpreters
+    config: list[str], rounds: int, gpus: int, layout: RunLayout, python: Interpreters, done: int = 0
 ) -> list[list[list[str]]]:
-    """Stage 3 of every round, and after each the page of the run, for which its training images are drawn."""
+    """Stage 3 of every round, and after each the page of the run, for which its training images are drawn.
+
+    Not of those that are ``done``, since a call trains the next round that is not, whichever; but the last of them
+    may lack its page.
+    """
     train = ["bash", str(REPOSITORY / "launch.sh"), "--num-gpus", str(gpus), *config]
     draw, report = (str(REPOSITORY / "tools" / name) for name in ("visualize.py", "report.py"))
     steps = []
-    for round_ in range(rounds):
+    for round_ in range(max(done - 1, 0), rounds):
         picture = files.join(layout.pictures_dir, f"training_rd{round_:02}.png")
         show = [python.trainer, draw, "data", "--round", str(round_), "--out", picture, *config]
-        steps += [[train], [_if_it_can(show)], [_if_it_can([sys.executable, report, layout.root])]]
+        steps += [[train]] if round_ >= done else []
+        steps += [[_if_it_can(show)], [_if_it_can([sys.executable, report, layout.root])]]
     return steps
+
+
+def _done(paths: Callable[[int], str], rounds: int) -> int:
+    """How many rounds, from the first on, have their file of ``paths``, up to ``rounds``."""
+    return next((round_ for round_ in range(rounds) if not files.exists(paths(round_))), rounds)
 
 
 def _if_it_can(command: list[str]) -> list[str]:
@@ -215,9 +229,12 @@ def main() -> None:
         if line := progress.report():
             terminal.say("rounds", line)
 
-    pools = pool_steps(config, rounds, args.num_gpus, python) if cfg.INPUT.INST_POOL_FEED else []
+    pools, trained = [], 0
+    if cfg.INPUT.INST_POOL_FEED:
+        pools = pool_steps(config, rounds, args.num_gpus, python, _done(layout.annotations_done, rounds))
+        trained = _done(layout.feedback_history, rounds)
     environment = os.environ | {"MRCA_PYTHON": python.trainer}
-    training = training_steps(config, rounds, args.num_gpus, layout, python)
+    training = training_steps(config, rounds, args.num_gpus, layout, python, trained)
     chains = [
         Chain("pools", pools, environment, terminal),
         Chain("training", training, environment, terminal, say_progress),

@@ -161,6 +161,31 @@ def test_after_each_training_its_images_are_drawn_and_the_page_of_the_run_is_wri
         assert steps[3 * r + 2][0][4:] == [sys.executable, report, str(tmp_path)]
 
 
+def test_a_run_that_goes_on_trains_no_more_rounds_than_are_missing_and_starts_little_for_the_others(
+    tmp_path, monkeypatch
+):
+    started = []
+    monkeypatch.setattr(run_rounds, "run_chains", started.extend)
+    monkeypatch.setattr(run_rounds, "Chain", lambda name, steps, *_: steps)
+    solver = {"MAX_ITER": 100, "ROUND_ITERS": 10}
+    (tmp_path / "x.yaml").write_text(json.dumps({"SOLVER": solver, "INPUT": {"INST_POOL_FEED": True}}))
+    layout, launch = RunLayout(str(tmp_path / "run")), str(REPOSITORY / "launch.sh")
+    for pools, trained, calls, trainings in ((4, 3, [(0, 4), (4, 1), (5, 1)], 3), (6, 6, [(0, 6)], 0)):
+        for round_ in range(pools):
+            files.write_done(layout.annotations_done(round_))
+        for round_ in range(trained):
+            files.write_done(layout.feedback_history(round_))
+        started.clear()
+        given = ["--config", str(tmp_path / "x.yaml"), "--num-rounds", "6", "--out", layout.root]
+        monkeypatch.setattr(sys, "argv", ["run_rounds.py", *given])
+        run_rounds.main()
+        told = [command[command.index("--st-rd") + 1 :][:3:2] for step in started[0] for command in step]
+        assert told == [[str(first), str(number)] for first, number in calls for _ in ("drawn", "cut out")]
+        assert sum(command[:2] == ["bash", launch] for step in started[1] for command in step) == trainings
+        pages = [step for step in started[1] if str(REPOSITORY / "tools/report.py") in step[0]]
+        assert len(pages) == trainings + 1  # that of the last round before may be missing
+
+
 def test_a_page_that_cannot_be_written_does_not_end_the_run(tmp_path):
     [[report]] = training_steps([], 1, 1, RunLayout(str(tmp_path / "no run")), Interpreters())[2:]
     after = tmp_path / "after"
