@@ -128,11 +128,12 @@ def parse_yaml(text: str | bytes, path: str) -> Any:
             raise ValueError(f"longer than {_LONGEST} bytes")
         content = _load(text)
         _check(content, len(text))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, ValueError) as error:
+    except (
+        yaml.YAMLError,
         # What PyYAML's constructors let through for a value that does not fit its tag, as in "!!int x".
-        raise UserError(f"{path} is not valid YAML: {str(error)[:200]}") from error
+        *(ArithmeticError, AttributeError, LookupError, RecursionError, ValueError),
+    ) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())[:200]}") from error
     return content
 
 

@@ -151,7 +151,10 @@ def test_a_missing_file_a_missing_base_and_broken_yaml_are_named(tmp_path):
     [
         (b"SOLVER: {MAX_ITER: 5}\n# \xff", "not valid YAML"),
         (b"SEED: \x07", "not valid YAML"),
-        *((opening * (60_000 // len(opening)), "nested deeper than 64") for opening in (b"[", b"- ", b"? ", b"[a: ")),
+        (b"SOLVER:\n\tMAX_ITER: 5", "cannot start any token.* line 2, column 1"),
+        (b"SOLVER: [1\nSEED: 2", r"did not find expected ',' or '\]'.* line 2, column 5"),
+        # from 0.2.6 on libyaml says of most of these that they exceed the depth that it takes
+        *((opening * (60_000 // len(opening)), "deeper than 64|depth") for opening in (b"[", b"- ", b"? ", b"[a: ")),
         (b"[" * 65 + b"]" * 65, "nested deeper than 64"),
         (b"[" * 64 + b"]" * 64, "holds a list"),
         (b"OUTPUT_DIR: 2026-01-01", "quotation marks"),
