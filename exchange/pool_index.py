@@ -206,9 +206,9 @@ class PoolIndex:
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """One field of all instances, (N,): a number each (NaN where there is none), or a text."""
-        arrays = [batch.column(name).to_numpy(zero_copy_only=False) for batch in self._batches]
-        empty = np.zeros(0, _SCHEMA.field(name).type.to_pandas_dtype())
-        return np.concatenate(arrays)[self._rows] if arrays else empty
+        nothing = pa.array([], _SCHEMA.field(name).type)  # of its type where there is no round
+        columns = [nothing, *(batch.column(name) for batch in self._batches)]
+        return np.concatenate([column.to_numpy(zero_copy_only=False) for column in columns])[self._rows]
 
     def file(self, index: int) -> str:
         """File name of an instance's generated image."""
