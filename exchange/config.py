@@ -23,6 +23,8 @@ _BROUGHT = (("configs",), ("assets",))  # first part of a path
 _LONGEST = 1 << 16
 _DEEPEST = 64
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# Besides its own, what PyYAML's constructors let through for a value that does not fit its tag, as in "!!int x".
+_NO_YAML = (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError, ValueError)
 _log = logging.getLogger(__name__)
 _Choice = TypeVar("_Choice")
 
@@ -128,11 +130,7 @@ def parse_yaml(text: str | bytes, path: str) -> Any:
             raise ValueError(f"longer than {_LONGEST} bytes")
         content = _load(text)
         _check(content, len(text))
-    except (
-        yaml.YAMLError,
-        # What PyYAML's constructors let through for a value that does not fit its tag, as in "!!int x".
-        *(ArithmeticError, AttributeError, LookupError, RecursionError, ValueError),
-    ) as error:
+    except _NO_YAML as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())[:200]}") from error
     return content
 
