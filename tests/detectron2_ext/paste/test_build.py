@@ -40,6 +40,9 @@ def test_a_pool_whose_categories_have_other_names_is_refused(configure, index_of
             UserError, match=r"category 20 is 'crane' in .*\.json, but 'class 1' in DATASETS\.TRAIN"
         ):
             build_pool(cfg, RunLayout("unused"), 0, build_dataset(cfg, "small"))
+    cfg = configure("INPUT.INST_POOL_PATH", run.root)
+    files.write_json(run.pool_categories(), {"images": [], "annotations": [], "categories": names[:1]})
+    assert len(build_pool(cfg, RunLayout("unused"), 0, build_dataset(cfg, "small")))  # that lists some alone
 
 
 def test_an_empty_pool_pastes_nothing_and_keeps_no_image_from_being_copied_from(configure):
@@ -55,7 +58,7 @@ def test_a_single_instance_is_pasted_as_in_training(monkeypatch):
     monkeypatch.setattr(build, "PoolPaster", made := Mock())
     monkeypatch.setattr(build, "_build_plan", Mock())
     settings = {"USE_COPY_METHOD": "syn_copy", "CP_METHOD": "[alpha, gaussian]", "OCCLUSION_FEW_PIXELS": "7"}
-    settings |= {"RANDOM_FLIP": "none", "RANDOM_ROTATE": "True", "INST_POOL_SIZE": "native"}
+    settings |= {"RANDOM_FLIP": "none", "RANDOM_ROTATE": "True", "INST_POOL_AREA_CERTAINTY": "0.25"}
     pairs = [part for name, value in settings.items() for part in (f"INPUT.{name}", value)]
     cfg = load_config(str(REPOSITORY / "configs/MRCA/MRCA_R50.yaml"), pairs)
     pool = Mock(categories=np.array([2, 0, 1]), __len__=lambda pool: 3)
@@ -68,7 +71,7 @@ def test_a_single_instance_is_pasted_as_in_training(monkeypatch):
         assert isinstance(mirror, RandomMirror) and isinstance(rotation, RandomRotation)
     scene = Scene(np.zeros((48, 64, 3), np.uint8), [])
     for k in range(3):
-        assert list(single[1](scene, k, np.random.default_rng(0))) == [Placement(k, None, None)]
+        assert list(single[1](scene, k, np.random.default_rng(0))) == [Placement(k, 0.25, None)]
 
 
 def test_a_way_to_blend_that_there_is_not_is_refused_for_a_single_instance_too(configure):
