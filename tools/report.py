@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -58,7 +59,8 @@ def write_report(roots: Sequence[str], out: str | None = None) -> str:
     page = out or (RunLayout(roots[0]).report if len(roots) == 1 else files.join(roots[0], "comparison.html"))
     if not page.endswith(".html"):
         raise UserError(f"--out {page}: the name of a page ends with .html")
-    folder, beside = page.removesuffix(".html"), page.removesuffix(".html").rpartition("/")[2]
+    folder = page.removesuffix(".html")
+    beside = quote(folder.rpartition("/")[2])  # as an address: the page takes a space for the end of one
     runs = {_label(number): RunContent(RunLayout(root)) for number, root in enumerate(roots)}
     sheets: dict[int, list[str]] = defaultdict(list)
     pictures = {}
@@ -147,7 +149,9 @@ def _round_reports(run: Any, page: str) -> dict[int, str]:
         path = files.join(run.layout.pictures_dir, f"report_rd{round_.number:02}.html")
         if files.exists(path):
             here = "://" not in path and "://" not in page
-            found[round_.number] = os.path.relpath(path, os.path.dirname(page) or ".") if here else path
+            found[round_.number] = (
+                quote(os.path.relpath(path, os.path.dirname(page) or ".")) if here else path
+            )
     return found
 
 

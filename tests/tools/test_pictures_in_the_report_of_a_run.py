@@ -6,6 +6,7 @@ import html
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -119,7 +120,10 @@ def test_a_round_s_training_images_are_those_drawn_after_it_and_its_report_is_li
         ("1", '<a href="#class=2">01_0002_0002</a>'),
         ("3", '<a href="#class=1">a</a>, <a href="#class=1">&lt;b&gt;</a>'),
     ]
-    assert re.findall(r'href="([^"]*report_rd\d+\.html)"', text) == ["pictures/report_rd01.html"]
+    shutil.copytree(layout.root, other := f"{layout.root} #2")
+    beside = Path(write_report([other], f"{layout.root}.html")).read_text()
+    for told, link in ((text, "pictures/report_rd01.html"), (beside, "run%20%232/pictures/report_rd01.html")):
+        assert re.findall(r'href="([^"]*report_rd\d+\.html)"', told) == [link]
 
 
 def test_training_images_are_made_ready_once_and_again_only_where_they_changed(layout, monkeypatch):

@@ -86,7 +86,7 @@ click("change"); const gained = shown(); click("change"); const lost = shown(); 
 type("name", "BLUE"); const blue = [shown(), document.getElementById("shown").textContent]
 type("group", "f"); const frequent = shown(); type("name", ""); type("group", "")
 return {before, gained, lost, named, blue, frequent, opened: await open_(2)}"""
-    told = use(write_report([layout.root]), steps, tmp_path)
+    told = use(write_report([layout.root], str(tmp_path / "of run #1.html")), steps, tmp_path)
     assert told["before"] == {"names": NAMES, "asked": 0, "pictures": 1}  # the page's own, of training
     by_change = sorted(range(1, 6), key=lambda i: -ap_of(1, i))
     assert told["gained"] == [NAMES[i - 1] for i in by_change]
@@ -103,7 +103,7 @@ return {before, gained, lost, named, blue, frequent, opened: await open_(2)}"""
         assert part in dropped
     assert "kept" in kept and "CLIP – on white, 30 on black" in kept and "similarity 0.25" in kept
     assert "pasted into training image 3 of round 1" in kept and "pasted" not in dropped
-    sheets = [f"report/A/rd0{round_}_000" for round_ in (0, 1)]
+    sheets = [f"of%20run%20%231/A/rd0{round_}_000" for round_ in (0, 1)]
     assert sorted(opened["sheets"]) == [[name, True, sprites.COLUMNS * sprites.SIDE] for name in sheets]
 
 
