@@ -19,6 +19,20 @@ from mrca.commands import COMMANDS
 
 SCRIPTS = [*("guidance_effect", "build_lvis_digits", "train_digits_models", "digits.invalid_share")]
 MODULES = sorted({command.module for command in COMMANDS.values()} | {f"tools.{name}" for name in SCRIPTS})
+NUMBERS = {  # that an option has where it is left out; others are 0, as every seed is
+    "detectron2_ext.train_net": {"--num-gpus": 1, "--num-machines": 1},
+    "diSegmenter.segmentAndFilter": {"--num-shares": 1},
+    "generator.generate": {"--num-div": 3},
+    "tools.compare": {"--seeds": 3, "--jobs": 1, "--num-gpus": 1},
+    "tools.draw": {"--num": 8},
+    "tools.guidance_effect": {"--pairs": 120},
+    "tools.pool": {"--near": 0.99, "--images": 8},
+    "tools.predict": {"--score": 0.5, "--batch-size": 8},
+    "tools.run_rounds": {"--num-gpus": 1},
+    "tools.status": {"--every": 10, "--quiet": 900},
+    "tools.visualize": {"--num": 16, "--score": 0.5},
+    "tools.write_prompts": {"--num": 32, "--temperature": 1},
+}
 SLOW_IMPORTS = ("torch", "transformers", "diffusers", "matplotlib.pyplot")
 
 
@@ -52,6 +66,13 @@ def test_every_option_has_a_help_with_its_default(module, monkeypatch):
             if action.nargs == 0:
                 shown = parser._get_formatter()._expand_help(action)
                 assert "default: False" not in shown, action.option_strings
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_number_that_is_left_out_stays_what_it_was_from_one_release_to_the_next(module, monkeypatch):
+    actions = [action for parser in parsers_of(module, monkeypatch) for action in parser._actions]
+    numbers = [action for action in actions if type(action.default) in (int, float) and action.default]
+    assert {one.option_strings[0]: one.default for one in numbers} == NUMBERS.get(module, {})
 
 
 @pytest.mark.parametrize("module", MODULES)

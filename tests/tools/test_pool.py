@@ -111,8 +111,11 @@ def test_another_encoder_than_the_run_s_is_named_by_a_configuration(layout, call
     for key, model in (("CLIP_MODEL", clip_folder), ("SIMILARITY_MODEL", f"{clip_folder}/.")):
         config = tmp_path / f"{key}.yaml"
         config.write_text(yaml.safe_dump({"SEGMENTER": {"CLIP_MODEL": "no such model", key: model}}))
+        files.write_json(layout.settings_file, {"settings": {}, "versions": {}})
         call(pool, "measure", layout.root, "--config", config, "--device", "cpu")
         assert files.read_json(layout.features_made_from()) == {"model": model, "revision": "main"}
+    with pytest.raises(UserError, match="no device 'abacus'"):
+        call(pool, "measure", layout.root, "--config", config, "--device", "abacus")
 
 
 def test_the_table_as_csv_has_numbers_of_every_class_and_round(layout, call, tmp_path, capsys):

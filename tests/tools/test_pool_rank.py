@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from exchange.config import load_config
 from exchange.errors import UserError
 from exchange.images import decode_rgba, encode_png
 from exchange.layout import RunLayout
+from exchange.locks import only_one
 from exchange.pool_index import PoolIndex, write_index
 from exchange.pool_rank import read_rank
 from tests.detectron2_ext.engine.small_run import write_config
@@ -82,6 +84,19 @@ def test_clip_is_the_larger_score_what_has_none_is_unknown_and_what_is_new_is_ra
     write_index(layout, 2, [pool_instance(2, 5, 0, **dict.fromkeys(CLIP))])
     *_, last = call(monkeypatch, capsys, layout, "--by", "clip")
     assert last == "round 2: ranked 0 of 1 instances (5 %, median, 95 %: none)"
+
+
+def test_what_a_measure_leaves_out_is_unknown_what_was_killed_goes_and_other_ranks_may_be_made_meanwhile(
+    layout,
+):
+    leaves_out = Mock(return_value=[(1, 0.5)], made_from={})
+    files.write_bytes(killed := layout.pool(f"rank/a.{files._kernel()}-01234567.tmp"), b"")
+    with only_one(layout, "rank_clip"):
+        (_, first), (_, second) = pool_rank.rank(layout, "entropy", leaves_out)
+        with pytest.raises(UserError, match="is at 'rank_clip' already"):
+            next(pool_rank.rank(layout, "clip", leaves_out))
+    np.testing.assert_array_equal([first, second], [[np.nan, 0.5]] * 2)
+    assert not files.exists(killed)
 
 
 def test_entropy_is_that_of_the_segmenter_on_white_and_is_taken_again_only_where_it_is_missing(

@@ -322,7 +322,7 @@ def test_pools_are_merged_packed_pruned_and_dropped_from_without_an_object_for_e
 
 
 def test_an_exported_pool_comes_back_the_same(pool, tmp_path, call):
-    folders, coco, back = (str(tmp_path / name) for name in ("folders", "coco", "back"))
+    folders, coco = (str(tmp_path / name) for name in ("folders", "coco"))
     backwards = dict(sorted(NAMES.items(), reverse=True))
     export_folders(pool, backwards, folders)
     export_coco(pool, CATEGORIES, coco)
@@ -331,16 +331,18 @@ def test_an_exported_pool_comes_back_the_same(pool, tmp_path, call):
     listed = files.read_json(f"{folders}/LVIS_instance_pools.json")
     assert {key: len(paths) for key, paths in listed.items()} == {"0": 4, "1": 2}
     assert all(path.startswith("*") for paths in listed.values() for path in paths)  # not to be cleaned again
-    sources = {
-        "folders": f"{folders}/images",
-        "xpaste": f"{folders}/LVIS_instance_pools.json",
-        "coco": annotations,
-    }
-    for kind, source in sources.items():
-        root = ["--root", f"{coco}/images"] if kind == "coco" else []
-        call(command, "import", back + kind, source, "--from", kind, "--annotations", annotations, *root)
-        assert sorted(pixels(RunLayout(back + kind))) == sorted(pixels(pool))
-        assert list(verify(RunLayout(back + kind), IDS)) == []
+    beside = f"{coco}/images/annotations.json"  # its pictures, whose folder is not given then
+    files.write_bytes(beside, files.read_bytes(annotations))
+    for kind, source, *root in (
+        ("folders", f"{folders}/images"),
+        ("xpaste", f"{folders}/LVIS_instance_pools.json"),
+        ("coco", annotations, "--root", f"{coco}/images"),
+        ("coco", beside),
+    ):
+        back = str(tmp_path / f"from {kind} {len(root)}")
+        call(command, "import", back, source, "--from", kind, "--annotations", annotations, *root)
+        assert sorted(pixels(RunLayout(back))) == sorted(pixels(pool))
+        assert list(verify(RunLayout(back), IDS)) == []
 
 
 def test_an_annotation_file_says_how_far_it_is(layout, tmp_path, monkeypatch):
@@ -368,13 +370,12 @@ def test_the_command_verifies_merges_counts_and_packs(layout, capsys, call):
     assert read_annotations(merged.pool_categories()).categories == CATEGORIES
     assert pixels(merged) == pixels(layout)
     call(command, "stats", layout.root, "--per-class")
-    call(command, "prune", layout.root, "--dropped")
-    call(command, "prune", layout.root, "--originals")
+    call(command, "prune", layout.root, "--originals", "--dropped")
     call(command, "pack", layout.root)
     printed = capsys.readouterr().out
     assert "nothing is wrong" in printed and "red disc" in printed
-    done = ("removed 1 cut-outs", "removed 8 images and masks", "packed 3 cut-outs")
-    assert printed.endswith("".join(f"round {round_}: {what}\n" for what in done for round_ in (0, 1)))
+    pruned = [f"round {r}: removed {what}" for r in (0, 1) for what in ("8 images and masks", "1 cut-outs")]
+    assert printed.splitlines()[-6:] == [*pruned, *(f"round {r}: packed 3 cut-outs" for r in (0, 1))]
     content = {"images": [], "annotations": [], "categories": [{"id": 99, "name": "other disc"}]}
     files.write_json(others := f"{layout.root}/others.json", content)
     with pytest.raises(UserError, match="6 problems"):  # instances of no category
