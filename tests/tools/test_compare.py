@@ -182,7 +182,8 @@ def test_a_finished_run_has_a_point_for_each_round_with_all_that_it_generated_by
 def test_every_configuration_gets_every_seed_and_a_mistake_is_said_before_the_first_run(
     tmp_path, monkeypatch, capsys
 ):
-    asked = []
+    configs, asked = compare.build_parser().parse_args([]).configs, []
+    assert len(set(configs)) == 8 and all(map(files.exists, configs))
     monkeypatch.setattr(compare, "compare", lambda *given: asked.append(given) or "the table")
     for path in ("a/None.yaml", "a/Ours.yaml", "b/Ours.yaml", "bad.yaml"):
         files.write_bytes(str(tmp_path / path), b"{INPUT: {FORMATT: RGB}}" if path == "bad.yaml" else b"{}")

@@ -163,6 +163,16 @@ def test_the_similarity_of_a_round_is_the_median_and_as_csv_its_quantiles_too(la
     assert told == pytest.approx([0.05, 0.5, 0.725])
 
 
+def test_instances_that_are_all_alike_have_a_distance_of_0_and_count_as_one(layout, call, capsys):
+    pool_features.begin(layout, {"model": "a"})
+    names = PoolIndex(layout, [0]).column("file").tolist()
+    pool_features.add_features(layout, 0, names, np.eye(2)[[0] * 21])
+    call(pool, "stats", layout.root)
+    head, first, *_ = rows_of(capsys.readouterr().out)
+    told = dict(zip(head, first, strict=True))
+    assert (told["distance"], told["Vendi"], told["near-duplicates"]) == ("0.000", "1.0", "95.2 %")
+
+
 def test_that_nothing_at_all_was_kept_is_told(layout, call, capsys):
     for round_ in (0, 1):
         write_index(layout, round_, [pool_instance(round_, CATEGORIES[0]["id"], 0, reason="too small")])
