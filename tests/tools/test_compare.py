@@ -234,17 +234,18 @@ def test_the_plot_has_mean_and_sample_deviation_of_each_method_over_the_rounds_t
 
     monkeypatch.setattr(Axes, "errorbar", errorbar)
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **options: axes.extend(figure.axes))
-    one_more = result("Ours", 0, 21.0, 23.0, 99.0, generated=240)
+    one_more = result("Ours", 0, 21.0, 25.0, 99.0, generated=240)
     plot([one_more, RESULTS[3], RESULTS[0]], ["None", "Ours"], str(tmp_path / "x.png"))
     assert [label for label, *_ in drawn] == ["None", "Ours"] * 2
     for (_, *of_none), (_, images, *of_ours), more in ((*drawn[:2], 10), (*drawn[2:], 0)):
         assert [values.tolist() for values in of_none[1:]] == [[20 + more], [0]]
         assert 0 < abs(of_none[0][0]) < 24  # a little apart
-        np.testing.assert_allclose(of_ours, [[27 + more, 29 + more], [72**0.5] * 2])
+        np.testing.assert_allclose(of_ours, [[27 + more, 30 + more], [72**0.5, 50**0.5]])
         assert np.diff(images) == 240 and abs(images[0] - 240) < 24
     assert [axis.get_ylabel() for axis in axes] == ["AP (mask, %)", "APr (mask, %)"]
     assert {axis.get_xlabel() for axis in axes} == {"images generated"}
     assert colors[:2] == colors[2:] and colors[0] != colors[1]
+    assert axes[1].get_legend()
 
 
 def test_among_many_rounds_and_methods_each_point_stands_by_its_own_round(tmp_path, monkeypatch):
