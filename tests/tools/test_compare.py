@@ -198,11 +198,17 @@ def test_every_configuration_gets_every_seed_and_a_mistake_is_said_before_the_fi
     runs = [Run(str(config), seed, str(tmp_path), settings) for seed in (0, 1) for config in configs]
     assert asked == [(runs, ["None", "Ours"], str(tmp_path), 3, 4)]
     assert capsys.readouterr().out == f"the table\n\n{tmp_path}/comparison.md   {tmp_path}/comparison.png\n"
-    monkeypatch.setattr("sys.argv", ["compare.py", "--configs", "a/None.yaml"])
     monkeypatch.chdir(tmp_path)
-    compare.main()
-    out = str(REPOSITORY / "runs/compare")
-    assert asked.pop() == ([Run(str(configs[0]), seed, out, ()) for seed in range(3)], ["None"], out, 1, 1)
+    for given, out in ((), str(REPOSITORY / "runs/compare")), (("--out", "mine"), str(tmp_path / "mine")):
+        monkeypatch.setattr("sys.argv", ["compare.py", "--configs", "a/None.yaml", *given])
+        compare.main()
+        assert asked.pop() == (
+            [Run(str(configs[0]), seed, out, ()) for seed in range(3)],
+            ["None"],
+            out,
+            1,
+            1,
+        )
     for option in ("seeds", "jobs", "num-gpus"):
         with pytest.raises(UserError, match=f"--{option} 0: give 1 or more"):
             call("--configs", *configs, f"--{option}", 0)
