@@ -84,6 +84,8 @@ def test_what_cannot_be_exported_is_one_sentence(missing, monkeypatch, tmp_path,
         call(export_matting, tmp_path / "out.pt", "--config", DIGITS)
     with pytest.raises(UserError, match="has 0 entries matting in SEGMENTER.FOREGROUND"):
         call(export_matting, out, "--config", DIGITS, "SEGMENTER.FOREGROUND", "sam2")
+    with pytest.raises(UserError, match="has 2 entries matting in SEGMENTER.FOREGROUND"):
+        call(export_matting, out, "--config", DIGITS, "SEGMENTER.FOREGROUND", "['matting', 'matting']")
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else real(name))
     with pytest.raises(UserError, match=f"needs {missing}, which is not installed"):

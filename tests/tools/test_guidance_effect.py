@@ -28,7 +28,7 @@ def test_each_image_is_scored_whole_and_with_its_own_category():
         values = [
             int(image[0, 0, 0]) + 100 * category for image, category in zip(images, category_ids, strict=True)
         ]
-        return np.array([[value, -1.0] for value in values])
+        return np.array([[value, 9999.0] for value in values])
 
     images = np.tile(np.arange(5, dtype=np.uint8)[:, None, None, None], (1, 4, 6, 3))
     plan = [PlannedImage(f"{i}.png", 7 + i, i, 0, i, "a {}", "a cat") for i in range(5)]

@@ -72,13 +72,14 @@ def test_each_instance_has_the_measures_that_were_taken_and_its_model_where_ther
         dataclasses.replace(instance, model="other/model")
         for instance in PoolIndex(layout, [1], dropped_too=True)
     )
-    write_index(layout, 1, [dataclasses.replace(first, similarity=0.71239), *others])
+    write_index(layout, 1, [dataclasses.replace(first, similarity=0.71239, clip_white=20.126), *others])
     page(layout.root)
     told = []
     for round_ in (0, 1):
         script = Path(f"{layout.root}/report/A/rd0{round_}_000.js").read_text()
         records = json.loads(script.removeprefix("showSheet(").removesuffix(")").split(", ", 1)[1])
         told += [record[-1] for record in records[:2]]
+    assert records[0][6] == 20.13
     other = {"drawn by": "other/model"}
     assert told == [{"drawn by": "tiny"}, {"drawn by": "tiny"}, {"similarity": 0.712} | other, other]
 

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
@@ -23,7 +24,9 @@ def run(tmp_path_factory):
     return folder
 
 
-def test_a_folder_becomes_pictures_and_results_that_coco_s_tools_read(run, tmp_path, call, capsys):
+def test_a_folder_becomes_pictures_and_results_that_coco_s_tools_read(
+    run, tmp_path, call, capsys, monkeypatch
+):
     photos = tmp_path / "with spaces/und Ümläut"
     write_scenes(photos, 5)
     for number in range(5):  # wider than high
@@ -52,7 +55,9 @@ def test_a_folder_becomes_pictures_and_results_that_coco_s_tools_read(run, tmp_p
         np.testing.assert_allclose([record["score"] for record in ours[:3]], alone.scores[:3], rtol=1e-3)
         picture = np.asarray(Image.open(out / "pictures" / f"{image['file_name']}.png"))
         assert picture.shape == (300, 400, 3)
-    assert len(predict.image_files(tmp_path / "with spaces", out)) == 6  # its own pictures are no input
+    monkeypatch.chdir(out.parent)
+    for given in (out, Path("found")):
+        assert len(predict.image_files(out.parent, given)) == 6  # its own pictures are no input
 
 
 def test_a_folder_without_a_readable_image_is_refused_and_leaves_no_results(run, tmp_path, call):

@@ -23,6 +23,7 @@ from exchange.pool_index import write_index
 from tests.diSegmenter.conftest import CATEGORIES, generate, pool_instance
 from tests.exchange.test_formats import FEEDBACK
 from tools import overview, quickstart, sheets
+from tools.outlines import PASTED, REAL
 from tools.quickstart import as_table, summarise
 
 
@@ -75,7 +76,7 @@ def test_the_table_counts_what_the_index_lists(layout, latest_only, pools, monke
     ]
     monkeypatch.setattr(overview, "write_overview", drawn := Mock())
     settings = ("SOLVER.MAX_ITER", 20, "SOLVER.ROUND_ITERS", 10, "SEGMENTER.LATEST_ROUND_ONLY", latest_only)
-    call(overview, layout.root, *settings)
+    call(overview, f"{layout.root}/", *settings)
     _, run, told, path = drawn.call_args.args
     assert (run.root, path) == (layout.root, f"{layout.pictures_dir}/overview.png")
     assert told == summary | {"control": {"ap": 10.0, "ap_r": 11.0, "ap_c": None, "ap_f": 13.0}}
@@ -102,16 +103,23 @@ def test_the_overview_shows_the_cut_outs_of_the_last_round_or_else_of_those_befo
     assert (picture == (255, 0, 0)).all(axis=2).sum() > 1000
     assert training.call_args.args[1:] == (layout, 1, 4)
     write_index(layout, 2, [])
+    many = [pool_instance(3, CATEGORIES[number % 2]["id"], number) for number in range(20)]
+    for instance in many:
+        files.write_bytes(layout.cutout(instance.file), files.read_bytes(layout.cutout("00_0003_0000.png")))
+    write_index(layout, 3, many)
     red, blue, mask = "red disc 3", "blue_disc 3", " 2"  # with the number of dimensions
     for round_, shown in (
         (0, [red, blue, red, blue, "", *[mask] * 4, *[""] * 11]),
         (2, [red, blue, red, blue, red, *[mask] * 5, blue, *[""] * 4, mask, *[""] * 4]),
+        (3, [*[red] * 5, *[mask] * 5, *[red] * 4, blue, *[mask] * 5]),
     ):
         overview._draw_generated(figure := Figure(), cfg, layout, round_)
         assert shown == [
             f"{axes.get_title()} {axes.images[0].get_array().ndim}" if axes.images else ""
             for axes in figure.axes
         ]
+    mask = figure.axes[5].images[0]
+    assert (mask.get_cmap().name, mask.get_clim()) == ("gray", (0, 255))
 
 
 def test_the_gain_is_drawn_from_the_baseline_on_beside_that_of_the_control():
@@ -120,6 +128,11 @@ def test_the_gain_is_drawn_from_the_baseline_on_beside_that_of_the_control():
     lines = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].get_lines()}
     rare, every = {"APr (rare)": [2, 6], "APr (rare), control": [4, 4]}, {"AP": [1, 5], "AP, control": [3, 3]}
     assert lines == rare | every
+    for name, color, style in (("APr (rare)", PASTED, "-"), ("AP", REAL, "-"), ("AP, control", REAL, "--")):
+        (line,) = [line for line in figure.axes[0].get_lines() if line.get_label() == name]
+        assert (tuple(255 * line.get_color()), line.get_linestyle()) == (color, style)
+    assert list(figure.axes[0].get_lines()[0].get_xdata()) == ["baseline", "round 0"]
+    assert figure.axes[0].get_ylabel() == "mask AP, %" and figure.axes[0].get_legend()
 
 
 def test_the_data_set_is_built_unless_both_its_files_are_there(tmp_path, monkeypatch):
@@ -165,7 +178,7 @@ def test_the_control_has_the_seed_and_the_settings_of_the_rounds_but_pastes_noth
     monkeypatch.setattr(quickstart, "_run", run)
     monkeypatch.setattr(quickstart, "_make_dataset", made := Mock())
     monkeypatch.setattr(quickstart, "write_overview", Mock())
-    monkeypatch.setattr(quickstart, "write_report", Mock(return_value="the report"))
+    monkeypatch.setattr(quickstart, "write_report", lambda _: "the report" if len(commands) > 2 else "early")
     summary = {"baseline": {}, "control": {}, "rounds": []}
     monkeypatch.setattr(quickstart, "summarise", told := Mock(return_value=summary))
     options = ["--from-scratch"] if from_scratch else []

@@ -20,7 +20,7 @@ from exchange.manifest import read_manifest, write_manifest
 from exchange.pool_index import PoolIndex, write_index
 from tests.tools.made_up_run import EVIL, NAMES, ap_of, layout, page, write_made_up_run
 from tools import report
-from tools.run_report.content import Category
+from tools.run_report.content import Category, RunContent
 
 __all__ = ["layout"]
 
@@ -127,11 +127,28 @@ def test_the_page_tells_where_the_time_of_each_round_went_and_the_share_of_each_
     ]
 
 
+def test_the_kinds_of_work_stand_in_the_order_of_a_round(layout):
+    works = ["waiting (stage 1)", "drawing", "waiting (stage 2)", "cutting out", "filtering"]
+    works += ["waiting (stage 3)", "training", "evaluating"]
+    files.write_json(f"{layout.seconds_dir}/all.json", {"0": dict.fromkeys(works[::-1], 60.0)})
+    assert ["", *works] in Rows(page(layout.root)).rows
+
+
+def test_the_eight_classes_that_gained_lost_and_were_refused_most_are_told(tmp_path):
+    layout = write_made_up_run(tmp_path, [f"class {i}" for i in range(1, 41)], images=False)
+    refused = [Decision(0, n, f"{n}.png", n, -0.5, 0.0, False) for n in range(1, 10)]
+    write_decisions(layout, 0, 10, refused)
+    content = RunContent(layout)
+    gained, lost = ([category.id for category in some] for some in content.movers())
+    assert gained == [39, 37, 33, 31, 29, 27, 25, 23] and lost == [38, 36, 34, 32, 30, 26, 24, 22]
+    assert [category.id for category in content.most_refused()] == [*range(1, 9)]
+
+
 def test_the_table_of_classes_lands_as_csv_with_everything_round_by_round(layout):
     content = files.read_json(layout.annotations(0))
     content["categories"][1]["frequency"] = "unheard of"
     files.write_json(layout.annotations(0), content)
-    page(layout.root)
+    assert '<a href="report/classes.csv">' in page(layout.root)
     text = files.read_bytes(f"{layout.root}/report/classes.csv").decode()
     rows = list(csv.DictReader(io.StringIO(text)))
     assert [row["class"] for row in rows] == NAMES
@@ -147,6 +164,7 @@ def test_the_table_of_classes_lands_as_csv_with_everything_round_by_round(layout
 def test_the_table_tells_what_the_objects_of_a_class_are_taken_for_the_most_frequent_first(layout):
     taken_for = [[1, 12], [3, 4], [None, 2], [2, 1], [4, 1]]
     content = {"classes": [{"id": 1, "taken_for": taken_for}, {"id": 2, "taken_for": []}]}
+    content["classes"].append({"id": 4, "taken_for": [[3, 2]]})  # never recognised
     files.write_json(layout.scores("discs", "model.pth"), content)
     files.write_json(layout.scores("discs", "older.pth"), {"classes": [{"id": 3, "taken_for": [[3, 1]]}]})
     for round_, name in ((-1, "older.pth"), (1, "without scores.pth")):
@@ -162,7 +180,7 @@ def test_the_table_tells_what_the_objects_of_a_class_are_taken_for_the_most_freq
     assert of_first["taken for"] == f"blue disc 20 %, nothing 10 %, {EVIL} 5 %"
     assert of_second["recognised %"] == of_second["taken for"] == ""
     table = list(csv.DictReader(io.StringIO(Path(f"{layout.root}/report/classes.csv").read_text())))
-    assert [row["recognised %"] for row in table] == ["60.0", "", "", ""]
+    assert [row["recognised %"] for row in table] == ["60.0", "", "", "0.0"]
     assert table[0]["taken for"] == of_first["taken for"]
 
 
@@ -181,6 +199,8 @@ def test_the_quality_of_the_pool_is_told_round_by_round_and_class_by_class_as_fa
         text = files.read_bytes(f"{layout.root}/report/classes.csv").decode()
         return rows[place : place + 4], list(csv.DictReader(io.StringIO(text)))
 
+    for path in (layout.feedback_history(1), layout.manifest(1, 0, 1)):  # which a pool from elsewhere lacks
+        files.remove(path)
     _, classes = told()
     assert {row["CLIP score"] for row in classes} == {"30.0"} and "distance" not in classes[0]
     assert "Vendi" not in page(layout.root) and "similarity" not in page(layout.root)

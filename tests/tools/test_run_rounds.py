@@ -37,7 +37,7 @@ def test_a_chain_runs_its_steps_in_order_and_the_commands_of_a_step_side_by_side
 def test_each_process_is_shown_with_its_stage_and_its_number(tmp_path, capfd):
     commands = []
     for name in ("generate.py", "segmentAndFilter.py", "launch.sh", "visualize.py", "report.py"):
-        (tmp_path / name).write_text("print('here')")
+        (tmp_path / name).write_text("import sys; print('here', file=sys.stderr)")
         commands.append([sys.executable, str(tmp_path / name)])
     steps = [commands[:1] * 2, *([command] for command in commands[1:])]
     after, terminal = [], io.StringIO()

@@ -95,7 +95,7 @@ def test_the_time_left_is_that_of_the_last_round_for_each_that_is_missing(
     tmp_path, done_before, seconds, left
 ):
     layout, clock = RunLayout(str(tmp_path)), [0.0]
-    for round_ in range(done_before):
+    for round_ in range(-1, done_before):  # with that of the starting weights
         files.write_done(layout.feedback_history(round_))
     progress = RunProgress(layout, 3, clock=lambda: clock[0])
     for number, length in enumerate(seconds):

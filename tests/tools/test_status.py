@@ -41,6 +41,7 @@ def unmake_round(layout: RunLayout, complete: bool) -> None:
     path = layout.manifest(1, 0, 1)
     if complete:
         files.write_bytes(layout.segmented(layout.instance_name(1, 1, 1)), b"")
+        files.remove(layout.raw(layout.instance_name(1, 1, 1)))
     else:
         manifest = read_manifest(path)
         write_manifest(layout, type(manifest)(**vars(manifest) | {"complete": False}))
@@ -63,7 +64,8 @@ def layout(tmp_path) -> RunLayout:
 
 def test_a_trained_round_is_done_and_the_next_one_s_iterations_are_counted(layout):
     files.write_bytes(
-        f"{layout.train_dir}/metrics.json", b'{"iteration": 9}\n{"iteration": 14, "time": 30.0}\n'
+        f"{layout.train_dir}/metrics.json",
+        b'{"iteration": 9}\n{"iteration": 14, "losses": "%b", "time": 30.0}\n' % (b"a" * 999),
     )
     files.write_bytes(f"{layout.logs_dir}/train.log", b"12:00:00 INFO engine: PIXEL_ERROR 0.5\n")  # is none
     date(layout, rd00=60)
@@ -102,8 +104,9 @@ def test_what_makes_the_pool_is_named_and_that_training_waits_for_it_and_since_w
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(NOW - 60))
     waiting = f"round 1, stage 3: waits for the pool of round 1 since {since}"
     assert look(layout, NOW, 900).doing == [sentence, waiting]
-    os.utime(layout.raw(layout.instance_name(1, 2, 1)), (NOW - 5, NOW - 5))
-    assert look(layout, NOW, 900).quiet == 5  # an image that was drawn is a sign of life
+    path, number = (layout.segmented, 1) if complete else (layout.raw, 2)
+    os.utime(path(layout.instance_name(1, 1, number)), (NOW - 5, NOW - 5))
+    assert look(layout, NOW, 900).quiet == 5  # an image that was drawn or cut out is a sign of life
     files.write_bytes(layout.settings_file, SETTINGS.replace(b"syn_copy", b"none"))  # trains without
     assert look(layout, NOW, 900).doing[1] == "round 1, stage 3: 0 of 8 iterations, 9 of 18 in all"
 
@@ -144,6 +147,9 @@ def test_of_a_run_that_has_just_begun_little_is_known(tmp_path):
 
 
 def test_the_generator_waits_for_the_feedback_that_its_round_is_drawn_from(layout):
+    files.remove(layout.annotations_done(0))  # something of it was lost
+    assert look(layout, NOW, 900).doing[0] == "round 0, stage 2: 0 of 6 images are cut out"
+    files.write_done(layout.annotations_done(0))
     for path in (layout.annotations_done(1), layout.manifest(1, 0, 1)):
         files.remove(path)
     assert look(layout, time.time(), 900).doing[0].endswith(" of ? images are drawn")
@@ -158,6 +164,8 @@ def test_the_time_that_is_left_is_that_of_the_rounds_before_or_at_least_that_of_
     assert look(layout, NOW, 900).left == 2000 - 600
     date(layout, initial=900, rd00=600)
     assert look(layout, NOW, 900).left == 8 * 30.0
+    files.write_bytes(f"{layout.train_dir}/metrics.json", b'{"iteration": 18, "time": 30.0}\n')
+    assert "left: about 0:00:00" in look(layout, NOW, 900).lines()
     files.write_bytes(layout.settings_file, SETTINGS.replace(b"18", b"38"))  # four rounds
     for round_ in (1, 2):
         files.write_bytes(layout.feedback_history(round_), b"{}")
@@ -197,7 +205,8 @@ def test_a_run_that_is_finished_running_waiting_or_failed_ends_with_its_code(
     write_made_up_run(layout.root, NAMES)
     files.write_bytes(layout.settings_file, SETTINGS)
     capsys.readouterr()
-    assert code() == 0 and "disk: 0.00 GB" in (told := capsys.readouterr().out)
+    monkeypatch.setattr(files, "disk_usage", lambda root: 1_500_000_000 * (root == layout.root))
+    assert code() == 0 and "disk: 1.50 GB" in (told := capsys.readouterr().out)
     assert "left:" not in told and "sign of life" not in told
 
 
@@ -259,6 +268,9 @@ def test_of_a_bucket_a_few_small_reads_tell_it(root, tmp_path, monkeypatch, call
     with pytest.raises(SystemExit):
         call(status, f"{root}/")
     assert "disk:" not in capsys.readouterr().out  # nor are all files added up
+    with pytest.raises(SystemExit):
+        call(status, root, "--disk")
+    assert "disk: 0.00 GB" in capsys.readouterr().out
 
 
 def test_a_folder_without_a_run_is_one_sentence(tmp_path, call):

@@ -131,6 +131,7 @@ def test_predictions_are_those_of_the_average_in_images_spread_over_the_test_set
         return draw(image, boxes, masks, labels, colors)
 
     def sheet(pictures, captions, title):
+        assert all((np.asarray(picture)[:, 400:404] == 255).all() for picture in pictures)
         side_by_side.append(({picture.size for picture in pictures}, captions, title))
         return Image.new("RGB", (1, 1))
 
@@ -142,11 +143,24 @@ def test_predictions_are_those_of_the_average_in_images_spread_over_the_test_set
     (train / "model_0000001.pth").touch()
     values = json.loads(settings.read_text()) | {"MODEL": {"WEIGHTS": "/start.pth"}}
     settings.write_text(json.dumps(values))
-    for given in ((), ("--score", 0.6, "MODEL.WEIGHTS", "other.pth")):
-        call(visualize, "predictions", "--config", settings, "--num", 2, "DATASETS.TEST", "['set']", *given)
+    (settings.parent / "2.png").write_bytes(b"is no image")
+    (settings.parent / "extra.json").write_text(json.dumps([{"id": 9, "name": "moth"}]))
+    extra = ("DATASETS.EXTRA_CATEGORIES", settings.parent / "extra.json")
+    for given in ((), ("--score", 0.6, "MODEL.WEIGHTS", "other.pth", *extra)):
+        call(
+            visualize,
+            "predictions",
+            "--config",
+            settings,
+            "--num",
+            3,
+            "DATASETS.TEST",
+            "['set', 'more']",
+            *given,
+        )
     assert loaded == [
-        (network, path, {"use_ema": True, "classes": ["crane", "kite"]})
-        for path in (f"{train}/model_0000001.pth", str(REPOSITORY / "other.pth"))
+        (network, path, {"use_ema": True, "classes": ["crane", "kite", *more]})
+        for path, *more in ((f"{train}/model_0000001.pth",), (str(REPOSITORY / "other.pth"), "moth"))
     ]
     assert seen == ["eval", 1, 4] * 2
     truth, found = ([[10, 10, 40, 30]], ["kite"]), ([[8, 8, 40, 40]] * 2, ["kite 0.90", "kite 0.50"])
@@ -174,13 +188,14 @@ def test_predictions_without_a_checkpoint_are_refused(settings, call):
 
 def test_masks_are_tinted_and_outlined_where_they_are():
     mask = np.zeros((1, 40, 40), bool)
-    mask[0, 10:30, 10:30] = True
+    mask[0, 10:30, 10:30] = mask[0, 2:4, 30:38] = True
     boxes, image = np.array([[5.0, 5, 35, 35]]), np.zeros((40, 40, 3), np.uint8)
     picture = np.asarray(draw_objects(image, boxes, mask, ["kite"], [REAL], side=400))
     assert picture.shape == (400, 400, 3)
     np.testing.assert_allclose(picture[200, 200], 0.2 * np.array(REAL), atol=1)
     assert not picture[360, 360].any()
     assert tuple(picture[100, 200]) == tuple(picture[200, 50]) == REAL  # outlines of mask and box
+    assert tuple(picture[20, 340]) == REAL  # of the mask's other part
     assert tuple(picture[35, 51]) == REAL and (picture[34:50, 50:99] == 255).all(-1).any()  # a label above it
 
 
@@ -224,6 +239,7 @@ def test_labels_do_not_cover_each_other_while_there_is_room(monkeypatch):
         assert all(left >= r or x >= right or top >= b or y >= bottom for x, y, r, b in placed[:n]), names[n]
     assert [top for _, top, *_ in placed] == [24, 40, 224, 0, 344]  # on its box, or as near as may be
     assert placed[0][0] == 40
+    assert [tuple(picture[240, 230]), tuple(picture[120, 300])] == [colors[0], colors[3]]  # boxes' edges
     full = [(0.0, 0.0, 400.0, 400.0)]
     assert free_place(5, 50, 20, 10, (400, 400), full) == (5, 50, 25, 60)
 
@@ -239,3 +255,5 @@ def test_a_label_s_place_takes_a_look_at_each_other_one_however_many_there_are()
     stacked = Taken((0.0, 10.0 * n, 20.0, 10.0 * n + 10) for n in range(39))
     assert free_place(5, 50, 20, 10, (400, 400), stacked) == (5, 390, 25, 400)
     assert looks == [39]
+    assert free_place(5, 50, 20, 10, (400, 400), stacked[::-1]) == (5, 390, 25, 400)
+    assert free_place(20, 50, 20, 10, (400, 400), stacked) == (20, 50, 40, 60)  # beside them
