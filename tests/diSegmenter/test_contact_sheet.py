@@ -12,10 +12,12 @@ from tests.diSegmenter.conftest import generate, pool_instance
 NAMES = {3: "red disc", 7: "blue disc"}
 
 
-def test_a_sheet_has_a_cell_for_each_picture():
-    pictures = [Image.new("RGB", (100, 80), (200, 0, 0)) for _ in range(5)]
+def test_a_sheet_has_a_cell_for_each_picture_line_by_line():
+    pictures = [Image.new("RGB", (100, 80), (200, n, 0)) for n in range(5)]
     sheet = np.asarray(contact_sheet(pictures, [""] * 5, ""))
-    assert (sheet == (200, 0, 0)).all(axis=-1).sum() == 5 * 100 * 80
+    for n in range(5):
+        places = np.argwhere((sheet == (200, n, 0)).all(axis=-1))
+        assert len(places) == 100 * 80 and places[0].tolist() == [10 + n // 3 * 108, 10 + n % 3 * 110]
 
 
 def masked(layout, count):
@@ -34,10 +36,12 @@ def test_kept_ones_are_framed_green_and_dropped_ones_red_above_class_score_and_v
     (instance,) = masked(layout, 1)
     for reason, frame in (("", (22, 130, 60)), ("CLIP score", (190, 40, 40))):
         judged = dataclasses.replace(instance, reason=reason, clip_black=12.345)
-        sheet = np.asarray(instance_sheet(layout, "round 0", [judged], NAMES))
+        sheet = np.asarray(instance_sheet(layout, "round 0", [judged], {3: "red disc" * 9}))
         assert (sheet == frame).all(axis=-1).any(axis=1).sum() == 124
         assert (sheet == 235).all(axis=-1).any()  # the mask shows nothing
-    assert told == [([f"red disc\n12.3 {what}"], "round 0") for what in ("kept", "dropped: CLIP score")]
+    assert told == [
+        ([f"{('red disc' * 9)[:34]}\n12.3 {what}"], "round 0") for what in ("kept", "dropped: CLIP score")
+    ]
 
 
 def test_the_cut_out_stands_over_grey_squares_right_of_its_image():
@@ -46,6 +50,7 @@ def test_the_cut_out_stands_over_grey_squares_right_of_its_image():
     pair = np.asarray(framed_pair(image, alpha, (0, 0, 0)))
     first, second = pair[6:118, 6:118], pair[6:118, 124:236]
     assert (first == (200, 0, 0)).all() and (second[:, :50] == (200, 0, 0)).all()
+    assert framed_pair(image[:3], alpha[:3], (0, 0, 0)).size == (242, 124)  # however small it is
     behind = second[:, 62:]
     assert (behind[..., :1] == behind).all() and {200, 235} <= set(behind.ravel().tolist())
 

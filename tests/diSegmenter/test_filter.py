@@ -37,6 +37,11 @@ def test_a_good_instance_is_kept():
         ({"similarity": 0.6}, ""),
         ({"judge": 0.49}, "judge"),
         ({"judge": 0.5}, ""),
+        *(
+            ({"similarity": 0.0}, "similarity"),
+            ({"judge": 0.0}, "judge"),
+            ({"clip_black": 0.0}, "CLIP score"),
+        ),
     ],
 )
 def test_each_check_drops_with_its_reason(change, reason):

@@ -17,12 +17,13 @@ from transformers import (
 
 from diSegmenter import foreground as foreground_module
 from diSegmenter.foreground import MattingForeground, PromptedSam2, load_foreground, load_network
+from exchange.config import REPOSITORY
 from exchange.errors import UserError
 from tests.diSegmenter.conftest import disc_image
 
 CPU = torch.device("cpu")
 IMAGES = [disc_image(8), disc_image(15, size=(64, 32)), disc_image(4, size=(33, 90)), disc_image(12)]
-IMAGES.append(disc_image(10, size=(32, 64)))
+IMAGES += [disc_image(10, size=(32, 64)), disc_image(8, size=(40, 30))]
 
 
 def test_a_model_with_code_of_its_own_loads_and_finds_the_object(foreground_folder, caplog):
@@ -81,6 +82,7 @@ def test_foreign_code_does_not_run_without_the_users_word(foreground_folder):
 def test_code_in_the_repositorys_assets_needs_no_word_but_code_that_is_only_reached_through_them_does(
     foreground_folder, tmp_path, monkeypatch, caplog
 ):
+    assert not foreground_module._is_ours(str(REPOSITORY / "runs"))
     monkeypatch.setattr(foreground_module, "_OURS", foreground_folder)
     for trusts in (False, True):
         assert load_foreground("matting", foreground_folder, "main", trusts, 32, CPU) and not caplog.messages

@@ -92,6 +92,7 @@ def test_the_histogram_shows_kept_and_dropped_scores_and_the_threshold_between_t
     assert {height for _, height, _ in bars} == {"0.0", "200.0"}  # one of each score
     threshold = float(re.search(r'<path d="M(.*?) 0V', text)[1])
     assert threshold == pytest.approx(900 * (25.5 + 0.5) / (33.5 + 0.5), abs=0.1)
+    assert re.findall("<text.*?>(.*?)</text>", text) == ["-0.5", "33.5", "25.5"]
     assert len(places["#16823c"]) == 4 and min(places["#16823c"]) > threshold
     assert len(places["#be2828"]) == 2 and max(places["#be2828"]) < threshold
 

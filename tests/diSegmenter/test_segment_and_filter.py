@@ -240,7 +240,7 @@ def test_other_bounds_need_no_model(monkeypatch, config, layout, call):
     assert kept == {name for name, score in scores.items() if score >= threshold}
     assert 0 < len(kept) < 12
     assert files.read_json(layout.verdicts(0))["settings"]["clip_threshold"] == threshold
-    call(segmentAndFilter, "--config", config, "--refilter", "-100", "--round", "1")
+    call(segmentAndFilter, "--config", config, "--refilter", "0", "--round", "1")
     assert set(read_annotations(layout.annotations(1)).file_names()) == kept | set(list(scores)[:6])
     small = ["SEGMENTER.AREA_SHARE", "[0.0, 0.001]"]
     call(segmentAndFilter, "--config", config, "--refilter", str(threshold), *small)
