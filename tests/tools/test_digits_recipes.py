@@ -1,16 +1,31 @@
 """What the embedded models of LVIS-Digits learn, and how they are measured, with networks that only look on."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
+from exchange.feedback import write_feedback
+from exchange.layout import RunLayout
+from tests.exchange.test_formats import FEEDBACK
 from tools import train_digits_models
-from tools.digits import pictures, prompts, samples, train_clip, train_foreground, train_sd3
+from tools.digits import (
+    pictures,
+    prompts,
+    samples,
+    train_clip,
+    train_foreground,
+    train_judge,
+    train_sd3,
+    train_segmenter,
+)
 from tools.digits.optimise import optimising
 
 
@@ -84,11 +99,15 @@ def test_prompts_for_a_white_or_no_background_have_a_white_one_and_the_others_a_
 def test_a_foreground_model_is_measured_by_intersection_over_union(monkeypatch):
     coverages = torch.zeros(2, 1, 4, 4)
     coverages[0, 0, :2] = coverages[1, 0, 0] = 0.6
-    monkeypatch.setattr(train_foreground, "make_pictures", lambda *_, **__: (coverages, coverages))
+    drawn = Mock(return_value=(coverages, coverages))
+    monkeypatch.setattr(train_foreground, "make_pictures", drawn)
     logits = torch.full((1, 4, 4), -9.0)  # nothing in eight bits
     logits[0, 0], logits[0, 1], logits[0, 2, :3] = 1, -2, 1  # a row, haze, and another part
+    monkeypatch.setattr(samples, "split", lambda: {"val": "what no model was trained on"})
     measured = train_foreground.measure(lambda images: [images - 1, logits.expand(2, 1, 4, 4)])
+    assert drawn.call_args.args[0] == "what no model was trained on"
     assert measured["mean_iou"] == pytest.approx((4 / 11 + 4 / 7) / 2)
+    assert measured["iou_5_percent_quantile"] == pytest.approx(4 / 11 + 0.05 * (4 / 7 - 4 / 11))
     assert measured["mean_iou_as_released"] == pytest.approx((8 / 11 + 4 / 11) / 2)
     assert measured["mean_iou_cleaned"] == pytest.approx((4 / 8 + 4 / 4) / 2)
 
@@ -122,3 +141,41 @@ def test_a_recipe_gets_folder_seed_and_steps_and_what_it_measures_stands_beside_
         call(train_digits_models, "clip", "--out", tmp_path, *options)
         assert json.loads((tmp_path / "clip/quality.json").read_text()) == {"seed": seed, "auc": 0.5}
     assert asked == [(f"{tmp_path}/clip", 0, 7), (f"{tmp_path}/clip", 3, 2500)]
+
+
+def test_the_segmenter_is_trained_by_stage_3_and_its_averaged_weights_go_out_in_half_precision(
+    tmp_path, monkeypatch
+):
+    layout, commands = RunLayout(str(tmp_path / "run")), []
+    path = str(tmp_path / "model.pth")
+    scores = {"categories": [3, 7], "mask_ap": [10.0, 20.0], "ap_c": 5.0, "ap_f": 6.0}
+
+    def run(command, env):
+        commands.append(command[4:])
+        write_feedback(layout, dataclasses.replace(FEEDBACK, checkpoint=path, **scores))
+        return 0
+
+    monkeypatch.setattr(train_segmenter.stopping, "run", run)
+    feedback = train_segmenter.train(layout.root, 20, 3)
+    assert commands == [["OUTPUT_DIR", layout.root, "SEED", "3", "SOLVER.MAX_ITER", "20"]]
+    averaged = {"weight": torch.tensor([0.25]), "number": torch.tensor([70_000])}
+    torch.save({"model": {"weight": torch.tensor([9.0])}, "model_ema": averaged}, path)
+    train_segmenter.export(feedback, str(tmp_path))
+    found = load_file(tmp_path / "model.safetensors")
+    assert {name: value.item() for name, value in found.items()} == {"weight": 0.25, "number": 70_000}
+    assert found["weight"].dtype == torch.float16
+    measured = train_segmenter.measured(feedback)
+    told = {"ap_c": 5.0, "ap_f": 6.0, "ap of blue zero": 10.0, "ap of red two": 20.0}
+    assert measured.items() >= told.items() and measured["ap"] == feedback.mean_mask_ap
+
+
+def test_what_starts_from_the_clip_finds_it_beside_itself_and_no_path_stays_in_a_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_judge, "train", train := Mock(return_value=(Mock(), Mock())))
+    monkeypatch.setattr(train_judge, "measure", Mock())
+    train_digits_models.train_judge(str(tmp_path / "judge"), 3, 7)
+    train.assert_called_once_with(str(tmp_path / "clip"), 7, 3)
+    config = tmp_path / "vae/config.json"
+    config.parent.mkdir()
+    config.write_text(json.dumps({"_name_or_path": str(tmp_path), "layers": 3}))
+    train_digits_models._forget_where_it_came_from(str(tmp_path))
+    assert json.loads(config.read_text()) == {"layers": 3}

@@ -74,10 +74,13 @@ def test_counts_and_frequencies_are_those_of_the_training_annotations(dataset):
             assert category["image_count"] == images[category["id"]]
             assert category["instance_count"] == instances[category["id"]]
             assert category["frequency"] == frequency(images[category["id"]])
+            ink, digit = category["name"].split()
+            assert category["def"] == f"the digit {digit}, handwritten in {ink} ink"
 
 
 def test_negative_categories_are_absent_and_every_annotation_is_a_visible_mask(dataset):
     folder, parts = dataset
+    everything = {category["id"] for category in parts["val"]["categories"]}
     for part in parts.values():
         present = {image["id"]: set() for image in part["images"]}
         shown = dict.fromkeys(present, 0)
@@ -90,6 +93,10 @@ def test_negative_categories_are_absent_and_every_annotation_is_a_visible_mask(d
         assert max(masks.max() for masks in shown.values()) == 1  # no pixel shows two objects
         for image in part["images"]:
             assert not present[image["id"]] & set(image["neg_category_ids"])
+            if part is parts["val"]:
+                assert present[image["id"]] | set(image["neg_category_ids"]) == everything
+            else:
+                assert len(image["neg_category_ids"]) == 5
     name = parts["train"]["images"][0]["file_name"]
     assert name == "train_00001.png"
     image = Image.open(folder / "images" / name)
