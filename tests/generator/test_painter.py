@@ -121,7 +121,7 @@ def test_a_category_that_the_checkpoint_does_not_know_is_refused(run):
 
 
 def test_an_image_of_a_category_with_a_slash_of_either_kind_lies_in_the_folder(tmp_path, call, monkeypatch):
-    stub = SimpleNamespace(draw=lambda *_: [Image.new("RGB", (4, 4))])
+    stub = SimpleNamespace(draw=lambda name, *_: [Image.new("RGB", (4, 4))] * (name == "a/b\\c"))
     monkeypatch.setattr(Painter, "from_run", lambda *_, guided: stub)
     call(draw, "a/b\\c", "--run", "run", "--out", tmp_path)
     assert files.list_dir(str(tmp_path)) == ["a-b-c 0000.png"]
