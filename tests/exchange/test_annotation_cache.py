@@ -276,7 +276,7 @@ def test_a_killed_reader_leaves_nothing_that_is_taken_for_an_entry(path, monkeyp
     assert [folder.suffix for folder, _ in arrays.entries()] == [""]
 
 
-def test_the_cache_is_cleared_from_the_command_line(path, tmp_path, call, capsys):
+def test_the_cache_is_cleared_from_the_command_line(path, tmp_path, call, capsys, monkeypatch):
     file = read_annotations(path)
     call(cache)
     assert str(arrays.cache_folder()) in capsys.readouterr().out
@@ -288,6 +288,11 @@ def test_the_cache_is_cleared_from_the_command_line(path, tmp_path, call, capsys
     call(cache, "--clear")
     assert capsys.readouterr().out.startswith("removed") and not arrays.entries()
     assert_is(file, CONTENT)  # who has it open keeps it
+    monkeypatch.setattr(arrays, "entries", lambda: [("a", 3_000_000), ("b", 0)])
+    monkeypatch.setattr(arrays, "clear", lambda: 3_000_000)
+    call(cache)
+    call(cache, "--clear")
+    assert capsys.readouterr().out == "       3 MB  a\n       0 MB  b\nremoved 3 MB\n"
 
 
 def test_the_cache_is_below_home_unless_another_folder_is_named(monkeypatch):

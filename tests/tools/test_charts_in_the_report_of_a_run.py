@@ -37,7 +37,9 @@ def test_a_curve_has_two_points_and_a_value_of_zero_is_one(layout):
     told, last = read_feedback(control.feedback_file), read_feedback(layout.feedback_history(1))
     write_feedback(control, dataclasses.replace(told, mean_mask_ap=0.0, ap_r=None))
     write_feedback(layout, dataclasses.replace(last, mean_mask_ap=0.0))
-    files.write_bytes(f"{control.train_dir}/metrics.json", files.read_bytes(metrics))
+    without_rate = files.read_bytes(metrics).replace(b'"lr": 1.0', b'"lr": 0.0')
+    files.write_bytes(f"{control.train_dir}/metrics.json", without_rate)
+    training["learning rate by iteration"][1] = "0"
     files.remove(layout.feedback_history(-1))
     assert curves(layout.root) == {
         "AP": [*both, "49.9", "0", "round 0", "round 1"],
@@ -45,6 +47,9 @@ def test_a_curve_has_two_points_and_a_value_of_zero_is_one(layout):
         **{title: [*both, *ends] for title, ends in training.items()},
     }
     files.remove(layout.feedback_history(0))
+    assert re.search(
+        r'points="0\.0,\S+ 560\.0,\S+" stroke', page(layout.root)
+    )  # the control's, across it all
     files.remove(control.feedback_file)
     for path in (metrics, f"{control.train_dir}/metrics.json"):
         files.write_bytes(path, files.read_bytes(path).splitlines()[0])

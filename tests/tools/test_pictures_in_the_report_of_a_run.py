@@ -16,6 +16,7 @@ from PIL import Image
 from exchange import files
 from exchange.cutouts import encode_cutout
 from exchange.images import encode_png
+from exchange.manifest import read_manifest, write_manifest
 from exchange.pool_index import PoolIndex, write_index
 from exchange.twins import Twins, write_twins
 from tests.diSegmenter.conftest import disc_image
@@ -202,8 +203,13 @@ def test_of_an_image_that_is_gone_the_cut_out_is_shown_and_grey_without_it(layou
 
 def test_guided_images_stand_beside_their_twins_with_the_criterion_of_both(layout):
     names = [layout.instance_name(1, i, 2) for i in (1, 2)]
-    grey = [np.full((40, 48, 3), level, np.uint8) for level in (50, 150)]
-    write_twins(layout.twins(1), Twins(names, [0.125, None]), grey)
+    whole = read_manifest(layout.manifest(1, 0, 1))
+    files.remove(layout.manifest(1, 0, 1))
+    for shard in (0, 1):
+        part = {"shard": shard, "num_shards": 2, "instances": whole.instances[shard::2]}
+        write_manifest(layout, dataclasses.replace(whole, **part))
+    grey = [np.full((40, 48, 3), level, np.uint8) for level in (50, 150, 0)]
+    write_twins(layout.twins(1), Twins([*names, "of no manifest.png"], [0.125, None, 0.5]), grey)
     files.remove(layout.raw(names[1]))
     text = page(layout.root)
     told = re.sub("<[^>]*>", " ", text[text.index('id="twins"') : text.index('id="training"')])

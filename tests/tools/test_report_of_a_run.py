@@ -56,7 +56,7 @@ def test_the_tables_of_a_page_tell_scores_and_counts_winners_classes_pool_time_a
     asked = {1: 4, 2: 3, 3: 3, 4: 5}
     write_manifest(layout, dataclasses.replace(drawn, asked=asked, instances=drawn.instances[:-1]))
     rows = list(PoolIndex(layout, [1], dropped_too=True))
-    rows[4] = dataclasses.replace(rows[4], reason="too small")
+    rows[3:5] = [dataclasses.replace(row, reason="too small") for row in rows[3:5]]
     write_index(layout, 1, rows[:-1])
     files.write_bytes(f"{layout.pictures_dir}/report_rd00.html", b"")
     verdicts = files.read_json(layout.verdicts(0))
@@ -82,7 +82,7 @@ def test_the_tables_of_a_page_tell_scores_and_counts_winners_classes_pool_time_a
         ["class", "group", "training instances", "asked", "made", "kept", "dropped for", *more],
         ["red disc", "common", "10", "7", "6", "4", "CLIP score 2"]
         + ["30.0", "50.0", "50.1", "50.2", "0.2", "0.001", "", ""],
-        [EVIL, "frequent", "20", "6", "6", "3", "CLIP score 2, too small 1"]
+        [EVIL, "frequent", "20", "6", "6", "3", "too small 2, CLIP score 1"]
         + ["30.0", "50.0", "49.8", "49.6", "-0.4", "0.002", "", ""],
         ["blue disc", "rare", "30", "6", "6", "4", "CLIP score 2"]
         + ["30.0", "50.0", "50.3", "50.6", "0.6", "0.003", "", ""],
@@ -90,8 +90,8 @@ def test_the_tables_of_a_page_tell_scores_and_counts_winners_classes_pool_time_a
         + ["30.0", "50.0", "49.6", "49.2", "-0.8", "0.004", "", ""],
         ["round", "made", "kept", "CLIP 5, 50, 95 %", "dropped: CLIP score", "dropped: too small"],
         ["0", "12", "8", "30.0 30.0 30.0", "33.3 %", "0.0 %"],
-        ["1", "11", "6", "30.0 30.0 30.0", "36.4 %", "9.1 %"],
-        ["all", "23", "14", "30.0 30.0 30.0", "34.8 %", "4.3 %"],
+        ["1", "11", "6", "30.0 30.0 30.0", "27.3 %", "18.2 %"],
+        ["all", "23", "14", "30.0 30.0 30.0", "30.4 %", "8.7 %"],
         ["", "drawing"],
         ["round 0", "1.0"],
         ["round 1", "1.0"],
@@ -282,6 +282,7 @@ def test_two_runs_stand_side_by_side_with_their_difference_and_what_they_are_set
     ]
     settings = files.read_bytes(layout.settings_file).replace(b"MAX_ITER: 20", b"MAX_ITER: 20\n  SEED: 3")
     assert "SEED" not in [row[0] for row in rows if row]  # as by default
+    assert [row[:2] for row in rows].count(["round", "made"]) == 2  # a table of each pool
     files.write_bytes(layout.settings_file, settings)
     text = page(layout.root, other.root)
     assert Rows(text).rows[-6:] == [
