@@ -303,7 +303,7 @@ def test_dropped_cut_outs_that_were_pruned_come_back_the_way_that_the_message_sa
 
 
 def test_a_run_is_claimed_with_its_first_image(config, layout):
-    listings = [(0, []), (2, generate(layout, 0, 2))]
+    listings = [(2, []), (2, generate(layout, 0, 2))]
     claimed = segmentAndFilter.claimed(load_config(config), iter(listings), nullcontext)
     told = [(listing, files.exists(layout.settings_file)) for listing in claimed]
     assert told == [(listings[0], False), (listings[1], True)]

@@ -221,6 +221,14 @@ def test_the_quality_of_the_pool_is_told_round_by_round_and_class_by_class_as_fa
     assert "the Vendi score the number of instances" in page(layout.root)
 
 
+def test_that_no_instance_is_a_near_duplicate_is_told(layout):
+    pool_features.begin(layout, {"model": "a"})
+    for round_, vectors in enumerate(np.split(np.eye(16), 2)):
+        names = PoolIndex(layout, [round_]).column("file").tolist()
+        pool_features.add_features(layout, round_, names, vectors)
+    assert page(layout.root).count("<td>0.0</td><td>50.") == len(NAMES)
+
+
 def test_a_run_without_a_pool_has_no_word_about_its_quality_but_tells_what_was_drawn(layout):
     files.remove(layout.feedback_history(1))
     for round_ in (0, 1):
