@@ -150,6 +150,12 @@ def double(layout):
     change(layout, 0, 2, bbox=first.bbox, area=first.area)
 
 
+def test_the_rounds_behind_one_that_has_lost_its_index_are_verified_too(layout):
+    os.remove(layout.pool_index(0))
+    lose_the_marker(layout)
+    assert len(list(verify(layout, IDS))) == 2
+
+
 def test_a_duplicate_is_found_and_goes_by_prune(layout, call, capsys):
     double(layout)
     (problem,) = verify(layout, IDS)
