@@ -179,3 +179,36 @@ def test_what_starts_from_the_clip_finds_it_beside_itself_and_no_path_stays_in_a
     config.write_text(json.dumps({"_name_or_path": str(tmp_path), "layers": 3}))
     train_digits_models._forget_where_it_came_from(str(tmp_path))
     assert json.loads(config.read_text()) == {"layers": 3}
+
+
+def test_the_clip_is_measured_by_the_right_category_against_all_others_on_unseen_digits(monkeypatch):
+    cosines = torch.zeros(3, 30)
+    cosines[0, 0], cosines[1, 1], cosines[1, 2], cosines[2, 29] = 0.9, 0.5, 0.6, 0.8
+    drawn = Mock(return_value=(torch.zeros(3, 1), torch.tensor([1, 2, 30])))
+    monkeypatch.setattr(train_clip, "make_pictures", drawn)
+    monkeypatch.setattr(samples, "split", lambda: {"val": "what no model was trained on"})
+    model = Mock(return_value=SimpleNamespace(image_embeds=cosines, text_embeds=torch.eye(30)))
+    processor = Mock(tokenizer=Mock(return_value={}))
+    assert train_clip.measure(model, processor) == pytest.approx(
+        {
+            "auc": 1 - 1 / (3 * 87),
+            "accuracy": 2 / 3,
+            "score_of_right_5_percent_quantile": 53.0,
+            "score_of_wrong_95_percent_quantile": 0.0,
+        }
+    )
+    assert drawn.call_args.args[0] == "what no model was trained on"
+    assert processor.tokenizer.call_args.args[0][4] == "a photo of green one"
+
+
+def test_the_diffusion_model_is_measured_by_what_a_classifier_sees_of_what_was_asked_for(monkeypatch):
+    images = torch.zeros(2, 3, 4, 4)
+    pipeline = Mock(side_effect=lambda asked, **_: SimpleNamespace(images=np.zeros((len(asked), 1, 1, 3))))
+    pipeline.vae.decode.return_value.sample = images + 0.5  # of values from -1 to 1
+    monkeypatch.setattr(train_sd3, "encode", Mock())
+    monkeypatch.setattr(train_sd3, "DigitClassifier", lambda: lambda picture: (0, 0))  # a red zero, always
+    told = train_sd3.measure(pipeline, images, count=60)
+    expected = {"asked_digit_drawn": 1 / 10, "asked_ink_drawn": 1 / 3}
+    assert told == pytest.approx(expected | {"autoencoder_mean_absolute_error": 0.25})
+    assert [len(call.args[0]) for call in pipeline.call_args_list] == [50, 10]
+    assert pipeline.call_args.args[0][4] == "a photo of red eight"
