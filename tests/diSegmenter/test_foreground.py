@@ -61,7 +61,7 @@ def test_the_network_sees_a_square_normalised_as_for_imagenet_and_its_last_outpu
 
     class Spy(nn.Module):
         def forward(self, pixels):
-            assert not self.training
+            assert not self.training and not torch.is_autocast_enabled("cpu")
             seen.append(pixels)
             return [torch.zeros(1), torch.tensor(logits, dtype=torch.float32).expand(len(pixels), 1, 8, 8)]
 

@@ -107,12 +107,14 @@ def test_the_objects_of_a_coco_file_come_in_but_no_crowds(layout, tmp_path):
             {"id": id_, "file_name": name, "width": 40, "height": 30}
             for id_, name in ((2, "other.png"), (5, "a.png"))
         ],
-        "annotations": [crowd, square, runs, text, boxed],
+        "annotations": [crowd, square, runs, text, boxed, square | {"id": 12, "image_id": 7}],
         "categories": [{"id": 1, "name": "blue_disc"}],
     }
+    content["images"].append({"id": 7, "file_name": "wide.png", "width": 16_384, "height": 30})
     files.write_json(f"{root}/coco.json", content)
     index, cutouts, left_out = imported(layout, read_coco(f"{root}/coco.json", root, IDS))
     instance, *others = index
+    assert left_out.pop() == f"{root}/wide.png has a side above 16383 pixels"  # nobody looks for it
     assert [other.bbox for other in others] == [[1, 3, 3, 4]] * 2
     assert [sentence.partition(" shows no object")[0] for sentence in left_out] == [f"{root}/coco.json#11"]
     assert instance.category_id == 7 and instance.bbox == [10, 4, 10, 10]
