@@ -183,8 +183,8 @@ def test_what_starts_from_the_clip_finds_it_beside_itself_and_no_path_stays_in_a
 
 def test_the_clip_is_measured_by_the_right_category_against_all_others_on_unseen_digits(monkeypatch):
     cosines = torch.zeros(3, 30)
-    cosines[0, 0], cosines[1, 1], cosines[1, 2], cosines[2, 29] = 0.9, 0.5, 0.6, 0.8
-    drawn = Mock(return_value=(torch.zeros(3, 1), torch.tensor([1, 2, 30])))
+    cosines[0, 2], cosines[1, 0], cosines[1, 1], cosines[2, 29] = 0.9, 0.5, 0.6, 0.8
+    drawn = Mock(return_value=(torch.zeros(3, 1), torch.tensor([3, 1, 30])))
     monkeypatch.setattr(train_clip, "make_pictures", drawn)
     monkeypatch.setattr(samples, "split", lambda: {"val": "what no model was trained on"})
     model = Mock(return_value=SimpleNamespace(image_embeds=cosines, text_embeds=torch.eye(30)))
