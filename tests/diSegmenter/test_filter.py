@@ -109,6 +109,10 @@ def test_raw_masks_differ_from_the_digits_in_what_cleans_alone():
     [
         ((25.0, (0.0, 1.1), 0, False), "a CLIP score of 25 or more."),
         (
+            (25.0, (0.0, 1.1), 0, False, 0.0, -0.5),
+            "a CLIP score of 25 or more, a similarity to real objects of -0.5 or more.",
+        ),
+        (
             (25.0, (0.01, 1.1), 0, False),
             "a CLIP score of 25 or more, an object that covers more than 1 % of its image.",
         ),

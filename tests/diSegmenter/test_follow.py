@@ -13,6 +13,8 @@ from tests.diSegmenter.conftest import generate
 def test_a_complete_round_comes_at_once(layout):
     instances = generate(layout, 0, 5, 0, 2) + generate(layout, 0, 5, 1, 2)
     assert list(follow_round(layout, 0, timeout_s=0)) == [(5, instances)]
+    with pytest.raises(UserError, match="round 0 in 2 shards, not in 1"):
+        next(follow_round(layout, 0, timeout_s=0, num_shards=1))
 
 
 @pytest.fixture

@@ -83,9 +83,13 @@ def test_batches_and_shards_give_the_same_files(layout, tmp_path):
 
 
 def test_a_second_call_recomputes_nothing(layout):
+    class Upper(Darkness):
+        def __call__(self, images):
+            return [alpha * (np.arange(40)[:, None] < 20) for alpha in super().__call__(images)]
+
     generate(layout, 0, 6)
-    segment(layout, Darkness())
-    before, again = contents(layout), Darkness()
+    segment(layout, Upper())
+    before, again = contents(layout), Upper()
     segment(layout, again)
     assert again.seen == 0 and contents(layout) == before
 
@@ -157,14 +161,16 @@ def test_what_shows_an_object_is_measured_and_nothing_else(layout):
             for image, alpha, category in zip(images, alphas, category_ids, strict=True)
         ]
 
-    found = segment(layout, InTurn(Light()), batch_size=3, similarity=dark)
+    found = segment(
+        layout, InTurn(Light()), batch_size=3, similarity=dark, judge=lambda images, *_: [0.0] * len(images)
+    )
     assert {(bool(i.area), i.category_id) for i in found} == set(itertools.product((False, True), (3, 7)))
     for instance in found:
         expected = None
         if instance.area and instance.category_id == 3:
             mask = read_rgba(layout.segmented(instance.file))[..., 0]
             expected = pytest.approx(read_rgba(layout.raw(instance.file))[mask > 0].mean(), abs=1e-4)
-        assert instance.similarity == expected and instance.judge is None
+        assert instance.similarity == expected and instance.judge == (0.0 if instance.area else None)
     assert (
         segment(layout, InTurn(Darkness()), batch_size=3, judge=None) == found
     )  # nothing is left to measure
