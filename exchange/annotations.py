@@ -198,7 +198,7 @@ class AnnotationFile:
         """Number of images with at least one instance of each class, (C,)."""
         number = len(self.categories)
         pairs = np.unique(self.object_images.astype(np.int64) * number + self.object_classes)
-        return np.bincount(pairs % max(number, 1), minlength=number)
+        return np.bincount(pairs % number, minlength=number)
 
 
 def _bounds(ends: npt.NDArray[np.int64], index: int) -> tuple[int, int]:

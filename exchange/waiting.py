@@ -44,7 +44,7 @@ class Wait:
                 self._path,
                 self._command,
             )
-        time.sleep(min(self._poll_s, max(self._timeout_s - waited, 0.01)))
+        time.sleep(min(self._poll_s, self._timeout_s - waited))
 
 
 def wait_for(path: str, what: str, command: str, timeout_s: float, poll_s: float = 1.0) -> None:
