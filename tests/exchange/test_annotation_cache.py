@@ -113,6 +113,8 @@ def test_the_arrays_hold_what_the_file_says(way, path, monkeypatch):
     parts = {part: CONTENT[part] for part in ("images", "annotations", "categories")}
     file = AnnotationFile.of_records(path, **parts) if way == "decoded" else read_annotations(path)
     assert_is(file, CONTENT)
+    is_mapped = way not in ("decoded", "small")
+    assert {isinstance(array.base, np.memmap) for array in file.arrays.values()} == {is_mapped}
 
 
 def test_a_file_without_objects_or_images_has_empty_arrays(path):
@@ -125,8 +127,9 @@ def test_a_file_without_objects_or_images_has_empty_arrays(path):
 
 def test_a_file_is_read_once_and_again_when_it_or_the_format_changes(path, readings, monkeypatch, caplog):
     caplog.set_level("INFO")
-    for _ in range(3):
-        read_annotations(path)
+    monkeypatch.chdir(Path(path).parent)
+    for name in (path, path, Path(path).name):
+        read_annotations(name)
     assert readings == [path]
     assert caplog.messages == [f"reading {path}, for the next time into {arrays.entries()[0][0]}"]
     status = os.stat(path)
@@ -272,6 +275,7 @@ def test_a_killed_reader_leaves_nothing_that_is_taken_for_an_entry(path, monkeyp
             read_annotations(path)
     (left,) = (folder for folder, _ in arrays.entries())
     assert left.suffix == ".part"
+    assert arrays.clear() > 0 and len(list(arrays.cache_folder().glob("*.lock"))) == 1  # that of the reader
     assert_is(read_annotations(path), CONTENT)
     assert [folder.suffix for folder, _ in arrays.entries()] == [""]
 
