@@ -49,10 +49,12 @@ def test_a_path_where_no_file_can_lie_is_one_sentence(
 ) -> None:
     (tmp_path / "folder/inside").mkdir(parents=True)
     (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for path, named in (
         ("folder", "folder"),
         ("file/x", "file"),
         ("file/x/y", "file/x"),
+        ("loop/x/y", "loop/x"),
         ("x" * 300, "x" * 300),
     ):
         with pytest.raises(SystemExit, match="2"):
@@ -109,16 +111,18 @@ def test_a_full_disk_after_a_stop_is_told(
     ("error", "lines"),
     [
         (SystemExit(), []),
-        (SystemExit(3), ["SystemExit: 3"]),
-        (ValueError("of\ntwo lines"), ["ValueError: of two lines"]),
+        (SystemExit(3), ["ERROR SystemExit: 3"]),
+        (ValueError("of\ntwo lines"), ["ERROR ValueError: of two lines"]),
+        (Stopped(signal.SIGTERM), ["INFO Stopped: SIGTERM"]),
     ],
 )
 def test_the_last_line_of_its_log_is_what_ended_it_unless_all_is_well(
     error: BaseException, lines: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = logging.FileHandler(tmp_path / "log.txt")
+    log.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
     monkeypatch.setattr(logging.getLogger(), "handlers", [log])
-    with pytest.raises(type(error)):
+    with pytest.raises((type(error), SystemExit)):
         run_cli(Mock(side_effect=error))
     log.close()
     assert (tmp_path / "log.txt").read_text().splitlines() == lines

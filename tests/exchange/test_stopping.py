@@ -147,7 +147,9 @@ def test_a_child_that_another_thread_starts_leaves_put_off_what_is(listening):
     assert done
 
 
-def test_handlers_and_hooks_are_those_from_before_when_nobody_listens_any_more():
+def test_handlers_and_hooks_are_those_from_before_when_nobody_listens_any_more(monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", print)
+
     def state():
         return sys.unraisablehook, *map(signal.getsignal, SIGNALS)
 
