@@ -1,11 +1,11 @@
 """What stands in a help, and what model libraries say on the terminal."""
 
-import logging as python_logging
+import importlib
+import logging
 import sys
 
 import pytest
 from huggingface_hub import utils as hub
-from transformers.utils import logging
 
 from exchange.command_line import add_command, left_out_without_matplotlib, make_parser, quiet_model_libraries
 
@@ -28,7 +28,7 @@ def test_a_picture_is_left_out_without_matplotlib_and_for_no_other_reason(caplog
     assert caplog.record_tuples == [
         (
             left_out_without_matplotlib.__module__,
-            python_logging.WARNING,
+            logging.WARNING,
             "curve.png is left out: matplotlib is not installed",
         )
     ]
@@ -36,7 +36,9 @@ def test_a_picture_is_left_out_without_matplotlib_and_for_no_other_reason(caplog
         raise ModuleNotFoundError(name="torch")
 
 
-def test_model_libraries_are_quiet_and_downloads_keep_their_bars():
+@pytest.mark.parametrize("name", ["transformers", "diffusers"])
+def test_model_libraries_are_quiet_and_downloads_keep_their_bars(name):
+    logging = importlib.import_module(f"{name}.utils.logging")
     before = logging.get_verbosity()
     logging.enable_progress_bar()  # and that of downloads
     try:

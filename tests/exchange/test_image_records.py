@@ -29,8 +29,9 @@ def test_file_that_was_cut_off_has_no_record(tmp_path, length):
     assert read_record(GeneratedInstance, str(path)) is None
 
 
-def test_a_picture_of_no_twins_has_no_record(tmp_path):
-    (tmp_path / "a.png").write_bytes(encode_png(PIXELS, {"files": [], "criterion": []}))
+@pytest.mark.parametrize("files", [[], ["b.png"]])
+def test_a_picture_of_no_twins_or_of_more_than_were_judged_has_no_record(tmp_path, files):
+    (tmp_path / "a.png").write_bytes(encode_png(PIXELS, {"files": files, "criterion": []}))
     assert twins_record(str(tmp_path / "a.png")) is None
 
 

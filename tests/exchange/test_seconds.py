@@ -68,6 +68,8 @@ def test_a_run_that_says_nothing_took_nothing(tmp_path):
         '{"a": {}}',
         '{"0": [1]}',
         '{"0": {"a": "x"}}',
+        '{"0": {"a": null}}',
+        '{"0": {"a": 1%s}}' % ("0" * 400),
         '{"0": {"a": NaN, "b": 1}}',
         "[" * 100_000,
         "\udcff",
