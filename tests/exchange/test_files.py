@@ -1,7 +1,9 @@
+import errno
 import fcntl
 import hashlib
 import io
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -19,11 +21,31 @@ from exchange.errors import UserError
 def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path):
     path = str(tmp_path / "a" / "b.bin")
     files.write_bytes(path, b"old")
-    with pytest.raises(RuntimeError), files.atomic_writer(path) as file:
+    with pytest.raises(KeyboardInterrupt), files.atomic_writer(path) as file:
         file.write(b"ne")
-        raise RuntimeError
+        raise KeyboardInterrupt
     assert files.read_bytes(path) == b"old"
     assert os.listdir(tmp_path / "a") == ["b.bin"]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError("of a library"), "of a library"),
+        (OSError(errno.EIO, "broken", "/other"), "[Errno 5] broken: '/other'"),
+        (OSError(errno.EIO, "broken"), "[Errno 5] broken: '{}'"),
+        *(
+            (RuntimeError(f"so {sign} much"), "[Errno 28] No space left on device: '{}'")
+            for sign in ("unexpected pos", "file write failed", "No space left on device")
+        ),
+    ],
+)
+def test_a_write_that_fails_says_why_and_where_also_if_its_folder_is_gone(tmp_path, error, told):
+    path = tmp_path / "a" / "b.bin"
+    with pytest.raises(OSError) as raised, files.atomic_writer(str(path)):
+        shutil.rmtree(path.parent)
+        raise error
+    assert str(raised.value) == told.format(path)
 
 
 @pytest.mark.parametrize("protocol", [("s3", "s3a"), ("gs", "gcs"), ("abfs", "az", "abfss"), "oci", "oss"])
@@ -36,6 +58,16 @@ def test_on_an_object_store_a_file_is_written_straight_to_its_place(protocol, mo
     monkeypatch.setattr(files, "_locate", lambda path: (Store(skip_instance_cache=True), path))
     files.write_bytes("/run/x", b"abc")
     assert {path: file.getvalue() for path, file in Store.store.items()} == {"/run/x": b"abc"}
+
+
+def test_on_another_file_system_a_file_is_moved_to_its_place_and_a_folder_s_name_is_that_of_a_file(
+    monkeypatch,
+):
+    monkeypatch.setattr(MemoryFileSystem, "mv", moved := Mock())
+    files.write_bytes("memory://moved/x", b"abc")
+    assert moved.call_args.args[1] == "/moved/x"
+    monkeypatch.setattr(MemoryFileSystem, "ls", lambda *_, **__: ["/a/folder/", "/a/file"])
+    assert files.list_dir("memory://a") == ["file", "folder"]
 
 
 @pytest.mark.parametrize("durable", [(), (True,), (False,)])
@@ -222,13 +254,15 @@ def test_what_another_machine_may_write_goes_only_from_a_disk_of_this_one(tmp_pa
         ("8:17 / /run rw shared:1 master:2 - ext4 /dev/x rw", True),
         ("8:17 / /run rw shared:1 - nfs4 ext4:/x rw", False),
         ("17:8 / /run rw shared:1 - ext4 /dev/x rw", False),
+        (None, False),  # not Linux
     ],
 )
 def test_a_disk_of_this_machine_is_known_by_its_mount(monkeypatch, mount, on_disk):
     device = os.makedev(8, 17)
     monkeypatch.setattr(files, "os", Mock(wraps=os, stat=lambda path: Mock(st_dev=device)))
     text = f"20 1 0:3 / / rw shared:9 - overlay overlay rw\n21 20 {mount}\n"
-    monkeypatch.setattr(files, "open", lambda path: io.StringIO(text), raising=False)
+    opened = Mock(return_value=io.StringIO(text), side_effect=None if mount else FileNotFoundError)
+    monkeypatch.setattr(files, "open", opened, raising=False)
     assert files._on_disk("/run/x") == on_disk
 
 
