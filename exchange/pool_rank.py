@@ -81,8 +81,6 @@ def _read(layout: RunLayout, round_: int, kind: str) -> dict[str, float]:
     again = f"remove it and run mrca pool rank {layout.root} --by {kind} again"
     try:
         batches = open_batches(path, [_SCHEMA])
-        if any(batch.column("file").null_count for batch in batches or ()):
-            raise ValueError("a name is missing in a row")
     except (pa.ArrowException, OSError, ValueError, UserError) as error:
         raise UserError(f"{path} is damaged ({error}): {again}") from error
     if batches is None:

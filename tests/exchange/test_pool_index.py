@@ -75,7 +75,7 @@ def test_an_index_from_before_there_were_columns_is_read(layout, monkeypatch, la
 def test_a_round_with_nothing_kept_is_no_obstacle(layout):
     write_index(layout, 0, [])
     write_index(layout, 1, ROUND_1[:1])
-    assert len(PoolIndex(layout, [0, 1])) == 0
+    assert len(PoolIndex(layout, [0, 1])) == len(PoolIndex(layout, [])) == 0
     write_index(layout, 2, ROUND_1)
     assert len(PoolIndex(layout, [0, 1, 2])) == 1
 
