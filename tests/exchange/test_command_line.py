@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import re
 import sys
 
 import pytest
@@ -20,6 +21,15 @@ def test_an_example_begins_as_the_program_was_called(program, called, name, monk
     command = add_command(parser.add_subparsers(), "stats", "count", "run")
     assert parser.prog == name
     assert parser.epilog == command.epilog == f"example:\n  {called} stats run"
+    assert (parser.description, command.description) == ("what it does", "count")
+
+
+def test_the_help_of_an_option_says_its_default_once_and_no_other_does():
+    parser = make_parser("what it does", "")
+    parser.add_argument("folder", nargs="?", default="runs", help="read")
+    for name, default in (("zero", 0), ("none", None), ("own", 3), ("off", False)):
+        parser.add_argument(f"--{name}", default=default, help="(default: three)" if name == "own" else name)
+    assert re.findall(r"\(default.*", parser.format_help()) == ["(default: 0)", "(default: three)"]
 
 
 def test_a_picture_is_left_out_without_matplotlib_and_for_no_other_reason(caplog):
