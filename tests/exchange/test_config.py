@@ -9,6 +9,7 @@ from exchange.config import (
     REPOSITORY,
     choose,
     config_of_text,
+    find_config,
     flatten,
     from_repository,
     limits,
@@ -80,12 +81,14 @@ def test_what_begins_with_a_tilde_is_in_the_home_folder(tmp_path, monkeypatch):
     assert from_repository(cfg.OUTPUT_DIR) == str(tmp_path / "mine/x")
     assert from_repository(cfg.MODEL.WEIGHTS) == str(tmp_path / "w.pth")
     assert load_config(path, ["OUTPUT_DIR", "~/other"]).OUTPUT_DIR == str(tmp_path / "other")
-    assert [model_source(f"~/{name}") for name in ("x.yaml", "no")] == [path, "~/no"]
+    assert [model_source(f"~/{name}") for name in ("x.yaml", "", "no")] == [path, str(tmp_path), "~/no"]
 
 
-def test_a_yaml_anywhere_builds_on_one_of_the_project_s(tmp_path):
+def test_a_yaml_anywhere_builds_on_one_of_the_project_s(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     path = write(tmp_path / "x.yaml", {"_BASE_": "configs/digits/MRCA_digits.yaml"})
     assert load_config(path).SOLVER.ROUND_ITERS == 100
+    assert find_config("x.yaml") == path  # for processes in another folder
 
 
 def test_tuples_as_detectron2_writes_them_are_read(tmp_path):
@@ -109,6 +112,8 @@ def test_a_value_of_the_wrong_type_is_an_error_that_names_the_key(tmp_path):
         load_config(write(tmp_path / "x.yaml", {"SOLVER": {"MAX_ITER": "many"}}))
     with pytest.raises(UserError, match=r"SOLVER\.BASE_LR the value 'nan': it takes a float"):
         load_config(write(tmp_path / "x.yaml", {}), ["SOLVER.BASE_LR", "nan"])
+    with pytest.raises(UserError, match="'SEED' stands alone"):
+        load_config(str(tmp_path / "x.yaml"), ["SEED"])
 
 
 @pytest.mark.parametrize(

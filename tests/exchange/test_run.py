@@ -64,9 +64,9 @@ def test_what_changes_no_result_may_change_on_resumption(tmp_path):
     shutil.move(tmp_path / "run", tmp_path / "moved")
     free = with_others(cfg, FREE)
     free.OUTPUT_DIR = str(tmp_path / "moved")
-    for folder in ("", "pool", "train"):
+    for folder in ("", "pool", "pool/raw", "train"):
         files.write_bytes(str(tmp_path / "moved" / folder / f"x.{files._kernel()}-01234567.tmp"), b"")
-    assert open_run(free, "pool").root == str(tmp_path / "moved")
+    assert open_run(free, "pool", "pool/raw").root == str(tmp_path / "moved")
     left = {path.parent.name for path in (tmp_path / "moved").rglob("*.tmp")}
     assert left == {"train"}  # what killed writers left where this stage does not write
 
