@@ -60,7 +60,7 @@ def test_on_an_object_store_a_file_is_written_straight_to_its_place(protocol, mo
     assert {path: file.getvalue() for path, file in Store.store.items()} == {"/run/x": b"abc"}
 
 
-def test_on_another_file_system_a_file_is_moved_to_its_place_and_a_folder_s_name_is_that_of_a_file(
+def test_on_another_file_system_a_file_is_moved_to_its_place_and_names_are_those_of_this_machine(
     monkeypatch,
 ):
     monkeypatch.setattr(MemoryFileSystem, "mv", moved := Mock())
@@ -68,6 +68,9 @@ def test_on_another_file_system_a_file_is_moved_to_its_place_and_a_folder_s_name
     assert moved.call_args.args[1] == "/moved/x"
     monkeypatch.setattr(MemoryFileSystem, "ls", lambda *_, **__: ["/a/folder/", "/a/file"])
     assert files.list_dir("memory://a") == ["file", "folder"]
+    found = {f"/a/{name}": {"size": 3, "mtime": 2.5} for name in ("01_a", "02_a")}  # whatever is asked for
+    monkeypatch.setattr(MemoryFileSystem, "find", lambda *_, **__: found)
+    assert files.entries("memory://a", "01") == {"01_a": files.Entry(3, 2.5)}
 
 
 @pytest.mark.parametrize("durable", [(), (True,), (False,)])

@@ -83,8 +83,9 @@ def test_a_file_is_written_and_read_in_a_request_each_and_a_folder_listed_in_one
         server.clear()
         assert files.read_bytes(path) == data
         assert [request.split()[0] for request in server][:1] == ["GET"] and (not data or len(server) == 1)
+    files.write_bytes(files.join(root, "a/b/below.bin"), b"")
     server.clear()
-    assert files.list_dir(files.join(root, "a")) == ["b.bin"]
+    assert files.list_dir(files.join(root, "a")) == ["b", "b.bin"]
     assert files.names(files.join(root, "a"), "b") == {"b.bin"} and not files.names(
         files.join(root, "a"), "c"
     )
