@@ -112,6 +112,13 @@ def test_mrca_has_the_five_names_of_its_parts_which_it_finds():
     assert finder.find_spec("tools") is None
 
 
+def test_mrca_knows_its_parts_by_way_of_a_link(tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(REPOSITORY)
+    origin = str(tmp_path / "link/exchange/__init__.py")
+    monkeypatch.setattr(sys.modules["exchange"].__spec__, "origin", origin)
+    assert mrca.Predictor is Predictor
+
+
 def test_help_imports_nothing_slow():
     code = f"""
 import sys
