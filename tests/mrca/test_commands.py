@@ -192,14 +192,13 @@ def test_a_command_that_there_is_not_and_a_package_that_is_not_installed_are_one
     def without_torch():
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
-    module = importlib.import_module("generator.generate")
-    monkeypatch.setattr(module, "main", without_torch)
+    monkeypatch.setattr(importlib.import_module("tools.draw"), "main", without_torch)
     for argument, sentence in (
         ("genrate", "error: mrca has no command 'genrate': did you mean generate?"),
         ("§", "error: mrca has no command '§': did you mean "),
         (
-            "generate",
-            "error: mrca generate needs torch, which is not installed: pip install 'mrca[generate]'",
+            "draw",
+            "error: mrca draw needs torch, which is not installed: pip install 'mrca[generate]'",
         ),
     ):
         monkeypatch.setattr(sys, "argv", ["mrca", argument])
