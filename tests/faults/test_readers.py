@@ -290,10 +290,10 @@ def test_an_image_that_claims_to_be_huge_is_refused():
         header[29:33] = zlib.crc32(header[12:29]).to_bytes(4, "big")
         with pytest.raises(BadImage, match=reason):
             decode_rgba(bytes(header), "huge.png")
-    long = io.BytesIO()
-    Image.new("1", (16_384, MAX_PIXELS // 16_384)).save(long, format="PNG")
-    with pytest.raises(BadImage, match="claims 16384"):
-        decode_rgba(long.getvalue(), "long.png")
+    for size in ((16_384, MAX_PIXELS // 16_384), (1, 16_384)):
+        Image.new("1", size).save(long := io.BytesIO(), format="PNG")
+        with pytest.raises(BadImage, match="claims {} x {}".format(*size)):
+            decode_rgba(long.getvalue(), "long.png")
     assert decode_rgba(encode_png(np.zeros((1, 16_383), np.uint8)), "longest.png").shape == (1, 16_383, 4)
 
 
