@@ -5,6 +5,7 @@ import os
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pycocotools.mask as coco_mask
@@ -191,9 +192,13 @@ def test_an_entry_that_points_to_nowhere_is_made_again(name, place, path, readin
     assert len(readings) == 2
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(path, tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("folder", ["file/below", "without locks"])
+def test_a_cache_that_cannot_be_written_or_locked_is_done_without(
+    folder, path, tmp_path, monkeypatch, caplog
+):
     (tmp_path / "file").touch()
-    monkeypatch.setenv("MRCA_CACHE", str(tmp_path / "file/below"))
+    monkeypatch.setenv("MRCA_CACHE", str(tmp_path / folder))
+    monkeypatch.setattr(arrays, "FileLock", Mock(side_effect=NotImplementedError))
     assert_is(read_annotations(path), CONTENT)
     assert caplog.text.count("set MRCA_CACHE to another folder") == len(caplog.records) == 1
 

@@ -186,6 +186,7 @@ def test_a_missing_file_a_missing_base_and_broken_yaml_are_named(tmp_path):
         (b"_BASE_: [[x.yaml]]", "which is no file"),
         (b"_BASE_: ~nobody/x.yaml", "which is no file"),
         (b"_BASE_: x.yaml", "builds on itself"),
+        (b"_BASE_: ./x.yaml", "builds on itself"),
         (b"_BASE_: list.yaml", "list.yaml holds a list"),
         (b"_BASE_: value.yaml\nSOLVER: {MAX_ITER: 5}", "SOLVER a value: it is a group"),
         (MULTIPLYING.encode(), "aliases repeat"),
