@@ -95,7 +95,7 @@ def _config(values: dict[str, Any], path: str, overrides: Sequence[str]) -> CfgN
         node = functools.reduce(operator.getitem, parents, cfg)
         try:
             node[name] = _cast(value, node[name])
-        except (ValueError, OverflowError) as error:
+        except ValueError as error:
             kind = type(node[name]).__name__
             raise UserError(
                 f"{path} or the command line gives {key} the value {reprlib.repr(value)}: it takes a {kind}"

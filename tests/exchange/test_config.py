@@ -89,6 +89,9 @@ def test_a_yaml_anywhere_builds_on_one_of_the_project_s(tmp_path, monkeypatch):
     path = write(tmp_path / "x.yaml", {"_BASE_": "configs/digits/MRCA_digits.yaml"})
     assert load_config(path).SOLVER.ROUND_ITERS == 100
     assert find_config("x.yaml") == path  # for processes in another folder
+    (tmp_path / "configs/digits").mkdir(parents=True)
+    own = write(tmp_path / "configs/digits/MRCA_digits.yaml", {})
+    assert find_config("configs/digits/MRCA_digits.yaml") == own
 
 
 def test_tuples_as_detectron2_writes_them_are_read(tmp_path):
@@ -308,6 +311,7 @@ def test_a_key_that_would_teach_something_else_is_refused_and_says_how_to_switch
     sentence = rf"sets {key} to .{{4,18}}, which this .*leave it out or set it to {instead}"
     with pytest.raises(UserError, match=sentence):
         load_config(str(theirs / "mrca.yaml"), [key, value])
+    load_config(str(theirs / "mrca.yaml"), ["DATALOADER.DATASET_ANN", "('box', 'box')"])
     with pytest.raises(UserError, match=r"sets MODEL\.WITH_CAPTION to True \(and 1 more such\), which"):
         load_config(str(theirs / "mrca.yaml"), ["MODEL.WITH_CAPTION", "True", "WITH_IMAGE_LABELS", "True"])
 
