@@ -49,8 +49,9 @@ def test_lvis_s_file_names_start_at_the_folder_of_coco(monkeypatch):
     }
 
 
-def test_an_entry_that_lacks_its_folder_is_named(tmp_path):
-    (tmp_path / "x.yaml").write_text(yaml.safe_dump({"DATASETS": {"CUSTOM": [["mine", "a.json"]]}}))
+@pytest.mark.parametrize("entry", [["mine", "a.json"], [], ["mine", "a.json", 3], "text"])
+def test_an_entry_that_lacks_its_folder_is_named(entry, tmp_path):
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump({"DATASETS": {"CUSTOM": [entry]}}))
     with pytest.raises(UserError, match=r"DATASETS\.CUSTOM takes entries"):
         dataset_paths("mine", load_config(str(tmp_path / "x.yaml")))
 
@@ -123,6 +124,7 @@ def test_extra_categories_are_the_last_classes_of_a_run_and_have_no_instances(be
     assert whole.categories[2]["def"] == "it digs" and whole.num_extra == 2
     assert whole.path.endswith(f"b.json + {REPOSITORY}/{cfg.DATASETS.EXTRA_CATEGORIES}")
     assert whole.instance_counts().tolist() == [1, 2, 0, 0] == whole.image_counts().tolist()
+    assert len(read_training_set(beyond(content, "DATASETS.TRAIN", "a"))[0].categories) == 4
     known = with_classes_of(cfg, whole)
     heads = known.MODEL.ROI_HEADS
     assert (heads.NUM_CLASSES, heads.NUM_EXTRA_CLASSES, known.is_frozen()) == (4, 2, True)

@@ -132,11 +132,11 @@ def test_a_stage_begins_its_log_behind_what_is_there_with_its_rank_if_it_has_one
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger(), "handlers", handlers := [])
-    for root, rank in ((str(tmp_path), None), (str(tmp_path), 1), ("s3://bucket/run", None)):
+    for root, rank in ((str(tmp_path), None), (str(tmp_path), 0), ("s3://bucket/run", None)):
         log_to_run(RunLayout(root), "train", rank)
     lines = (tmp_path / "logs/train.log").read_text().splitlines()
     assert [line.split(" ", 2)[2] for line in lines] == [
-        f"INFO {rank}exchange.logs: started" for rank in ("", "rank 1 ")
+        f"INFO {rank}exchange.logs: started" for rank in ("", "rank 0 ")
     ]
     assert len(handlers) == 2
     for handler in handlers:

@@ -142,6 +142,8 @@ def test_a_run_folder_is_claimed_when_something_is_made_not_when_it_is_looked_at
     assert open_run(cfg, "train", "pool/raw").root == str(tmp_path / "run")
     assert run.run_layout(load_config(CONFIG, ["OUTPUT_DIR", "s3://bucket/run"])).root == "s3://bucket/run"
     assert not (tmp_path / "run").exists()
+    of_the_yaml = load_config(CONFIG)
+    assert run.run_layout(of_the_yaml).root == str(REPOSITORY / of_the_yaml.OUTPUT_DIR)
     claim_run(cfg)
     with pytest.raises(UserError, match="SEED 0, not 1"):
         claim_run(settings(tmp_path / "run", "SEED", "1"))
