@@ -114,6 +114,8 @@ def test_the_arrays_hold_what_the_file_says(way, path, monkeypatch):
     parts = {part: CONTENT[part] for part in ("images", "annotations", "categories")}
     file = AnnotationFile.of_records(path, **parts) if way == "decoded" else read_annotations(path)
     assert_is(file, CONTENT)
+    for name, (kind, _) in annotation_reader.SCHEMA.items():
+        assert file.arrays[name].dtype == kind, name
     is_mapped = way not in ("decoded", "small")
     assert {isinstance(array.base, np.memmap) for array in file.arrays.values()} == {is_mapped}
 

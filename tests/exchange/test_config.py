@@ -1,3 +1,4 @@
+import argparse
 import json
 import re
 
@@ -7,6 +8,7 @@ import yaml
 from exchange import files
 from exchange.config import (
     REPOSITORY,
+    add_config_arguments,
     choose,
     config_of_text,
     find_config,
@@ -92,6 +94,12 @@ def test_a_yaml_anywhere_builds_on_one_of_the_project_s(tmp_path, monkeypatch):
     (tmp_path / "configs/digits").mkdir(parents=True)
     own = write(tmp_path / "configs/digits/MRCA_digits.yaml", {})
     assert find_config("configs/digits/MRCA_digits.yaml") == own
+
+
+def test_a_command_takes_the_project_s_configuration_unless_it_is_given_one():
+    add_config_arguments(parser := argparse.ArgumentParser())
+    said = [parser.parse_args(words).config for words in ([], ["--config-file", "x"], ["--config", "x"])]
+    assert said == [str(REPOSITORY / "configs/MRCA/MRCA_R50.yaml"), "x", "x"]
 
 
 def test_tuples_as_detectron2_writes_them_are_read(tmp_path):
@@ -184,6 +192,7 @@ def test_a_missing_file_a_missing_base_and_broken_yaml_are_named(tmp_path):
         (b"SOLVER: {BASE_LR: True}", r"BASE_LR the value True: it takes a float"),
         (b"SOLVER: {BASE_LR: 1" + b"0" * 400 + b"}", "64 bits"),
         (b"MODEL: {PIXEL_MEAN: [a, 1, 2]}", "a list of float"),
+        (b"MODEL: {PIXEL_MEAN: '1'}", "a list of float"),
         (b"_BASE_: null", "builds on None"),
         (b"_BASE_: .", "builds on '.'"),
         (b"_BASE_: [[x.yaml]]", "which is no file"),

@@ -146,10 +146,12 @@ def test_nan_is_refused_before_anything_is_written(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_folder_that_is_gone_already_is_fine_and_one_that_cannot_be_removed_is_said(tmp_path):
+def test_what_is_gone_already_is_fine_and_one_that_cannot_be_removed_is_said(tmp_path):
     (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "file").touch()
     for _ in range(2):
         files.remove_folder(str(tmp_path / "a"))
+        files.remove(str(tmp_path / "file"))
         assert os.listdir(tmp_path) == []
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError):
@@ -183,11 +185,10 @@ def test_a_file_that_is_rewritten_in_place_at_once_has_another_stamp(tmp_path):
 @pytest.mark.parametrize("size", [3, (1 << 23) + 1])
 def test_the_digest_is_sha256_of_all_and_the_end_is_as_long_as_asked_for(tmp_path, size):
     data = (b"abc" * size)[:size]
-    (tmp_path / "x").write_bytes(data)
-    assert files.sha256(str(tmp_path / "x")) == hashlib.sha256(data).hexdigest()
-    assert (
-        files.tail(str(tmp_path / "x"), 2) == data[-2:] and files.tail(str(tmp_path / "x"), size + 1) == data
-    )
+    for path in (str(tmp_path / "x"), "memory://digest/x"):
+        files.write_bytes(path, data)
+        assert files.sha256(path) == hashlib.sha256(data).hexdigest()
+        assert files.tail(path, 2) == data[-2:] and files.tail(path, size + 1) == data
 
 
 @pytest.mark.parametrize(("offset", "length"), [(2, 1 << 50), (1 << 50, 1), (3, 1)])

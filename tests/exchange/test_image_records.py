@@ -8,7 +8,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from exchange.images import encode_png, read_record
 from exchange.manifest import GeneratedInstance
-from exchange.twins import twins_record
+from exchange.twins import Twins, read_twins, twins_record, write_twins
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 6, 3), dtype=np.uint8)
 RECORD = GeneratedInstance("00_0001_0001.png", 1, 1, 2**62, "a {}", "a Schnürsenkel – 靴", True, 0.5, 0.75)
@@ -33,6 +33,14 @@ def test_file_that_was_cut_off_has_no_record(tmp_path, length):
 def test_a_picture_of_no_twins_or_of_more_than_were_judged_has_no_record(tmp_path, files):
     (tmp_path / "a.png").write_bytes(encode_png(PIXELS, {"files": files, "criterion": []}))
     assert twins_record(str(tmp_path / "a.png")) is None
+
+
+def test_twins_stand_side_by_side_and_come_back_as_they_were(tmp_path):
+    twins, images = Twins(["b.png", "c.png"], [0.5, None]), [PIXELS, PIXELS[::-1]]
+    write_twins(str(tmp_path / "a.png"), twins, images)
+    record, found = read_twins(str(tmp_path / "a.png"))
+    assert record == twins
+    np.testing.assert_array_equal(found, images)
 
 
 def test_foreign_images_and_missing_files_have_no_record(tmp_path):

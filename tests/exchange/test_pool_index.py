@@ -153,6 +153,7 @@ def test_outlines_of_another_index_are_refused(layout):
         *(("bbox", box) for box in ([0, 0, 0, 9], [-1, 0, 9, 9], [60, 2, 31, 39], [0, 9, 31, 40], [0, 0, -9, 9])),
         ("bbox", [0, 1, 1, (1 << 31) - 1]),
         ("bbox", [0, 2, 31, None]),
+        ("bbox", [0, -1, 9, 9]),
         *(("width", width) for width in (-1, 0, 16_384)),
         *(("height", height) for height in (0, 16_384)),
         *(("area", area) for area in (-1, 0, 31 * 39 + 1)),

@@ -87,11 +87,14 @@ def test_a_yaml_that_asks_the_segmenter_something_else_joins_the_run_of_that_seg
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_stage_1_needs_no_word_of_the_training_images_and_training_holds_to_its_own(tmp_path, first):
-    training, feed = settings(tmp_path), settings(tmp_path, "INPUT.USE_COPY_METHOD", "none")
+    training, feed = (
+        settings(tmp_path),
+        settings(tmp_path, "INPUT.USE_COPY_METHOD", "none", "MODEL.ACTIVE_TEST_EVERY", "2"),
+    )
     for trains in [bool(first), not first, True]:
         claim_run(training if trains else feed, trains=trains)
     assert "USE_COPY_METHOD: syn_copy" in (tmp_path / "run.yaml").read_text()
-    with pytest.raises(UserError, match=r"INPUT\.USE_COPY_METHOD 'syn_copy', not 'none'"):
+    with pytest.raises(UserError, match=r"INPUT\.USE_COPY_METHOD 'syn_copy', not 'none' .and 1 more."):
         open_run(feed)
     with pytest.raises(UserError, match=r"INPUT\.FORMAT"):
         open_run(settings(tmp_path, "INPUT.FORMAT", "BGR"), trains=False)

@@ -2,7 +2,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from exchange.typed import from_record
+from exchange.errors import UserError
+from exchange.typed import from_record, read_object
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,12 @@ def test_values_arrive_and_defaults_fill_in():
 def test_a_value_of_another_type_is_named(field, value):
     with pytest.raises(ValueError, match=f"'{field}' is"):
         from_record(Example, {**GOOD, field: value})
+
+
+def test_a_file_of_no_object_has_no_format(tmp_path):
+    (tmp_path / "a.json").write_text("[1]")
+    with pytest.raises(UserError, match="a.json has example format None, this version reads 1: again"):
+        read_object(str(tmp_path / "a.json"), "example", 1, "again")
 
 
 def test_a_missing_field_and_what_is_no_object_are_named():
