@@ -50,7 +50,8 @@ def preloaded_python(folder: Path) -> Iterator[str]:
         listening.bind(str(address))
         listening.listen()
         number = listening.fileno()
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}  # read as libraries load
+        # read as libraries load, and as the standard output is opened
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": ""}
         command = [sys.executable, __file__, "--serve", str(number)]
         server = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[number], env=environment)
     with server:  # which ends when its input does, even where this process is killed
