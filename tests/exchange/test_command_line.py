@@ -8,7 +8,13 @@ import sys
 import pytest
 from huggingface_hub import utils as hub
 
-from exchange.command_line import add_command, left_out_without_matplotlib, make_parser, quiet_model_libraries
+from exchange.command_line import (
+    add_command,
+    add_device_argument,
+    left_out_without_matplotlib,
+    make_parser,
+    quiet_model_libraries,
+)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +36,8 @@ def test_the_help_of_an_option_says_its_default_once_and_no_other_does():
     for name, default in (("zero", 0), ("none", None), ("own", 3), ("off", False)):
         parser.add_argument(f"--{name}", default=default, help="(default: three)" if name == "own" else name)
     assert re.findall(r"\(default.*", parser.format_help()) == ["(default: 0)", "(default: three)"]
+    add_device_argument(parser)
+    assert parser.parse_args([]).device == ""  # a GPU if there is one
 
 
 def test_a_picture_is_left_out_without_matplotlib_and_for_no_other_reason(caplog):
