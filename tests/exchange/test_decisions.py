@@ -1,5 +1,7 @@
 """The table of what gradient selection decided."""
 
+import dataclasses
+
 import pytest
 
 from exchange.decisions import (
@@ -50,6 +52,13 @@ def test_always_refused_is_what_was_pasted_often_enough_and_never_learnt_from(la
     assert always_refused(layout, range(2), 1) == {"often", "once"}
     assert always_refused(layout, range(2), 3) == {"often"}
     assert always_refused(layout, range(1), 3) == always_refused(layout, [], 1) == frozenset()
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Decision)])
+def test_a_decision_that_lacks_a_value_is_damaged(layout, name):
+    write_decisions(layout, 0, 5, [dataclasses.replace(decision(0, "a.png", True), **{name: None})])
+    with pytest.raises(UserError, match=r"rd00_0000005\.arrow is damaged .a value is missing"):
+        read_decisions(layout, [0])
 
 
 def test_a_damaged_part_or_one_of_another_format_is_named(layout, tmp_path):

@@ -193,6 +193,7 @@ _INSTANCE = dataclasses.asdict(make_manifest(0).instances[0])
 
 def test_a_round_is_complete_when_all_its_shards_are(tmp_path):
     layout = RunLayout(str(tmp_path))
+    assert not is_complete(read_round(layout, 0))
     write_manifest(layout, make_manifest(0))
     assert layout.manifests(0) == [layout.manifest(0, shard=0, num_shards=2)]
     assert not is_complete(read_round(layout, 0))
@@ -290,7 +291,7 @@ def test_images_of_each_class_are_counted_in_as_many_as_there_are():
         ("annotations", [{"image_id": 1, "category_id": 2}], "category_id 2"),
         ("annotations", [{"image_id": 8, "category_id": 1}], "image_id 8"),
         ("categories", [{"id": 1}], "name"),
-        ("images", [{"id": 1, "height": 4, "width": 4}] * 2, "twice in 'images'"),
+        ("images", [{"id": i, "height": 4, "width": 4} for i in (1, 2, 1)], "twice in 'images'"),
         ("images", [{"id": 1, "height": 4, "width": 4}, 5], "record 1 of 'images' is no JSON object"),
         ("categories", [{"id": 1, "name": name} for name in "ab"], "twice in 'categories'"),
     ],
