@@ -79,7 +79,7 @@ def halves(tmp_path):
     return write
 
 
-def test_several_training_sets_become_one_with_numbers_of_its_own_and_whole_paths(halves):
+def test_several_training_sets_become_one_with_numbers_of_its_own_and_whole_paths(halves, tmp_path):
     whole, root = read_training_set(halves([(5, "cat"), (9, "dog")], [(9, "dog"), (5, "cat")]))
     assert root == "" and whole.category_names == {5: "cat", 9: "dog"}
     paths = ["/images/a/a.png", "/images/a/train2017/a.jpg", "/images/b/b.png", "/images/b/train2017/b.jpg"]
@@ -88,6 +88,8 @@ def test_several_training_sets_become_one_with_numbers_of_its_own_and_whole_path
     assert len({whole.object_id(index) for index in range(3)}) == 3 and len(set(whole.image_ids)) == 4
     objects = zip(whole.object_images, whole.category_ids[whole.object_classes], strict=True)
     assert [(paths[i], c) for i, c in objects] == [(paths[1], 5), (paths[3], 9), (paths[2], 9)]
+    whole, _ = read_training_set(load_config(str(tmp_path / "x.yaml"), ["DATASETS.TRAIN", "[b, a]"]))
+    assert whole.file_names() == paths[2:] + paths[:2]  # in the order that they are named in
 
 
 def test_training_sets_of_different_categories_and_none_at_all_are_refused(halves, tmp_path):

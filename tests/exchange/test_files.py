@@ -80,8 +80,10 @@ def test_what_shall_outlive_a_power_failure_is_on_the_disk_before_it_is_in_its_p
     done, replace = [], os.replace
     monkeypatch.setattr(os, "fsync", lambda file: done.append(os.fstat(file).st_size))
     monkeypatch.setattr(os, "replace", lambda *paths: done.append("moved") or replace(*paths))
+    monkeypatch.setattr(os, "sync", lambda: done.append("all"))
     files.write_bytes(str(tmp_path / "x"), b"abc", *durable)
-    assert done == [3] * (durable != (False,)) + ["moved"]
+    files.flush_all()
+    assert done == [3] * (durable != (False,)) + ["moved", "all"]
 
 
 def test_json_round_trips_on_a_local_path_and_on_another_file_system(tmp_path):
@@ -167,7 +169,7 @@ def test_no_path_leads_out_of_its_root(part):
 def test_a_missing_and_a_damaged_file_are_named(tmp_path):
     with pytest.raises(UserError, match="missing.json"):
         files.read_json(str(tmp_path / "missing.json"))
-    for text in ('{"a": [1,', '{"a": NaN}'):
+    for text in ('{"a": [1,', '{"a": NaN}', "[" * 100_000):
         (tmp_path / "half.json").write_text(text)
         with pytest.raises(UserError, match=r"half\.json is not valid JSON"):
             files.read_json(str(tmp_path / "half.json"))
