@@ -188,6 +188,7 @@ def test_a_missing_file_a_missing_base_and_broken_yaml_are_named(tmp_path):
         (b"- a", "holds a list"),
         (b"a text", "holds a str"),
         (b"SOLVER: 3", "SOLVER a value: it is a group"),
+        (b"SOLVR: {}", "SOLVR, which is no setting"),
         (b"SOLVER: {MAX_ITER: {A: 1}}", r"SOLVER\.MAX_ITER\.A, which is no setting"),
         (b"SOLVER: {BASE_LR: True}", r"BASE_LR the value True: it takes a float"),
         (b"SOLVER: {BASE_LR: 1" + b"0" * 400 + b"}", "64 bits"),
