@@ -192,6 +192,8 @@ def test_a_round_of_no_iterations_is_refused(tmp_path, key, feed):
 )
 def test_round_is_the_end_as_in_the_release_and_num_rounds_the_number(tmp_path, options, rounds):
     add_round_arguments(parser := argparse.ArgumentParser())
+    with pytest.raises(SystemExit):
+        parser.parse_args("--round 2 --num-rounds 1".split())
     args, cfg = parser.parse_args(options.split()), settings(tmp_path)
     if isinstance(rounds, range):
         assert chosen_rounds(args, cfg) == rounds
