@@ -103,7 +103,7 @@ def test_a_command_takes_the_project_s_configuration_unless_it_is_given_one():
 
 
 def test_tuples_as_detectron2_writes_them_are_read(tmp_path):
-    (tmp_path / "x.yaml").write_text('DATASETS:\n  TRAIN: ("lvis_v1_train",)\n')
+    (tmp_path / "x.yaml").write_text("DATASETS:\n  TRAIN: '(\"lvis_v1_train\",) '\n")
     assert load_config(str(tmp_path / "x.yaml")).DATASETS.TRAIN == ["lvis_v1_train"]
 
 

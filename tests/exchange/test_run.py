@@ -174,6 +174,7 @@ def test_a_round_of_no_iterations_is_refused(tmp_path, key, feed):
     for asked in (num_rounds, round_iterations):
         with pytest.raises(UserError, match=rf"SOLVER\.{key} is 0"):
             asked(cfg)
+    assert num_rounds(settings(tmp_path, f"SOLVER.{key}", "1")) == (300 if key == "ROUND_ITERS" else 1)
 
 
 @pytest.mark.parametrize(
