@@ -53,7 +53,7 @@ CONTENT = {
 @pytest.fixture
 def path(tmp_path, monkeypatch):
     """Of an annotation file that is worth an entry in a cache of its own."""
-    monkeypatch.setenv("MRCA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MRCA_CACHE", str(tmp_path / "not/there/cache"))
     monkeypatch.setattr(arrays, "_SMALLEST", 0)
     path = tmp_path / "a.json"
     path.write_text(json.dumps(CONTENT))

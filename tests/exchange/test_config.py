@@ -174,6 +174,7 @@ def test_a_missing_file_a_missing_base_and_broken_yaml_are_named(tmp_path):
         (b"[" * 65 + b"]" * 65, "nested deeper than 64"),
         (b"[" * 64 + b"]" * 64, "holds a list"),
         (b"OUTPUT_DIR: 2026-01-01", "quotation marks"),
+        (b"2026-01-01: 1", "quotation marks"),
         (b'OUTPUT_DIR: "\\ud800"', "not valid YAML"),
         (b'OUTPUT_DIR: "\\0"', "zero byte"),
         (b"SOLVER: {BASE_LR: .nan}", "neither number"),
@@ -362,6 +363,8 @@ def test_a_value_is_one_of_its_choices_and_a_text_that_is_no_table_holds_no_sett
     assert choose(cfg, "SEED", {3: "three"}) == "three"
     with pytest.raises(UserError, match="^SEED is 3, which does not exist: choose from 4, 5$"):
         choose(cfg, "SEED", {4: "four", 5: "five"})
+    of_text = config_of_text("SEED: 4\nSOLVER: {MAX_ITER: 5}", "x.pth", ["SEED", "3"])
+    assert (of_text.SEED, of_text.SOLVER.MAX_ITER) == (3, 5)
     with pytest.raises(UserError, match="^x.pth holds no settings: take another file$"):
         config_of_text("[1]", "x.pth")
 
