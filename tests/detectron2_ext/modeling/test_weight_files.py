@@ -56,6 +56,7 @@ def test_arrays_of_every_kind_are_read(tmp_path):
         "columns first": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
         "whole": np.int64(7),
         "empty": np.zeros((0, 3)),
+        "of 20 MB": np.arange(5_000_000, dtype=np.float32),
     }
     content = {"model": collections.OrderedDict(arrays), "__author__": "x", "matching_heuristics": True}
     for protocol in range(2, 6):
@@ -82,6 +83,9 @@ def test_a_file_that_is_not_there_or_holds_something_else_is_named(tmp_path):
     torch.save([torch.zeros(1)], tmp_path / "x.pth")
     with pytest.raises(UserError, match="x.pth holds a list"):
         read_weight_file(str(tmp_path / "x.pth"))
+    torch.save({"settings": "SEED: 1", "categories": [{"id": 1, "name": "kite"}]}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match="x.pth does not say its settings .*take a checkpoint of a run"):
+        read_described(str(tmp_path / "x.pth"))  # which has no weights
 
 
 @pytest.mark.parametrize(
