@@ -72,7 +72,7 @@ def build_train_loader(
     mapper: TrainMapper | TripleMapper = TrainMapper(reader, images, pasters, seed, bgr=is_bgr(cfg))
     if cfg.INPUT.ACTIVE_SELECT:
         schedule = TestSchedule(
-            batch_size, world_size, cfg.MODEL.ACTIVE_TEST_BATCHSIZE, cfg.MODEL.ACTIVE_TEST_EVERY
+            batch_size, world_size, most=cfg.MODEL.ACTIVE_TEST_BATCHSIZE, every=cfg.MODEL.ACTIVE_TEST_EVERY
         )
         mapper = TripleMapper(mapper, TestImages(reader, seed, schedule), pool)
     first, last = start_iteration * batch_size, (start_iteration + num_iterations) * batch_size

@@ -315,6 +315,15 @@ def test_the_cache_is_below_home_unless_another_folder_is_named(monkeypatch):
         assert arrays.cache_folder() == Path("/home/me", folder)
 
 
+@pytest.mark.parametrize("field", ["image_id", "category_id"])
+def test_the_record_that_lacks_what_each_must_have_is_named(field):
+    record = {"image_id": 5, "category_id": 1}
+    records = [record | {"id": 7}, {"id": 8, **{key: record[key] for key in record if key != field}}]
+    content = {"images": [{"id": 5, "height": 6, "width": 8}], "categories": [{"id": 1, "name": "b"}]}
+    with pytest.raises(UserError, match=f"annotation 8 has no '{field}'"):
+        AnnotationFile.of_records("a", **content, annotations=records)
+
+
 def test_the_first_image_without_a_name_and_the_first_annotation_without_a_field_are_named():
     images = [{"id": 5, "height": 6, "width": 8, "file_name": "a"}, {"id": 4, "height": 6, "width": 8}]
     record = {"image_id": 5, "category_id": 1, "bbox": [1, 1, 2, 2]}

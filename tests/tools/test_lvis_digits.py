@@ -61,6 +61,7 @@ def test_the_tail_is_long_and_validation_is_balanced(dataset):
     assert len(train["categories"]) >= 20
     assert groups["r"] >= len(train["categories"]) / 3 and min(groups["c"], groups["f"]) >= 1
     assert min(Counter(a["category_id"] for a in val["annotations"]).values()) >= 20
+    assert max(Counter(a["image_id"] for a in train["annotations"]).values()) == 5
 
 
 def test_counts_and_frequencies_are_those_of_the_training_annotations(dataset):

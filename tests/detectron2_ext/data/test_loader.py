@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from detectron2_ext.data.loader import SkippedFiles, batches_in_order, build_dataset, build_test_loader
+from detectron2_ext.data.loader import (
+    SkippedFiles,
+    batches_in_order,
+    build_dataset,
+    build_test_loader,
+    build_test_transform,
+)
 from detectron2_ext.engine import train_loader as train_loader_module
 from detectron2_ext.engine.train_loader import build_train_loader
 from detectron2_ext.paste.build import build_pool
@@ -234,6 +240,12 @@ def test_test_images_are_seen_once_in_order_by_all_ranks_together(configure):
 def test_a_setting_that_does_not_exist_is_named_with_the_choices(configure, key, value, message):
     with pytest.raises(UserError, match=message):
         train_loader(configure(key, value), world_size=2)
+
+
+def test_an_image_is_tested_at_the_size_of_its_shorter_side_as_far_as_the_longer_one_lets_it(configure):
+    cfg = configure("INPUT.MIN_SIZE_TEST", "24", "INPUT.MAX_SIZE_TEST", "40")
+    assert build_test_transform(cfg)(np.zeros((60, 80, 3), np.uint8)).shape == (3, 24, 32)
+    assert build_test_transform(cfg)(np.zeros((60, 120, 3), np.uint8)).shape == (3, 20, 40)
 
 
 @pytest.mark.parametrize("key", ["INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST"])

@@ -65,10 +65,11 @@ def test_a_network_with_text_rows_learns_all_but_them_and_detects(features):
         (np.ones((NUM_CLASSES + 1, 7)), f"for each of the {NUM_CLASSES} classes"),
         (np.ones(NUM_CLASSES), "must hold a row"),
         (np.eye(NUM_CLASSES, 7, k=1 - NUM_CLASSES), "not all 0"),  # but of the last
+        (np.arange(NUM_CLASSES)[:, None] * np.ones(7), "not all 0"),  # but of the first
         (np.full((NUM_CLASSES, 7), np.nan), "must hold a row of numbers"),
         (np.array([[print]] * NUM_CLASSES), "is no .npy file"),
     ],
-    ids=["missing", "text", "classes", "flat", "zeros", "nan", "objects"],
+    ids=["missing", "text", "classes", "flat", "zeros", "a zero", "nan", "objects"],
 )
 def test_a_file_without_a_row_for_each_class_is_named(content, message, tmp_path):
     path = tmp_path / "rows.npy"
