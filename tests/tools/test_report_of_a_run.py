@@ -54,7 +54,8 @@ class Rows(HTMLParser):
 def test_the_tables_of_a_page_tell_scores_and_counts_winners_classes_pool_time_and_settings(layout):
     drawn = read_manifest(layout.manifest(1, 0, 1))
     asked = {1: 4, 2: 3, 3: 3, 4: 5}
-    write_manifest(layout, dataclasses.replace(drawn, asked=asked, instances=drawn.instances[:-1]))
+    so_far = {"asked": asked, "instances": drawn.instances[:-1], "complete": False}
+    write_manifest(layout, dataclasses.replace(drawn, **so_far))
     rows = list(PoolIndex(layout, [1], dropped_too=True))
     rows[3:5] = [dataclasses.replace(row, reason="too small") for row in rows[3:5]]
     write_index(layout, 1, rows[:-1])

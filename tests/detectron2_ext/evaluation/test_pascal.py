@@ -261,6 +261,9 @@ def test_the_hierarchy_file_gives_the_categories_above(tmp_path: Path) -> None:
     path.write_text(json.dumps(tree))
     world = _world(_square(1, 3, 0))
     assert read_ancestors(str(path), world) == {3: {8}, 8: set()}
+    known = [{"id": id_, "name": name, "freebase_id": f"/m/{name}"} for id_, name in ((0, "pet"), (4, "cat"))]
+    from_0 = AnnotationFile.of_records("a", images=[], annotations=[], categories=known)
+    assert read_ancestors(str(path), from_0) == {4: {0}, 0: set()}
     cfg = load_config(_CONFIG, ["TEST.EVALUATOR", "openimages", "TEST.HIERARCHY", str(path)])
     evaluation = build_truth(cfg, world).score(_predictions({1: _squares((0, 0.9))}))
     assert evaluation.box_ap == [100.0, 0.0]
