@@ -128,7 +128,9 @@ def test_a_round_s_training_images_are_those_drawn_after_it_and_its_report_is_li
         assert re.findall(r'href="([^"]*report_rd\d+\.html)"', told) == [link]
 
 
-def test_training_images_are_made_ready_once_and_again_only_where_they_changed(layout, monkeypatch):
+def test_training_images_are_made_ready_once_and_again_only_where_they_changed_and_no_older_one_stays(
+    layout, monkeypatch
+):
     def made_for(*levels: int) -> int:
         before = len(made)
         for round_, level in enumerate(levels):
@@ -137,10 +139,11 @@ def test_training_images_are_made_ready_once_and_again_only_where_they_changed(l
         assert "data:image" not in page(layout.root)
         return len(made) - before
 
-    made: list[str] = []
-    real = pictures._file_as_webp
-    monkeypatch.setattr(pictures, "_file_as_webp", lambda path: made.append(path) or real(path))
+    made: list[Image.Image] = []
+    real = pictures._as_webp
+    monkeypatch.setattr(pictures, "_as_webp", lambda image: made.append(image) or real(image))
     assert [made_for(1), made_for(1, 1), made_for(1, 1), made_for(1, 2)] == [1, 1, 0, 1]
+    assert len(list(Path(f"{layout.root}/report/A").glob("training_*"))) == 2
 
 
 @pytest.mark.parametrize(

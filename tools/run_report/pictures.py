@@ -31,11 +31,11 @@ def training_pictures(
     layout: RunLayout, rounds: Sequence[Round], folder: str, address: str
 ) -> dict[int, TrainingPicture]:
     """Those that there are, by round, each written into ``folder`` once: a page with all of them would take, and be,
-    more from round to round.
+    more from round to round. Older ones there are removed.
 
     ``address``: of ``folder``, as the page names it.
     """
-    found = {}
+    found, there, shown = {}, files.names(folder, "training_rd"), set()
     for round_ in rounds:
         names = (f"{kind}_rd{round_.number:02}.png" for kind in ("training", "data"))
         paths = [files.join(layout.pictures_dir, name) for name in names]
@@ -46,32 +46,28 @@ def training_pictures(
         record = read_record(Pasted, path) or Pasted([], [], [])  # older pictures have none
         for image, *instance in zip(record.images, record.files, record.categories, strict=False):
             pasted[image].append((instance[0], instance[1]))
-        digest = hashlib.blake2b(files.read_bytes(path), digest_size=4).hexdigest()
-        name = f"training_rd{round_.number:02}_{digest}.webp"
-        if not files.exists(files.join(folder, name)):
-            files.write_bytes(files.join(folder, name), _file_as_webp(path), durable=False)
+        data = files.read_bytes(path)
+        digest = hashlib.blake2b(data, digest_size=4).hexdigest()
+        shown.add(name := f"training_rd{round_.number:02}_{digest}.webp")
+        if name not in there:
+            picture = _as_webp(Image.open(io.BytesIO(data)))
+            files.write_bytes(files.join(folder, name), picture, durable=False)
         found[round_.number] = TrainingPicture(f"{address}/{name}", dict(pasted))
+    for name in there - shown:
+        files.remove(files.join(folder, name))
     return found
 
 
 def allocation_pictures(layout: RunLayout, rounds: Sequence[Round]) -> dict[int, str]:
     """How the images of each round were divided among the classes, as data URLs, where there is a picture of it."""
     paths = {r.number: files.join(layout.pictures_dir, f"allocation_rd{r.number:02}.png") for r in rounds}
-    return {number: _data_url(_file_as_webp(path)) for number, path in paths.items() if files.exists(path)}
+    found = {number: path for number, path in paths.items() if files.exists(path)}
+    return {n: data_url(Image.open(io.BytesIO(files.read_bytes(path)))) for n, path in found.items()}
 
 
 def data_url(image: Image.Image) -> str:
     """An image as the page holds it."""
-    return _data_url(_as_webp(image))
-
-
-def _data_url(webp: bytes) -> str:
-    return f"data:image/webp;base64,{base64.b64encode(webp).decode()}"
-
-
-def _file_as_webp(path: str) -> bytes:
-    with Image.open(io.BytesIO(files.read_bytes(path))) as image:
-        return _as_webp(image)
+    return f"data:image/webp;base64,{base64.b64encode(_as_webp(image)).decode()}"
 
 
 def _as_webp(image: Image.Image) -> bytes:
