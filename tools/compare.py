@@ -132,8 +132,7 @@ def points_of(layout: RunLayout) -> list[Point]:
     while files.exists(layout.feedback_history(round_)):
         feedback = read_feedback(layout.feedback_history(round_))
         generated += sum(len(manifest.instances) for manifest in read_round(layout, round_))
-        groups = {"ap_r": feedback.ap_r, "ap_c": feedback.ap_c, "ap_f": feedback.ap_f}
-        points.append(Point(ap=feedback.mean_mask_ap, **groups, generated=generated))
+        points.append(Point(feedback.mean_mask_ap, feedback.ap_r, feedback.ap_c, feedback.ap_f, generated))
         round_ += 1
     return points
 
