@@ -47,9 +47,8 @@ class BitMasks:
         for axis in (1, 2):
             occupied = masks.any(dim=3 - axis)  # (N, extent)
             before, behind = ((each.cumsum(1) == 0).sum(1) for each in (occupied, occupied.flip(1)))
-            bounds.append(
-                (before * occupied.any(dim=1), occupied.shape[1] - behind)
-            )  # of an empty mask 0 and 0
+            # of an empty mask 0 and 0
+            bounds.append((before * occupied.any(dim=1), occupied.shape[1] - behind))
         (top, bottom), (left, right) = bounds
         boxes = torch.stack([left, top, right, bottom], dim=1)
         crops = [mask[y1:y2, x1:x2] for mask, (x1, y1, x2, y2) in zip(masks, boxes.tolist(), strict=True)]
