@@ -143,7 +143,9 @@ def test_training_images_are_made_ready_once_and_again_only_where_they_changed_a
     real = pictures._as_webp
     monkeypatch.setattr(pictures, "_as_webp", lambda image: made.append(image) or real(image))
     assert [made_for(1), made_for(1, 1), made_for(1, 1), made_for(1, 2)] == [1, 1, 0, 1]
-    assert len(list(Path(f"{layout.root}/report/A").glob("training_*"))) == 2
+    (being_written := Path(f"{layout.root}/report/A/training_rd01_ab.webp.x-01.tmp")).touch()
+    assert made_for(3, 2) == 1 and being_written.exists()
+    assert len(list(being_written.parent.glob("training_*.webp"))) == 2
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from exchange.images import read_record
 from exchange.layout import RunLayout
 from exchange.pasted import Pasted
 from tools.run_report.content import Round
+
+_WRITTEN = re.compile(r"training_rd.*\.webp")  # whole: not what another process is about to write
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ def training_pictures(
 
     ``address``: of ``folder``, as the page names it.
     """
-    found, there, shown = {}, files.names(folder, "training_rd"), set()
+    found, shown = {}, set()
+    there = {match[0] for match in files.matches(folder, _WRITTEN)}
     for round_ in rounds:
         names = (f"{kind}_rd{round_.number:02}.png" for kind in ("training", "data"))
         paths = [files.join(layout.pictures_dir, name) for name in names]
