@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import os
 import re
 import subprocess
 import sys
@@ -156,6 +157,21 @@ def test_every_package_that_is_pinned_takes_the_oldest_python_that_is_promised()
             assert oldest in SpecifierSet(installed.get("Requires-Python", "")), pinned.name
     assert f"They need Python {oldest} or newer" in (REPOSITORY / "README.md").read_text()
     assert f"older than {oldest}:" in (REPOSITORY / "tools/environment.sh").read_text()
+
+
+def test_an_environment_without_the_disk_for_it_is_refused_before_anything_is_installed(tmp_path):
+    (tmp_path / "df").write_text("#!/bin/sh\necho Filesystem\necho /dev/sda 9000000 2000000 7000000 23% /\n")
+    (tmp_path / "df").chmod(0o755)
+    result = subprocess.run(
+        ["bash", REPOSITORY / "tools/environment.sh"],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "MRCA_VENV": "below/venv"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert f"{tmp_path} has 7 GB of free disk, the environment takes 8: free some, or" in result.stderr
+    assert not (tmp_path / "below").exists()
 
 
 IMPORT_ALL = """
