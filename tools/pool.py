@@ -93,9 +93,10 @@ def import_pool(layout: RunLayout, args: argparse.Namespace) -> None:
         foreign = read_folders(args.source, ids)
     else:
         foreign = read_coco(args.source, root, ids)
-    added, left_out = import_round(layout, foreign, categories, f"{args.format}:{args.source}")
-    print(f"imported {added} instances into {layout.root}, left out {len(left_out)}")
-    for sentence in left_out:
+    done = import_round(layout, foreign, categories, f"{args.format}:{args.source}")
+    there = f", there already {done.present}" if done.present else ""
+    print(f"imported {done.added} instances into {layout.root}, left out {len(done.left_out)}{there}")
+    for sentence in done.left_out:
         print(f"  {sentence}")
 
 

@@ -5,8 +5,9 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 from diSegmenter.annotate import outline
@@ -18,10 +19,18 @@ from exchange.errors import UserError
 from exchange.images import BadImage
 from exchange.layout import RunLayout
 from exchange.locks import only_one
-from exchange.pool_index import PoolInstance, join_parts, write_part
+from exchange.pool_index import PoolIndex, PoolInstance, join_parts, write_part
 from exchange.threads import side_by_side
 
 _PART = 4096
+
+
+class Imported(NamedTuple):
+    """What an import did: instances that are new, those that were there, a sentence for each that was left out."""
+
+    added: int
+    present: int
+    left_out: list[str]
 
 
 def next_round(layout: RunLayout) -> int:
@@ -44,18 +53,16 @@ def import_round(
     categories: Sequence[dict[str, Any]],
     source: str,
     workers: int = 4,
-) -> tuple[int, list[str]]:
+) -> Imported:
     """Brings the instances of another pool into this one, as its next round, in parts of a few thousand.
 
     A part that is whole stays when the import is killed, and the next call, which must be for the same pool, goes on
-    behind it. Memory is that of one part.
+    behind it. What an import from the same source has brought does not come again, be it dropped since, unless its
+    picture is another one now. Memory is that of one part, and of the names of what is there.
 
     Args:
         categories: the data set's category records, which the pool keeps.
         source: what the index shall say about where they come from.
-
-    Returns:
-        How many instances there are now, and a sentence for each one that was left out.
 
     Raises:
         UserError: none can be imported, the pool is for other categories, the import of another pool has not come to
@@ -71,18 +78,41 @@ def import_round(
     ):
         categories = joined_categories(layout, categories)
         round_ = _round_to_import(layout)
+        before = _Before(layout, source)
+        present = 0
         for part in _parts(foreign):
             names = numbered(layout, round_, [instance.category_id for instance in part], counts)
-            left_out += _import_part(layout, round_, parts, names, part, source, threads, progress)
+            done = _import_part(layout, round_, parts, names, part, before, threads, progress)
+            present += done.present
+            left_out += done.left_out
             parts += 1
-        if len(left_out) == counts.total():
-            files.remove_folder(layout.pool_parts(round_))
+        added = counts.total() - present - len(left_out)
+        if added:
+            join_parts(layout, round_, parts)
+            finish_import(layout, round_, categories)
+        files.remove_folder(layout.pool_parts(round_))
+        if not added and not present:
             first = left_out[0] if left_out else "there is none"
             raise UserError(f"none of {len(left_out)} instances can be imported: {first}")
-        count = join_parts(layout, round_, parts)
-        finish_import(layout, round_, categories)
-        files.remove_folder(layout.pool_parts(round_))
-    return count, left_out
+    return Imported(added, present, left_out)
+
+
+class _Before:
+    """What imports from ``source`` have brought."""
+
+    def __init__(self, layout: RunLayout, source: str) -> None:
+        self.source = source
+        self._index = PoolIndex(layout, layout.pool_rounds(), dropped_too=True)
+        rows = np.flatnonzero(self._index.column("model") == source)
+        origins = self._index.column("prompt")[rows].tolist()
+        keys = zip(self._index.category_ids[rows].tolist(), origins, strict=True)
+        self._rows = dict(zip(keys, rows.tolist(), strict=True))
+        self._dropped = self._index.column("reason") != ""
+
+    def holds(self, instance: ForeignInstance, cutout: bytes) -> bool:
+        """Whether this instance is there, by this cut-out or dropped."""
+        row = self._rows.get((instance.category_id, instance.origin))
+        return row is not None and (bool(self._dropped[row]) or self._index.read(row) == cutout)
 
 
 def _round_to_import(layout: RunLayout) -> int:
@@ -102,11 +132,11 @@ def _import_part(
     number: int,
     names: Sequence[str],
     part: Sequence[ForeignInstance],
-    source: str,
+    before: _Before,
     threads: ThreadPoolExecutor,
     progress: "tqdm[None]",
-) -> list[str]:
-    """Imports a part unless it is there; returns a sentence for each instance that was left out."""
+) -> Imported:
+    """Imports a part unless it is there."""
     done = layout.pool_part_done(round_, number)
     origins = "".join(f"{instance.category_id} {instance.origin}\n" for instance in part)
     digest = hashlib.sha256(origins.encode(errors="surrogateescape")).hexdigest()
@@ -118,23 +148,27 @@ def _import_part(
                 "one again, or remove the folder"
             )
         progress.update(len(part))
-        return list(record["left_out"])
+        added, left_out = int(record["added"]), list(record["left_out"])
+        return Imported(added, len(part) - added - len(left_out), left_out)
     rows: list[PoolInstance] = []
     left_out: list[str] = []
 
-    def add(name: str, instance: ForeignInstance) -> PoolInstance | str:
+    def add(name: str, instance: ForeignInstance) -> PoolInstance | str | None:
         try:
-            return _add(layout, round_, name, instance, source)
+            return _add(layout, round_, name, instance, before)
         except BadImage as error:
             return str(error)
 
     for result in threads.map(add, names, part):
-        (rows if isinstance(result, PoolInstance) else left_out).append(result)
+        if isinstance(result, PoolInstance):
+            rows.append(result)
+        elif result is not None:
+            left_out.append(result)
         progress.update()
     files.flush_all()  # cut-outs, which were not flushed one by one
     write_part(layout, round_, number, rows)
-    files.write_json(done, {"origins": digest, "left_out": left_out})
-    return left_out
+    files.write_json(done, {"origins": digest, "added": len(rows), "left_out": left_out})
+    return Imported(len(rows), len(part) - len(rows) - len(left_out), left_out)
 
 
 def finish_import(layout: RunLayout, round_: int, categories: Sequence[dict[str, Any]]) -> None:
@@ -149,13 +183,19 @@ def _parts(foreign: Iterable[ForeignInstance]) -> Iterator[list[ForeignInstance]
         yield part
 
 
-def _add(layout: RunLayout, round_: int, name: str, instance: ForeignInstance, source: str) -> PoolInstance:
+def _add(
+    layout: RunLayout, round_: int, name: str, instance: ForeignInstance, before: _Before
+) -> PoolInstance | None:
+    """Writes the cut-out of an instance, and returns its row of the index, or None where it is there."""
     rgba = instance.load()
     alpha = rgba[..., 3]
     found = outline(alpha)
     if not found["segmentation"]:
         raise BadImage(f"{instance.origin} shows no object: nothing has alpha above 0")
-    files.write_bytes(layout.cutout(name), encode_cutout(rgba, alpha, found["bbox"]), durable=False)
+    cutout = encode_cutout(rgba, alpha, found["bbox"])
+    if before.holds(instance, cutout):
+        return None
+    files.write_bytes(layout.cutout(name), cutout, durable=False)
     return PoolInstance(
         file=name,
         round=round_,
@@ -168,7 +208,7 @@ def _add(layout: RunLayout, round_: int, name: str, instance: ForeignInstance, s
         clip_black=None,
         reason="",
         seed=0,
-        model=source,
+        model=before.source,
         prompt=instance.origin,
         cutout=layout.cutout_name(name),
     )

@@ -199,6 +199,9 @@ def test_relative_paths_of_a_pool_that_is_brought_in_start_beside_its_list(layou
     call(pool, "import", layout.root, tmp_path / "theirs/pools.json", "--from", "xpaste")
     assert capsys.readouterr().out == f"imported 1 instances into {layout.root}, left out 0\n"
     assert PoolIndex(layout, [2])[0].model == f"xpaste:{tmp_path}/theirs/pools.json"  # tells where it is from
+    call(pool, "import", layout.root, tmp_path / "theirs/pools.json", "--from", "xpaste")
+    told = f"imported 0 instances into {layout.root}, left out 0, there already 1\n"
+    assert capsys.readouterr().out == told
 
 
 def test_the_classes_of_x_paste_s_list_are_places_among_the_ids_whatever_the_names(

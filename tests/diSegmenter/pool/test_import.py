@@ -15,8 +15,10 @@ from PIL import ExifTags, Image
 
 from diSegmenter.pool import add, foreign
 from diSegmenter.pool.add import import_round
+from diSegmenter.pool.drop import drop
 from diSegmenter.pool.foreign import ForeignInstance, read_coco, read_folders, read_xpaste
-from diSegmenter.pool.move import merge
+from diSegmenter.pool.move import merge, pack
+from diSegmenter.pool.prune import prune_dropped
 from exchange import files
 from exchange.annotations import read_annotations
 from exchange.cutouts import encode_cutout
@@ -37,7 +39,8 @@ def disc_rgba(radius, halo=0):
 
 
 def imported(layout, instances):
-    count, left_out = import_round(layout, instances, CATEGORIES, "test")
+    count, present, left_out = import_round(layout, instances, CATEGORIES, "test")
+    assert not present
     index = PoolIndex(layout, layout.pool_rounds())
     assert len(index) == count
     assert read_annotations(layout.pool_categories()).categories == CATEGORIES
@@ -215,23 +218,43 @@ def test_what_does_not_decode_or_shows_nothing_is_left_out_and_named(layout, tmp
     assert layout.pool_rounds() == [0] and not files.exists(layout.pool_parts(1))
 
 
-def test_a_second_import_is_a_round_of_its_own_that_tells_of_cut_outs_when_they_are_on_the_disk(
-    layout, tmp_path, monkeypatch
+def test_a_further_import_is_a_round_of_its_own_that_tells_of_cut_outs_when_they_are_on_the_disk(
+    layout, monkeypatch
 ):
-    root, told = str(tmp_path / "folders"), []
-    files.write_bytes(f"{root}/red disc/a.png", png(disc_rgba(5)))
+    told = []
     monkeypatch.setattr(
         files, "flush_all", lambda: told.append(files.list_dir(layout.pool("index/rd00.parts")))
     )
-    for _ in range(2):
-        import_round(layout, read_folders(root, IDS), CATEGORIES, "test")
+    for source in ("test", "other"):
+        import_round(layout, discs([])[:1], CATEGORIES, source)
     assert PoolIndex(layout, layout.pool_rounds()).column("round").tolist() == [0, 1] and told == [[], []]
     files.remove(layout.pool_index(0))
-    import_round(layout, read_folders(root, IDS), CATEGORIES, "test")
-    assert PoolIndex(layout, layout.pool_rounds()).column("round").tolist() == [
-        1,
-        2,
-    ]  # nothing is overwritten
+    import_round(layout, discs([])[:1], CATEGORIES, "test")
+    assert layout.pool_rounds() == [1, 2]  # nothing is overwritten
+
+
+def test_of_an_import_that_is_called_again_only_what_is_new_comes(layout, monkeypatch):
+    monkeypatch.setattr(add, "_PART", 2)
+    first, sentence = discs([]), "number 4 does not decode"
+    assert import_round(layout, first[:5], CATEGORIES, "test") == (4, 0, [sentence])
+    drop(layout, [layout.instance_name(0, 3, 0)], [], [], CATEGORIES)
+    prune_dropped(layout, 0)
+    pack(layout, 0)
+    assert import_round(layout, first[:5], CATEGORIES, "test") == (0, 4, [sentence])
+    assert layout.pool_rounds() == [0] and not files.exists(layout.pool_parts(1))
+    again = [
+        *(dataclasses.replace(instance, load=lambda: disc_rgba(20)) for instance in first[3:5]),
+        dataclasses.replace(first[1], category_id=3),
+        *first[:3],
+        first[6],
+    ]
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(add, "join_parts", Mock(side_effect=Killed))
+        import_round(layout, again, CATEGORIES, "test")
+    assert import_round(layout, again, CATEGORIES, "test") == (4, 3, [])
+    came = PoolIndex(layout, [1])
+    assert came.column("prompt").tolist() == ["disc 3", "disc 4", "disc 1", "disc 6"]
+    assert came.category_ids.tolist() == [7, 3, 3, 3]
 
 
 def test_what_comes_in_beside_an_import_is_a_round_of_its_own(layout, monkeypatch):
@@ -279,7 +302,7 @@ def test_an_import_killed_after_any_file_goes_on_behind_its_last_whole_part(
     monkeypatch.setattr(add, "_PART", 2)
     undisturbed = RunLayout(str(tmp_path / "undisturbed"))
     expected = import_round(undisturbed, discs([]), CATEGORIES, "test", workers=1)
-    assert expected == (6, ["number 4 does not decode"])
+    assert expected == (6, 0, ["number 4 does not decode"])
     written, move = itertools.count(1), os.replace
 
     def replace(source, target):
@@ -291,10 +314,11 @@ def test_an_import_killed_after_any_file_goes_on_behind_its_last_whole_part(
     with pytest.raises(Killed):
         import_round(layout, discs([]), CATEGORIES, "test", workers=1)
     whole = len([name for name in files.list_dir(layout.pool_parts(0)) if name.endswith(".json")])
+    finished = files.exists(layout.annotations_done(0))
     loaded = []
-    if not files.exists(layout.annotations_done(0)):
-        assert import_round(layout, discs(loaded), CATEGORIES, "test", workers=1) == expected
-        assert loaded == list(range(7))[2 * whole :]
+    again = import_round(layout, discs(loaded), CATEGORIES, "test", workers=1)
+    assert again == ((0, 6, expected.left_out) if finished else expected)
+    assert loaded == list(range(7))[0 if finished else 2 * whole :]
     import_round(layout, discs([]), CATEGORIES, "more", workers=1)
     import_round(undisturbed, discs([]), CATEGORIES, "more", workers=1)
     assert files_below(Path(layout.root) / "pool") == files_below(Path(undisturbed.root) / "pool")
@@ -355,7 +379,7 @@ def test_what_is_of_other_categories_than_the_pool_does_not_come_in(layout, tmp_
         with pytest.raises(UserError, match="category 3 of what comes in is 'crane', but 'red disc' in"):
             bring_in()
     assert layout.pool_rounds() == [0]
-    import_round(layout, instances, CATEGORIES[1:], "test")
+    import_round(layout, instances, CATEGORIES[1:], "more")
     assert read_annotations(layout.pool_categories()).categories == CATEGORIES
 
 
