@@ -41,7 +41,9 @@ if [ -n "${AZ_BATCH_MASTER_NODE:-}" ]; then
     MASTER_ADDR=${AZ_BATCH_MASTER_NODE%%:*}
     MASTER_PORT=${AZ_BATCH_MASTER_NODE##*:}
 fi
+# for the last checkpoint of a training that is stopped; torch 2.8 knows of no such time, and gives it 30 s
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600
 exec "$python" -m detectron2_ext.engine.torchrun \
-    --shutdown-timeout 600 --nproc-per-node "$num_gpus" --nnodes "$num_machines" --node-rank "$machine_rank" \
+    --nproc-per-node "$num_gpus" --nnodes "$num_machines" --node-rank "$machine_rank" \
     --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "${MASTER_PORT:-$((20000 + RANDOM % 20000))}" \
     -m detectron2_ext.train_net "${arguments[@]}"
