@@ -38,10 +38,13 @@ def as_onnx(network: nn.Module, input_size: int) -> bytes:
             dynamo=True,
             verbose=False,
         )
+        model = program.model_proto
+        if not model.graph.output[0].type.tensor_type.shape.dim[0].dim_param:
+            raise torch.onnx.OnnxExporterError("a batch of one size alone")  # as torch 2.8 does not
     except torch.onnx.OnnxExporterError as error:
         raise UserError(
             f"torch cannot export the network {type(network).__name__} for batches of any size at {input_size} x "
             f"{input_size} pixels ({type(error.__cause__ or error).__name__}): correct SEGMENTER.INPUT_SIZE, or take a "
             "published ONNX file"
         ) from error
-    return program.model_proto.SerializeToString()
+    return model.SerializeToString()

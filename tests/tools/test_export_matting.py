@@ -1,5 +1,5 @@
 import importlib.util
-from unittest.mock import Mock
+from unittest.mock import MagicMock
 
 import numpy as np
 import onnxruntime
@@ -56,7 +56,7 @@ class SeveralOutputs(nn.Module):
 
 
 def test_of_a_network_with_several_outputs_the_last_one_is_exported(monkeypatch):
-    monkeypatch.setattr(torch.onnx, "export", exported := Mock())  # which takes seconds
+    monkeypatch.setattr(torch.onnx, "export", exported := MagicMock())  # which takes seconds
     as_onnx(SeveralOutputs(), 8)
     network, (pixels,) = exported.call_args.args
     torch.testing.assert_close(network(pixels + 2), torch.full((len(pixels), 1, 8, 8), 6.0))
