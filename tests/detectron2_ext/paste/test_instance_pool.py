@@ -58,6 +58,15 @@ def test_a_cutout_is_the_tight_box_of_its_alpha(write_pool):
             read(path, crop=crop).load(1)
 
 
+def test_the_mask_alone_says_where_the_object_is_be_it_one_pixel(write_pool):
+    path = write_pool(1)
+    raw, mask = np.full((48, 40, 4), 9, np.uint8), np.zeros((48, 40), np.uint8)
+    mask[30, 20] = 200
+    cv2.imwrite(str(path.parent / "raw/00_0010_0000.png"), raw)  # with an alpha channel of its own
+    cv2.imwrite(str(path.parent / "segmented/00_0010_0000.png"), mask)
+    assert read(path).load(0).tolist() == [[[9, 9, 9, 200]]]
+
+
 def test_the_index_of_a_run_gives_the_same_cutouts_as_images_and_masks(write_pool, index_of):
     path = write_pool(5)
     layout = index_of(path)

@@ -70,6 +70,7 @@ def test_sizes_follow_the_class_statistics_within_their_limits():
     assert {size(1, (480, 640), rng) for _ in range(50)} == {0.5}  # 40 x 0.02 is over the limit
     plain = StatisticalSize(ClassSizes(np.array([0.2, 0.02]), np.array([0.03, 0.001])))
     assert plain(1, (100, 640), rng) == 0.1  # 10 pixels of the height
+    assert plain(1, (200, 50), rng) == 0.05  # be it the longer side
     assert plain(1, (15, 640), rng) == 0.5  # of which there are too few
 
 
