@@ -7,9 +7,10 @@ import torch
 from detectron2_ext.data.mapper import PasteInfo, TrainMapper
 from detectron2_ext.data.view import ResizeCropFlip, SceneReader
 from detectron2_ext.paste.composite import RandomMirror, basic
-from detectron2_ext.paste.pasters import PoolPaster
+from detectron2_ext.paste.pasters import ImagePaster, PoolPaster
 from detectron2_ext.paste.plan import RandomDraws, Scattered, UniformSize
 from detectron2_ext.paste.pool import ImagesWithMasks, InstancePool
+from detectron2_ext.paste.sources import AnyImage
 from detectron2_ext.paste.triple import TestImages, TestSchedule, TripleMapper
 
 
@@ -87,6 +88,32 @@ def test_a_class_that_no_training_image_shows_has_no_test_image(mappers):
     for k in range(9):
         scene, _ = tests(k, [unseen, shown], [])
         assert {each.class_index for each in scene.objects} == {0}
+
+
+def test_ten_views_may_show_no_object_of_the_class(mappers):
+    dataset, shows_at = mappers[3], 10
+
+    class Reader(SceneReader):
+        def __call__(self, *arguments):
+            views.append(scene := super().__call__(*arguments))
+            scene.objects = scene.objects if len(views) >= shows_at else []
+            return scene
+
+    tests = TestImages(Reader(dataset, ResizeCropFlip(64, (1.0, 1.0))), 5, lambda k: True)
+    views, pasted = [], [PasteInfo(0, (0, 0, 9, 9))]
+    scene, _ = tests(3, pasted, [])
+    assert scene is views[9]
+    views, shows_at = [], 11
+    assert tests(3, pasted, []) is None and len(views) == 10
+
+
+def test_objects_copied_from_images_are_no_instances_of_the_pool(mappers):
+    dataset = mappers[3]
+    reader, images = SceneReader(dataset, ResizeCropFlip(64, (1.0, 1.0))), dataset.trainable_images()
+    copying = TrainMapper(reader, images, [ImagePaster(reader, AnyImage(images), [basic])], seed=5)
+    items = [TripleMapper(copying, TestImages(reader, 5, lambda k: True), None)[k, k] for k in range(9)]
+    assert any(item["paste_info"] and item["test"] for item in items)
+    assert not any(item["pasted_instances"] for item in items)
 
 
 def test_an_unreadable_test_image_is_said_and_another_one_drawn(mappers, filled_lvis):
