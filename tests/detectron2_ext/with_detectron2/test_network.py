@@ -31,7 +31,7 @@ from detectron2_ext.with_detectron2.registration import (
 )
 from detectron2_ext.with_detectron2.training import validate
 from exchange.catalog import builtin_datasets
-from exchange.config import load_config
+from exchange.config import REPOSITORY, load_config
 from exchange.errors import UserError
 from tests.detectron2_ext.engine.small_run import SIDE, write_config
 from tests.detectron2_ext.modeling.network_scenes import scene, small_config
@@ -46,9 +46,12 @@ def _as_detectron2(record: dict) -> dict:
     return record | {"instances": instances}
 
 
-def test_detectron2_builds_the_network_by_its_name_with_the_same_parameters() -> None:
+def test_detectron2_builds_the_network_by_its_name_with_the_same_parameters(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     cfg = small_config()
     theirs = build_with_detectron2(detectron2_config(cfg)).state_dict()
+    assert "the federated loss draws all classes alike" in caplog.text
     ours = build_model(cfg).state_dict()
     assert {name: tensor.shape for name, tensor in theirs.items()} == {
         name: tensor.shape for name, tensor in ours.items()
@@ -97,6 +100,12 @@ def test_an_image_without_objects_survives_the_conversion() -> None:
     assert len(found) == 0 and found.pred_boxes.tensor.shape == (0, 4)
 
 
+@pytest.mark.parametrize(("weights", "path"), [("", ""), ("a/b.pth", str(REPOSITORY / "a/b.pth"))])
+def test_relative_weights_are_those_of_this_repository(weights: str, path: str, tmp_path: Path) -> None:
+    cfg = load_config(str(write_config(tmp_path)), ["MODEL.WEIGHTS", weights])
+    assert detectron2_config(cfg).MODEL.WEIGHTS == path
+
+
 def test_every_data_set_of_this_project_is_in_the_catalogue() -> None:
     assert set(builtin_datasets()) <= set(DatasetCatalog.list())
 
@@ -111,7 +120,9 @@ def test_the_configuration_s_data_sets_replace_what_has_their_names_and_built_in
     metadata = MetadataCatalog.get("small_val")
     assert metadata.json_file == str(tmp_path / "now/small_val/annotations.json")
     assert metadata.thing_dataset_id_to_contiguous_id == {2: 0, 5: 1, 9: 2}
+    assert metadata.image_root == str(tmp_path / "now/small_val")
     assert (theirs.MODEL.DEVICE, theirs.OUTPUT_DIR) == ("cpu", str(tmp_path / "now/run/train"))
+    assert not theirs.is_new_allowed()
     known = MetadataCatalog.get("lvis_v1_val").json_file
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     register()
@@ -158,7 +169,7 @@ def test_detectron2_s_own_mapper_feeds_the_network_from_a_data_set_of_the_config
 
 
 def test_predictor_and_visualizer_work_on_a_checkpoint_of_this_project(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
 ) -> None:
     config = write_config(tmp_path)
     train_net.main(["--config", str(config)])
