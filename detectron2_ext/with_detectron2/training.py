@@ -216,7 +216,11 @@ def validate(
     predictions, confusions = Predictions.from_json(written, truth.category_ids), Confusions(annotations)
     confusions.add_all(predictions)
     evaluation = dataclasses.replace(truth.score(predictions), confusions=confusions.by_class())
-    report = as_json(evaluation, annotations, dataset=name, **context) | {"detectron2": scores}
+    told = {  # NaN: there is no such object
+        kind: {metric: float(value) if np.isfinite(value) else None for metric, value in of_kind.items()}
+        for kind, of_kind in scores.items()
+    }
+    report = as_json(evaluation, annotations, dataset=name, **context) | {"detectron2": told}
     files.write_json(files.join(target, "metrics.json"), report)
     return evaluation
 
