@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ pytest.importorskip(
 from detectron2_ext import train_net
 from detectron2_ext.engine.checkpoints import RunCheckpoints
 from detectron2_ext.with_detectron2.training import _check
-from exchange.config import load_config
+from exchange.config import REPOSITORY, load_config
 from exchange.errors import UserError
 from exchange.feedback import read_feedback
 from tests.detectron2_ext.engine.small_run import write_config
@@ -84,6 +86,19 @@ def test_a_run_ends_with_the_same_weights_whichever_engine_trained_which_round(
         for name, tensor in expected[part].items():
             torch.testing.assert_close(found[part][name], tensor, rtol=0, atol=1e-6, msg=f"{part} {name}")
     assert found["scheduler"]["last_epoch"] == expected["scheduler"]["last_epoch"] == 6
+
+
+def test_two_processes_of_either_engine_end_with_the_same_weights(tmp_path: Path, python: str) -> None:
+    environment = os.environ | {"MRCA_PYTHON": python, "PYTHON_EXEC": python, "OMP_NUM_THREADS": "1"}
+    for engine in ENGINES:
+        (tmp_path / engine).mkdir()
+        config = write_config(tmp_path / engine)
+        launch = ["bash", REPOSITORY / "launch.sh", "--config", config, "--num-gpus", "2", "--engine", engine]
+        subprocess.run(launch, env=environment, check=True)
+    expected, found = (_checkpoint(tmp_path / engine, "model_0000002.pth") for engine in ENGINES)
+    for part in ("model", "model_ema"):
+        for name, tensor in expected[part].items():
+            torch.testing.assert_close(found[part][name], tensor, rtol=0, atol=1e-6, msg=f"{part} {name}")
 
 
 def test_feedback_and_detectron2_s_scores_agree(runs: dict[tuple[str, str], Path]) -> None:
