@@ -4,6 +4,7 @@ import argparse
 import functools
 import platform
 import shutil
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,15 @@ from fvcore.common.config import CfgNode
 from exchange import files, run
 from exchange.config import REPOSITORY, flatten, load_config
 from exchange.errors import UserError
-from exchange.run import add_round_arguments, chosen_rounds, claim_run, num_rounds, open_run, round_iterations
+from exchange.run import (
+    add_round_arguments,
+    chosen_rounds,
+    claim_run,
+    num_rounds,
+    open_run,
+    round_iterations,
+    versions,
+)
 
 CONFIG = str(REPOSITORY / "configs/digits/MRCA_digits.yaml")
 
@@ -61,14 +70,23 @@ def with_others(cfg: CfgNode, keys: set[str]) -> CfgNode:
 def test_what_changes_no_result_may_change_on_resumption(tmp_path):
     cfg = settings(tmp_path / "run")
     claim_run(cfg)
+    written = tmp_path / "run/run.yaml"  # of a release in which workers counted as a setting
+    written.write_text(written.read_text().replace("  SEED: 0\n", "  SEED: 0\n  SEGMENTER.WORKERS: 99\n"))
     shutil.move(tmp_path / "run", tmp_path / "moved")
     free = with_others(cfg, FREE)
     free.OUTPUT_DIR = str(tmp_path / "moved")
-    for folder in ("", "pool", "pool/raw", "train"):
+    for folder in ("", "pool", "pool/raw", "seconds", "train"):
         files.write_bytes(str(tmp_path / "moved" / folder / f"x.{files._kernel()}-01234567.tmp"), b"")
     assert open_run(free, "pool", "pool/raw").root == str(tmp_path / "moved")
     left = {path.parent.name for path in (tmp_path / "moved").rglob("*.tmp")}
     assert left == {"train"}  # what killed writers left where this stage does not write
+
+
+def test_versions_are_of_those_packages_that_an_environment_has(monkeypatch):
+    real = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: real(name if name != "torchvision" else "no such"))
+    assert {"python", "torch", "timm", "onnxruntime"} <= versions().keys()
+    assert "torchvision" not in versions()
 
 
 def test_whatever_else_changes_is_refused(tmp_path):
