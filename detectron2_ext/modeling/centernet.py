@@ -40,7 +40,7 @@ class CenterNetHead(nn.Module):
             4.1).
     """
 
-    def __init__(self, channels: int, num_levels: int, num_convs: int = 4, prior_prob: float = 0.01) -> None:
+    def __init__(self, channels: int, num_levels: int, num_convs: int, prior_prob: float) -> None:
         super().__init__()
         groups = 32 if channels >= 64 and channels % 32 == 0 else channels // 2
         tower: list[nn.Module] = []
@@ -82,13 +82,13 @@ class HeatMapLoss:
             annotation.
     """
 
-    positive_weight: float = 0.5
-    negative_weight: float = 0.5
-    alpha: float = 0.25
-    beta: float = 4.0
-    gamma: float = 2.0
-    clamp: float = 1e-4
-    ignore_above: float = 0.85
+    positive_weight: float
+    negative_weight: float
+    alpha: float
+    beta: float
+    gamma: float
+    clamp: float
+    ignore_above: float
 
     def __call__(
         self, logits: Tensor, heat: Tensor, center_index: Tensor, is_center: Tensor

@@ -73,9 +73,7 @@ class CenterNetTargetAssigner:
         min_radius: of the heat map's peaks, in pixels.
     """
 
-    def __init__(
-        self, size_ranges: Sequence[Sequence[float]], min_overlap: float = 0.8, min_radius: float = 4.0
-    ) -> None:
+    def __init__(self, size_ranges: Sequence[Sequence[float]], min_overlap: float, min_radius: float) -> None:
         self.size_ranges = torch.tensor(size_ranges, dtype=torch.float32)
         self.radius_share = (1 - min_overlap) / (1 + min_overlap)
         self.min_radius = min_radius

@@ -16,7 +16,7 @@ class FederatedClassSampler:
         generator: of the random numbers; torch's own where it is None.
     """
 
-    def __init__(self, num_classes: int = 50, generator: torch.Generator | None = None) -> None:
+    def __init__(self, num_classes: int, generator: torch.Generator | None = None) -> None:
         self.num_classes = num_classes
         self.generator = generator
 

@@ -34,7 +34,7 @@ class FeaturePyramid(nn.Module):
 
     strides = {"p3": 8, "p4": 16, "p5": 32, "p6": 64, "p7": 128}
 
-    def __init__(self, bottom_up: nn.Module, in_features: Sequence[str], channels: int = 256) -> None:
+    def __init__(self, bottom_up: nn.Module, in_features: Sequence[str], channels: int) -> None:
         super().__init__()
         self.in_features = list(in_features)
         for level, name in enumerate(self.in_features, start=3):

@@ -16,9 +16,9 @@ _PIXELS_AT_ONCE = 2**24  # of the pasted masks, as floats: 64 MiB
 class DetectionSelection:
     """Which box-class pairs of an image become detections."""
 
-    score_threshold: float = 0.02
-    nms_threshold: float = 0.5
-    per_image: int = 300
+    score_threshold: float
+    nms_threshold: float
+    per_image: int
 
     def __call__(self, boxes: Tensor, scores: Tensor, image_size: tuple[int, int]) -> Instances:
         """``boxes``: float32 (R, 4). ``scores``: float32 (R, C). Every class of every box is a candidate.

@@ -39,7 +39,7 @@ class BoxHead(nn.Module):
         num_layers: how many there are.
     """
 
-    def __init__(self, in_features: int, width: int = 1024, num_layers: int = 2) -> None:
+    def __init__(self, in_features: int, width: int, num_layers: int) -> None:
         super().__init__()
         for index in range(num_layers):
             layer = nn.Linear(in_features if index == 0 else width, width)
@@ -66,11 +66,7 @@ class BoxPredictor(nn.Module):
     """
 
     def __init__(
-        self,
-        in_features: int,
-        num_classes: int,
-        prior_prob: float = 0.01,
-        class_weights: Tensor | None = None,
+        self, in_features: int, num_classes: int, prior_prob: float, class_weights: Tensor | None
     ) -> None:
         super().__init__()
         self.cls_score = nn.Linear(in_features, num_classes + 1)
@@ -103,7 +99,7 @@ class MaskHead(nn.Module):
     """Convolutions ``mask_fcn1`` … ``mask_fcnN``, an upsampling by 2 and one class-agnostic mask (Mask
     R-CNN)."""
 
-    def __init__(self, in_channels: int, width: int = 256, num_convs: int = 4) -> None:
+    def __init__(self, in_channels: int, width: int, num_convs: int) -> None:
         super().__init__()
         self.conv_names = [f"mask_fcn{index + 1}" for index in range(num_convs)]
         channels = in_channels

@@ -34,8 +34,8 @@ def make(batch, seed=0, pre_nms=30, post_nms=20, threshold=0.3, nms=0.5):
     network = CenterNet(
         Predictions(heat, distances),
         STRIDES,
-        CenterNetTargetAssigner([[0, 40], [30, 10000000]]),
-        HeatMapLoss(),
+        CenterNetTargetAssigner([[0, 40], [30, 10000000]], 0.8, 4.0),
+        HeatMapLoss(0.5, 0.5, alpha=0.25, beta=4.0, gamma=2.0, clamp=1e-4, ignore_above=0.85),
         1.0,
         training,
         testing,
@@ -81,9 +81,9 @@ def test_proposals_are_the_decoded_heat_map(limits, threshold):
         torch.testing.assert_close(found.scores, torch.tensor([score for score, _ in expected]))
 
 
-@pytest.mark.parametrize(("channels", "groups"), [(256, 32), (64, 32), (32, 16), (16, 8)])
+@pytest.mark.parametrize(("channels", "groups"), [(256, 32), (96, 32), (80, 40), (64, 32), (32, 16), (16, 8)])
 def test_a_narrow_tower_has_groups_of_two_channels_and_a_wide_one_32(channels, groups):
-    norms = [m for m in CenterNetHead(channels, 2).modules() if isinstance(m, nn.GroupNorm)]
+    norms = [m for m in CenterNetHead(channels, 2, 4, 0.01).modules() if isinstance(m, nn.GroupNorm)]
     assert [norm.num_groups for norm in norms] == [groups] * 4
 
 

@@ -109,6 +109,6 @@ def test_losses_and_gradients_are_the_formula(settings, batch):
 def test_a_negative_as_sure_as_the_limit_is_ignored():
     """Only those below it count, so the limit itself, where a probability can be exactly it, does not."""
     logits, none = torch.tensor([[0.0, -1.0]]), torch.zeros(1, 0)
-    loss = HeatMapLoss(ignore_above=0.5)
+    loss = HeatMapLoss(0.5, 0.5, alpha=0.25, beta=4.0, gamma=2.0, clamp=1e-4, ignore_above=0.5)
     alone = loss(logits[:, 1:], torch.zeros(1, 1), none.long(), none)
     assert loss(logits, torch.zeros(1, 2), none.long(), none) == alone

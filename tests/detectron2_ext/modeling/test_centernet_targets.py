@@ -68,7 +68,7 @@ def oracle(boxes, min_overlap=0.8, min_radius=4.0):
 @pytest.mark.parametrize("boxes", [*AWKWARD.values(), crowd()], ids=[*AWKWARD, "300 objects"])
 def test_targets_are_the_formula(boxes):
     locations = Locations.of(SHAPES, STRIDES, torch.device("cpu"))
-    targets = CenterNetTargetAssigner(RANGES)(locations, torch.tensor(boxes, dtype=torch.float32))
+    targets = CenterNetTargetAssigner(RANGES, 0.8, 4.0)(locations, torch.tensor(boxes, dtype=torch.float32))
     heat, distances, centers = oracle([[float(edge) for edge in box] for box in boxes])
     torch.testing.assert_close(targets.heat, torch.tensor(heat), atol=1e-4, rtol=1e-4)
     assert targets.has_box.tolist() == [best is not None for best in distances]
