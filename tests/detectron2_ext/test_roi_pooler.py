@@ -48,16 +48,17 @@ def test_weights_of_a_window_are_a_part_of_those_of_the_image():
 
 
 @pytest.mark.parametrize("size", [20, 40])  # cells per side of the finest level: separable, gathering
-def test_boxes_are_pooled_from_the_level_that_fits_them(size):
+@pytest.mark.parametrize("strides", [[8, 16, 32], [16, 32]])
+def test_boxes_are_pooled_from_the_level_that_fits_them(size, strides):
     torch.manual_seed(0)
-    strides = [8, 16, 32]
-    levels = [torch.randn(2, 3, size * 8 // stride, size * 8 // stride) for stride in strides]
+    levels = [torch.randn(2, 3, *[size * strides[0] // stride] * 2) for stride in strides]
     sides = [4.0, 111.0, 112.0, 112.5, 223.0, 224.0, 225.0, 447.0, 448.0, 449.0, 2000.0, 60.0]
     boxes = torch.tensor([[10.0, 20.0, 10 + 2 * side, 20 + side / 2] for side in sides])
     image_index = torch.arange(len(sides)) % 2
     pooled = RoiPooler(7, strides)(levels, boxes, image_index)
     for n, side in enumerate(sides):
-        level = min(max(math.floor(4 + math.log2(side / 224)), 3), 5) - 3
+        stride = 2 ** math.floor(4 + math.log2(side / 224))
+        level = strides.index(min(max(stride, strides[0]), 32))
         roi = torch.cat([image_index[n : n + 1, None].float(), boxes[n : n + 1]], dim=1)
         expected = roi_align(levels[level], roi, 7, spatial_scale=1 / strides[level], aligned=True)
         torch.testing.assert_close(pooled[n], expected[0], atol=1e-4, rtol=1e-4)

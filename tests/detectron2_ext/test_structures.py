@@ -71,10 +71,21 @@ def test_a_target_pixel_that_the_mask_covers_by_half_belongs_to_the_object():
     ]
 
 
+def test_an_object_of_more_pixels_than_are_resampled_at_once_has_a_target():
+    side = 4100  # 2^24 pixels are a square of 4096
+    mask = BitMasks(
+        torch.ones(1, side, side, dtype=torch.uint8), torch.tensor([[0, 0, side, side]]), (side, side)
+    )
+    assert mask.crop_and_resize(torch.tensor([[-2.0 * side, 0.0, side, side]]), 3).tolist() == [
+        [[0, 0, 1]] * 3
+    ]
+
+
 def test_full_masks_survive_being_cut_to_their_objects():
     masks = random_masks(20)
-    cut = BitMasks.from_full(255 * masks.byte())
-    assert torch.equal(cut.to_full(), masks)
+    for value in (255, 0.25):
+        cut = BitMasks.from_full(value * masks.byte())
+        assert torch.equal(cut.to_full(), masks)
     assert cut.crops.numel() < masks.numel()
     assert cut.boxes[-1].tolist() == [0, 0, 0, 0]
 
@@ -103,8 +114,9 @@ def test_instances_refuse_a_field_of_another_length():
         with pytest.raises(ValueError, match=f"gt_classes has {length} entries"):
             instances.gt_classes = torch.zeros(length)
     assert "gt_classes" not in instances
-    with pytest.raises(ValueError, match="do not fit"):
-        BitMasks(torch.zeros(2, 5, 5), torch.zeros(3, 4), SIZE)
+    for crops, boxes in (((2, 5, 5), (3, 4)), ((2, 5, 5), (2, 5)), ((2, 5), (2, 4))):
+        with pytest.raises(ValueError, match="do not fit"):
+            BitMasks(torch.zeros(crops), torch.zeros(boxes), SIZE)
 
 
 def test_instances_travel_between_processes():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from network_scenes import overlap
 
+from detectron2_ext.modeling import postprocessing
 from detectron2_ext.modeling.postprocessing import (
     DetectionSelection,
     paste_masks,
@@ -76,7 +77,9 @@ def pasted(mask, box, height, width):
     return image
 
 
-def test_masks_are_interpolated_into_the_image():
+@pytest.mark.parametrize("pixels", [1, 2 * 30 * 34, 2**24])
+def test_masks_are_interpolated_into_the_image_whatever_is_done_at_once(pixels, monkeypatch):
+    monkeypatch.setattr(postprocessing, "_PIXELS_AT_ONCE", pixels)
     random = torch.Generator().manual_seed(0)
     boxes = torch.tensor([[3.2, 4.7, 30.1, 28.9], [0.0, 0.0, 25.0, 20.0], [10.0, 2.0, 12.5, 3.25]])
     masks = torch.rand(3, 7, 7, generator=random)
