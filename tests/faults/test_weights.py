@@ -154,7 +154,14 @@ def instructions(*pieces: bytes) -> bytes:
 LEGACY_START = b"".join(
     pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
 )
+TWO = struct.pack("<qff", 2, 1.5, 0.25)  # the numbers of a storage of two, after how many they are
 STORAGE = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000X\3\0\0\0cpu\x8a\6\0\0\0\0\x20\0tQ"
+
+
+def a_storage(kind: bytes = b"Float", count: int = 2, view: bytes = b"") -> bytes:
+    """The instructions that refer to storage 0."""
+    number = b"J" + struct.pack("<i", count) + view
+    return STORAGE.replace(b"Float", kind).replace(b"\x8a\6\0\0\0\0\x20\0", number)
 
 
 def overlapping(number: int = 100) -> bytes:
@@ -165,11 +172,7 @@ def overlapping(number: int = 100) -> bytes:
         info.CRC, info.file_size, info.header_offset = zlib.crc32(data), len(data), 40 * key
         info.compress_size = info.file_size
         infos.append(info)
-        pickled.append(
-            STORAGE.replace(b"X\1\0\0\x000", b"X\3\0\0\0%03d" % key).replace(
-                b"\x8a\6\0\0\0\0\x20\0", b"J" + struct.pack("<i", len(data) // 4)
-            )
-        )
+        pickled.append(a_storage(count=len(data) // 4).replace(b"X\1\0\0\x000", b"X\3\0\0\0%03d" % key))
         data = info.FileHeader() + data
     buffer = io.BytesIO(data)
     with zipfile.ZipFile(buffer, "a") as file:
@@ -217,6 +220,50 @@ def test_what_claims_to_be_large_is_refused_before_it_takes_memory(claim, tmp_pa
 def test_a_storage_of_more_or_fewer_numbers_than_were_saved_is_refused(count, tmp_path):
     (tmp_path / "x.pth").write_bytes(archive(pickle_of_archive(), storage=bytes(4 * count)))
     with pytest.raises(UserError, match=r"x\.pth .*storage 0 has not the 6 torch\.float32 numbers"):
+        read_weight_file(str(tmp_path / "x.pth"))
+
+
+def legacy(*storages: bytes, start: bytes = LEGACY_START, keys: Any = ("0",), data: bytes = TWO) -> bytes:
+    """What torch.save wrote before 1.6, for a dictionary of tensors."""
+    named = b"".join(b"K" + bytes([n]) + storage for n, storage in enumerate(storages or [a_storage()]))
+    return start + instructions(b"}(", named, b"u") + pickle.dumps(list(keys), 2) + data
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (legacy(), None),
+        (legacy(a_storage(view=b"N")), None),
+        (legacy(a_storage(view=b"K\1")), "something else than a storage"),  # of a part of it
+        (legacy(start=LEGACY_START.replace(b"M\xe9\x03", b"M\xea\x03")), "unknown version of PyTorch"),
+        (legacy(start=LEGACY_START.replace(b"\x88", b"\x89")), "not in little-endian order"),
+        (legacy(keys=()), "storages are not those that it needs"),
+        (legacy(keys=("0", "1")), "storages are not those that it needs"),
+        (legacy(keys=(0,)), "storages are not those that it needs"),
+        (legacy(data=struct.pack("<qf", 2, 1.5)), "storage 0 is not whole"),
+        (legacy(data=struct.pack("<qff", 1, 1.5, 0.25)), "storage 0 is not whole"),
+        (legacy(a_storage(), a_storage(b"Int")), "storage 0 changes its type or length"),
+        (legacy(a_storage(), a_storage(count=1)), "storage 0 changes its type or length"),
+        (legacy(a_storage(b"Double", 100)), "storages are larger than itself"),
+        (
+            archive(instructions(b"(", a_storage(count=6), a_storage(b"Int", 6), b"l")),
+            "storage 0 has not the 6",
+        ),
+        (
+            archive(instructions(b"(", a_storage(count=6), b"l"), storage=bytes(22)),
+            "22 bytes are no whole number",
+        ),
+        (archive(instructions(b"c" + b"m" * 999 + b"\nx\n")), f"it wants to load {'m' * 183}$"),
+        (instructions(b"(", b"N" * 600_000, b"l"), "more than 500000 instructions"),
+    ],
+    ids=lambda part: f"{len(part)} bytes" if isinstance(part, bytes) else part and part[:30],
+)
+def test_what_belongs_together_in_a_file_is_compared(data, reason, tmp_path):
+    (tmp_path / "x.pth").write_bytes(data)
+    if reason is None:
+        assert read_weight_file(str(tmp_path / "x.pth"))[0].tolist() == [1.5, 0.25]
+        return
+    with pytest.raises(UserError, match=rf"x\.pth cannot be read .*{reason}"):
         read_weight_file(str(tmp_path / "x.pth"))
 
 

@@ -56,15 +56,18 @@ def test_arrays_of_every_kind_are_read(tmp_path):
         "columns first": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
         "whole": np.int64(7),
         "empty": np.zeros((0, 3)),
+        **{kind: np.array([1, 0, 1]).astype(kind) for kind in ("f2", "i1", "i2", "i4", "u1", "b1")},
         "of 20 MB": np.arange(5_000_000, dtype=np.float32),
     }
     content = {"model": collections.OrderedDict(arrays), "__author__": "x", "matching_heuristics": True}
+    content["losses"] = [0.5] * 200_000  # as long as the largest checkpoints
     for protocol in range(2, 6):
         (tmp_path / "x.pkl").write_bytes(pickle.dumps(content, protocol=protocol))
         read = read_weight_file(str(tmp_path / "x.pkl"))
         assert read["__author__"] == "x"
         for name, array in arrays.items():
             assert np.array_equal(read["model"][name].numpy(), array)
+            assert read["model"][name].numpy().dtype == array.dtype
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -28,12 +28,14 @@ def same(network, weights):
     return state.keys() == weights.keys() and all(torch.equal(state[name], weights[name]) for name in state)
 
 
-@pytest.mark.parametrize("form", ["pth", "bare", "ddp", "safetensors"])
+@pytest.mark.parametrize("form", ["pth", "lightning", "bare", "ddp", "safetensors", "silent safetensors"])
 def test_a_checkpoint_returns_every_weight(source, form, tmp_path):
     weights = source.state_dict()
-    path = str(tmp_path / ("x.safetensors" if form == "safetensors" else "x.pth"))
-    if form == "safetensors":
-        save_file(weights, path, {"format": "pt", "settings": "another tool's"})
+    path = str(tmp_path / ("x.safetensors" if "safetensors" in form else "x.pth"))
+    if "safetensors" in form:
+        save_file(weights, path, None if "silent" in form else {"format": "pt", "settings": "another tool's"})
+    elif form == "lightning":
+        torch.save({"state_dict": weights}, path)
     elif form == "ddp":
         torch.save(
             {"model": {f"module.{name}": value for name, value in weights.items()}, "iteration": 7}, path
@@ -88,7 +90,8 @@ def test_a_file_whose_names_mislead_is_refused_too(source, tmp_path):
     bias = "roi_heads.box_predictor.0.cls_score.bias"
     weights = dict(source.state_dict()) | {bias: torch.tensor(1.0)}
     swin = {
-        f"layers.{rest}": torch.zeros(1) for rest in ("3.downsample.reduction.weight", "x.downsample.y", "1")
+        f"layers.{rest}": torch.zeros(1)
+        for rest in ("3.downsample.reduction.weight", "x.downsample.y", "².downsample.y", "1")
     }
     swin_config = {"BACKBONE__NAME": "build_swintransformer_fpn_backbone", "SWIN__SIZE": "T"}
     swin_config["FPN__IN_FEATURES"] = ["swin1", "swin2", "swin3"]
@@ -121,7 +124,8 @@ def test_another_number_of_classes_is_an_error_unless_the_classifier_may_be_new(
     assert caplog.messages[-1] == f"{path}: initial values kept: 9, {shown}, …"
     plain = fresh(ROI_HEADS__NUM_CLASSES=8, ROI_BOX_HEAD__USE_FED_LOSS=False)
     weighed_by = [f"roi_heads.box_predictor.{stage}.freq_weight" for stage in range(3)]
-    assert load_weights(plain, path, new_classifier=True).unused == weighed_by
+    torch.save({"model": source.state_dict() | {"pixel_mean": torch.zeros(3)}}, path)
+    assert load_weights(plain, path, new_classifier=True).unused == ["pixel_mean", *weighed_by]
     torch.save({"model": plain.state_dict()}, tmp_path / "plain.pth")
     assert load_weights(network, str(tmp_path / "plain.pth"), new_classifier=True).fresh == weighed_by
 
@@ -165,15 +169,16 @@ def test_another_number_of_classes_beside_other_differences_is_another_network(
 def test_pixel_statistics_in_old_checkpoints_are_named_not_loaded(source, tmp_path, caplog):
     path = str(tmp_path / "x.pth")
     caplog.set_level(logging.INFO)
-    mean, other = {"pixel_mean": torch.zeros(3, 1, 1)}, dict.fromkeys("abcdefgh", 1)
+    statistics = {name: torch.zeros(3, 1, 1) for name in ("pixel_mean", "pixel_std")}
+    other = dict.fromkeys("abcdefg", 1)
     for count, and_more in ((8, ""), (9, ", …")):
-        unused = dict(list((mean | other).items())[:count])
+        unused = dict(list((statistics | other).items())[:count])
         torch.save({"model": source.state_dict(), "model_ema": source.state_dict() | unused}, path)
         caplog.clear()
         assert load_weights(fresh(), path, use_ema=True).unused == list(unused)
         assert caplog.messages == [
             f"loaded {len(source.state_dict())} averaged weights from {path}",
-            f"{path}: in the file, without use: {count}, pixel_mean, a, b, c, d, e, f, g{and_more}",
+            f"{path}: in the file, without use: {count}, pixel_mean, pixel_std, a, b, c, d, e, f{and_more}",
         ]
 
 
