@@ -240,13 +240,14 @@ def test_a_process_whose_partner_is_gone_lets_that_one_be_the_first_to_end(
     monkeypatch.setattr("time.sleep", slept.append)
     for name, value in (("RANK", "1"), ("WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
-    for name in ("init_process_group", "destroy_process_group"):
-        monkeypatch.setattr(torch.distributed, name, lambda *given, **more: None)
-    with pytest.raises(Stopped), join_ranks("cpu"):
+    monkeypatch.setattr(torch.distributed, "init_process_group", Mock())
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", leave := Mock())
+    with pytest.raises(Stopped) as stopped, join_ranks("cpu"):
         raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer")
-    assert slept == [60.0]
+    assert slept == [60.0] and stopped.value.number == signal.SIGTERM
     with pytest.raises(RuntimeError, match="out of memory"), join_ranks("cpu"):
         raise RuntimeError("out of memory")
+    assert leave.call_count == 2
 
 
 REFUSED_ALONE = """

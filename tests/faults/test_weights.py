@@ -164,6 +164,12 @@ def a_storage(kind: bytes = b"Float", count: int = 2, view: bytes = b"") -> byte
     return STORAGE.replace(b"Float", kind).replace(b"\x8a\6\0\0\0\0\x20\0", number)
 
 
+def an_array(content: bytes, shape: bytes) -> bytes:
+    """The instructions that make an array of float32."""
+    kind = b"cnumpy\ndtype\nX\2\0\0\0f4\x85R"
+    return b"cnumpy._core.numeric\n_frombuffer\n(" + content + kind + shape + b"X\1\0\0\0CtR"
+
+
 def overlapping(number: int = 100) -> bytes:
     """An archive whose storages lie within each other: each begins with the head of the next."""
     data, infos, pickled = bytes(1 << 22), [], []
@@ -194,6 +200,10 @@ HOSTILE = {
     "an array of 2**33 bytes": lambda: instructions(b"\x96" + struct.pack("<Q", 1 << 33)),
     "a frame of 2**62 bytes": lambda: instructions(b"\x95" + struct.pack("<Q", 1 << 62)),
     "millions of dictionaries": lambda: instructions(b"(" + b"}" * (1 << 23) + b"l"),
+    "one array of 2 MiB, a thousand times": lambda: instructions(
+        b"B" + struct.pack("<I", 1 << 21) + bytes(1 << 21) + b"q\0(",
+        an_array(b"h\0", b"J" + struct.pack("<i", 1 << 19) + b"\x85") * 1000 + b"l",
+    ),
     "one text as bytes, a thousand times": lambda: instructions(
         b"X" + struct.pack("<I", 1 << 21) + b"x" * (1 << 21) + b"q\0(",
         b"c_codecs\nencode\nh\0X\6\0\0\0latin1\x86R" * 1000 + b"l",
@@ -232,11 +242,25 @@ def legacy(*storages: bytes, start: bytes = LEGACY_START, keys: Any = ("0",), da
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
+        (instructions(b"}K\0", an_array(b"C\x08" + TWO[8:], b"K\2\x85"), b"s"), None),
         (legacy(), None),
         (legacy(a_storage(view=b"N")), None),
         (legacy(a_storage(view=b"K\1")), "something else than a storage"),  # of a part of it
         (legacy(start=LEGACY_START.replace(b"M\xe9\x03", b"M\xea\x03")), "unknown version of PyTorch"),
         (legacy(start=LEGACY_START.replace(b"\x88", b"\x89")), "not in little-endian order"),
+        (legacy(a_storage(count=-1)), "something else than a storage"),
+        (
+            instructions(an_array(b"C\x08" + TWO[8:], b"K\1\x85")),
+            "an array of 8 bytes that has another shape",
+        ),
+        (
+            instructions(an_array(b"C\x08" + TWO[8:], b"K\3\x85")),
+            "an array of 8 bytes that has another shape",
+        ),
+        (
+            instructions(an_array(b"C\0", b"K\0\x8a\x08" + struct.pack("<q", 1 << 62) + b"\x86")),
+            "array is too big",
+        ),
         (legacy(keys=()), "storages are not those that it needs"),
         (legacy(keys=("0", "1")), "storages are not those that it needs"),
         (legacy(keys=(0,)), "storages are not those that it needs"),

@@ -59,10 +59,14 @@ def test_arrays_of_every_kind_are_read(tmp_path):
         **{kind: np.array([1, 0, 1]).astype(kind) for kind in ("f2", "i1", "i2", "i4", "u1", "b1")},
         "of 20 MB": np.arange(5_000_000, dtype=np.float32),
     }
+    arrays["again"] = arrays["float"]
     content = {"model": collections.OrderedDict(arrays), "__author__": "x", "matching_heuristics": True}
     content["losses"] = [0.5] * 200_000  # as long as the largest checkpoints
-    for protocol in range(2, 6):
-        (tmp_path / "x.pkl").write_bytes(pickle.dumps(content, protocol=protocol))
+    for protocol, module in ((2, b"numpy.core"), *((protocol, b"numpy._core") for protocol in range(2, 6))):
+        pickled = pickle.dumps(content, protocol=protocol).replace(
+            b"numpy._core", module
+        )  # NumPy 1's name, 2's
+        (tmp_path / "x.pkl").write_bytes(pickled)
         read = read_weight_file(str(tmp_path / "x.pkl"))
         assert read["__author__"] == "x"
         for name, array in arrays.items():
