@@ -95,10 +95,10 @@ class HeatMapLoss:
     ) -> tuple[Tensor, Tensor]:
         """The positive and the negative half, summed over all cells.
 
-        ``logits``, ``heat``: (B, M), prediction and target, in [0, 1], for every cell. ``center_index``,
+        ``logits``, ``heat``: float32 (B, M), prediction and target, in [0, 1], for every cell. ``center_index``,
         ``is_center``: (B, K), the cells at which objects lie; a cell with two objects counts twice.
         """
-        probability = logits.float().sigmoid().clamp(self.clamp, 1 - self.clamp)
+        probability = logits.sigmoid().clamp(self.clamp, 1 - self.clamp)
         at_center = probability.gather(1, center_index)
         positive = at_center.log() * (1 - at_center) ** self.gamma * is_center
         counted = probability < self.ignore_above
@@ -110,15 +110,14 @@ def giou_distance_loss(distances: Tensor, targets: Tensor, counts: Tensor) -> Te
     """1 - generalised IoU (Rezatofighi et al., 2019) of two boxes around the same location, summed.
 
     Args:
-        distances, targets: (..., 4), from the location to left, top, right, bottom, in units of the stride.
+        distances, targets: float32 (..., 4), from the location to left, top, right, bottom, in units of the stride.
         counts: bool (...), which locations have a target.
 
     The two ones keep the IoU defined for boxes without area, as in CenterNet2.
     """
-    predicted = distances.float()
-    smaller, larger = torch.minimum(predicted, targets), torch.maximum(predicted, targets)
+    smaller, larger = torch.minimum(distances, targets), torch.maximum(distances, targets)
     intersection, hull = _area(smaller), _area(larger)
-    union = _area(predicted) + _area(targets) - intersection
+    union = _area(distances) + _area(targets) - intersection
     giou = (intersection + 1) / (union + 1) - (hull - union) / hull
     return torch.where(counts, 1 - giou, 0.0).sum()
 

@@ -204,7 +204,7 @@ class PlainUnpickler:
             content = self._encode((content, "latin1"))
         if not isinstance(content, (bytes, bytearray)):
             raise pickle.UnpicklingError(f"it fills an array with a {type(content).__name__}")
-        if len(shape) > 64 or not all(type(extent) is int and 0 <= extent < 2**63 for extent in shape):
+        if not all(type(extent) is int and 0 <= extent < 2**63 for extent in shape):
             raise pickle.UnpicklingError("it holds an array that has no shape")
         if math.prod(shape) * dtype.itemsize != len(content):
             raise pickle.UnpicklingError(f"it holds an array of {len(content)} bytes that has another shape")

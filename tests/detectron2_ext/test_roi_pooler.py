@@ -38,6 +38,13 @@ def test_roi_align_is_torchvisions_forward_and_backward(ours, num_boxes):
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.parametrize("ours", [separable_roi_align, gathering_roi_align])
+def test_features_of_half_precision_are_pooled_in_float32(ours):
+    features = torch.randn(2, 3, 11, 17).bfloat16()
+    rois = awkward_rois(9, 88, 136), torch.arange(9) % 2, 7, 1 / 8
+    torch.testing.assert_close(ours(features, *rois), ours(features.float(), *rois), atol=0, rtol=0)
+
+
 def test_weights_of_a_window_are_a_part_of_those_of_the_image():
     start, end = torch.tensor([3.2, -4.0]), torch.tensor([30.7, 12.0])
     whole = roi_align_weights(start, end, 5, 40, torch.tensor([0, 0]), 40)

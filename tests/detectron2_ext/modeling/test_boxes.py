@@ -18,6 +18,12 @@ def test_decoding_undoes_encoding():
     torch.testing.assert_close(coder.decode(coder.encode(proposals, boxes), proposals), boxes)
 
 
+def test_decoding_is_in_float32_whatever_the_deltas_are():
+    deltas = torch.tensor([[3.0, -1.0, 0.7, 0.9]]).bfloat16()
+    decoded = BoxCoder(WEIGHTS).decode(deltas, BOXES[:1])
+    torch.testing.assert_close(decoded, BoxCoder(WEIGHTS).decode(deltas.float(), BOXES[:1]), atol=0, rtol=0)
+
+
 def test_no_delta_makes_a_box_infinite():
     decoded = BoxCoder(WEIGHTS).decode(torch.tensor([[0.0, 0.0, 1e6, 1e6]]), BOXES[:1])
     assert decoded[0].tolist() == pytest.approx([5 - 312.5, 10 - 625, 5 + 312.5, 10 + 625], rel=1e-5)

@@ -3,7 +3,7 @@ import torch
 from network_scenes import NUM_CLASSES, objects, scene, small_config
 
 from detectron2_ext.modeling import build_model
-from detectron2_ext.modeling.detector import ImagePreprocessor
+from detectron2_ext.modeling.detector import ImagePreprocessor, half_type
 
 LOSSES = {
     *(f"loss_{kind}_stage{stage}" for kind in ("cls", "box_reg") for stage in range(3)),
@@ -73,13 +73,12 @@ def test_full_masks_are_as_good_as_cut_ones():
     assert losses[0] == losses[1]
 
 
-@torch.no_grad()
 def test_detections_refer_to_the_size_that_the_input_names():
     network = detector(ROI_HEADS__SCORE_THRESH_TEST=0.0).eval()
     results = network([scene(0) | {"height": 128, "width": 48}, {"image": scene(1, (50, 70))["image"]}])
     for result, (height, width) in zip(results, [(128, 48), (50, 70)], strict=True):
         found = result["instances"]
-        assert found.image_size == (height, width)
+        assert found.image_size == (height, width) and not found.scores.requires_grad
         assert 0 < len(found) <= 100
         assert found.pred_boxes.dtype == found.scores.dtype == torch.float32
         assert (found.pred_boxes >= 0).all() and (found.pred_boxes <= torch.tensor([width, height] * 2)).all()
@@ -137,3 +136,4 @@ def test_with_fp16_on_a_cpu_the_backbone_trains_in_bfloat16_and_all_else_in_floa
     assert losses[0] != losses[1]
     cfg.SOLVER.AMP.ENABLED = True
     assert not build_model(cfg).half_backbone  # which casts the whole network
+    assert half_type(torch.device("cuda")) == torch.float16

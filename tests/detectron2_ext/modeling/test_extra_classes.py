@@ -1,3 +1,5 @@
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -63,11 +65,13 @@ def test_training_and_guidance_know_all_classes():
     assert logits.shape == (1, NUM_CLASSES + EXTRA + 1)
 
 
-def test_weights_of_the_data_set_s_classes_alone_start_a_network_with_more(tmp_path):
+def test_weights_of_the_data_set_s_classes_alone_start_a_network_with_more(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     source, model = network(0), network(EXTRA)
     torch.save({"model": source.state_dict()}, tmp_path / "x.pth")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     load_weights(model, str(tmp_path / "x.pth"))
+    assert f"classifiers of the data set's classes alone: {EXTRA} more classes begin anew" in caplog.messages
     for name, value in model.state_dict().items():
         given = source.state_dict()[name]
         if not name.endswith(CLASSIFIERS):
@@ -77,6 +81,13 @@ def test_weights_of_the_data_set_s_classes_alone_start_a_network_with_more(tmp_p
         last = NUM_CLASSES + EXTRA
         assert torch.equal(value[NUM_CLASSES:last], before[name][NUM_CLASSES:last]), name
         assert torch.equal(value[last:], given[NUM_CLASSES:]), name  # the background's, where it has one
+    caplog.clear()
+    torch.save({"model": model.state_dict()}, tmp_path / "y.pth")
+    load_weights(model, str(tmp_path / "y.pth"))
+    assert not any("begin anew" in message for message in caplog.messages)
+    unweighed = network(EXTRA, ROI_BOX_HEAD__USE_FED_LOSS=False)
+    report = load_weights(unweighed, str(tmp_path / "x.pth"), new_classifier=True)
+    assert report.unused == [f"roi_heads.box_predictor.{stage}.freq_weight" for stage in range(3)]
     cut = without_extra_classes(model.state_dict(), EXTRA)
     assert all(torch.equal(cut[name], given) for name, given in source.state_dict().items())
 

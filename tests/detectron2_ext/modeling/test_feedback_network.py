@@ -4,6 +4,7 @@ from network_scenes import NUM_CLASSES, small_config
 from torch.nn import functional as F
 
 from detectron2_ext.modeling import FeedbackNetwork, build_model, load_feedback_network
+from detectron2_ext.modeling.weights import read_weight_file
 from exchange import files
 from exchange.errors import UserError
 
@@ -105,5 +106,7 @@ def test_a_checkpoint_becomes_a_network_without_gradients(detector, tmp_path):
     torch.testing.assert_close(network(half), network(half.float()), atol=0, rtol=0)
     embedding = load_feedback_network(small_config(META_ARCHITECTURE="EmbedRCNN"), path)
     assert embedding(batch).shape == (2, 24)
+    read = load_feedback_network(small_config(), "read already", content=read_weight_file(path))
+    torch.testing.assert_close(read(batch), plain + 1)
     with pytest.raises(UserError, match="not the file"):
         load_feedback_network(small_config(), path, sha256="0" * 64)

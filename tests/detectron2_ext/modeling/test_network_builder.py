@@ -116,6 +116,7 @@ def test_untrained_layers_start_as_in_the_method():
 
 def test_chances_of_the_federated_loss_follow_the_image_counts(tmp_path, monkeypatch):
     counts = [100, 4, 0, 1, 25]
+    assert build_model(small_config()).roi_heads.box_predictor[2].freq_weight.tolist() == [1] * 5
     network = build_model(small_config(), counts)
     assert network.roi_heads.box_predictor[2].freq_weight.tolist() == [10, 2, 0, 1, 5]
     records = [{"id": 5 - n, "image_count": count} for n, count in enumerate(reversed(counts))]
@@ -179,9 +180,11 @@ def test_every_setting_reaches_its_place():
 
 @pytest.mark.parametrize(("norm", "learns"), [("BN", True), ("FrozenBN", False)])
 def test_batch_norms_learn_unless_they_are_frozen(norm, learns):
-    backbone = build_model(small_config(TIMM__NORM=norm)).train().backbone
-    norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
-    assert norms and {module.training for module in norms} == {learns}
+    network = build_model(small_config(TIMM__NORM=norm))
+    norms = [module for module in network.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    for _ in range(2):  # as it is built, and in training
+        assert norms and {module.training for module in norms} == {learns}
+        network.train()
     assert {parameter.requires_grad for module in norms for parameter in module.parameters()} == {learns}
 
 

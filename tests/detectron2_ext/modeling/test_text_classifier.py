@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from detectron2_ext.engine.feedback import make_feedback
 from detectron2_ext.evaluation import Evaluation
 from detectron2_ext.modeling import build_model
 from detectron2_ext.modeling.text_classifier import TextClassifier
+from exchange.config import REPOSITORY
 from exchange.errors import UserError
 
 
@@ -22,17 +25,19 @@ def network(path: str, **overrides):
     return build_model(small_config(**settings, **overrides))
 
 
-@pytest.mark.parametrize("bias", [0.0, -4.5])
+@pytest.mark.parametrize("bias", [0.0, -4.5, 2.0])
 def test_logits_are_the_temperature_times_the_cosine_of_feature_and_text(features, bias):
     classifier = network(features, ROI_BOX_HEAD__NORM_TEMP=30.0, ROI_BOX_HEAD__USE_BIAS=bias).roi_heads
     classifier = classifier.box_predictor[1].cls_score
-    assert (classifier.cls_bias is None) == (bias == 0)
+    assert (classifier.cls_bias is None) == (bias >= 0)
     hidden = torch.randn(6, 24)
     weight, shift = (parameter.detach().double().numpy() for parameter in classifier.linear.parameters())
     projected = hidden.double().numpy() @ weight.T + shift
     rows = np.load(features)
     cosine = (projected @ rows.T) / np.outer(*(np.linalg.norm(each, axis=1) for each in (projected, rows)))
-    expected = np.concatenate([30 * cosine, np.zeros((6, 1))], axis=1) + bias  # the background's row is 0
+    expected = np.concatenate([30 * cosine, np.zeros((6, 1))], axis=1) + min(
+        bias, 0
+    )  # the background's row is 0
     np.testing.assert_allclose(classifier(hidden).detach().numpy(), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -40,6 +45,9 @@ def test_a_network_with_text_rows_learns_all_but_them_and_detects(features):
     model = network(features, ROI_BOX_HEAD__USE_BIAS=-4.5)
     initial = torch.cat([p.bbox_pred[2].weight.flatten() for p in model.roi_heads.box_predictor])
     assert initial.std().item() == pytest.approx(0.001, rel=0.2)
+    for first, _, second in (predictor.bbox_pred for predictor in model.roi_heads.box_predictor):
+        assert first.weight.std().item() == pytest.approx(24**-0.5, rel=0.1)
+        assert not first.bias.any() and not second.bias.any()
     before = [predictor.cls_score.zs_weight.clone() for predictor in model.roi_heads.box_predictor]
     losses = model.train()([scene(0)])
     sum(losses.values()).backward()
@@ -64,12 +72,13 @@ def test_a_network_with_text_rows_learns_all_but_them_and_detects(features):
         (b"no array", "is no .npy file"),
         (np.ones((NUM_CLASSES + 1, 7)), f"for each of the {NUM_CLASSES} classes"),
         (np.ones(NUM_CLASSES), "must hold a row"),
+        (np.ones((NUM_CLASSES, 7), dtype=int), "must hold a row"),  # as identifiers are
         (np.eye(NUM_CLASSES, 7, k=1 - NUM_CLASSES), "not all 0"),  # but of the last
         (np.arange(NUM_CLASSES)[:, None] * np.ones(7), "not all 0"),  # but of the first
         (np.full((NUM_CLASSES, 7), np.nan), "must hold a row of numbers"),
         (np.array([[print]] * NUM_CLASSES), "is no .npy file"),
     ],
-    ids=["missing", "text", "classes", "flat", "zeros", "a zero", "nan", "objects"],
+    ids=["missing", "text", "classes", "flat", "whole numbers", "zeros", "a zero", "nan", "objects"],
 )
 def test_a_file_without_a_row_for_each_class_is_named(content, message, tmp_path):
     path = tmp_path / "rows.npy"
@@ -79,6 +88,12 @@ def test_a_file_without_a_row_for_each_class_is_named(content, message, tmp_path
         np.save(path, content, allow_pickle=True)
     with pytest.raises(UserError, match=f"ZEROSHOT_WEIGHT_PATH .*{message}"):
         network(str(path))
+
+
+def test_a_relative_path_begins_in_the_repository(features, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = network(os.path.relpath(features, REPOSITORY)).roi_heads.box_predictor[0].cls_score.zs_weight
+    assert rows.shape == (7, NUM_CLASSES + 1)
 
 
 def test_fixed_rows_have_no_drift(tmp_path):

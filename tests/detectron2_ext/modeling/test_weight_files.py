@@ -62,10 +62,9 @@ def test_arrays_of_every_kind_are_read(tmp_path):
     arrays["again"] = arrays["float"]
     content = {"model": collections.OrderedDict(arrays), "__author__": "x", "matching_heuristics": True}
     content["losses"] = [0.5] * 200_000  # as long as the largest checkpoints
+    # NumPy 1 and NumPy 2 call it so
     for protocol, module in ((2, b"numpy.core"), *((protocol, b"numpy._core") for protocol in range(2, 6))):
-        pickled = pickle.dumps(content, protocol=protocol).replace(
-            b"numpy._core", module
-        )  # NumPy 1's name, 2's
+        pickled = pickle.dumps(content, protocol=protocol).replace(b"numpy._core", module)
         (tmp_path / "x.pkl").write_bytes(pickled)
         read = read_weight_file(str(tmp_path / "x.pkl"))
         assert read["__author__"] == "x"
