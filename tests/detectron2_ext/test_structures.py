@@ -96,6 +96,8 @@ def test_no_object_is_no_special_case():
     assert nothing.crop_and_resize(torch.zeros(0, 4), 28).shape == (0, 28, 28)
     assert torch.equal(BitMasks.from_crops([], [], SIZE).to_full(), nothing.to_full())
     assert len(Instances(SIZE)) == 0
+    empty = BitMasks.from_full(torch.zeros(2, *SIZE))
+    assert torch.equal(empty.crop_and_resize(awkward_boxes(3)[:2], 28), torch.zeros(2, 28, 28))
 
 
 def test_instances_index_every_field():

@@ -4,6 +4,7 @@ from network_scenes import NUM_CLASSES, objects, scene, small_config
 
 from detectron2_ext.modeling import build_model
 from detectron2_ext.modeling.detector import ImagePreprocessor, half_type
+from detectron2_ext.structures import Instances
 
 LOSSES = {
     *(f"loss_{kind}_stage{stage}" for kind in ("cls", "box_reg") for stage in range(3)),
@@ -64,6 +65,12 @@ def test_one_class_is_enough():
     network = detector(ROI_HEADS__NUM_CLASSES=1).train()
     entry = scene(0) | {"instances": objects([[10, 10, 40, 40]], [0], (64, 96))}
     assert sum(network([entry]).values()).isfinite()
+
+
+def test_boxes_without_masks_teach_all_but_the_mask_head():
+    whole = scene(0)["instances"]
+    boxes_only = Instances(whole.image_size, gt_boxes=whole.gt_boxes, gt_classes=whole.gt_classes)
+    assert set(detector().train()([scene(0) | {"instances": boxes_only}])) == LOSSES - {"loss_mask"}
 
 
 def test_full_masks_are_as_good_as_cut_ones():

@@ -4,9 +4,16 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from network_scenes import small_config
+from safetensors import safe_open
 from safetensors.torch import save_file
 
-from detectron2_ext.modeling.described import read_described
+from detectron2_ext.modeling.described import (
+    Category,
+    read_described,
+    without_extra_categories,
+    write_described,
+)
 from detectron2_ext.modeling.weights import read_weight_file
 from exchange.errors import UserError
 
@@ -118,3 +125,22 @@ def test_what_a_file_says_of_itself_is_read_as_if_anybody_had_written_it(metadat
     save_file({"w": torch.zeros(1)}, tmp_path / "x.safetensors", metadata)
     with pytest.raises(UserError, match=sentence):
         read_described(str(tmp_path / "x.safetensors"))
+
+
+def test_what_is_written_without_extra_categories_says_nothing_of_them(tmp_path):
+    cfg = small_config(ROI_HEADS__NUM_CLASSES=4, ROI_HEADS__NUM_EXTRA_CLASSES=1).clone()
+    cfg.defrost()
+    cfg.DATASETS.EXTRA_CATEGORIES = "more.json"
+    categories = [Category(number, f"kite {number}") for number in (1, 2, 5, 9)]
+    turned = {"x.cls_score.weight": torch.arange(10.0).view(2, 5).T}
+    weights, cut, left = without_extra_categories(turned, cfg, categories)
+    heads = cut.MODEL.ROI_HEADS
+    assert (heads.NUM_CLASSES, heads.NUM_EXTRA_CLASSES, cut.DATASETS.EXTRA_CATEGORIES) == (3, 0, "")
+    assert cut.is_frozen() and cfg.MODEL.ROI_HEADS.NUM_CLASSES == 4
+    path = str(tmp_path / "x.safetensors")
+    write_described(path, weights | {"turned": turned["x.cls_score.weight"]}, cut, left)
+    read = read_described(path)
+    assert read.categories == categories[:3] and read.cfg.MODEL == cut.MODEL
+    assert read.content["model"]["x.cls_score.weight"].tolist() == [[0, 5], [1, 6], [2, 7], [4, 9]]
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["format"] == "pt"  # which other tools ask for
