@@ -111,3 +111,17 @@ def test_losses_are_divided_by_the_objects_of_a_mean_process(monkeypatch):
     assert [2 * loss.item() for loss in losses.values()] == pytest.approx(
         [loss.item() for loss in alone.values()]
     )
+
+
+def test_predictions_of_half_precision_are_taken_in_float32():
+    truth = GroundTruth.from_instances([objects([[4, 4, 30, 30]], [0], (48, 56))], torch.device("cpu"))
+    found = []
+    for kind in (torch.bfloat16, torch.float32):
+        network, features, *predicted = make(1)
+        network.centernet_head = Predictions(
+            *([level.bfloat16().to(kind) for level in part] for part in predicted)
+        )
+        (proposals,), losses = network(features, truth)
+        found.append([proposals.boxes, proposals.scores, *losses.values()])
+    for half, single in zip(*found, strict=True):
+        torch.testing.assert_close(half, single, atol=0, rtol=0)
