@@ -113,6 +113,24 @@ def test_the_objects_of_every_image_of_a_data_set_have_their_own_masks_and_class
             assert shown.mask.box == shown.box == (x, y, x + width, y + height) and shown.mask.crop.all()
 
 
+@pytest.mark.parametrize("flip", [False, True])
+def test_coordinates_of_float32_are_mapped_in_float64(flip):
+    points = np.array([[0.1, 7.3], [33.3, 21.7]], np.float32)
+    moved = View(scale=1 / 3, scaled_size=(20, 24), offset=(3, 5), size=(12, 16), flip=flip).coordinates(
+        points
+    )
+    x, y = (points.astype(np.float64) / 3 - (5, 3)).T
+    np.testing.assert_allclose(moved, np.stack([16 - x if flip else x, y], axis=1), rtol=0, atol=1e-12)
+
+
+def test_an_object_whose_box_is_beside_or_below_the_view_is_left_out_whatever_its_polygon_shows(small_lvis):
+    image = small_lvis.add_image()
+    for place in ([70, 10], [10, 60], [10, 10]):
+        small_lvis.add_object(image, 0, [*place, 10, 10], segmentation=[[10, 10, 20, 10, 20, 20, 10, 20]])
+    reader = SceneReader(small_lvis.read(), ResizeCropFlip(64, (1.0, 1.0), flip_probability=0.0))
+    assert [shown.box for shown in reader(0, np.random.default_rng(0)).objects] == [(10, 10, 20, 20)]
+
+
 def test_boxes_are_cut_at_the_border():
     view = View(scale=1.0, scaled_size=(40, 60), offset=(0, 0), size=(40, 60))
     boxes = view.boxes(np.array([[-5, 10, 70, 60], [50, 5, 58, 45], [65, 60, 70, 70]], np.float32))
