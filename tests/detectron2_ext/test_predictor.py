@@ -14,7 +14,7 @@ from detectron2_ext.evaluation.evaluator import validate
 from detectron2_ext.evaluation.predictions import Predictions
 from detectron2_ext.modeling import build_detector, load_weights
 from detectron2_ext.modeling.described import last_checkpoint, read_described, write_described
-from detectron2_ext.predictor import Predictor
+from detectron2_ext.predictor import Predictor, pixels_of
 from exchange import files
 from exchange.config import REPOSITORY, load_config
 from exchange.errors import UserError
@@ -100,6 +100,13 @@ def test_a_photograph_that_lies_on_its_side_is_seen_upright(run, photos):
 def test_pixels_of_another_form_are_refused(run, pixels):
     with pytest.raises(UserError, match=r"an image is uint8 \(H, W, 3\) in the order RGB, not"):
         Predictor.from_run(str(run))(pixels)
+
+
+def test_pixels_that_may_not_be_written_to_are_copied_for_torch():
+    pixels = np.arange(9 * 8 * 3, dtype=np.uint8).reshape(9, 8, 3)
+    pixels.setflags(write=False)
+    copied = pixels_of(pixels)
+    assert copied.flags.writeable and np.array_equal(copied, pixels)
 
 
 def test_an_exported_file_has_the_evaluated_weights_settings_and_names_in_a_quarter_of_the_size(

@@ -21,10 +21,11 @@ def write_jpeg(path, image: np.ndarray, orientation: int | None = None) -> None:
     Image.fromarray(image).save(path, quality=95, exif=exif)
 
 
-def test_channels_come_in_the_order_rgb(tmp_path):
+@pytest.mark.parametrize("shrink", [1.0, 0.2])
+def test_a_png_is_decoded_whole_with_its_channels_in_the_order_rgb(tmp_path, shrink):
     image = smooth(40, 60)
     Image.fromarray(image).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(read_image(str(tmp_path / "a.png"), (40, 60)), image)
+    np.testing.assert_array_equal(read_image(str(tmp_path / "a.png"), (40, 60), shrink), image)
 
 
 def test_a_grey_image_gets_three_channels(tmp_path):

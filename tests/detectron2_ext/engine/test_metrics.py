@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -10,7 +11,7 @@ import torch
 
 from detectron2_ext.distributed import Ranks
 from detectron2_ext.engine import metrics
-from detectron2_ext.engine.metrics import LossWatch, Reporter
+from detectron2_ext.engine.metrics import LossWatch, Reporter, peak_memory_mib
 from exchange.errors import UserError
 from tests.detectron2_ext.engine.tiny import ALONE
 
@@ -46,3 +47,9 @@ def test_the_bar_of_a_resumed_training_goes_on_where_it_was(
         reporter.step()
     shown = capsys.readouterr().err
     assert "round 1:  25%" in shown and "3/12" in shown and "4/12" in shown
+
+
+def test_memory_is_told_in_mib() -> None:
+    (kib,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    # The system counts what the parent held, too, where that was more.
+    assert 0.9 < peak_memory_mib(torch.device("cpu")) / (int(kib) / 1024) < 100
