@@ -54,8 +54,9 @@ def test_the_better_of_the_two_backgrounds_decides_at_the_threshold_itself():
 
 def test_the_best_of_a_class_and_what_is_as_far_below_as_the_tolerance_stay_however_low_they_score():
     rows = [dataclasses.replace(GOOD, clip_white=score, clip_black=-9.0) for score in (-3.0, -4.01, -4.0)]
+    rows.append(dataclasses.replace(GOOD, clip_white=5.0, area=1))  # is dropped, whatever its score
     judged = dataclasses.replace(CHECKS, clip_tolerance=1.0).judge(rows)
-    assert [row.reason for row in judged] == ["", "CLIP score", ""]
+    assert [row.reason for row in judged] == ["", "CLIP score", "", "too small"]
 
 
 def test_an_instance_without_a_score_is_not_judged_by_it():

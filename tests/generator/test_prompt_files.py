@@ -99,6 +99,12 @@ def test_sentences_have_their_share_of_any_number_of_images_and_each_its_turn(sh
         assert rest == [(first + k) % 4 for k in range(1, len(rest) + 1)]  # in the order that they have
 
 
+def test_a_share_is_the_number_that_was_written_and_the_first_sentence_comes_first():
+    sentences = Sentences({"cow": ROW}, 0.29)  # which is less in binary
+    assert [place for place in range(1, 101) if sentences.at("cow", place)][::28] == [4, 100]
+    assert Sentences({"cow": ROW}, 1.0).at("cow", 1) == "one"
+
+
 def test_a_prompt_follows_from_seed_round_class_and_number_alone():
     assert plan(40)[:3] == plan(3)
     assert len({tuple(plan(8, round_, seed=seed)) for round_ in range(4) for seed in range(4)}) > 8

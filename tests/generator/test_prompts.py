@@ -41,7 +41,7 @@ def test_synonyms_and_definitions_fill_the_templates_that_ask_for_them():
         "the bat animal",
         "the flying mouse",
     }
-    assert book.prompt({"id": 1, "name": "cow", "synonyms": [], "def": ""}, 4)[1] == "cow: cow"
+    assert book.prompt({"id": 1, "name": "a_cow", "synonyms": [], "def": ""}, 4)[1] == "a cow: a cow"
 
 
 @pytest.mark.parametrize(
