@@ -144,11 +144,14 @@ def test_what_shows_an_object_is_measured_and_nothing_else(layout):
     generate(layout, 0, 7)
 
     class Light(Darkness):
-        """Finds something in every third image alone, counted over the batches, one after the other."""
+        """Finds something in one image of three alone, by how wide the disc is: threads take batches in any order."""
 
         def __call__(self, images):
-            before, alphas = self.seen, super().__call__(images)
-            return [alpha * ((before + place) % 3 > 1) for place, alpha in enumerate(alphas)]
+            wide = [int((image[20, :, 1] < 255).sum()) // 2 for image in images]
+            return [
+                alpha * (radius % 3 == 1)
+                for alpha, radius in zip(super().__call__(images), wide, strict=True)
+            ]
 
     def dark(images, alphas, category_ids):
         assert all(alpha.any() for alpha in alphas)
