@@ -303,7 +303,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "import": Command(
         import_pool,
-        "bring a pool of X-Paste's, a folder per class, or a COCO file in",
+        "bring a pool of X-Paste's, a folder per class, or a COCO file in; called again, what is new of it",
         "runs/foreign --from folders cutouts --annotations train.json",
         add_import_arguments,
     ),
