@@ -42,7 +42,7 @@ if [ -n "${AZ_BATCH_MASTER_NODE:-}" ]; then
     MASTER_PORT=${AZ_BATCH_MASTER_NODE##*:}
 fi
 # for the last checkpoint of a training that is stopped; torch 2.8 knows of no such time, and gives it 30 s
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
 exec "$python" -m detectron2_ext.engine.torchrun \
     --nproc-per-node "$num_gpus" --nnodes "$num_machines" --node-rank "$machine_rank" \
     --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "${MASTER_PORT:-$((20000 + RANDOM % 20000))}" \

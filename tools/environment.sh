@@ -9,13 +9,15 @@ if [ ! -x "$venv/bin/python" ] || [ "$(cat "$venv/.mrca-installed" 2>/dev/null)"
         echo "error: python3 is older than 3.11: install a newer Python, or put it first in PATH" >&2
         exit 2
     }
-    disk=$venv
-    while [ ! -e "$disk" ]; do disk=$(dirname "$disk"); done
-    free=$(df -Pk "$disk" | awk 'NR == 2 {print int($4 / 1e6)}')
-    if [ ! -x "$venv/bin/python" ] && [ "$free" -lt 8 ]; then
-        echo "error: $disk has $free GB of free disk, the environment takes 8: free some, or name a folder" \
-            "elsewhere in MRCA_VENV" >&2
-        exit 2
+    if [ ! -x "$venv/bin/python" ]; then
+        above=$venv
+        while [ ! -e "$above" ]; do above=$(dirname "$above"); done
+        free=$(df -Pk "$above" | awk 'NR == 2 {print int($4 / 1e6)}')
+        if [ "$free" -lt 8 ]; then
+            echo "error: $above has $free GB of free disk, the environment takes 8: free some, or name a folder" \
+                "elsewhere in MRCA_VENV" >&2
+            exit 2
+        fi
     fi
     python3 -m venv "$venv"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \

@@ -40,7 +40,9 @@ def as_onnx(network: nn.Module, input_size: int) -> bytes:
         )
         model = program.model_proto
         if not model.graph.output[0].type.tensor_type.shape.dim[0].dim_param:
-            raise torch.onnx.OnnxExporterError("a batch of one size alone")  # as torch 2.8 does not
+            raise torch.onnx.OnnxExporterError(
+                "for one size of batch alone"
+            )  # which torch 2.8 does not raise
     except torch.onnx.OnnxExporterError as error:
         raise UserError(
             f"torch cannot export the network {type(network).__name__} for batches of any size at {input_size} x "

@@ -148,8 +148,11 @@ def _import_part(
                 "one again, or remove the folder"
             )
         progress.update(len(part))
-        added, left_out = int(record["added"]), list(record["left_out"])
-        return Imported(added, len(part) - added - len(left_out), left_out)
+        present, left_out = (
+            int(record.get("present", 0)),
+            list(record["left_out"]),
+        )  # parts of before counted none
+        return Imported(len(part) - present - len(left_out), present, left_out)
     rows: list[PoolInstance] = []
     left_out: list[str] = []
 
@@ -167,8 +170,9 @@ def _import_part(
         progress.update()
     files.flush_all()  # cut-outs, which were not flushed one by one
     write_part(layout, round_, number, rows)
-    files.write_json(done, {"origins": digest, "added": len(rows), "left_out": left_out})
-    return Imported(len(rows), len(part) - len(rows) - len(left_out), left_out)
+    present = len(part) - len(rows) - len(left_out)
+    files.write_json(done, {"origins": digest, "present": present, "left_out": left_out})
+    return Imported(len(rows), present, left_out)
 
 
 def finish_import(layout: RunLayout, round_: int, categories: Sequence[dict[str, Any]]) -> None:

@@ -55,7 +55,13 @@ def test_one_gpu_needs_no_torchrun(launch):
         ),
         (
             "",
-            {"MASTER_ADDR": "a", "MASTER_PORT": "7", "AZUREML_NODE_COUNT": "2", "RANK": "1"},
+            {
+                "MASTER_ADDR": "a",
+                "MASTER_PORT": "7",
+                "AZUREML_NODE_COUNT": "2",
+                "RANK": "1",
+                "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "900",
+            },
             "1 --nnodes 2 --node-rank 1 --master-addr a --master-port 7",
         ),
         (
@@ -69,7 +75,8 @@ def test_several_processes_are_torchrun_s_which_gives_them_time_for_a_checkpoint
     arguments, variables, words, launch
 ):
     done = launch("--config", "a b.yaml", *arguments.split(), **variables)
-    environment = [str(REPOSITORY), "1", *([variables["RANK"]] if "RANK" in variables else []), "600"]
+    seconds = variables.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
+    environment = f"{REPOSITORY} 1 {variables.get('RANK', '')} {seconds}".split()
     assert done.stdout.splitlines() == [" ".join(environment), f"{TORCHRUN} {words} {REST}"]
 
 

@@ -1,7 +1,9 @@
 import importlib.util
+from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -75,6 +77,15 @@ def test_a_network_that_torch_cannot_export_is_one_sentence():
     ) as caught:
         as_onnx(OnlyPairs(), 8)
     assert "\n" not in str(caught.value)
+
+
+def test_a_network_that_torch_exports_for_one_size_of_batch_alone_is_refused(monkeypatch):
+    output = onnx.helper.make_tensor_value_info("scores", onnx.TensorProto.FLOAT, [2, 1, 8, 8])
+    graph = onnx.helper.make_graph([], "network", [], [output])
+    program = SimpleNamespace(model_proto=onnx.helper.make_model(graph))
+    monkeypatch.setattr(torch.onnx, "export", lambda *given, **more: program)
+    with pytest.raises(UserError, match="cannot export the network SeveralOutputs for batches of any size"):
+        as_onnx(SeveralOutputs(), 8)
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript"])
