@@ -35,9 +35,8 @@ def test_logits_are_the_temperature_times_the_cosine_of_feature_and_text(feature
     projected = hidden.double().numpy() @ weight.T + shift
     rows = np.load(features)
     cosine = (projected @ rows.T) / np.outer(*(np.linalg.norm(each, axis=1) for each in (projected, rows)))
-    expected = np.concatenate([30 * cosine, np.zeros((6, 1))], axis=1) + min(
-        bias, 0
-    )  # the background's row is 0
+    background = np.zeros((6, 1))
+    expected = np.concatenate([30 * cosine, background], axis=1) + min(bias, 0)
     np.testing.assert_allclose(classifier(hidden).detach().numpy(), expected, rtol=1e-4, atol=1e-4)
 
 
