@@ -55,8 +55,8 @@ def test_stopped_at_any_line_it_leaves_no_process_and_ends_in_the_same_files(tmp
     for _ in range(STOPS):
         code, said = rounds(config, stop_at=chance.randint(1, len(lines) * 2 // 3))
         assert commands_with(str(run)) == []
-        if code == 0:
-            assert made(run) == whole
+        if said[-1].startswith("2 rounds are done"):  # and nothing is left that the signal could stop
+            assert code in (0, -signal.SIGTERM) and made(run) == whole
             shutil.rmtree(run)
             continue
         assert code == 128 + signal.SIGTERM, "".join(said)
