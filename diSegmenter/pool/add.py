@@ -148,13 +148,11 @@ def _import_part(
                 "one again, or remove the folder"
             )
         progress.update(len(part))
-        present, left_out = (
-            int(record.get("present", 0)),
-            list(record["left_out"]),
-        )  # parts of before counted none
+        present = int(record.get("present", 0))  # a release before did not count them
+        left_out = list(record["left_out"])
         return Imported(len(part) - present - len(left_out), present, left_out)
     rows: list[PoolInstance] = []
-    left_out: list[str] = []
+    left_out = []
 
     def add(name: str, instance: ForeignInstance) -> PoolInstance | str | None:
         try:
