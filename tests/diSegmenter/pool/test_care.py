@@ -1,4 +1,4 @@
-"""Verify, prune, pack, merge, export and import, on a pool of two rounds: single files, packed, or half of each."""
+"""Verify, prune, pack, export and import, on a pool of two rounds: single files, packed, or half of each."""
 
 import dataclasses
 import os
@@ -10,13 +10,12 @@ from unittest.mock import Mock, patch
 import numpy as np
 import pytest
 
-from diSegmenter.pool import annotation_file, move, prune
-from diSegmenter.pool.drop import drop
+from diSegmenter.pool import annotation_file, prune
 from diSegmenter.pool.foreign import read_folders
-from diSegmenter.pool.move import export_annotations, export_coco, export_folders, merge, pack
+from diSegmenter.pool.move import export_annotations, export_coco, export_folders, pack
 from diSegmenter.pool.prune import prune_dropped, prune_duplicates, prune_originals
 from diSegmenter.pool.verify import verify
-from exchange import files, pool_index
+from exchange import files
 from exchange.annotations import read_annotations
 from exchange.cutouts import encode_cutout
 from exchange.errors import UserError
@@ -24,30 +23,17 @@ from exchange.images import decode_rgba
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex, write_index
 from tests.diSegmenter.conftest import CATEGORIES
-from tests.diSegmenter.pool.two_rounds import IDS, NAMES, change, layout
+from tests.diSegmenter.pool.two_rounds import IDS, NAMES, change, layout, pixels, pool
 from tools import pool as command
 
-__all__ = ["layout"]
+__all__ = ["layout", "pool"]
 
 
-@pytest.fixture(params=[(), (0,), (0, 1)], ids=["single files", "half packed", "packed"])
-def pool(layout, request, monkeypatch):
-    """The same pool in each form, packed into tar files of three."""
-    monkeypatch.setattr(move, "_FILES_PER_PACK", 3)
-    for round_ in request.param:
-        pack(layout, round_)
-    return layout
-
-
-def pixels(layout, dropped_too=False):
-    """Category, size and every byte of each cut-out."""
-    index = PoolIndex(layout, layout.pool_rounds(), dropped_too)
-    instances = [(row, instance) for row, instance in enumerate(index) if instance.area]
-    cutouts = [(i.category_id, decode_rgba(index.read(row), "")) for row, i in instances]
-    return [(category, cutout.shape, cutout.tobytes()) for category, cutout in cutouts]
-
-
-def test_a_good_pool_has_no_problem(layout):
+def test_a_good_pool_has_no_problem_be_its_edges_ever_so_soft(layout):
+    index = PoolIndex(layout, [0])
+    soft = decode_rgba(index.read(1), "")[..., 3] // 3
+    image, box = np.zeros((*soft.shape, 3), np.uint8), [0, 0, *soft.shape[::-1]]
+    files.write_bytes(index.name(1), encode_cutout(image, soft, box))
     assert list(verify(layout, IDS)) == []
 
 
@@ -94,6 +80,12 @@ def loosen(layout, side):
     change(layout, 0, 1, bbox=box)
 
 
+def turn(layout):
+    x, y, width, height = PoolIndex(layout, [0])[1].bbox
+    assert width != height
+    change(layout, 0, 1, bbox=[x, y, height, width])
+
+
 @pytest.mark.parametrize(
     ("damage", "file", "what"),
     [
@@ -103,6 +95,7 @@ def loosen(layout, side):
         (lambda run: change(run, 0, 1, width=20), "rd00.arrow", "box"),
         (lambda run: change(run, 0, 1, height=20), "rd00.arrow", "box"),
         *((lambda run, side=side: loosen(run, side), "00_0007_0001.webp", "box") for side in range(4)),
+        (turn, "00_0007_0001.webp", "box"),
         (append, "00_0007_0001.webp", "not its halves"),
         (lambda run: change(run, 0, 1, area=3), "00_0007_0001.webp", "area 3"),
         (lambda run: change(run, 0, 1, category_id=5), "00_0007_0001.png", "category 5"),
@@ -239,92 +232,14 @@ def test_packing_that_is_killed_before_its_index_is_written_loses_nothing(layout
 
 def test_packing_that_is_killed_amid_the_single_files_is_made_good_by_the_same_call(layout, monkeypatch):
     before, remove = pixels(layout, dropped_too=True), Mock(side_effect=[None, KeyboardInterrupt])
+    files.write_bytes(stray := layout.pool("cutouts/00_mine.webp"), b"of no index")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(files, "remove", remove)
         pack(layout, 0)
     assert [pack(layout, round_) for round_ in (0, 1)] == [0, 4]
+    files.remove(stray)  # which was left alone
     assert files.list_dir(layout.pool("cutouts")) == ["rd00_0000.tar", "rd01_0000.tar"]
     assert pixels(layout, dropped_too=True) == before
-
-
-def test_a_merged_pool_keeps_every_cut_out_until_its_duplicates_go(pool, tmp_path, monkeypatch):
-    out, before, told = RunLayout(str(tmp_path / "out")), pixels(pool), []
-    monkeypatch.setattr(files, "flush_all", lambda: told.append(out.pool_rounds()))
-    assert merge(out, pool, CATEGORIES) == 6
-    assert told == [[], [0]]  # an index tells of cut-outs that are on the disk
-    pack(out, 1)
-    for round_ in (0, 1):
-        change(pool, round_, 0, seed=7)  # no round that was copied before
-    assert merge(out, pool, CATEGORIES) == 6
-    assert pixels(out) == before * 2 and pixels(pool) == before
-    assert PoolIndex(out, out.pool_rounds()).column("round").tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
-    assert ["the same picture as" in problem.what for problem in verify(out, IDS)] == [True] * 6
-    assert prune_duplicates(out, CATEGORIES) == 6 and prune_duplicates(out, CATEGORIES) == 0
-    assert [prune_dropped(out, round_) for round_ in range(4)] == [0, 0, 3, 3]
-    assert pixels(out) == before and list(verify(out, IDS)) == []
-
-
-@pytest.mark.parametrize("killed_at", ["write_as", "finish_import"])
-def test_a_merge_that_is_killed_is_made_good_by_the_same_call(killed_at, pool, tmp_path, monkeypatch):
-    out = RunLayout(str(tmp_path / "out"))
-    where = PoolIndex if killed_at == "write_as" else move
-    function = getattr(where, killed_at)
-
-    def killed(*args, **columns):
-        if 1 in args:
-            raise KeyboardInterrupt
-        function(*args, **columns)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(where, killed_at, killed)
-        merge(out, pool, CATEGORIES)
-    assert merge(out, pool, CATEGORIES) == (3 if killed_at == "write_as" else 0)
-    assert pixels(out) == pixels(pool) and merge(out, pool, CATEGORIES) == 0
-    assert all(files.exists(out.annotations_done(round_)) for round_ in (0, 1))
-
-
-def test_a_round_whose_pictures_alone_are_others_is_merged(layout, tmp_path):
-    out = RunLayout(str(tmp_path / "out"))
-    assert merge(out, layout, CATEGORIES) == 6
-    for index in (PoolIndex(layout, [0]), PoolIndex(layout, [1])):
-        image, alpha = np.zeros((*index.size(0), 3), np.uint8), np.full(index.size(0), 255, np.uint8)
-        files.write_bytes(index.name(0), encode_cutout(image, alpha, [0, 0, *index.size(0)[::-1]]))
-    before = pixels(out)
-    assert merge(out, layout, CATEGORIES) == 6
-    assert pixels(out) == before + pixels(layout)
-    drop(out, [], [], [2], CATEGORIES)
-    assert prune_dropped(out, 2) == 3 and merge(out, layout, CATEGORIES) == 0
-
-
-def test_rounds_of_the_same_content_are_both_merged_though_the_first_was_before(layout, tmp_path):
-    out, twice = RunLayout(str(tmp_path / "out")), RunLayout(str(tmp_path / "twice"))
-    merge(twice, layout, CATEGORIES)
-    for round_ in (0, 1):
-        PoolIndex(twice, [0]).write_as(twice, round_)
-    merge(out, twice, CATEGORIES)
-    files.remove(out.pool_index(1))
-    assert merge(out, twice, CATEGORIES) == 3 and merge(out, twice, CATEGORIES) == 0
-    assert pixels(out) == pixels(twice)
-
-
-def test_pools_are_merged_packed_pruned_and_dropped_from_without_an_object_for_each_instance(
-    layout, tmp_path, monkeypatch
-):
-    out, kept = RunLayout(str(tmp_path / "out")), list(PoolIndex(layout, [0, 1]))
-    with monkeypatch.context() as patch:
-        patch.setattr(pool_index, "PoolInstance", Mock(side_effect=MemoryError))
-        for _ in range(2):
-            assert merge(out, layout, CATEGORIES) == 6
-            for round_ in (0, 1):  # no round that was copied before
-                index = PoolIndex(layout, [round_], dropped_too=True)
-                index.write_as(layout, round_, seed=index.column("seed") + 1)
-        assert [pack(out, round_) for round_ in range(4)] == [3] * 4
-        assert prune_duplicates(out, CATEGORIES) == 6
-        assert drop(out, [], [], [1], CATEGORIES) == {1: 3}
-        assert [prune_dropped(out, round_) for round_ in range(4)] == [0] * 4
-    merged = list(PoolIndex(out, range(4), dropped_too=True))
-    assert [i.reason for i in merged] == [""] * 3 + ["by hand"] * 3 + ["duplicate"] * 6
-    assert [i.segmentation for i in merged] == [i.segmentation for i in kept] * 2
 
 
 def test_an_exported_pool_comes_back_the_same(pool, tmp_path, call):

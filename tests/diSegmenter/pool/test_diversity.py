@@ -58,6 +58,7 @@ def test_a_near_duplicate_is_one_that_an_earlier_one_is_near_whatever_is_compare
     for threshold in (0.2, 0.3, 0.5):
         expected = [max(cosines[i, :i], default=-1) >= threshold for i in range(9)]
         assert near_duplicates(some, threshold).tolist() == expected
+    assert near_duplicates(np.eye(2)[[0, 0, 1]], 1.0).tolist() == [False, True, False]
 
 
 def test_half_precision_changes_no_measure_by_a_thousandth():

@@ -107,9 +107,10 @@ def test_the_command_drops_and_refuses_what_is_unknown_nothing_at_all_and_a_dama
     with pytest.raises(UserError, match="drop takes names"):
         call(command, "drop", layout.root)
     assert reasons(layout) == before and not files.exists(layout.dropped_by_hand())
-    files.write_bytes(layout.dropped_by_hand(), b'{"a": 1}')
-    with pytest.raises(UserError, match="dropped.json is damaged"):
-        call(command, "drop", layout.root, "--round", 0)
+    for damaged in (b'{"a": 1}', b'["a", 1]', b"[" * 100_000):
+        files.write_bytes(layout.dropped_by_hand(), damaged)
+        with pytest.raises(UserError, match="dropped.json is damaged"):
+            call(command, "drop", layout.root, "--round", 0)
     files.remove(layout.dropped_by_hand())
     record = {"settings": dataclasses.asdict(LENIENT), "unreadable": [], "instances": []}
     files.write_json(layout.verdicts(0), record)

@@ -72,7 +72,7 @@ def test_x_pastes_three_kinds_of_paths_come_in(layout, tmp_path, monkeypatch):
 def test_paths_of_x_paste_are_below_the_root_unless_they_are_whole(tmp_path, monkeypatch):
     read = []
     images = {"/c.png": np.full((9, 8, 4), 255, np.uint8)}
-    image = np.full((9, 9, 4), 255, np.uint8)
+    image = np.full((8, 9, 4), 255, np.uint8)  # as many pixels
     monkeypatch.setattr(foreign, "read_rgba", lambda path: read.append(path) or images.get(path, image))
     path = str(tmp_path / "pool.json")
     files.write_json(path, {"0": ["*a.png", "s3://bucket/b.png", "/c.png|d.png"]})
@@ -105,12 +105,13 @@ def test_the_objects_of_a_coco_file_come_in_but_no_crowds(layout, tmp_path):
     compressed = {**plain, "counts": coco_mask.frPyObjects(plain, 30, 40)["counts"].decode()}
     runs, text = ({**square, "id": 9 + n, "segmentation": s} for n, s in enumerate((plain, compressed)))
     boxed = {"id": 11, "image_id": 5, "category_id": 1, "bbox": [1, 1, 9, 9]}
+    line = boxed | {"id": 13, "segmentation": [[1, 1, 9, 9]]}
     content = {
         "images": [
             {"id": id_, "file_name": name, "width": 40, "height": 30}
             for id_, name in ((2, "other.png"), (5, "a.png"))
         ],
-        "annotations": [crowd, square, runs, text, boxed, square | {"id": 12, "image_id": 7}],
+        "annotations": [crowd, square, runs, text, boxed, line, square | {"id": 12, "image_id": 7}],
         "categories": [{"id": 1, "name": "blue_disc"}],
     }
     content["images"].append({"id": 7, "file_name": "wide.png", "width": 16_384, "height": 30})
@@ -119,7 +120,8 @@ def test_the_objects_of_a_coco_file_come_in_but_no_crowds(layout, tmp_path):
     instance, *others = index
     assert left_out.pop() == f"{root}/wide.png has a side above 16383 pixels"  # nobody looks for it
     assert [other.bbox for other in others] == [[1, 3, 3, 4]] * 2
-    assert [sentence.partition(" shows no object")[0] for sentence in left_out] == [f"{root}/coco.json#11"]
+    nothing = [sentence.partition(" shows no object")[0] for sentence in left_out]
+    assert nothing == [f"{root}/coco.json#{number}" for number in (11, 13)]
     assert instance.category_id == 7 and instance.bbox == [10, 4, 10, 10]
     assert (instance.width, instance.height, instance.prompt) == (40, 30, f"{root}/coco.json#8")
     np.testing.assert_array_equal(cutouts[0][..., :3], picture[4:14, 10:20])
@@ -373,16 +375,16 @@ def test_a_pool_of_another_form_is_named(tmp_path, content, sentence):
 def test_what_is_of_other_categories_than_the_pool_does_not_come_in(layout, tmp_path):
     files.write_bytes(f"{tmp_path}/red disc/a.png", png(disc_rgba(5)))
     instances = list(read_folders(str(tmp_path), IDS))
-    import_round(layout, instances, CATEGORIES[:1], "test")
-    other = [CATEGORIES[0] | {"name": "crane"}]
+    import_round(layout, instances, CATEGORIES[1:], "test")
+    other = [CATEGORIES[1] | {"name": "crane"}]
     for bring_in in (
         lambda: import_round(layout, instances, other, "test"),
         lambda: merge(layout, layout, other),
     ):
-        with pytest.raises(UserError, match="category 3 of what comes in is 'crane', but 'red disc' in"):
+        with pytest.raises(UserError, match="category 7 of what comes in is 'crane', but 'blue_disc' in"):
             bring_in()
     assert layout.pool_rounds() == [0]
-    import_round(layout, instances, CATEGORIES[1:], "more")
+    import_round(layout, instances, [CATEGORIES[1] | {"image_count": 1}, CATEGORIES[0]], "more")
     assert read_annotations(layout.pool_categories()).categories == CATEGORIES
 
 

@@ -1,4 +1,4 @@
-"""A pool of two rounds on disk, and how a row of its index is changed."""
+"""A pool of two rounds on disk, as single files or packed, and how a row of its index is changed."""
 
 import dataclasses
 
@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from diSegmenter.annotate import outline
+from diSegmenter.pool import move
 from diSegmenter.pool.annotation_file import write_lvis
+from diSegmenter.pool.move import pack
 from exchange import files
 from exchange.cutouts import encode_cutout
+from exchange.images import decode_rgba
 from exchange.layout import RunLayout
 from exchange.pool_index import PoolIndex, write_index
 from tests.diSegmenter.conftest import CATEGORIES, disc_image, pool_instance
@@ -41,6 +44,23 @@ def layout(tmp_path):
         write_lvis(layout.annotations(round_), layout, range(round_ + 1), CATEGORIES)
         files.write_done(layout.annotations_done(round_))
     return layout
+
+
+@pytest.fixture(params=[(), (0,), (0, 1)], ids=["single files", "half packed", "packed"])
+def pool(layout, request, monkeypatch):
+    """The same pool in each form, packed into tar files of three."""
+    monkeypatch.setattr(move, "_FILES_PER_PACK", 3)
+    for round_ in request.param:
+        pack(layout, round_)
+    return layout
+
+
+def pixels(layout, dropped_too=False):
+    """Category, size and every byte of each cut-out."""
+    index = PoolIndex(layout, layout.pool_rounds(), dropped_too)
+    instances = [(row, instance) for row, instance in enumerate(index) if instance.area]
+    cutouts = [(i.category_id, decode_rgba(index.read(row), "")) for row, i in instances]
+    return [(category, cutout.shape, cutout.tobytes()) for category, cutout in cutouts]
 
 
 def change(layout, round_, row, **values):
