@@ -237,8 +237,8 @@ def test_packing_that_is_killed_amid_the_single_files_is_made_good_by_the_same_c
         patch.setattr(files, "remove", remove)
         pack(layout, 0)
     assert [pack(layout, round_) for round_ in (0, 1)] == [0, 4]
-    files.remove(stray)  # which was left alone
-    assert files.list_dir(layout.pool("cutouts")) == ["rd00_0000.tar", "rd01_0000.tar"]
+    left = [stray.rpartition("/")[2], "rd00_0000.tar", "rd01_0000.tar"]
+    assert files.list_dir(layout.pool("cutouts")) == left
     assert pixels(layout, dropped_too=True) == before
 
 
