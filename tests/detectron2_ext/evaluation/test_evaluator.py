@@ -94,6 +94,18 @@ def test_scores_and_files_do_not_depend_on_the_number_of_processes(world_size: i
     assert by_image == sorted(expected, key=lambda record: (record["image_id"], -record["score"]))
 
 
+def test_what_the_benchmark_does_not_judge_is_not_kept_for_the_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, predictions = random_world(0, lvis=True)
+    monkeypatch.setattr(CocoTruth, "score", score := Mock(return_value=_direct(world, predictions)))
+    _evaluate(world, predictions, tmp_path, world_size=1)
+    (kept,) = score.call_args.args
+    assert CocoTruth(world.file).counted(kept).all()
+    written = json.loads((tmp_path / "lvis_instances_results.json").read_text())
+    assert 0 < len(kept) < len(written)
+
+
 def test_an_image_s_id_has_64_bits() -> None:
     _, predictions = random_world(0, lvis=False)
     found = Predictions.from_instances(1 << 40, next(iter(predictions.values())), 300)
