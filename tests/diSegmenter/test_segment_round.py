@@ -37,10 +37,16 @@ def score(images, alphas, category_ids):
     )
 
 
-def segment(layout, foreground, batch_size=4, shard=WHOLE, **measures):
+def segment(layout, foreground, batch_size=4, shard=WHOLE, told_at_once=100, **measures):
     cut_out = OneModel("darkness", InTurn(foreground), MaskCleaner(128, True), InTurn(score))
     segmenter = RoundSegmenter(layout, cut_out, batch_size, 2, shard, measures)
-    return segmenter(0, follow_round(layout, 0, timeout_s=0))
+    listed = follow_round(layout, 0, timeout_s=0)
+    parts = (
+        (total, made[at : at + told_at_once])
+        for total, made in listed
+        for at in range(0, len(made), told_at_once)
+    )
+    return segmenter(0, parts)
 
 
 def contents(layout):
@@ -110,7 +116,7 @@ def test_only_what_is_missing_or_cut_off_is_made_again(layout):
     os.remove(layout.cutout(names[2]))
     files.write_bytes(layout.segmented(names[3]), files.read_bytes(layout.raw(names[3])))  # no record
     files.write_bytes(layout.segmented(names[5]), files.read_bytes(layout.segmented(names[0])))  # of another
-    assert len(segment(layout, again)) == 6
+    assert [i.file for i in segment(layout, again, told_at_once=2)] == names
     assert again.seen == 5 and contents(layout) == before
 
 

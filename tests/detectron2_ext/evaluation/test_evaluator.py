@@ -157,14 +157,15 @@ def test_a_data_set_that_lacks_a_frequency_is_scored_by_cocos_rules(tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["coco_instances_results.json"]
 
 
-def test_what_goes_wrong_with_the_last_masks_ends_the_evaluation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("place", [0, -1])
+def test_what_goes_wrong_with_the_first_masks_or_the_last_ends_the_evaluation(
+    place: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world, predictions = random_world(0, lvis=True)
-    add, last = evaluator._Records.add, list(predictions)[-1]
+    add, bad = evaluator._Records.add, list(predictions)[place]
 
     def fails(self: Any, image_ids: list[int], found: Any) -> None:
-        if last in image_ids:
+        if bad in image_ids:
             raise OSError(28, "No space left on device")
         add(self, image_ids, found)
 

@@ -204,6 +204,7 @@ def test_an_annotation_without_an_area_is_named(truth: Callable[[AnnotationFile]
 def test_predictions_survive_the_way_through_bytes_and_json_boxes_to_five_decimals_of_a_pixel() -> None:
     world, predictions = random_world(4, lvis=True)
     before = Predictions.concatenate([_all(predictions), Predictions.concatenate([])])
+    before.scores[:2] = np.float32([1 / 3, 1e-7])
     for some in (before.select(np.zeros(0, np.int64)), before):
         written = some.to_json(world.category_ids)
         read = Predictions.from_json([json.loads(record) for record in written], world.category_ids)
