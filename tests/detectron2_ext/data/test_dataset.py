@@ -2,7 +2,7 @@ import numpy as np
 import pycocotools.mask as coco_mask
 import pytest
 
-from detectron2_ext.data.dataset import RunLengths, class_frequencies
+from detectron2_ext.data.dataset import DetectionDataset, RunLengths, class_frequencies
 from exchange.errors import UserError
 
 
@@ -77,6 +77,16 @@ def test_lvis_images_are_named_by_their_url(small_lvis):
     del small_lvis.images[0]["file_name"]
     small_lvis.images[0]["coco_url"] = "http://images.cocodataset.org/train2017/000000391895.jpg"
     assert small_lvis.read().path(0).endswith("set/train2017/000000391895.jpg")
+
+
+@pytest.mark.parametrize(
+    "root, path", [("", "a/b.jpg"), ("s3://photos", "s3://photos/a/b.jpg"), ("/", "/a/b.jpg")]
+)
+def test_names_are_below_the_root_or_whole_paths_where_it_is_empty(small_lvis, root, path):
+    small_lvis.add_image()
+    small_lvis.images[0]["file_name"] = "a/b.jpg"
+    small_lvis.write()
+    assert DetectionDataset.read(str(small_lvis.path), root).path(0) == path
 
 
 def test_an_image_without_a_name_and_an_annotation_without_a_box_are_named(small_lvis):
