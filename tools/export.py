@@ -35,10 +35,8 @@ def main() -> None:
     if not args.out.endswith(".safetensors"):
         raise UserError(f"{args.out} is to be written as safetensors: give a name that ends in .safetensors")
 
-    from detectron2_ext.modeling import (
-        build_detector,
-        load_weights,
-    )  # only now: seconds that --help should not take
+    # Only now: seconds that --help should not take.
+    from detectron2_ext.modeling import build_detector, load_weights
     from detectron2_ext.modeling.described import (
         Category,
         read_described,

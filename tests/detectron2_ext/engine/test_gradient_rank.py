@@ -76,12 +76,8 @@ def test_a_score_hangs_on_seed_and_name_and_a_class_without_real_objects_has_non
     content = json.loads(path.read_text())
     content["annotations"] = [one for one in content["annotations"] if one["category_id"] != 5]
     path.write_text(json.dumps(content))
-    drawn = [
-        "MODEL.ROI_BOX_HEAD.USE_FED_LOSS",
-        "True",
-        "MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CAT",
-        "2",
-    ]  # for each
+    # Of the classes that count two are drawn for each instance.
+    drawn = ["MODEL.ROI_BOX_HEAD.USE_FED_LOSS", "True", "MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CAT", "2"]
     one = dict(build(tmp_path, *drawn, rounds=(1,))())
     both = dict(build(tmp_path, *drawn, rounds=(0, 1))())
     assert [math.isnan(score) for score in one.values()] == [False, True, False]
@@ -97,3 +93,15 @@ def test_an_instance_that_no_view_shows_has_no_score(tmp_path: Path) -> None:
     rank._paste = lambda scene, index, *_: tried.append(index)
     assert all(math.isnan(score) for score in dict(rank()).values())
     assert tried == [0] * 10 + [1] * 10 + [2] * 10
+
+
+def test_images_that_cannot_be_read_are_named_and_others_shown_with_the_instance(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    damaged = sorted((tmp_path / "small_train").glob("*.png"))[::2]
+    for path in damaged:
+        path.write_bytes(b"no image")
+    assert not any(math.isnan(score) for score in dict(build(tmp_path)()).values())
+    rank = build(tmp_path)
+    rank._tests = lambda *_: None  # so that what is skipped was to be pasted into
+    assert len(dict(rank())) == 3
+    assert rank.skipped and all(any(str(path) in said for path in damaged) for said in rank.skipped)
