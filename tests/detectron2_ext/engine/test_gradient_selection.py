@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -129,6 +130,13 @@ def test_the_gradient_of_the_pasted_images_is_compared_with_that_of_the_original
     plain, plain_step = start(selecting_config(exact=False, INPUT__ACTIVE_SELECT=False))
     go(plain, plain_step, batch if decision[2] else [record["original"] for record in batch])
     assert_equal_weights(weights_of(state.model), weights_of(plain.model))
+
+
+def test_originals_whose_gradient_has_no_direction_are_no_better_than_what_was_pasted() -> None:
+    state, step = start(selecting_config(exact=False, MODEL__ACTIVE_MODE="paste_or_ori"))
+    state.cache.cosine = Mock(side_effect=[-0.5, None])
+    go(state, step, batch_of(0))
+    assert {(d.score, d.threshold, d.accepted) for d in state.cache.decisions} == {(-0.5, -1.0, True)}
 
 
 def test_gradients_of_some_layers_are_those_parts_of_the_whole() -> None:
