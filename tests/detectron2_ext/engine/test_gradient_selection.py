@@ -9,6 +9,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
+from detectron2_ext.engine.build_selection import _build_threshold
 from detectron2_ext.engine.loop import TrainingStep, seed_iteration
 from detectron2_ext.engine.state import TrainingState
 from detectron2_ext.modeling import build_model
@@ -221,6 +222,8 @@ def test_the_threshold_from_the_queue_lets_a_share_pass_that_moves_over_the_trai
     assert state.cache.decisions[-1].threshold == pytest.approx(0.495)  # half of 0, 0.01, …, 0.99
     state.cache.load_state_dict(state.cache.state_dict())  # resumed
     state.cache.scores.extend(n / 100 for n in range(100))
+    of_one_share = _build_threshold(selecting_config(MODEL__ACTIVE_ONCE_MODE="only_paste_dynamic_0.2"))
+    assert of_one_share(state.cache, 0.9) == pytest.approx(0.8 * 0.99)  # and stays
     state.iteration = 90
     go(state, step, batch_of(2))
     assert state.cache.decisions[-1].threshold == pytest.approx(0.26 * 0.99)  # 0.2 + 0.9 · 0.6 pass
