@@ -11,6 +11,19 @@ def test_loss_of_no_box_is_zero_and_differentiable():
     assert loss.item() == 0.0
 
 
+@pytest.mark.parametrize("boxes", [1, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loss_is_the_mean_over_the_boxes_in_full_precision_whatever_the_logits_have(boxes, dtype):
+    torch.manual_seed(0)
+    logits = (4 * torch.randn(boxes, 31)).to(dtype)
+    classes, covered = torch.randint(31, (boxes,)), torch.tensor([3, *range(10, 30)])
+    target = (classes[:, None] == covered).double()
+    chance = logits[:, covered].double().sigmoid()
+    exact = -(target * chance.log() + (1 - target) * (1 - chance).log()).sum() / boxes
+    loss = sigmoid_classification_loss(logits, classes, covered)
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("num_classes", [10, 40])
 def test_present_classes_are_always_in_and_background_never(num_classes):
     weights = torch.rand(40) + 0.1

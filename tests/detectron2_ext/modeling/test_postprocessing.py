@@ -89,6 +89,8 @@ def test_masks_are_interpolated_into_the_image_whatever_is_done_at_once(pixels, 
         decided = (exact - 0.5).abs() > 1e-5
         assert torch.equal(found[n][decided], (exact >= 0.5)[decided])
     assert found[0].any() and not found[0].all()
+    half = masks.bfloat16()
+    assert torch.equal(paste_masks(half, boxes, 30, 34), paste_masks(half.float(), boxes, 30, 34))
     assert paste_masks(torch.full((1, 2, 2), 0.5), torch.tensor([[0.0, 0.0, 2.0, 2.0]]), 2, 2).all()
 
 

@@ -46,9 +46,9 @@ def world(scenes, **overrides):
 COUNTS = [4, 0, 1, 9, 0]  # images that show each class: the others are no negatives of the federated loss
 
 
-def third(x):
-    """The same with a third of the gradient."""
-    return x / 3 + (x * 2 / 3).detach()
+def with_share(x, parts):
+    """The same with one of ``parts`` equal parts of the gradient."""
+    return x / parts + (x * (1 - 1 / parts)).detach()
 
 
 def pool(features, boxes, image_index, size):
@@ -79,11 +79,12 @@ def reference(weights, features, scenes, proposals, masks, loss_per, covered, bo
         for box in found + objects_of_image
     ]
     losses, dropped, mask_rois = {}, 0, []
+    stages = sum(name.endswith("cls_score.weight") for name in weights)
 
     def of(layer):
         return weights[f"{layer}.weight"], weights[f"{layer}.bias"]
 
-    for stage, threshold in enumerate((0.6, 0.7, 0.8)):
+    for stage, threshold in enumerate((0.6, 0.7, 0.8)[:stages]):
         if stage > 0:
             decoded = [
                 ([min(max(x, 0.0), limit) for x, limit in zip(box, SIZES[n][::-1] * 2, strict=True)], n)
@@ -97,7 +98,7 @@ def reference(weights, features, scenes, proposals, masks, loss_per, covered, bo
         if not stage:
             mask_rois = [(rois[r][0], n, index) for r, n, index in shown if index % 2 in masks_from]
         shown = [(r, n, index) for r, n, index in shown if index % 2 in boxes_from]
-        hidden = third(pool(features, *zip(*rois, strict=True), 7)).flatten(1)
+        hidden = with_share(pool(features, *zip(*rois, strict=True), 7), stages).flatten(1)
         for layer in (f"box_head.{stage}.fc1", f"box_head.{stage}.fc2"):
             hidden = F.linear(hidden, *of(layer)).relu()
         logits = F.linear(hidden, *of(f"box_predictor.{stage}.cls_score"))
@@ -146,14 +147,14 @@ def reference(weights, features, scenes, proposals, masks, loss_per, covered, bo
 
 
 @pytest.mark.parametrize(
-    ("loss_per", "num_classes", "covered", "boxes_from", "masks_from"),
+    ("loss_per", "num_classes", "covered", "boxes_from", "masks_from", "stages"),
     [
-        ("sampled", 1, lambda present: present, (0, 1), (0,)),
-        ("foreground", 50, lambda present: present | {0, 2, 3}, (0, 1), (0, 1)),
-        ("sampled", None, lambda _: set(range(NUM_CLASSES)), (0,), (0, 1)),
-        ("foreground", 1, lambda present: present, (0,), (0,)),
+        ("sampled", 1, lambda present: present, (0, 1), (0,), 3),
+        ("foreground", 50, lambda present: present | {0, 2, 3}, (0, 1), (0, 1), 3),
+        ("sampled", None, lambda _: set(range(NUM_CLASSES)), (0,), (0, 1), 3),
+        ("foreground", 1, lambda present: present, (0,), (0,), 2),
     ],
-    ids=["present classes, real masks", "federated", "all classes, real boxes", "real boxes and masks"],
+    ids=["present classes, real masks", "federated", "all classes, real boxes", "real, two stages"],
 )
 @pytest.mark.parametrize(
     "scenes",
@@ -161,10 +162,15 @@ def reference(weights, features, scenes, proposals, masks, loss_per, covered, bo
     ids=["ordinary", "one image empty", "both empty"],
 )
 def test_losses_and_gradients_are_the_cascade_written_out(
-    scenes, loss_per, num_classes, covered, boxes_from, masks_from
+    scenes, loss_per, num_classes, covered, boxes_from, masks_from, stages
 ):
     settings = {"ROI_HEADS__BATCH_SIZE_PER_IMAGE": 256, "ROI_BOX_HEAD__BBOX_REG_LOSS_PER": loss_per}
     settings |= {"USE_XPASTE_BOX_LOSS": 1 in boxes_from, "USE_XPASTE_MASK_LOSS": 1 in masks_from}
+    if stages == 2:
+        settings |= {
+            "ROI_BOX_CASCADE_HEAD__IOUS": [0.6, 0.7],
+            "ROI_BOX_CASCADE_HEAD__BBOX_REG_WEIGHTS": [[10.0, 10.0, 5.0, 5.0], [20.0, 20.0, 10.0, 10.0]],
+        }
     if num_classes is None:
         settings["ROI_BOX_HEAD__USE_FED_LOSS"] = False
     else:
