@@ -8,7 +8,7 @@ import torch
 from network_scenes import small_config
 from safetensors.torch import save_file
 
-from detectron2_ext.modeling import build_model, load_weights
+from detectron2_ext.modeling import build_model, load_weights, resnet
 from exchange.errors import UserError
 
 
@@ -192,7 +192,9 @@ def test_pixel_statistics_in_old_checkpoints_are_named_not_loaded(source, tmp_pa
 
 
 @pytest.mark.parametrize("protocol", [2, 5])
-def test_a_pickled_backbone_fills_the_backbone_and_only_that(protocol, tmp_path):
+def test_a_pickled_backbone_fills_the_backbone_and_only_that(protocol, tmp_path, monkeypatch):
+    if protocol == 5:  # as of the full sizes, whose unused fc has another number of classes than the file
+        monkeypatch.setattr(resnet, "_WITH_CLASSIFIER", {small_config().MODEL.TIMM.BASE_NAME})
     torch.manual_seed(3)
     weights = timm.create_model(small_config().MODEL.TIMM.BASE_NAME, num_classes=11).state_dict()
     arrays = {
@@ -208,7 +210,7 @@ def test_a_pickled_backbone_fills_the_backbone_and_only_that(protocol, tmp_path)
     after = network.state_dict()
     for name in after:
         original = name.removeprefix("backbone.bottom_up.base.")
-        if original in arrays:
+        if original in arrays and not original.startswith("fc."):
             assert torch.equal(after[name], weights[original])
             assert name in report.loaded
         else:
