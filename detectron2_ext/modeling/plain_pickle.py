@@ -290,7 +290,7 @@ def _tensor(arguments: tuple[Any, ...]) -> Tensor:
         case (Tensor() as storage, int(offset), tuple(size), tuple(stride), *_):
             try:
                 tensor = storage.as_strided(size, stride, offset)
-            except (RuntimeError, TypeError, OverflowError) as error:  # out of bounds, or no whole numbers
+            except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # no place in it
                 raise pickle.UnpicklingError(str(error)) from error
             if tensor.numel() <= storage.numel():
                 return tensor

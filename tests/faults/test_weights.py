@@ -164,6 +164,14 @@ def a_storage(kind: bytes = b"Float", count: int = 2, view: bytes = b"") -> byte
     return STORAGE.replace(b"Float", kind).replace(b"\x8a\6\0\0\0\0\x20\0", number)
 
 
+LARGE = b"\x8a\x09" + (1 << 63).to_bytes(9, "little")  # the number 2**63
+
+
+def a_tensor(extent: bytes, offset: bytes = b"K\0") -> bytes:
+    """The instructions that make a tensor of storage 0."""
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + a_storage() + offset + extent + b"\x85K\1\x85tR"
+
+
 def an_array(content: bytes, shape: bytes) -> bytes:
     """The instructions that make an array of float32."""
     kind = b"cnumpy\ndtype\nX\2\0\0\0f4\x85R"
@@ -243,7 +251,13 @@ def legacy(*storages: bytes, start: bytes = LEGACY_START, keys: Any = ("0",), da
     ("data", "reason"),
     [
         (instructions(b"}K\0", an_array(b"C\x08" + TWO[8:], b"K\2\x85"), b"s"), None),
+        (instructions(b"(K\0", an_array(b"C\x08" + TWO[8:], b"K\2\x85"), b"d"), None),
         (legacy(), None),
+        (legacy(a_tensor(b"K\2")), None),
+        (legacy(a_tensor(LARGE)), "verflow"),
+        (legacy(a_tensor(b"K\2", offset=LARGE)), "verflow"),
+        (legacy(a_tensor(b"U\1a")), "must be tuple of ints"),
+        (legacy(a_tensor(b"K\3")), "out of bounds for storage"),
         (legacy(a_storage(view=b"N")), None),
         (legacy(a_storage(view=b"K\1")), "something else than a storage"),  # of a part of it
         (legacy(start=LEGACY_START.replace(b"M\xe9\x03", b"M\xea\x03")), "unknown version of PyTorch"),
