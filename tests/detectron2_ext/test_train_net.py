@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 import torch
 
-from detectron2_ext import modeling, train_net
+from detectron2_ext import distributed, modeling, train_net
+from detectron2_ext.distributed import Ranks
 from detectron2_ext.engine import loop
 from detectron2_ext.engine.round import Engine
 from detectron2_ext.engine.state import TrainingState
@@ -28,6 +31,22 @@ def test_detectron2_s_engine_says_what_to_install_where_it_is_missing(
     with pytest.raises(UserError, match=r"not installed.*requirements-detectron2\.txt"):
         train_net.main(["--config", str(write_config(tmp_path)), "--engine", "detectron2"])
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_first_process_alone_tells_what_it_does(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranks, silent_up_to = Ranks(rank, 2, torch.device("cpu")), []
+    monkeypatch.setattr(distributed, "join_ranks", lambda device: nullcontext(ranks))
+    monkeypatch.setattr(
+        train_net, "evaluate_only", lambda *_: silent_up_to.append(logging.root.manager.disable)
+    )
+    try:
+        train_net.main(["--config", str(write_config(tmp_path)), "--eval-only"])
+    finally:
+        logging.disable(logging.NOTSET)
+    assert silent_up_to == [logging.INFO if rank else logging.NOTSET]
 
 
 def test_evaluation_alone_takes_the_average_where_the_weights_have_one(

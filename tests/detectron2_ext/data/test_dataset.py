@@ -80,7 +80,7 @@ def test_lvis_images_are_named_by_their_url(small_lvis):
 
 
 @pytest.mark.parametrize(
-    "root, path", [("", "a/b.jpg"), ("s3://photos", "s3://photos/a/b.jpg"), ("/", "/a/b.jpg")]
+    "root, path", [("", "a/b.jpg"), ("s3://photos/", "s3://photos/a/b.jpg"), ("/", "/a/b.jpg")]
 )
 def test_names_are_below_the_root_or_whole_paths_where_it_is_empty(small_lvis, root, path):
     small_lvis.add_image()

@@ -84,7 +84,9 @@ def test_batches_are_the_same_for_any_number_of_workers_and_ranks(configure):
     assert sorted(expected) == list(range(24))
     cfg = configure("DATALOADER.NUM_WORKERS", "2")
     assert content(train_loader(cfg, num_iterations=6)) == expected
-    ranks = [content(train_loader(cfg, num_iterations=6, rank=rank, world_size=2)) for rank in (0, 1)]
+    loaded = [list(train_loader(cfg, num_iterations=6, rank=rank, world_size=2)) for rank in (0, 1)]
+    assert [[len(batch) for batch in batches] for batches in loaded] == [[2] * 6] * 2
+    ranks = [content(batches) for batches in loaded]
     assert {**ranks[0], **ranks[1]} == expected and not ranks[0].keys() & ranks[1].keys()
 
 
@@ -335,7 +337,8 @@ def test_images_are_repeated_only_as_the_sampler_and_its_threshold_say(configure
     for sampler in ("TrainingSampler", "RepeatFactorTrainingSampler"):
         cfg = configure("DATALOADER.SAMPLER_TRAIN", sampler, "DATALOADER.REPEAT_THRESHOLD", "1.0")
         seen[sampler] = [item["image_id"] for batch in train_loader(cfg) for item in batch]
-    assert sorted(seen["TrainingSampler"]) == sorted(10 * list(range(1, 13)))
+    for epoch in range(10):
+        assert sorted(seen["TrainingSampler"][12 * epoch : 12 * (epoch + 1)]) == list(range(1, 13))
     counts = np.bincount(seen["RepeatFactorTrainingSampler"], minlength=14)
     assert counts[1] > 1.5 * counts[2:].max() and counts[13] == 0  # it alone shows class 2
 
