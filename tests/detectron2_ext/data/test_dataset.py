@@ -27,6 +27,16 @@ def test_records_hold_what_the_file_says(small_lvis):
     np.testing.assert_array_equal(polygon, [[1, 2], [11, 2], [11, 22], [1, 22]])
 
 
+def test_the_objects_of_an_image_stay_in_the_order_of_the_file_however_many_there_are(small_lvis):
+    images = [small_lvis.add_image(400, 40) for _ in range(2)]
+    for left in range(300):
+        small_lvis.add_object(images[left % 3 % 2], 0, [left, 0, 4, 4])
+    dataset = small_lvis.read()
+    for image in (0, 1):
+        expected = [left for left in range(300) if left % 3 % 2 == image]
+        assert dataset.record(image).boxes[:, 0].tolist() == expected
+
+
 def test_class_indices_follow_sorted_category_ids(small_lvis):
     small_lvis.categories = [{"id": 90, "name": "late"}, {"id": 7, "name": "early"}]
     image = small_lvis.add_image()
