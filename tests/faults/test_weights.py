@@ -56,6 +56,17 @@ def archive(pickled: bytes, compression: int = zipfile.ZIP_STORED, storage: byte
     return buffer.getvalue()
 
 
+def other_archive(name: str, content: bytes | None) -> bytes:
+    """The same with another content of the part ``name``, or without it."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(saved(CONTENT))) as old, zipfile.ZipFile(buffer, "w") as new:
+        parts = {part: old.read(part) for part in old.namelist()} | {name: content}
+        for part, data in parts.items():
+            if data is not None:
+                new.writestr(part, data)
+    return buffer.getvalue()
+
+
 def pickle_of_archive() -> bytes:
     with zipfile.ZipFile(io.BytesIO(saved(CONTENT))) as file:
         return file.read("archive/data.pkl")
@@ -291,6 +302,10 @@ def legacy(*storages: bytes, start: bytes = LEGACY_START, keys: Any = ("0",), da
             archive(instructions(b"(", a_storage(count=6), b"l"), storage=bytes(22)),
             "22 bytes are no whole number",
         ),
+        (other_archive("archive/data.pkl", None), "an archive without a data.pkl"),
+        (other_archive("archive/data/0", None), "it has no data/0 as torch.save writes it"),
+        (other_archive("archive/byteorder", b"big"), "not in little-endian order"),
+        (archive(pickle_of_archive(), zipfile.ZIP_DEFLATED), "it has no byteorder as torch.save writes it"),
         (archive(instructions(b"c" + b"m" * 999 + b"\nx\n")), f"it wants to load {'m' * 183}$"),
         (instructions(b"(", b"N" * 600_000, b"l"), "more than 500000 instructions"),
     ],

@@ -221,6 +221,7 @@ def test_test_images_are_seen_once_in_order_by_all_ranks_together(configure):
         ("INPUT.CP_METHOD", "[]", "choose from basic"),
         ("INPUT.INST_POOL_SAMPLE_TYPE", "all", "choose from uniform"),
         ("INPUT.USE_COPY_METHOD", "p:2", "choose from none, syn_copy, self_copy, both, p:0.5"),
+        ("INPUT.USE_COPY_METHOD", "p:half", "choose from none, syn_copy, self_copy, both, p:0.5"),
         ("INPUT.USE_COPY_METHOD", "copy", "choose from none"),
         ("INPUT.USE_COPY_METHOD", "[both]", "choose from none"),
         ("INPUT.INST_POOL_SIZE", "large", "choose from statistics, uniform, statistics_or_uniform, native"),

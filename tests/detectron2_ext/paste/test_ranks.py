@@ -49,6 +49,15 @@ def test_as_a_weight_it_is_the_share_of_the_class_that_is_no_higher(ranked):
     np.testing.assert_allclose(weights, [3 / 4, 1 / 4, 4 / 4, 3 / 4, 2 / 4, 0.5, 4 / 4, 3 / 4, 1 / 4])
 
 
+def test_of_two_pools_together_the_shares_are_those_among_all_instances(ranked):
+    own_too = pool_of(ranked, "INPUT.INST_POOL_FEED", "True")  # of round 0, before both rounds of the path
+    weights = _weights("gradient", DATASET, own_too)
+    # threes: 0.5, -2, 0.5 twice, unknown, 3; sevens: 9 twice, 1, 2, -8
+    threes_and_nines = [6 / 7, 2 / 7, 5 / 5, 6 / 7]
+    expected = [*threes_and_nines, *threes_and_nines, 2 / 5, 0.5, 7 / 7, 3 / 5, 1 / 5]
+    np.testing.assert_allclose(weights, expected)
+
+
 @pytest.mark.parametrize(
     ("share", "kept"),
     [(1.0, range(9)), (0.75, [0, 2, 3, 4, 5, 6, 7]), (0.5, [0, 2, 5, 6, 7]), (0.01, [2, 5, 6])],
