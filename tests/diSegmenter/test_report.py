@@ -49,7 +49,8 @@ def report(layout, scores):
     for item, score in zip(sorted(generated, key=lambda i: i.instance), scores, strict=True):
         mask = encode_png(np.full((40, 48), 255, np.uint8))
         files.write_bytes(layout.segmented(item.file), mask)
-        instances.append(pool_instance(0, item.category_id, item.instance, clip_black=score))
+        scores_of = {"clip_white": None if score is None else 0.0, "clip_black": score}
+        instances.append(pool_instance(0, item.category_id, item.instance, **scores_of))
     judged = judge_round(layout, 0, instances, FILTER)
     write_pictures(layout, dataclasses.replace(judged, unreadable=["a.png", "b.png", "c.png"]), NAMES)
     return files.read_bytes(files.join(layout.pictures_dir, "report_rd00.html")).decode()
@@ -138,6 +139,10 @@ def test_a_round_with_nothing_kept_has_a_report(layout):
     assert "0 of 2 instances kept" in text
     assert "<h2>Dropped</h2>" in text and "<h2>Kept</h2>" not in text
     assert "<rect" in text and "<path" not in text  # the threshold is far from these scores
+
+
+def test_a_round_without_scores_says_so(layout):
+    assert "<p>Nothing was scored.</p>" in report(layout, [None, None])
 
 
 def test_names_on_a_sheet_have_their_own_letters():

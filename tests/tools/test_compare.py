@@ -241,7 +241,7 @@ def test_the_plot_has_mean_and_sample_deviation_of_each_method_over_the_rounds_t
     monkeypatch.setattr(Axes, "errorbar", errorbar)
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **options: axes.extend(figure.axes))
     one_more = result("Ours", 0, 21.0, 25.0, 99.0, generated=240)
-    plot([one_more, RESULTS[3], RESULTS[0]], ["None", "Ours"], str(tmp_path / "x.png"))
+    plot([one_more, RESULTS[3], RESULTS[0]], ["None", "Not yet", "Ours"], str(tmp_path / "x.png"))
     assert [label for label, *_ in drawn] == ["None", "Ours"] * 2
     for (_, *of_none), (_, images, *of_ours), more in ((*drawn[:2], 10), (*drawn[2:], 0)):
         assert [values.tolist() for values in of_none[1:]] == [[20 + more], [0]]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from exchange import files
+from exchange.errors import UserError
 from exchange.feedback import write_feedback
 from exchange.layout import RunLayout
 from generator.plan import PlannedImage
@@ -20,6 +21,11 @@ def test_differences_are_taken_within_pairs():
     assert effect["difference"] == pytest.approx(0.4 / 3)
     assert effect["standard_error"] == pytest.approx(np.std([0.2, 0.3, -0.1], ddof=1) / np.sqrt(3))
     assert effect["share_of_pairs_that_rose"] == pytest.approx(2 / 3)
+
+
+def test_one_pair_has_no_deviation_and_is_refused(call):
+    with pytest.raises(UserError, match="--pairs is 1: at least two are needed to compare"):
+        call(guidance_effect, "--pairs", 1)
 
 
 def test_each_image_is_scored_whole_and_with_its_own_category():

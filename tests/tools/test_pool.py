@@ -239,6 +239,13 @@ def test_a_pool_is_not_merged_with_itself_or_with_nothing(layout, call):
             call(pool, "merge", run, other)
 
 
+def test_a_pool_that_says_nothing_of_its_categories_asks_for_them(layout, call):
+    for round_ in (0, 1):
+        files.remove(layout.annotations(round_))
+    with pytest.raises(UserError, match="does not say which categories there are: give --annotations FILE"):
+        call(pool, "stats", layout.root, "--per-class")
+
+
 def test_nothing_is_merged_where_one_of_several_pools_is_none(layout, call, tmp_path):
     with pytest.raises(UserError, match="/x holds no other pool"):
         call(pool, "merge", tmp_path / "merged", layout.root, "/x")

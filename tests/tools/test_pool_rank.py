@@ -1,6 +1,7 @@
 """``mrca pool rank``: what it measures, what it does again, and what it asks for."""
 
 import dataclasses
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -189,7 +190,9 @@ def test_a_similarity_of_exactly_0_is_known_and_that_to_a_class_without_real_obj
     np.testing.assert_array_equal(values(layout, "similarity"), [0.25, 0.0, 0.25, np.nan])
 
 
-def test_gradient_ranks_by_the_last_checkpoint_and_its_training_set(monkeypatch, capsys, layout, tmp_path):
+def test_gradient_ranks_by_the_last_checkpoint_and_its_training_set_as_far_as_that_is_whole(
+    monkeypatch, capsys, caplog, layout, tmp_path
+):
     with pytest.raises(UserError, match="holds no checkpoint"):
         call(monkeypatch, capsys, layout, "--by", "gradient")
     write_scenes(tmp_path / "scenes", 6)  # of the classes 1, 8, 15, 22, 29 and 6
@@ -211,6 +214,11 @@ def test_gradient_ranks_by_the_last_checkpoint_and_its_training_set(monkeypatch,
     assert (np.isnan(found) != known).all() and (np.abs(found[known]) <= 1).all()
     assert found[0] != found[2]  # each round's are its own instances'
     assert lines[0].startswith("round 0: ranked 1 of 2")
+    for path in (tmp_path / "scenes").glob("*.png"):
+        path.write_bytes(b"no image")
+    lines = call(monkeypatch, capsys, layout, "--by", "gradient", "--images", 2, "--device", "cpu")
+    assert lines[0].startswith("round 0: ranked 0 of 2")
+    assert re.search(r"round 0: \d+ files were not used: .*\.png: not an image, or damaged", caplog.text)
     path = tmp_path / "scenes" / "scenes.json"
     path.write_text(path.read_text().replace('"id": 30', '"id": 31').replace('"id":30', '"id":31'))
     with pytest.raises(UserError, match="was trained on other categories than DATASETS.TRAIN has"):

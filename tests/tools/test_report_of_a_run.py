@@ -13,13 +13,11 @@ import pytest
 
 from exchange import files, pool_features
 from exchange.decisions import Decision, write_decisions
-from exchange.errors import UserError
 from exchange.feedback import read_feedback, write_feedback
 from exchange.layout import RunLayout
 from exchange.manifest import read_manifest, write_manifest
 from exchange.pool_index import PoolIndex, write_index
 from tests.tools.made_up_run import EVIL, NAMES, ap_of, layout, page, write_made_up_run
-from tools import report
 from tools.run_report.content import Category, RunContent
 
 __all__ = ["layout"]
@@ -183,14 +181,6 @@ def test_the_table_tells_what_the_objects_of_a_class_are_taken_for_the_most_freq
     table = list(csv.DictReader(io.StringIO(Path(f"{layout.root}/report/classes.csv").read_text())))
     assert [row["recognised %"] for row in table] == ["60.0", "", "", "0.0"]
     assert table[0]["taken for"] == of_first["taken for"]
-
-
-@pytest.mark.parametrize("content", [[], {}, {"classes": [{"id": 1, "taken_for": [3]}]}])
-def test_scores_that_are_damaged_are_named(content, layout):
-    path = layout.scores("discs", "model.pth")
-    files.write_json(path, content)
-    with pytest.raises(UserError, match=re.escape(path)):
-        page(layout.root)
 
 
 def test_the_quality_of_the_pool_is_told_round_by_round_and_class_by_class_as_far_as_it_is_known(layout):
@@ -377,24 +367,3 @@ def test_a_run_of_which_little_is_there_yet_has_a_page(tmp_path):
     layout = RunLayout(str(tmp_path))
     files.write_bytes(layout.settings_file, b"settings: {}\nversions: {}\n")
     assert "Nothing was trained or evaluated yet." in page(layout.root)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["nowhere"], "holds no run, as it has no run.yaml"),
-        (["b", "a", "a/"], "the run a is given twice"),
-        (["a", "--out", "page.htm"], "ends with .html"),
-    ],
-)
-def test_what_a_user_can_get_wrong_is_one_sentence(arguments, sentence, call):
-    with pytest.raises(UserError, match=sentence):
-        call(report, *arguments)
-
-
-@pytest.mark.parametrize("content", [b"settings: {}", b"versions: {}\nsettings: []", b"a"])
-def test_settings_that_lack_a_part_are_one_sentence(content, tmp_path):
-    layout = RunLayout(str(tmp_path))
-    files.write_bytes(layout.settings_file, content)
-    with pytest.raises(UserError, match=r"run\.yaml does not hold the settings and versions of a run"):
-        page(layout.root)

@@ -24,6 +24,7 @@ from detectron2_ext.structures import Instances
 from exchange import files
 from exchange.annotations import AnnotationFile
 from exchange.config import load_config
+from exchange.errors import UserError
 from tests.detectron2_ext.engine.small_run import write_config
 from tests.detectron2_ext.evaluation.worlds import World, random_world
 
@@ -122,6 +123,17 @@ def test_each_process_predicts_its_part_and_as_many_objects_of_an_image_as_the_s
     assert load.call_args.kwargs == {"rank": 1, "world_size": 3}
     network, loader, _, *rest = evaluate.call_args.args
     assert (network, loader, *rest) == ("network", load.return_value, "out/small_val", ranks, 20)
+
+
+def test_a_set_of_another_number_of_categories_than_the_network_s_is_not_tested_on(tmp_path: Path) -> None:
+    number = "MODEL.ROI_HEADS.NUM_CLASSES"
+    for of_network in (0, 3):  # 0: as many as the training set has
+        cfg = load_config(str(write_config(tmp_path)), [number, str(of_network)])
+        assert len(evaluator.read_test_set(cfg, "small_val")[0].categories) == 3
+    with pytest.raises(
+        UserError, match=rf"annotations\.json has 3 categories, but {number}, or .* is 4: the two"
+    ):
+        evaluator.read_test_set(load_config(str(write_config(tmp_path)), [number, "4"]), "small_val")
 
 
 def test_one_process_writes_its_predictions_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
