@@ -39,7 +39,7 @@ class _Dying:
         if index == 2 and self._kind == "fails":
             raise RuntimeError("shapes do not match")
         if index == 2 and self._kind == "complains":
-            raise UserError("images/2.png does not decode: replace it")
+            raise UserError("images/2.png does not decode: replace it") from UserError("it is cut short")
         return index
 
 
