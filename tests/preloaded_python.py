@@ -55,7 +55,10 @@ def preloaded_python(folder: Path) -> Iterator[str]:
         command = [sys.executable, __file__, "--serve", str(number)]
         server = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[number], env=environment)
     with server:  # which ends when its input does, even where this process is killed
-        yield str(interpreter)
+        try:
+            yield str(interpreter)
+        finally:
+            server.terminate()  # a loader's process that a failed test left behind holds its input, too
 
 
 def ask(interpreter: str, arguments: list[str]) -> int:

@@ -3,9 +3,12 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+
+from tests.preloaded_python import preloaded_python
 
 SCRIPT = """
 import atexit, os, sys
@@ -49,3 +52,21 @@ def test_it_writes_and_ends_as_the_one_that_it_stands_for(
         )
         told.append((done.returncode, done.stdout, done.stderr.splitlines()[-1:]))
     assert told[0] == told[1]
+
+
+def test_it_ends_with_its_block_though_a_process_forked_there_goes_on(tmp_path: Path) -> None:
+    going_on, end = os.pipe()
+    block = preloaded_python(tmp_path)
+    block.__enter__()
+    if not (child := os.fork()):
+        os.close(end)
+        os.read(going_on, 1)
+        os._exit(0)
+    leaving = threading.Thread(target=block.__exit__, args=(None, None, None), daemon=True)
+    leaving.start()
+    leaving.join(60)
+    left = not leaving.is_alive()
+    for descriptor in (end, going_on):
+        os.close(descriptor)
+    os.waitpid(child, 0)
+    assert left
