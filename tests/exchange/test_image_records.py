@@ -20,6 +20,9 @@ def test_image_and_record_come_back_as_they_were(tmp_path, pixels):
     path.write_bytes(encode_png(pixels, dataclasses.asdict(RECORD)))
     assert read_record(GeneratedInstance, str(path)) == RECORD
     assert np.array_equal(np.asarray(Image.open(path)), pixels)
+    assert (b"zTXt" in path.read_bytes()) == (pixels.ndim == 2)  # a mask's record holds outlines
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        encode_png(pixels, {"criterion": float("nan")})
 
 
 @pytest.mark.parametrize("length", [0, 7, 60, 200, -1])

@@ -80,9 +80,16 @@ def test_what_is_no_image_ends_early_or_has_another_size_is_bad(tmp_path):
             read_image(str(path), (64, 48), shrink)
     path.write_bytes(data + bytes(1000))  # as some cameras do
     assert read_image(str(path), (48, 64)).shape == (48, 64, 3)
-    path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(BadImage, match="ends too early"):
-        read_image(str(path), (48, 64))
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    write_jpeg(path, noise)
+    large = (
+        data[:2] + b"\xff\xe1\x10\0" + data[:4094].ljust(4094, b"\0") + path.read_bytes()[2:]
+    )  # a thumbnail
+    for cut in (data[: len(data) // 2], large[: len(large) - 1000]):
+        path.write_bytes(cut)
+        with pytest.raises(BadImage, match="ends too early"):
+            read_image(str(path))
+    assert len(large) > 80_000
     for content in (b"", b"no image", data[100:]):
         path.write_bytes(content)
         with pytest.raises(BadImage, match="a.jpg: not an image, or damaged"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,7 @@ def test_feedback_compares_the_weights_in_memory_with_the_evaluated_ones_of_the_
     assert (feedback.box_ap, feedback.mask_ap) == ([1.0, None, 2.0, None], [3.0, None, 4.0, None])
     assert (feedback.mean_box_ap, feedback.mean_mask_ap) == (10.0, 8.0)
     assert (feedback.ap_r, feedback.ap_c, feedback.ap_f) == (6.0, 7.0, None)
+    assert datetime.strptime(feedback.time, "%Y-%m-%dT%H:%M:%S%z")
 
 
 def test_starting_weights_have_no_drift_and_a_data_set_without_objects_has_a_mean_of_0(

@@ -378,7 +378,7 @@ def test_a_test_set_with_other_names_is_refused_before_anything_is_saved(tmp_pat
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("IMS_PER_BATCH", "0"), ("ACCUMULATION_STEPS", "0"), ("MODEL_EMA", "1.5"), ("MODEL_EMA", "-0.1")],
+    [("IMS_PER_BATCH", "0"), ("ACCUMULATION_STEPS", "0"), ("MODEL_EMA", "1.0"), ("MODEL_EMA", "-0.1")],
 )
 def test_an_impossible_number_is_refused_at_the_start(key: str, value: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"SOLVER\.{key} is {value}: it is "):

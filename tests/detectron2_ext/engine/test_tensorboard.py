@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -86,6 +87,10 @@ def test_the_first_batch_is_shown_with_its_boxes_and_passed_on_with_the_others(
     assert pixels.shape == (40, 60, 3) and pixels[10, 55].tolist() == [200, 0, 0]
     assert pixels[38, 10].tolist() == [255, 0, 0]  # the box's lower edge
     assert events.Images("training/0")[0].step == 7
+    for pasted, said in ((1, "grün, pasted"), (0, "grün")):
+        objects.instance_source[:] = pasted
+        list(shown(batches, drawn := Mock(), state, cfg))
+        assert [call.kwargs["labels"] for call in drawn.add_image_with_boxes.call_args_list] == [[said]] * 8
 
 
 def test_the_allocation_is_shown_where_stage_1_drew_it(tmp_path: Path) -> None:
