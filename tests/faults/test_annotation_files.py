@@ -205,7 +205,8 @@ _BAD = {
         {"size":[6,8],"counts":[49]} {"size":[6,8],"counts":[47]} {"size":[6,8],"counts":[8,-1,41]}
         {"size":[6,8],"counts":[9223372036854775807,9223372036854775807,50]}
         {"size":[6,8],"counts":"\u00e9"} {"size":[6,8],"counts":"\ud800"}
-        {"size":[6,8],"counts":"oooooooo0"} {"size":[6,8],"counts":"`QPPPPP0"} {"size":[6,8],"counts":"P"}""",
+        {"size":[6,8],"counts":"oooooooo0"} {"size":[6,8],"counts":"`QPPPPP0"} {"size":[6,8],"counts":"P"}
+        {"size":[6,8],"counts":"9OX1"}""",
     ("annotations", "bbox", "is not a list of four numbers"): '5 "1234" [1,2,3] [1,2,3,null]',
     ("annotations", "bbox", "with a negative side, or further outside of its image than that is large"): """
         [1,2,-3,4] [1,2,1e300,4] [1,2,3,1e19]""",
