@@ -78,10 +78,12 @@ def test_clip_is_the_larger_score_what_has_none_is_unknown_and_what_is_new_is_ra
         f"round {r}: ranked 1 of 2 instances" for r in (0, 1)
     ]
     np.testing.assert_array_equal(values(layout, "clip"), [5.0, np.nan, 6.0, np.nan])
-    write_index(layout, 1, [*PoolIndex(layout, [1]), pool_instance(1, 5, 1, clip_white=7.0, clip_black=8.0)])
+    write_index(
+        layout, 1, [*PoolIndex(layout, [1]), pool_instance(1, 5, 1, clip_white=-8.0, clip_black=-9.0)]
+    )
     before, again = call(monkeypatch, capsys, layout, "--by", "clip")
     assert before == "round 0: was ranked before" and again.startswith("round 1: ranked 2 of 3")
-    assert again.endswith("(5 %, median, 95 %: 6.100 7.000 7.900)")
+    assert again.endswith("(5 %, median, 95 %: -7.300 -1.000 5.300)")
     write_index(layout, 2, [pool_instance(2, 5, 0, **dict.fromkeys(CLIP))])
     *_, last = call(monkeypatch, capsys, layout, "--by", "clip")
     assert last == "round 2: ranked 0 of 1 instances (5 %, median, 95 %: none)"

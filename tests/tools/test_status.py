@@ -85,6 +85,9 @@ def test_a_trained_round_is_done_and_the_next_one_s_iterations_are_counted(layou
     assert look(layout, NOW, 900).lines()[-1] == "last sign of life: 0:00:00 ago"
     files.write_json(layout.verdicts(1), files.read_json(layout.verdicts(1)) | {"unreadable": []})
     assert look(layout, NOW, 900).skipped == ["round 1: 4 of 6 instances kept"]
+    files.write_done(layout.annotations_done(100))
+    files.write_json(layout.verdicts(100), {"instances": [{"kept": True}], "unreadable": ["a.png"]})
+    assert look(layout, NOW, 900).skipped == ["round 100: 1 of 1 instances kept, 1 images do not decode"]
 
 
 @pytest.mark.parametrize(
