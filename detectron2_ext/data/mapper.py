@@ -158,9 +158,6 @@ class TestMapper:
     def __init__(self, dataset: DetectionDataset, transform: TestTransform) -> None:
         self.dataset, self._transform = dataset, transform
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
     def __getitem__(self, index: int) -> dict[str, Any]:
         """``image``: uint8 (3, h, w), resized; ``height`` and ``width`` of the original, ``file_name``,
         ``image_id``. An image that cannot be read has no ``image`` but ``skipped``, as in training."""

@@ -158,9 +158,6 @@ class _Classes:
         found = self.predictions[place]
         return int(place), [self.truth.precision(place, found, kind) for kind in ("bbox", "segm")]
 
-    def __len__(self) -> int:
-        return len(self.predictions)
-
 
 def _cores() -> int:
     """What this process may use of the machine; 0 where its memory is not shared with processes that it forks."""

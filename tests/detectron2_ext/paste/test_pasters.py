@@ -227,6 +227,11 @@ def test_cutouts_turn_one_way_as_often_as_the_other():
     np.testing.assert_allclose(np.quantile(slopes, [0, 0.5, 1]), [-19, 0, 19], atol=3)
 
 
+def test_a_cutout_so_faint_that_turning_would_leave_nothing_of_it_stays_as_it_is():
+    faint = np.array([[[9, 8, 7, 1]]], np.uint8)
+    np.testing.assert_array_equal(RandomRotation()(faint, Mock(uniform=lambda *_: 30.0)), faint)
+
+
 @pytest.mark.parametrize("degrees", [30.0, 11.0])
 def test_a_cutout_turns_about_its_centre(degrees):
     one_way, other = (Mock(uniform=lambda *_, angle=angle: angle) for angle in (degrees, -degrees))
