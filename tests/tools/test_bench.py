@@ -148,6 +148,30 @@ class Clock:
         return run
 
 
+@pytest.mark.parametrize(("benchmark", "timed"), [(train_step, "timed"), (selection, "_timed")])
+@pytest.mark.parametrize(("device", "seconds"), [("cpu", 1.0), ("cuda", 4.0)])
+def test_a_step_lasts_until_the_gpu_has_done_its_work_and_nothing_before_it_counts(
+    benchmark, timed, device, seconds, monkeypatch
+):
+    clock, left = Clock(), [20.0]  # of something else
+
+    def step():
+        left.append(3.0)
+        return clock.work(1.0)()
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: clock.work(left.pop() if left else 0.0)())
+    monkeypatch.setattr(benchmark, "time", clock)
+    assert getattr(benchmark, timed)(step, device) == seconds
+
+
+def test_the_objects_of_the_noise_that_is_trained_on_are_in_their_boxes():
+    objects = train_step.noise_image(3, side=256)["instances"]
+    for (left, top, right, bottom), mask in zip(objects.gt_boxes, objects.gt_masks.to_full(), strict=True):
+        rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+        found = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+        torch.testing.assert_close(found.float(), torch.stack([left, top, right, bottom]), atol=1.5, rtol=0)
+
+
 @pytest.fixture
 def measured(monkeypatch):
     """Measures the benchmark called so with these of its parts replaced."""
@@ -257,7 +281,8 @@ def test_stage_2_is_compared_in_images_a_second(measured):
         sides = {"_one_by_one": clock.work(6.0), "_batched": clock.work(1.5)}
         images = [torch.zeros(4, 4, 3, dtype=torch.uint8).numpy()] * 3
         models = {"_models": lambda device: SimpleNamespace(input_size=4), "_images": lambda size: images}
-        return {"_IMAGES": 3, **models, **sides}
+        written = SimpleNamespace(fromarray=lambda image: SimpleNamespace(save=clock.work(100.0)))
+        return {"_IMAGES": 3, "Image": written, **models, **sides}
 
     result = measured("segment", parts)
     assert (result["ours"], result["other"], result["ratio"], result["met"]) == (2.0, 0.5, 4.0, True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from detectron2.utils.visualizer import Visualizer
 
 from detectron2_ext import train_net
 from detectron2_ext.distributed import Ranks
+from detectron2_ext.engine.optimizer import build_optimizer
 from detectron2_ext.modeling import build_model
 from detectron2_ext.with_detectron2.registration import (
     detectron2_config,
@@ -35,6 +37,7 @@ from exchange.config import REPOSITORY, load_config
 from exchange.errors import UserError
 from tests.detectron2_ext.engine.small_run import SIDE, write_config
 from tests.detectron2_ext.modeling.network_scenes import scene, small_config
+from tools.benchmarks import train_step
 
 
 def _as_detectron2(record: dict) -> dict:
@@ -199,3 +202,22 @@ def test_detectron2_s_checkpointer_finds_nothing_missing_and_nothing_left_over(t
     )
     for name, tensor in network.state_dict().items():
         assert torch.equal(checkpointer.model.state_dict()[name], tensor)
+
+
+def test_a_step_is_compared_with_detectron2_s_on_the_same_objects_by_the_same_optimiser(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    record = train_step.noise_image(0, side=128)
+    ours, theirs = record["instances"], train_step._as_detectron2(record)["instances"]
+    assert theirs.image_size == ours.image_size
+    assert torch.equal(theirs.gt_boxes.tensor, ours.gt_boxes)
+    assert torch.equal(theirs.gt_classes, ours.gt_classes)
+    assert torch.equal(theirs.gt_masks.tensor, ours.gt_masks.to_full())
+    monkeypatch.setattr("detectron2.engine.SimpleTrainer", trainer := Mock())
+    cfg, network = load_config(str(REPOSITORY / "configs/MRCA/MRCA_R50.yaml")), torch.nn.Linear(3, 2)
+    train_step._detectron2_step(cfg, network, [record], "cpu")
+    optimizer = trainer.call_args.args[2]
+    own = build_optimizer(network, cfg).param_groups[0]
+    assert isinstance(optimizer, torch.optim.AdamW)
+    for setting in ("lr", "weight_decay", "betas", "eps"):
+        assert optimizer.param_groups[0][setting] == own[setting]
