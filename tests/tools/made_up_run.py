@@ -91,7 +91,7 @@ def _row(round_: int, i: int, number: int, prompt: str) -> PoolInstance:
     values = {"seed": 2**62 + number, "prompt": prompt, "clip_white": None if number == 2 else 20.0}
     if number == 1:
         values |= {"reason": "CLIP score", "clip_black": 10.0}
-    return pool_instance(round_, i, number, **values)
+    return pool_instance(round_, i, number, **{"clip_black": 28.0 + number + 2 * round_} | values)
 
 
 def _feedback(round_: int, ids: Sequence[int]) -> Feedback:

@@ -48,7 +48,7 @@ def test_each_instance_is_on_a_sheet_with_what_is_on_record_about_it(layout):
         "01_0001_0001.png",
         {},
     ]
-    assert records[1][6:] == [None, 30.0, "", True, "01_0001_0002.png", {}]
+    assert records[1][6:] == [None, 32.0, "", True, "01_0001_0002.png", {}]
     sheet = np.asarray(Image.open(f"{layout.root}/report/A/rd01_000.webp").convert("RGB")).astype(int)
     assert sheet.shape == (2 * sprites.SIDE, sprites.COLUMNS * sprites.SIDE, 3)
     red = sheet[: sprites.SIDE, :, 0] - sheet[: sprites.SIDE, :, 1] > 90

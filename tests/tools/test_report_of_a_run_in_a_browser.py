@@ -101,7 +101,7 @@ return {before, gained, lost, named, blue, frequent, opened: await open_(2)}"""
         *("CLIP 20 on white, 10 on black", "entropy 0.5 → 0.75"),
     ):
         assert part in dropped
-    assert "kept" in kept and "CLIP – on white, 30 on black" in kept and "similarity 0.25" in kept
+    assert "kept" in kept and "CLIP – on white, 32 on black" in kept and "similarity 0.25" in kept
     assert "pasted into training image 3 of round 1" in kept and "pasted" not in dropped
     sheets = [f"of%20run%20%231/A/rd0{round_}_000" for round_ in (0, 1)]
     assert sorted(opened["sheets"]) == [[name, True, sprites.COLUMNS * sprites.SIDE] for name in sheets]
