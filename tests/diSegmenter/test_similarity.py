@@ -244,6 +244,10 @@ def test_the_real_objects_of_a_class_are_drawn_by_the_seed_alone(tmp_path):
     assert len(threes) == 5 and sevens == [12, 13, 14]
     assert drawn(write_training_set(tmp_path, [3] * 12), 5, 0) == [threes, []]
     assert len(set(drawn(whole, 11, 0)[0])) == 11  # none twice
+    some, every = (RealObjects.of_each_class(whole, "", most, 0) for most in (5, 99))
+    assert any(some.chosen != every.chosen[: len(some.chosen)])
+    for number, place in enumerate(some.chosen.tolist()):  # of which the outline and the box are its own
+        np.testing.assert_array_equal(some.opacity(number), every.opacity(place))
     assert drawn(whole, 5, 1)[0] != threes and drawn(whole, 99, 1)[0] == list(range(12))
     content = json.loads((tmp_path / "train.json").read_text())
     content["categories"].insert(0, {"id": 1, "name": "other"})

@@ -51,6 +51,13 @@ def test_feedback_round_trips_and_is_kept_in_the_history(tmp_path):
     assert read_feedback(layout.feedback_history(2)) == FEEDBACK
 
 
+def test_the_names_of_a_round_s_instances_begin_as_those_of_no_other():
+    for round_ in (0, 1, 9, 10, 99, 100):
+        prefix = RunLayout.instance_prefix(round_)
+        named = {r for r in range(1100) if RunLayout.instance_name(r, 0, 0).startswith(prefix)}
+        assert named == {round_}
+
+
 def test_feedback_is_that_of_the_round_before_or_staler_and_of_the_initial_weights_at_least():
     assert [source_round(round_, 0) for round_ in range(4)] == [-1, 0, 1, 2]
     assert [source_round(round_, 1) for round_ in range(4)] == [-1, -1, 0, 1]

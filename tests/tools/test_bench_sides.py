@@ -56,6 +56,13 @@ def test_pasting_from_halves_cut_outs_and_images_gives_the_same_pictures(tmp_pat
         assert objects[0] < objects[1] and len(set(objects[1:])) == 1
 
 
+def test_the_polygons_that_pasting_meets_lie_in_their_images_and_fill_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(paste, "_IMAGES", 40)
+    content = paste.write_images(np.random.default_rng(0), tmp_path)
+    corners = np.array([a["segmentation"][0] for a in content["annotations"]]).reshape(-1, 2)
+    assert corners.min(0).tolist() == [0, 0] and corners.max(0).tolist() == [639, 479]
+
+
 def test_the_profile_of_pasting_is_in_milliseconds_of_functions_without_those_that_they_call(monkeypatch):
     for name in ("_INSTANCES", "_IMAGES", "_PROFILED"):
         monkeypatch.setattr(paste, name, 3)
@@ -83,6 +90,7 @@ def test_the_pool_s_reader_sees_every_round(monkeypatch):
     monkeypatch.setattr(pool, "_INSTANCES", 90)
     measured = pool.measure("cpu")
     assert measured["ours"]["instances"] == 100 and 0 < measured["ratio"] < np.inf
+    assert 20 < measured["ours"]["resident_mb"] < 10_000
 
 
 def test_loader_processes_give_batches_and_their_memory_is_read(monkeypatch):

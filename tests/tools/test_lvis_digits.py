@@ -64,6 +64,14 @@ def test_the_tail_is_long_and_validation_is_balanced(dataset):
     assert max(Counter(a["image_id"] for a in train["annotations"]).values()) == 5
 
 
+def test_which_digits_are_rare_is_drawn_and_which_ink_of_a_digit_is_rarest():
+    counts = [scenes.long_tailed_counts(np.random.default_rng(seed)).reshape(10, 3) for seed in range(20)]
+    assert len({tuple(of_seed.sum(1).argsort().tolist()) for of_seed in counts}) == 20
+    assert {int(ink) for of_seed in counts for ink in of_seed.argmin(1)} == {0, 1, 2}
+    ranked = {tuple(sorted(of_seed.ravel().tolist())) for of_seed in counts}
+    assert len(ranked) == 1
+
+
 def test_counts_and_frequencies_are_those_of_the_training_annotations(dataset):
     for part in dataset[1].values():
         images, instances = Counter(), Counter()

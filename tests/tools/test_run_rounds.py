@@ -53,6 +53,15 @@ def test_each_process_is_shown_with_its_stage_and_its_number(tmp_path, capfd):
     assert len(after) == 5
 
 
+def test_a_chain_that_is_stopped_between_two_steps_starts_nothing_more(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    steps = [[python(f"open({str(path)!r}, 'w')")] for path in (first, second)]
+    chain = Chain("test", steps, {}, after_step=lambda: chain.stop())
+    chain.start()
+    chain.join()
+    assert first.exists() and not second.exists() and chain.failed is None
+
+
 @pytest.mark.parametrize("end", ["sys.exit(3)", "os.kill(os.getpid(), 9)"])
 def test_a_failed_command_stops_its_chain_and_is_named(end, tmp_path):
     after = tmp_path / "after"

@@ -41,6 +41,15 @@ def test_lines_have_their_stage_in_front_and_of_a_bar_a_file_gets_the_end():
     assert screen.getvalue() == "[train] 12:00:00 a: Größe\n[train] 100%|██| 2/2\n[train] error: no\n"
 
 
+def test_what_is_no_text_is_shown_as_far_as_it_is_and_so_is_what_follows():
+    screen = Screen(is_terminal=False)
+    writer, thread = follow(Terminal(screen), "train")
+    os.write(writer, b"a\xff\nb\n")
+    os.close(writer)
+    thread.join()
+    assert screen.getvalue() == "[train] a\ufffd\n[train] b\n"
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

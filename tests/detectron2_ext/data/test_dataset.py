@@ -129,7 +129,14 @@ def test_class_frequencies_count_images_not_objects(small_lvis):
 
 def test_dicts_speak_detectron2(filled_lvis):
     dataset = filled_lvis.read()
-    first = dataset.dicts()[0]
+    first, *others = dataset.dicts()
+    for place, other in enumerate(others, start=1):
+        record = dataset.record(place)
+        shown = [dataset.segmentation(record.first_object + n) for n in range(len(record.boxes))]
+        assert [len(a["segmentation"][0]) for a in other["annotations"]] == [2 * len(one[0]) for one in shown]
+        assert [a["segmentation"][0][:2] for a in other["annotations"]] == [
+            one[0][0].tolist() for one in shown
+        ]
     about = {"file_name": dataset.record(0).file_name, "image_id": 1, "height": 48, "width": 64}
     assert first == about | {"annotations": first["annotations"]}
     annotation = first["annotations"][-1]

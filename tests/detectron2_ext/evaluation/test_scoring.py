@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import os
 import signal
@@ -199,6 +200,13 @@ def test_an_annotation_without_an_area_is_named(truth: Callable[[AnnotationFile]
     del world.annotations[1]["area"]
     with pytest.raises(UserError, match="annotation 2 has no 'area'"):
         truth(world.file)
+
+
+def test_predictions_with_pickled_objects_are_refused() -> None:
+    with_code = {"count_lengths": np.array([1]), "joined_counts": np.array([print], object)}
+    np.savez(buffer := io.BytesIO(), **with_code, allow_pickle=True)
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        Predictions.from_bytes(buffer.getvalue())
 
 
 def test_predictions_survive_the_way_through_bytes_and_json_boxes_to_five_decimals_of_a_pixel() -> None:
