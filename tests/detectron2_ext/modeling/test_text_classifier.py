@@ -40,6 +40,16 @@ def test_logits_are_the_temperature_times_the_cosine_of_feature_and_text(feature
     np.testing.assert_allclose(classifier(hidden).detach().numpy(), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_logits_and_deltas_are_learnt_through_what_they_are_made_of(features):
+    predictor = network(features).roi_heads.box_predictor[0]
+    torch.nn.init.normal_(predictor.bbox_pred[2].weight)
+    hidden = torch.randn(6, 24).double().requires_grad_()
+    assert torch.autograd.gradcheck(predictor.double(), [hidden])
+    for values in predictor(hidden):
+        (gradient,) = torch.autograd.grad(values.square().sum(), hidden)
+        assert gradient.any(1).all()
+
+
 def test_a_network_with_text_rows_learns_all_but_them_and_detects(features):
     model = network(features, ROI_BOX_HEAD__USE_BIAS=-4.5)
     initial = torch.cat([p.bbox_pred[2].weight.flatten() for p in model.roi_heads.box_predictor])
