@@ -1,5 +1,6 @@
 """Every key of GENERATOR reaches what it is for."""
 
+import os
 from dataclasses import astuple
 from unittest.mock import Mock
 
@@ -99,3 +100,6 @@ def test_images_are_drawn_as_the_settings_say_and_embeddings_kept_apart_by_all_t
         cfg = settings(EMBEDDING_CACHE="cache", MODEL=str(tmp_path))
         build.build_sampler(cfg, torch.device("cpu"), limit=3)
     assert len(keys) == 6 + 4
+    os.utime(tmp_path / "tokenizer/x", (0, 0))  # another file of the same size
+    build.build_sampler(cfg, torch.device("cpu"), limit=3)
+    assert len(keys) == 6 + 5
