@@ -288,6 +288,19 @@ def test_of_the_pool_s_limits_the_one_that_is_exceeded_most_counts(measured):
     assert (result["other"], result["ratio"], result["met"]) == (pool.LIMITS, 2.5, False)
 
 
+def test_the_pool_s_reader_tells_seconds_to_open_it_and_microseconds_of_a_draw(monkeypatch):
+    clock = Clock()
+
+    class Index(list):
+        category_ids, name = [1] * 7, staticmethod(clock.work(2.0))
+
+    opened = clock.work(3.0, Index(range(7)))
+    for name, replaced in {"time": clock, "PoolIndex": opened, "_DRAWS": 10}.items():
+        monkeypatch.setattr(pool, name, replaced)
+    told = pool._read("anywhere", 1)
+    assert (told["instances"], told["open_s"], told["draw_us"]) == (7, 3.0, 2e6)
+
+
 def test_stage_2_is_compared_in_images_a_second(measured):
     def parts(clock):
         sides = {"_one_by_one": clock.work(6.0), "_batched": clock.work(1.5)}

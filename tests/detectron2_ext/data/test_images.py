@@ -82,9 +82,8 @@ def test_what_is_no_image_ends_early_or_has_another_size_is_bad(tmp_path):
     assert read_image(str(path), (48, 64)).shape == (48, 64, 3)
     noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
     write_jpeg(path, noise)
-    large = (
-        data[:2] + b"\xff\xe1\x10\0" + data[:4094].ljust(4094, b"\0") + path.read_bytes()[2:]
-    )  # a thumbnail
+    thumbnail = b"\xff\xe1\x10\0" + data[:4094].ljust(4094, b"\0")  # with an end of its own
+    large = data[:2] + thumbnail + path.read_bytes()[2:]
     for cut in (data[: len(data) // 2], large[: len(large) - 1000]):
         path.write_bytes(cut)
         with pytest.raises(BadImage, match="ends too early"):

@@ -41,6 +41,7 @@ def test_logits_are_the_temperature_times_the_cosine_of_feature_and_text(feature
 
 
 def test_logits_and_deltas_are_learnt_through_what_they_are_made_of(features):
+    torch.manual_seed(0)
     predictor = network(features).roi_heads.box_predictor[0]
     torch.nn.init.normal_(predictor.bbox_pred[2].weight)
     hidden = torch.randn(6, 24).double().requires_grad_()
