@@ -42,29 +42,20 @@ def saved(content: Any, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def archive(pickled: bytes, compression: int = zipfile.ZIP_STORED, storage: bytes | None = None) -> bytes:
-    """What torch.save writes for CONTENT, with another pickle and other numbers."""
+def archive_with(compression: int = zipfile.ZIP_STORED, **contents: bytes | None) -> bytes:
+    """What torch.save writes for CONTENT, with other contents of some parts, or without those that have None."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(saved(CONTENT))) as old, zipfile.ZipFile(buffer, "w", compression) as new:
         for name in old.namelist():
-            data = old.read(name)
-            if name.endswith("data.pkl"):
-                data = pickled
-            elif storage is not None and name.endswith("/data/0"):
-                data = storage
-            new.writestr(name, data)
-    return buffer.getvalue()
-
-
-def other_archive(name: str, content: bytes | None) -> bytes:
-    """The same with another content of the part ``name``, or without it."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(saved(CONTENT))) as old, zipfile.ZipFile(buffer, "w") as new:
-        parts = {part: old.read(part) for part in old.namelist()} | {name: content}
-        for part, data in parts.items():
+            data = contents.get(name.removeprefix("archive/"), old.read(name))
             if data is not None:
-                new.writestr(part, data)
+                new.writestr(name, data)
     return buffer.getvalue()
+
+
+def archive(pickled: bytes) -> bytes:
+    """The same with another pickle."""
+    return archive_with(**{"data.pkl": pickled})
 
 
 def pickle_of_archive() -> bytes:
@@ -180,13 +171,21 @@ LARGE = b"\x8a\x09" + (1 << 63).to_bytes(9, "little")  # the number 2**63
 
 def a_tensor(extent: bytes, offset: bytes = b"K\0") -> bytes:
     """The instructions that make a tensor of storage 0."""
-    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + a_storage() + offset + extent + b"\x85K\1\x85tR"
+    return called("torch._utils _rebuild_tensor_v2", a_storage(), offset, extent, b"\x85K\1\x85")
 
 
-def an_array(content: bytes, shape: bytes) -> bytes:
+def called(name: str, *arguments: bytes) -> bytes:
+    """The instructions that call a function with what ``arguments`` make."""
+    return b"c" + name.replace(" ", "\n").encode() + b"\n(" + b"".join(arguments) + b"tR"
+
+
+FLOAT32 = called("numpy dtype", b"X\2\0\0\0f4")
+SCALAR, FROM_BUFFER = "numpy._core.multiarray scalar", "numpy._core.numeric _frombuffer"
+
+
+def an_array(content: bytes, shape: bytes, order: bytes = b"X\1\0\0\0C") -> bytes:
     """The instructions that make an array of float32."""
-    kind = b"cnumpy\ndtype\nX\2\0\0\0f4\x85R"
-    return b"cnumpy._core.numeric\n_frombuffer\n(" + content + kind + shape + b"X\1\0\0\0CtR"
+    return called(FROM_BUFFER, content, FLOAT32, shape, order)
 
 
 def overlapping(number: int = 100) -> bytes:
@@ -208,8 +207,8 @@ def overlapping(number: int = 100) -> bytes:
 
 HOSTILE = {
     "an archive of a hundred storages within each other": overlapping,
-    "an archive that unfolds to 128 MiB": lambda: archive(
-        pickle_of_archive(), zipfile.ZIP_DEFLATED, bytes(1 << 27)
+    "an archive that unfolds to 128 MiB": lambda: archive_with(
+        zipfile.ZIP_DEFLATED, **{"data/0": bytes(1 << 27)}
     ),
     "a call of bytearray": lambda: archive(instructions(b"cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R")),
     "a storage of 2**37 numbers": lambda: LEGACY_START + instructions(STORAGE) + instructions(b"]"),
@@ -247,7 +246,7 @@ def test_what_claims_to_be_large_is_refused_before_it_takes_memory(claim, tmp_pa
 
 @pytest.mark.parametrize("count", [0, 5, 7, 12])
 def test_a_storage_of_more_or_fewer_numbers_than_were_saved_is_refused(count, tmp_path):
-    (tmp_path / "x.pth").write_bytes(archive(pickle_of_archive(), storage=bytes(4 * count)))
+    (tmp_path / "x.pth").write_bytes(archive_with(**{"data/0": bytes(4 * count)}))
     with pytest.raises(UserError, match=r"x\.pth .*storage 0 has not the 6 torch\.float32 numbers"):
         read_weight_file(str(tmp_path / "x.pth"))
 
@@ -299,13 +298,13 @@ def legacy(*storages: bytes, start: bytes = LEGACY_START, keys: Any = ("0",), da
             "storage 0 has not the 6",
         ),
         (
-            archive(instructions(b"(", a_storage(count=6), b"l"), storage=bytes(22)),
+            archive_with(**{"data.pkl": instructions(b"(", a_storage(count=6), b"l"), "data/0": bytes(22)}),
             "22 bytes are no whole number",
         ),
-        (other_archive("archive/data.pkl", None), "an archive without a data.pkl"),
-        (other_archive("archive/data/0", None), "it has no data/0 as torch.save writes it"),
-        (other_archive("archive/byteorder", b"big"), "not in little-endian order"),
-        (archive(pickle_of_archive(), zipfile.ZIP_DEFLATED), "it has no byteorder as torch.save writes it"),
+        (archive_with(**{"data.pkl": None}), "an archive without a data.pkl"),
+        (archive_with(**{"data/0": None}), "it has no data/0 as torch.save writes it"),
+        (archive_with(byteorder=b"big"), "not in little-endian order"),
+        (archive_with(zipfile.ZIP_DEFLATED), "it has no byteorder as torch.save writes it"),
         (archive(instructions(b"c" + b"m" * 999 + b"\nx\n")), f"it wants to load {'m' * 183}$"),
         (instructions(b"(", b"N" * 600_000, b"l"), "more than 500000 instructions"),
     ],
@@ -318,6 +317,44 @@ def test_what_belongs_together_in_a_file_is_compared(data, reason, tmp_path):
         return
     with pytest.raises(UserError, match=rf"x\.pth cannot be read .*{reason}"):
         read_weight_file(str(tmp_path / "x.pth"))
+
+
+EMPTY_BYTES, FOUR_BYTES = b"C\0", b"C\4\0\0\0\0"
+
+
+@pytest.mark.parametrize(
+    ("pickled", "reason"),
+    [
+        (called("_codecs encode", b"X\3\0\0\0\xe2\x82\xac", b"X\6\0\0\0latin1"), "its bytes are none"),
+        (called("_codecs encode", b"X\1\0\0\0a", b"X\5\0\0\0utf-8"), "something else than bytes"),
+        (called("__builtin__ bytes", b"K\7"), "it makes bytes of something else"),
+        (called("collections OrderedDict", b"]]K\1aa"), "dictionary of something else than pairs"),
+        (called(SCALAR, b"K\1", FOUR_BYTES), "a number of unknown type"),
+        (called(SCALAR, FLOAT32, b"K\4"), "it fills an array with a int"),
+        (an_array(FOUR_BYTES, b"K\1\x85", b"X\1\0\0\0Z"), "an array of unknown form"),
+        (an_array(EMPTY_BYTES, b"J\xff\xff\xff\xff\x85"), "an array that has no shape"),
+        (called("torch._utils _rebuild_parameter", b"K\1"), "of something else than a tensor"),
+        (called("torch._utils _rebuild_tensor_v2", b"K\1"), "a tensor that is larger than its storage"),
+    ],
+)
+def test_what_is_made_of_something_that_it_cannot_be_made_of_is_refused(pickled, reason, tmp_path):
+    (tmp_path / "x.pkl").write_bytes(instructions(pickled))
+    with pytest.raises(UserError, match=rf"x\.pkl cannot be read as weights.*: .*{reason}"):
+        read_weight_file(str(tmp_path / "x.pkl"))
+
+
+def test_a_pickle_without_an_end_is_refused(tmp_path):
+    (tmp_path / "x.pkl").write_bytes(instructions(b"}")[:-1])
+    with pytest.raises(UserError, match=r"x\.pkl cannot be read as weights.*exhausted before seeing STOP"):
+        read_weight_file(str(tmp_path / "x.pkl"))
+
+
+def test_pairs_and_texts_of_old_pickles_become_dictionaries_and_arrays(tmp_path):
+    ten = called(SCALAR, FLOAT32, b"X\4\0\0\0\0\0\x20A")
+    (tmp_path / "x.pkl").write_bytes(
+        instructions(called("collections OrderedDict", b"](](X\1\0\0\0a" + ten + b"ee"))
+    )
+    assert read_weight_file(str(tmp_path / "x.pkl")) == {"a": torch.tensor(10.0)}
 
 
 class Touches:

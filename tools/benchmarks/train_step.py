@@ -140,7 +140,7 @@ def _detectron2_step(cfg: CfgNode, network: nn.Module, batch: list[dict[str, Any
     optimizer = maybe_add_gradient_clipping(detectron2_config(cfg), torch.optim.AdamW)(
         learning, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY
     )
-    inputs = [_as_detectron2(record) for record in batch]
+    inputs = [as_detectron2(record) for record in batch]
     kind = AMPTrainer if device == "cuda" else SimpleTrainer
     trainer = kind(network, iter(lambda: inputs, None), optimizer)
 
@@ -189,7 +189,8 @@ def noise_image(seed: int, side: int = _SIZE) -> dict[str, Any]:
     return {"image": image, "height": side, "width": side, "file_name": f"{seed}", "instances": instances}
 
 
-def _as_detectron2(record: dict[str, Any]) -> dict[str, Any]:
+def as_detectron2(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with its annotated objects as Detectron2 has them."""
     from detectron2 import structures
 
     ours = record["instances"]

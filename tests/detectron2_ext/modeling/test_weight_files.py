@@ -49,49 +49,6 @@ def test_a_pickle_with_more_than_arrays_of_this_machines_numbers_is_refused(valu
         read_weight_file(str(tmp_path / "x.pkl"))
 
 
-def called(name, *arguments):
-    """The instructions that call a function: ``arguments`` as instructions."""
-    return b"\x80\x02c" + name.replace(" ", "\n").encode() + b"\n(" + b"".join(arguments) + b"tR."
-
-
-F4 = b"cnumpy\ndtype\nX\2\0\0\0f4\x85R"
-
-
-@pytest.mark.parametrize(
-    ("pickled", "reason"),
-    [
-        (b"\x80\x02}", "exhausted before seeing STOP"),
-        (called("_codecs encode", b"X\3\0\0\0\xe2\x82\xac", b"X\6\0\0\0latin1"), "its bytes are none"),
-        (called("_codecs encode", b"X\1\0\0\0a", b"X\5\0\0\0utf-8"), "something else than bytes"),
-        (called("__builtin__ bytes", b"K\7"), "it makes bytes of something else"),
-        (called("collections OrderedDict", b"]]K\1aa"), "dictionary of something else than pairs"),
-        (called("numpy._core.multiarray scalar", b"K\1", b"C\4\0\0\0\0"), "a number of unknown type"),
-        (called("numpy._core.multiarray scalar", F4, b"K\4"), "it fills an array with a int"),
-        (
-            called("numpy._core.numeric _frombuffer", b"C\4\0\0\0\0", F4, b"K\1\x85", b"X\1\0\0\0Z"),
-            "an array of unknown form",
-        ),
-        (
-            called("numpy._core.numeric _frombuffer", b"C\0", F4, b"J\xff\xff\xff\xff\x85", b"X\1\0\0\0C"),
-            "an array that has no shape",
-        ),
-        (called("torch._utils _rebuild_parameter", b"K\1"), "of something else than a tensor"),
-        (called("torch._utils _rebuild_tensor_v2", b"K\1"), "a tensor that is larger than its storage"),
-    ],
-)
-def test_a_pickle_that_makes_something_of_what_it_cannot_be_made_of_is_refused(pickled, reason, tmp_path):
-    (tmp_path / "x.pkl").write_bytes(pickled)
-    with pytest.raises(UserError, match=rf"x\.pkl cannot be read as weights.*: .*{reason}"):
-        read_weight_file(str(tmp_path / "x.pkl"))
-
-
-def test_pairs_and_texts_of_old_pickles_become_dictionaries_and_arrays(tmp_path):
-    scalar = called("numpy._core.multiarray scalar", F4, b"X\4\0\0\0\0\0\x20A")[:-1].replace(b"\x80\x02", b"")
-    pairs = called("collections OrderedDict", b"](](X\1\0\0\0a" + scalar + b"ee")
-    (tmp_path / "x.pkl").write_bytes(pairs)
-    assert read_weight_file(str(tmp_path / "x.pkl")) == {"a": torch.tensor(10.0)}
-
-
 @pytest.mark.parametrize("operands", [b"\x8c\x05torch]", b"]\x8c\x0cFloatStorage", b"]]"])
 def test_a_pickle_that_wants_to_load_what_is_no_name_is_refused(operands, tmp_path):
     stack_global = b"\x93"  # of module and name; here one is an empty list, or both
