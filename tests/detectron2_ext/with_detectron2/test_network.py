@@ -38,7 +38,6 @@ from exchange.errors import UserError
 from tests.detectron2_ext.engine.small_run import SIDE, write_config
 from tests.detectron2_ext.modeling.network_scenes import scene, small_config
 from tools.benchmarks import train_step
-from tools.benchmarks.train_step import as_detectron2
 
 
 def test_detectron2_builds_the_network_by_its_name_with_the_same_parameters(
@@ -59,7 +58,7 @@ def test_losses_and_detections_are_the_same_in_either_project_s_structures() -> 
     theirs.load_state_dict(ours.state_dict())
     batch = [scene(0), scene(1)]
     results = []
-    for network, inputs in ((ours, batch), (theirs, [as_detectron2(record) for record in batch])):
+    for network, inputs in ((ours, batch), (theirs, [train_step.as_detectron2(record) for record in batch])):
         torch.manual_seed(0)
         results.append(network.train()(inputs))
     assert results[0] == results[1]
@@ -88,7 +87,7 @@ def test_polygons_become_the_masks_that_detectron2_makes_of_them() -> None:
 
 def test_an_image_without_objects_survives_the_conversion() -> None:
     empty = scene(0, num_objects=0)
-    assert len(from_detectron2(as_detectron2(empty)["instances"])) == 0
+    assert len(from_detectron2(train_step.as_detectron2(empty)["instances"])) == 0
     network = build_model(small_config(ROI_HEADS__SCORE_THRESH_TEST=2.0)).eval()
     with torch.no_grad():
         found = to_detectron2(network([empty])[0]["instances"])
@@ -200,7 +199,7 @@ def test_a_step_is_compared_with_detectron2_s_on_the_same_objects_by_the_same_op
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     record = train_step.noise_image(0, side=128)
-    ours, theirs = record["instances"], as_detectron2(record)["instances"]
+    ours, theirs = record["instances"], train_step.as_detectron2(record)["instances"]
     assert theirs.image_size == ours.image_size
     assert torch.equal(theirs.gt_boxes.tensor, ours.gt_boxes)
     assert torch.equal(theirs.gt_classes, ours.gt_classes)
