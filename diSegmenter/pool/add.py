@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from diSegmenter.annotate import outline
 from diSegmenter.pool.annotation_file import joined_categories, write_categories
-from diSegmenter.pool.foreign import ForeignInstance
+from diSegmenter.pool.foreign import ForeignInstance, ForeignPool
 from exchange import files
 from exchange.cutouts import encode_cutout
 from exchange.errors import UserError
@@ -49,7 +49,7 @@ def numbered(layout: RunLayout, round_: int, category_ids: Iterable[int], counts
 
 def import_round(
     layout: RunLayout,
-    foreign: Iterable[ForeignInstance],
+    foreign: ForeignPool | Sequence[ForeignInstance],
     categories: Sequence[dict[str, Any]],
     source: str,
     workers: int = 4,
@@ -74,7 +74,7 @@ def import_round(
     with (
         only_one(layout, "import"),
         side_by_side(workers) as threads,
-        tqdm(desc="import", unit=" instances") as progress,
+        tqdm(desc="import", total=len(foreign), unit=" instances") as progress,
     ):
         categories = joined_categories(layout, categories)
         round_ = _round_to_import(layout)

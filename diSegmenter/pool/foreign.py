@@ -33,7 +33,21 @@ class ForeignInstance:
     load: Callable[[], np.ndarray]
 
 
-def read_xpaste(path: str, root: str, category_ids: Sequence[int]) -> Iterator[ForeignInstance]:
+@dataclass(frozen=True)
+class ForeignPool:
+    """As many instances of another pool; ``instance(k)`` makes the k-th when its turn comes."""
+
+    count: int
+    instance: Callable[[int], ForeignInstance]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[ForeignInstance]:
+        return map(self.instance, range(self.count))
+
+
+def read_xpaste(path: str, root: str, category_ids: Sequence[int]) -> ForeignPool:
     """The pool in X-Paste's ``LVIS_instance_pools.json``: lists of paths by class index.
 
     ``*path`` is an RGBA image that is cropped and clean, ``image|mask`` a picture and its mask, any other
@@ -43,6 +57,7 @@ def read_xpaste(path: str, root: str, category_ids: Sequence[int]) -> Iterator[F
     content = files.read_json(path)
     if not isinstance(content, dict) or not all(isinstance(paths, list) for paths in content.values()):
         raise UserError(f"{path} is not a pool of X-Paste: it must map class indices to lists of paths")
+    listed = []
     for key, paths in content.items():
         if not key.isdecimal() or int(key) >= len(category_ids):
             raise UserError(
@@ -52,10 +67,16 @@ def read_xpaste(path: str, root: str, category_ids: Sequence[int]) -> Iterator[F
         for entry in paths:
             if not isinstance(entry, str):
                 raise UserError(f"{path} lists {entry!r} for class {key}, which is not a path: correct it")
-            yield ForeignInstance(entry, category_ids[int(key)], _xpaste_loader(entry, root))
+            listed.append((category_ids[int(key)], entry))
+
+    def instance(number: int) -> ForeignInstance:
+        category_id, entry = listed[number]
+        return ForeignInstance(entry, category_id, _xpaste_loader(entry, root))
+
+    return ForeignPool(len(listed), instance)
 
 
-def read_folders(root: str, category_ids: Mapping[str, int]) -> Iterator[ForeignInstance]:
+def read_folders(root: str, category_ids: Mapping[str, int]) -> ForeignPool:
     """The pool in a folder with a folder of RGBA images for each class, called by its name (with %2F for a slash)."""
     names = files.list_dir(root)
     unknown = [name for name in names if unquote(name) not in category_ids]
@@ -64,38 +85,50 @@ def read_folders(root: str, category_ids: Mapping[str, int]) -> Iterator[Foreign
         raise UserError(
             f"{root} holds {what}: it must hold one folder per class, called by the class's name, and nothing else"
         )
-    for name in names:
-        for file in files.list_dir(files.join(root, name)):
-            if file.lower().endswith(_IMAGE_ENDINGS):
-                path = files.join(root, name, file)
-                yield ForeignInstance(path, category_ids[unquote(name)], lambda path=path: read_rgba(path))
+    listed = [
+        (category_ids[unquote(name)], files.join(root, name, file))
+        for name in names
+        for file in files.list_dir(files.join(root, name))
+        if file.lower().endswith(_IMAGE_ENDINGS)
+    ]
+
+    def instance(number: int) -> ForeignInstance:
+        category_id, path = listed[number]
+        return ForeignInstance(path, category_id, lambda: read_rgba(path))
+
+    return ForeignPool(len(listed), instance)
 
 
-def read_coco(path: str, image_root: str, category_ids: Mapping[str, int]) -> Iterator[ForeignInstance]:
+def read_coco(path: str, image_root: str, category_ids: Mapping[str, int]) -> ForeignPool:
     """The objects of a COCO or LVIS file, each cut out of its picture by its mask; crowds are left out.
 
     They come picture by picture, of which the last few are kept: one of LVIS has a dozen objects.
     """
     annotations = read_annotations(path)
-    names, crowd = annotations.file_names(), annotations.crowd
-    read = _reader()
-    for index in np.argsort(annotations.object_images, kind="stable").tolist():
-        image = int(annotations.object_images[index])
-        name = annotations.categories[annotations.object_classes[index]]["name"]
+    names, read = annotations.file_names(), _reader()
+    order = np.argsort(annotations.object_images, kind="stable")
+    order = order[~annotations.crowd[order]]
+    category_names = [category["name"] for category in annotations.categories]
+    for name in (category_names[index] for index in np.unique(annotations.object_classes[order])):
         if name not in category_ids:
             raise UserError(
                 f"{path} has the category {name!r}, which the data set lacks: rename or remove it"
             )
-        if crowd[index]:
-            continue
-        number = annotations.object_id(index)
+
+    def instance(number: int) -> ForeignInstance:
+        index = order[number]
+        image = int(annotations.object_images[index])
+        object_id = annotations.object_id(index)
         try:
             picture = files.join(image_root, names[image])
         except UserError as error:
-            raise UserError(f"{path}: annotation {number}: {error}") from error
+            raise UserError(f"{path}: annotation {object_id}: {error}") from error
         height, width = annotations.image_sizes[image].tolist()
         load = _object_loader(read, picture, (height, width), annotations.segmentation(index))
-        yield ForeignInstance(f"{path}#{number}", category_ids[name], load)
+        category_id = category_ids[category_names[annotations.object_classes[index]]]
+        return ForeignInstance(f"{path}#{object_id}", category_id, load)
+
+    return ForeignPool(len(order), instance)
 
 
 def _xpaste_loader(entry: str, root: str) -> Callable[[], np.ndarray]:

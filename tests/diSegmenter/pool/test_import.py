@@ -126,7 +126,7 @@ def test_the_objects_of_a_coco_file_come_in_but_no_crowds(layout, tmp_path):
     np.testing.assert_array_equal(cutouts[0][..., :3], picture[4:14, 10:20])
     assert (cutouts[0][..., 3] == 255).all()
     with pytest.raises(UserError, match=r"coco\.json has the category 'blue_disc', which the data set lacks"):
-        list(read_coco(f"{root}/coco.json", root, {"red disc": 3}))
+        read_coco(f"{root}/coco.json", root, {"red disc": 3})  # before the first of them comes in
     content["images"][1]["file_name"] = "../coco/a.png"
     files.write_json(f"{root}/coco.json", content)
     with pytest.raises(UserError, match=r"coco\.json: annotation 8: .*leads out"):
@@ -234,7 +234,7 @@ def test_a_further_import_is_a_round_of_its_own_that_tells_of_cut_outs_when_they
     assert layout.pool_rounds() == [1, 2]  # nothing is overwritten
 
 
-def test_of_an_import_that_is_called_again_only_what_is_new_comes(layout, monkeypatch):
+def test_of_an_import_that_is_called_again_only_what_is_new_comes(layout, monkeypatch, capsys):
     monkeypatch.setattr(add, "_PART", 2)
     first, sentence = discs([]), "number 4 does not decode"
     assert import_round(layout, first[:5], CATEGORIES, "test") == (4, 0, [sentence])
@@ -252,7 +252,9 @@ def test_of_an_import_that_is_called_again_only_what_is_new_comes(layout, monkey
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(add, "join_parts", Mock(side_effect=Killed))
         import_round(layout, again, CATEGORIES, "test")
+    capsys.readouterr()
     assert import_round(layout, again, CATEGORIES, "test") == (4, 3, [])
+    assert "import: 100%" in capsys.readouterr().err
     came = PoolIndex(layout, [1])
     assert came.column("prompt").tolist() == ["disc 3", "disc 4", "disc 1", "disc 6"]
     assert came.category_ids.tolist() == [7, 3, 3, 3]
