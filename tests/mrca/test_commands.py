@@ -95,6 +95,13 @@ def test_the_examples_of_a_command_parse_in_the_list_and_in_its_help(name, monke
     assert set(command.extra.split(",")) <= {"generate", "segment", "train", "report"}
 
 
+def test_a_command_is_the_tool_of_its_name_or_a_stage():
+    stages = {"generate": "generator.generate", "segment": "diSegmenter.segmentAndFilter"}
+    stages |= dict.fromkeys(("train", "feedback", "evaluate"), "detectron2_ext.train_net")
+    others = {name: f"tools.{name.replace('-', '_')}" for name in COMMANDS} | {"rounds": "tools.run_rounds"}
+    assert {name: command.module for name, command in COMMANDS.items()} == others | stages
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_words_of_an_option_are_joined_by_hyphens_and_the_release_s_spelling_is_an_alias(module, monkeypatch):
     for parser in parsers_of(module, monkeypatch):

@@ -33,13 +33,18 @@ from tests.detectron2_ext.engine.tiny import assert_equal_weights, weights_of
 @dataclasses.dataclass
 class _Watched:
     """What two rounds did: the images of each, the names of the instances pasted into them, the network of each
-    evaluation, and what was shared before it."""
+    evaluation, what was shared before it, and of which rounds there was feedback whenever the processes met."""
 
     run: Path
     images: list[list[dict[str, Any]]]
     pasted: list[set[str]]
     evaluated: list[tuple[str, torch.nn.Module, dict[str, torch.Tensor]]]
     shared: list[list[torch.Tensor]]
+    told: list[list[int]]
+
+
+def told_of(layout: RunLayout) -> list[int]:
+    return [round_ for round_ in (-1, 0, 1) if files.exists(layout.feedback_history(round_))]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +52,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> _Watched:
     """Two rounds that paste from the run's pool; the feedback of the first is made up in between."""
     folder = tmp_path_factory.mktemp("watched")
     config, layout = write_config(folder), RunLayout(str(folder / "run"))
-    seen = _Watched(folder / "run", [], [], [], [])
+    seen = _Watched(folder / "run", [], [], [], [], [])
     build_train_loader, validate = engine_round.build_train_loader, evaluator.validate
 
     def watched_loader(*arguments: Any, **options: Any) -> Any:
@@ -66,6 +71,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> _Watched:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine_round, "build_train_loader", watched_loader)
         patch.setattr(evaluator, "validate", watched_validate)
+        patch.setattr(Ranks, "barrier", lambda ranks: seen.told.append(told_of(layout)))
         patch.setattr(Ranks, "share", lambda ranks, tensors: seen.shared.append(tensors))
         pasting = ("INPUT.USE_COPY_METHOD", "syn_copy", "INPUT.INST_POOL_FEED", "True")
         settings = (*pasting, "FEEDBACK.FROM_ROUND", "1", "FEEDBACK.STALENESS", "0")
@@ -167,6 +173,10 @@ def test_each_process_trains_on_its_part_of_the_batches_up_to_each_evaluation(
     assert pool.call_args.args[2] == 1 and loader.call_args.kwargs["pool"] is pool.return_value
     for of in engine.train.call_args_list:
         assert (of.kwargs["end"], of.kwargs["title"], of.kwargs["ranks"]) == (6, "round 1", ranks)
+
+
+def test_no_process_goes_on_before_the_feedback_of_the_round_is_there(watched: _Watched) -> None:
+    assert [-1] in watched.told and [-1, 0] in watched.told and watched.told[-1] == [-1, 0, 1]
 
 
 def test_the_average_weights_are_evaluated_the_same_in_every_process(watched: _Watched) -> None:

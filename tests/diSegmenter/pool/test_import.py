@@ -99,7 +99,8 @@ def test_the_objects_of_a_coco_file_come_in_but_no_crowds(layout, tmp_path):
     root = str(tmp_path / "coco")
     picture = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
     files.write_bytes(f"{root}/a.png", png(picture))
-    outlines = [[9.6, 4.4, 19, 4, 19, 13, 10, 13], [1, 1, 7, 2]]  # the other encloses nothing
+    halves = [[9.6, 4.4, 14, 4, 14, 13, 10, 13], [15, 4, 19, 4, 19, 13, 15, 13]]
+    outlines = [*halves, [1, 1, 7, 2]]  # the last one encloses nothing
     square = {"id": 8, "image_id": 5, "category_id": 1, "segmentation": outlines}
     crowd = {**square, "id": 2, "iscrowd": 1}
     plain = {"size": [30, 40], "counts": [33, 4, 26, 4, 26, 4, 1103]}
