@@ -175,7 +175,7 @@ def write_pool(
     if lost:
         raise UserError(
             f"{len(lost)} cut-outs of round {round_} are gone, {lost[0]} for one: remove "
-            f"{layout.annotations_done(round_)} and run generate.py and segmentAndFilter.py without --refilter, "
+            f"{layout.annotations_done(round_)} and run mrca generate and mrca segment without --refilter, "
             "which make them again, then with it"
         )
     files.flush_all()  # masks and cut-outs, which were not flushed one by one

@@ -236,9 +236,7 @@ def refilter(
     instance_filter = build_filter(cfg, threshold)
     finished = [round_ for round_ in rounds if files.exists(layout.annotations_done(round_))]
     if not finished:
-        raise UserError(
-            f"no round in {layout.root} is finished: run segmentAndFilter.py without --refilter first"
-        )
+        raise UserError(f"no round in {layout.root} is finished: run mrca segment without --refilter first")
     for round_ in finished:
         finish(cfg, layout, judge_again(layout, round_, instance_filter), dataset)
 

@@ -24,7 +24,7 @@ from exchange.images import MAX_PIXELS, MAX_SIDE
 from exchange.layout import RunLayout
 
 FORMAT_VERSION = b"1"
-_AGAIN = "remove it and run stage 2 again (tools/pool.py verify names everything that is damaged)"
+_AGAIN = "remove it and run stage 2 again (mrca pool verify names everything that is damaged)"
 _ROWS_PER_BATCH = 1 << 16
 _ROWS_AT_ONCE = 256  # of those, as objects
 _OPTIONAL = ("clip_white", "clip_black", "similarity", "judge")
@@ -303,7 +303,7 @@ def _batches(schema: pa.Schema, instances: Sequence[PoolInstance]) -> list[pa.Re
 def _open(path: str, schema: pa.Schema) -> list[pa.RecordBatch]:
     """The record batches of one index file, mapped if it is local; those of the index itself are checked row by row."""
     if not files.exists(path):
-        raise UserError(f"there is no pool index {path}: run stage 2 for that round, or tools/pool.py import")
+        raise UserError(f"there is no pool index {path}: run stage 2 for that round, or mrca pool import")
     try:
         batches = open_batches(path, _SCHEMAS if schema is _SCHEMA else [schema])
         if batches is None:

@@ -207,7 +207,7 @@ def _finished_pool(cfg: CfgNode, dataset: DetectionDataset) -> Cutouts:
     if not cfg.INPUT.INST_POOL_PATH or not layout.pool_rounds():
         raise UserError(
             f"INPUT.INST_POOL_PATH is {cfg.INPUT.INST_POOL_PATH!r}, where there is no pool: give a run folder "
-            "with one (tools/pool.py import makes it), or an annotation file (.json)"
+            "with one (mrca pool import makes it), or an annotation file (.json)"
         )
     if files.exists(layout.pool_categories()):
         _check_names(layout.pool_categories(), dataset)

@@ -40,7 +40,7 @@ def verify(layout: RunLayout, category_ids: Set[int]) -> Iterator[Problem]:
     rounds = {int(match[1]) for match in files.matches(layout.pool("annotations"), _MARKER)}
     hashes: dict[bytes, str] = {}
     for round_ in sorted(rounds | set(layout.pool_rounds())):
-        again = f"run segmentAndFilter.py --st-rd {round_} again"
+        again = f"run mrca segment --st-rd {round_} again"
         try:
             index = PoolIndex(layout, [round_])
         except UserError as error:
@@ -55,7 +55,7 @@ def verify(layout: RunLayout, category_ids: Set[int]) -> Iterator[Problem]:
                 yield from problems
                 first = hashes.setdefault(digest, index.name(row)) if digest else None
                 if first is not None and first != index.name(row):
-                    remedy = "drop one with tools/pool.py prune --duplicates"
+                    remedy = "drop one with mrca pool prune --duplicates"
                     yield Problem(index.name(row), f"the same picture as {first}", remedy)
                 progress.update()
 
@@ -81,7 +81,7 @@ def _of_round(layout: RunLayout, round_: int, index: PoolIndex, again: str) -> I
     path = layout.annotations(round_)
     if not files.exists(path):
         return
-    remedy = "remove it: training reads the index, and tools/pool.py export --to annotations writes one anew"
+    remedy = "remove it: training reads the index, and mrca pool export --to annotations writes one anew"
     try:
         listed = set(read_annotations(path).file_names())
     except UserError as error:

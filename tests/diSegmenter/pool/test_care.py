@@ -113,7 +113,7 @@ def test_each_damage_is_found_and_has_a_remedy(layout, damage, file, what):
     (problem,) = verify(layout, IDS)
     assert problem.file.endswith(file) and what in problem.what and problem.remedy
     if of_round := re.match(r"rd(\d+).arrow", file):
-        assert problem.remedy == f"run segmentAndFilter.py --st-rd {int(of_round[1])} again"
+        assert problem.remedy == f"run mrca segment --st-rd {int(of_round[1])} again"
     if file.endswith(".json"):
         assert problem.remedy.startswith("remove it: training reads the index")
 
