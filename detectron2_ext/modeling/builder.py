@@ -238,7 +238,7 @@ def _class_weights(model: CfgNode, class_image_counts: Sequence[int] | None) -> 
     box, num_classes = model.ROI_BOX_HEAD, model.ROI_HEADS.NUM_CLASSES
     if not box.USE_FED_LOSS:
         return None
-    source = "the training annotations"
+    source = "the training set"
     if box.CAT_FREQ_PATH:
         source = f"MODEL.ROI_BOX_HEAD.CAT_FREQ_PATH {box.CAT_FREQ_PATH}"
         class_image_counts = _read_image_counts(from_repository(box.CAT_FREQ_PATH))

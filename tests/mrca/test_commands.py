@@ -102,6 +102,13 @@ def test_a_command_is_the_tool_of_its_name_or_a_stage():
     assert {name: command.module for name, command in COMMANDS.items()} == others | stages
 
 
+def test_a_stage_needs_its_own_extra_and_what_shows_or_starts_all_stages_all_of_them():
+    for stage in ("generate", "segment", "train"):
+        assert COMMANDS[stage].extra == stage
+    of_all = {name for name, command in COMMANDS.items() if command.extra == "generate,segment,train,report"}
+    assert of_all == {"quickstart", "rounds", "compare", "report"}
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_words_of_an_option_are_joined_by_hyphens_and_the_release_s_spelling_is_an_alias(module, monkeypatch):
     for parser in parsers_of(module, monkeypatch):

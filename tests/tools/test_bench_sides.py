@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from diSegmenter.onnx_network import OnnxNetwork
 from exchange.layout import RunLayout
 from exchange.manifest import GeneratedInstance
 from tools.benchmarks import eval as evaluation
@@ -75,6 +76,11 @@ def test_both_forms_of_a_matting_network_give_the_same_masks(monkeypatch):
     monkeypatch.setattr(matting, "_IMAGES", 2)
     monkeypatch.setattr(matting, "_REPEATS", 1)
     assert matting.measure("cpu")["largest_difference_in_grey_levels"] <= 1
+    sides = matting._sides(torch.device("cpu"))
+    assert {side: isinstance(of._network, OnnxNetwork) for side, of in sides.items()} == {
+        "ours": True,
+        "other": False,
+    }
 
 
 def test_guided_images_are_others_and_the_same_in_every_batch(monkeypatch):

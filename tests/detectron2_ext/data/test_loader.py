@@ -84,6 +84,7 @@ def test_batches_are_the_same_for_any_number_of_workers_and_ranks(configure):
     assert sorted(expected) == list(range(24))
     cfg = configure("DATALOADER.NUM_WORKERS", "2")
     assert content(train_loader(cfg, num_iterations=6)) == expected
+    assert train_loader(cfg)._loader.num_workers == 2
     loaded = [list(train_loader(cfg, num_iterations=6, rank=rank, world_size=2)) for rank in (0, 1)]
     assert [[len(batch) for batch in batches] for batches in loaded] == [[2] * 6] * 2
     ranks = [content(batches) for batches in loaded]

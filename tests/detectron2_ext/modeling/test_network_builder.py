@@ -132,9 +132,12 @@ def test_chances_of_the_federated_loss_follow_the_image_counts(tmp_path, monkeyp
 
 
 def test_image_counts_of_other_categories_are_refused(tmp_path):
-    with pytest.raises(UserError, match="has 3 categories, but MODEL.ROI_HEADS.NUM_CLASSES is 5"):
+    with pytest.raises(
+        UserError, match="the training set has 3 categories, but MODEL.ROI_HEADS.NUM_CLASSES is 5"
+    ):
         build_model(small_config(), [1, 2, 3])
-    for content, reason in (("[1, 2]", "no JSON list"), ("{", "no JSON list"), (None, "does not exist")):
+    one = '[{"id": 1, "image_count": 7}]', r"CAT_FREQ_PATH .*/categories\.json has 1 categories"
+    for content, reason in (one, ("[1, 2]", "no JSON list"), ("{", "no JSON list"), (None, "does not exist")):
         path = tmp_path / "categories.json"
         if content is None:
             path.unlink()

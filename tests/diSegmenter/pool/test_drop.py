@@ -120,5 +120,5 @@ def test_the_command_drops_and_refuses_what_is_unknown_nothing_at_all_and_a_dama
     assert told["settings"] == record["settings"] | {"area_share": [0.0, 1.1]}
     assert [(row["kept"], row["reason"]) for row in told["instances"]] == [(False, "by hand")] * 5
     page = files.read_bytes(f"{layout.pictures_dir}/report_rd00.html").decode()
-    assert "0 of 5 instances kept" in page and "by hand" in page
+    assert "0 of 5 instances kept" in page and "by hand" in page and ">red disc<" in page
     assert not files.exists(layout.verdicts(1))

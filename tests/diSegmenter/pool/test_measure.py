@@ -125,16 +125,20 @@ def test_features_of_another_model_are_made_again(layout, left, caplog):
 
 
 @pytest.mark.parametrize(
-    "damage",
-    [lambda data: data[:-9], lambda data: b"", lambda data: data.replace(b"0_0003_0005", b"\xff" * 11)],
+    ("part", "damage"),
+    [
+        (0, lambda data: data[:-9]),
+        (1, lambda data: b""),
+        (1, lambda data: data.replace(b"0_0003_0005", b"\xff" * 11)),
+    ],
 )
-def test_a_damaged_part_is_named_and_measured_again_alone(layout, damage, caplog):
+def test_a_damaged_part_is_named_and_measured_again_alone(layout, part, damage, caplog):
     names = add_round(layout, 0)
     run(layout, Encoder())
     before = read(layout, names)
-    path = Path(layout.features(0, 1))
+    path = Path(layout.features(0, part))
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(UserError, match=r"rd00_001\.arrow is damaged .*run mrca pool measure again"):
+    with pytest.raises(UserError, match=rf"rd00_00{part}\.arrow is damaged .*run mrca pool measure again"):
         PoolFeatures(layout, [0])
     encode = Encoder()
     assert run(layout, encode) == [(0, 3, 7)] and encode.seen == 3
