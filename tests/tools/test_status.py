@@ -90,6 +90,16 @@ def test_a_trained_round_is_done_and_the_next_one_s_iterations_are_counted(layou
     assert look(layout, NOW, 900).skipped == ["round 100: 1 of 1 instances kept, 1 images do not decode"]
 
 
+@pytest.fixture
+def far_from_greenwich():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", "JST-9")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("far_from_greenwich")
 @pytest.mark.parametrize(
     ("complete", "sentence"),
     [
@@ -104,8 +114,7 @@ def test_what_makes_the_pool_is_named_and_that_training_waits_for_it_and_since_w
     unmake_round(layout, complete)
     files.write_bytes(f"{layout.annotations_done(1)}.x-1.tmp", b"")  # is not there yet
     date(layout, rd00=60)
-    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(NOW - 60))
-    waiting = f"round 1, stage 3: waits for the pool of round 1 since {since}"
+    waiting = "round 1, stage 3: waits for the pool of round 1 since 2027-01-15 16:59:00"
     assert look(layout, NOW, 900).doing == [sentence, waiting]
     path, number = (layout.segmented, 1) if complete else (layout.raw, 2)
     os.utime(path(layout.instance_name(1, 1, number)), (NOW - 5, NOW - 5))

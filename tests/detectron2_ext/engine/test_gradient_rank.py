@@ -84,6 +84,8 @@ def test_a_score_hangs_on_seed_and_name_and_a_class_without_real_objects_has_non
     for place in (0, 2):
         assert both[3 + place] == one[place] != both[place]
         assert dict(build(tmp_path, *drawn, "SEED", "7", rounds=(1,))())[place] != one[place]
+    means = [build(tmp_path, "SEED", seed)._mean_of_tests(0).gradient for seed in ("0", "7", "7")]
+    assert not torch.equal(*means[:2]) and torch.equal(*means[1:])
 
 
 def test_an_instance_that_no_view_shows_has_no_score(tmp_path: Path) -> None:
