@@ -174,6 +174,27 @@ def test_without_a_gpu_in_onnxruntime_the_processor_does_it_and_says_so(tmp_path
     assert size == (32, 32) and network(torch.zeros(2, 3, 32, 32)).shape == (2, 1, 32, 32)
 
 
+def test_a_gpu_that_onnxruntime_finds_computes_the_images_of_one_thread(tmp_path, monkeypatch, caplog):
+    gpu, processor, seen = "CUDAExecutionProvider", "CPUExecutionProvider", []
+
+    class Session(onnxruntime.InferenceSession):
+        def __init__(self, path, options, providers):
+            seen.append(providers)
+            super().__init__(path, options, providers=[processor])
+
+        def get_providers(self):
+            return [gpu, processor]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [gpu, processor])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    path = save_dark(tmp_path / "dark.onnx", FIXED)
+    network, _ = load_onnx_network(path, "main", 0, 99, torch.device("cuda:1"))
+    monkeypatch.undo()
+    assert seen == [[(gpu, {"device_id": 1}), processor]] and not caplog.text
+    assert network._threads._max_workers == 1
+
+
 def test_without_onnxruntime_one_sentence_says_what_to_install(tmp_path, monkeypatch):
     path = save_dark(tmp_path / "dark.onnx")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)

@@ -211,6 +211,14 @@ def test_what_cannot_be_a_file_is_named(tmp_path, path):
             read(path if "://" in path else str(tmp_path / path))
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_a_file_that_the_disk_does_not_give_is_not_said_to_be_missing(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(files, "open", Mock(side_effect=OSError(number, "")), raising=False)
+    with pytest.raises(OSError) as caught:
+        files.read_bytes(str(tmp_path / "x.json"))
+    assert caught.value.errno == number
+
+
 WRITER = """
 import sys
 from exchange import files

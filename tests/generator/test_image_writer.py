@@ -1,5 +1,6 @@
 import dataclasses
 import threading
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -46,3 +47,13 @@ def test_what_fails_in_the_thread_is_raised_where_images_are_drawn(images, tmp_p
     drawing.start()
     drawing.join(timeout=30)
     assert len(raised) == 1 and not drawing.is_alive() and writer.written == []
+
+
+def test_no_more_is_drawn_after_an_image_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "write_bytes", Mock(side_effect=PermissionError(13, "no")))
+    queued = []
+    with pytest.raises(PermissionError), ImageWriter(depth=1) as writer:
+        for number in range(9):
+            writer.put(str(tmp_path / "a.png"), PIXELS, RECORD)
+            queued.append(number)
+    assert len(queued) <= 3  # the first one failed, the second was taken from the queue, the third is in it

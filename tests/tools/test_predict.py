@@ -102,6 +102,7 @@ def test_an_object_has_its_name_and_score_and_the_colour_of_its_category(monkeyp
     *_, labels, colors, side = drawn.call_args.args
     assert (labels, side) == (["red disc 0.88", "kite 0.50"], 400)
     assert colors == [class_color(3), class_color(7)] and colors[0] != colors[1]
+    assert [class_color(0), class_color(1)] == [(230, 46, 46), (46, 99, 230)]
 
 
 @pytest.mark.parametrize(("side", "of_picture"), [(100, 400), (900, 900), (2000, 1600)])
