@@ -1,6 +1,7 @@
 """The two sides of the benchmarks do the same work: for real, on little of it."""
 
 import numpy as np
+import pycocotools.mask as coco_mask
 import pytest
 import torch
 from PIL import Image
@@ -18,6 +19,19 @@ def test_the_scores_of_both_evaluations_are_equal_and_those_that_were_recorded(m
     monkeypatch.setattr(evaluation, "_REPEATS", 1)
     result = evaluation.measure("cpu")
     assert result["largest_difference"] < 1e-6 and result["ap_boxes"] == pytest.approx(19.02608, rel=1e-4)
+
+
+def test_objects_to_evaluate_are_ellipses_that_fill_their_boxes(monkeypatch):
+    monkeypatch.setattr(evaluation, "_IMAGES", 5)
+    monkeypatch.setattr(evaluation, "_CLASSES", 60)
+    content, found = evaluation._work(np.random.default_rng(0))
+    for annotation in content["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        corners = np.reshape(annotation["segmentation"][0], (-1, 2))
+        np.testing.assert_allclose([*corners.min(0), *corners.max(0)], [x, y, x + w, y + h])
+        assert annotation["area"] == w * h
+    of_boxes = [coco_mask.decode(mask).sum() for mask in found.masks()] / found.boxes[:, 2:].prod(1)
+    assert 0.9 < np.median(of_boxes) / (np.pi / 4) < 1
 
 
 def test_masks_of_stage_2_are_the_same_in_batches_and_one_by_one(tmp_path, monkeypatch):
@@ -75,8 +89,9 @@ def test_the_profile_of_pasting_is_in_milliseconds_of_functions_without_those_th
 def test_both_forms_of_a_matting_network_give_the_same_masks(monkeypatch):
     monkeypatch.setattr(matting, "_IMAGES", 2)
     monkeypatch.setattr(matting, "_REPEATS", 1)
-    assert matting.measure("cpu")["largest_difference_in_grey_levels"] <= 1
     sides = matting._sides(torch.device("cpu"))
+    monkeypatch.setattr(matting, "_sides", lambda device: sides)
+    assert matting.measure("cpu")["largest_difference_in_grey_levels"] <= 1
     assert {side: isinstance(of._network, OnnxNetwork) for side, of in sides.items()} == {
         "ours": True,
         "other": False,
@@ -104,7 +119,10 @@ def test_loader_processes_give_batches_and_their_memory_is_read(monkeypatch):
     for name, value in sizes.items():
         monkeypatch.setattr(loader, name, value)
     pools, build = [], loader.InstancePool
+    loaders, begin = [], loader._loader
     monkeypatch.setattr(loader, "InstancePool", lambda *given: pools.append(build(*given)) or pools[-1])
+    monkeypatch.setattr(loader, "_loader", lambda folder: loaders.append(begin(folder)) or loaders[-1])
     measured = loader.measure("cpu")
+    assert [(one.batch_size, one.num_workers) for one in loaders] == [(2, 2)]
     assert {len(of_all_rounds) for of_all_rounds in pools} == {40}
     assert 1 < measured["other"] < 1e4 and measured["ratio"] == measured["ours"] / measured["other"]

@@ -37,7 +37,6 @@ def measure(device: str) -> dict[str, Any]:
             for path, content in contents:
                 files.write_bytes(path(round_), content)
         last = _median_time(lambda: write_index(layout, rounds, rows))
-        files.remove(layout.pool_index(rounds))
         reader = [sys.executable, "-m", "tools.benchmarks.pool", folder, str(rounds)]
         ours = json.loads(subprocess.run(reader, cwd=REPOSITORY, check=True, capture_output=True).stdout)
     ours |= {"add_round_s": last, "add_round_growth": last / first}
