@@ -51,6 +51,7 @@ def test_a_sheet_of_training_images_goes_to_the_runs_pictures(settings, monkeypa
     assert capsys.readouterr().out.strip() == str(path)
     sheet = np.asarray(Image.open(path))
     assert (sheet[-300:, -300:] == sheet[0, 0]).all()  # the fourth cell, though there are two batches of two
+    assert REAL[2] > 2 * REAL[0] and PASTED[0] > 2 * PASTED[2]  # blue and orange
     for color, expected in ((REAL, True), (PASTED, False)):
         assert (sheet == color).all(axis=-1).any() == expected
     assert (sheet == (90, 30, 0)).all(axis=-1).any()

@@ -88,6 +88,7 @@ def test_lines_that_name_the_category_are_kept_once_and_without_the_marks_of_a_l
     assert asked[-1][2] not in seeds
     assert "a single bat (a mammal)" in question(BAT, 9)
     assert "a single bat (animal)" in question({"name": "bat_(animal)"}, 9)
+    assert "a single animal (animal)" in question({"name": "(animal)"}, 9)
 
 
 def test_names_in_letters_of_other_kinds_are_found_within_a_text():
