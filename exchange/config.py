@@ -48,11 +48,11 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> CfgNode:
         UserError: a file is missing or not YAML, a key is unknown, a value has the wrong type or asks for what
             ``exchange/foreign_keys.yaml`` refuses.
     """
-    path = _find_config(path)
+    path = find_config(path)
     return _config(_read(path, {}), path, overrides)
 
 
-def _find_config(path: str) -> str:
+def find_config(path: str) -> str:
     """Where the YAML ``path`` is: below the working directory, or of the project's own; UserError if nowhere."""
     found = _own(path, path)
     if not os.path.isfile(found):

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from exchange import files, stopping
 from exchange.command_line import left_out_without_matplotlib, make_parser
-from exchange.config import REPOSITORY, below_working_directory, from_repository, load_config
+from exchange.config import REPOSITORY, below_working_directory, find_config, from_repository, load_config
 from exchange.errors import UserError, run_cli
 from exchange.feedback import read_feedback
 from exchange.layout import RunLayout
@@ -268,7 +268,8 @@ def main() -> None:
             "two of the --configs have the same file name, and would share a run folder: rename one"
         )
     out = below_working_directory(args.out) if args.out else from_repository("runs/compare")
-    runs = [Run(config, seed, out, tuple(args.opts)) for seed in range(args.seeds) for config in args.configs]
+    configs = [find_config(config) for config in args.configs]
+    runs = [Run(config, seed, out, tuple(args.opts)) for seed in range(args.seeds) for config in configs]
     for run in runs:
         run.check()  # what is wrong with any of them is said before the first of them runs
     print(compare(runs, methods, out, args.jobs, args.num_gpus))

@@ -23,6 +23,7 @@ from exchange.config import (
     REPOSITORY,
     add_config_arguments,
     below_working_directory,
+    find_config,
     from_repository,
     load_config,
 )
@@ -62,7 +63,7 @@ def main() -> None:
         overrides += ["MODEL.WEIGHTS", _train_baseline(f"{out}/baseline", args.seed)]
     cfg = load_config(args.config, overrides)
     rounds = num_rounds(cfg)
-    common = ["--config", args.config, *overrides]
+    common = ["--config", find_config(args.config), *overrides]
     print(f"Control and {rounds} rounds of {cfg.SOLVER.ROUND_ITERS} iterations, side by side ...")
     control = _start_control(f"{out}/control", common)
     try:

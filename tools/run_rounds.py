@@ -23,6 +23,7 @@ from exchange.config import (
     REPOSITORY,
     add_config_arguments,
     below_working_directory,
+    find_config,
     load_config,
 )
 from exchange.errors import UserError, run_cli
@@ -219,7 +220,7 @@ def main() -> None:
         )
     python = Interpreters(args.python_generator, args.python_segmenter, args.python_trainer)
     # Where one ends for good all do, so that none waits in vain: those that make something may take any time.
-    config = ["--config", args.config, "FEEDBACK.TIMEOUT", "1e9", *overrides]
+    config = ["--config", find_config(args.config), "FEEDBACK.TIMEOUT", "1e9", *overrides]
     layout, terminal = run_layout(cfg), Terminal(sys.stderr)
     terminal.say("rounds", f"run folder: {layout.root}")
     progress = RunProgress(layout, rounds)
