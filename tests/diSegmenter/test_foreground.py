@@ -75,7 +75,7 @@ def test_the_network_sees_a_square_normalised_as_for_imagenet_and_its_last_outpu
 
 
 def test_foreign_code_does_not_run_without_the_users_word(foreground_folder):
-    with pytest.raises(UserError, match="SEGMENTER.TRUST_REMOTE_CODE: true"):
+    with pytest.raises(UserError, match=r"\(SEGMENTER.FOREGROUND: onnx\).*SEGMENTER.TRUST_REMOTE_CODE: true"):
         load_foreground("matting", foreground_folder, "main", False, 32, CPU)
 
 

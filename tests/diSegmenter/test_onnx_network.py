@@ -101,7 +101,10 @@ def test_scores_are_rescaled_by_the_steps_in_their_order_and_equal_ones_show_not
     ("values", "message"),
     [
         ({"mean": [0.5]}, "SEGMENTER.ONNX_MEAN is .* three numbers"),
-        ({"std": [0.5, float("inf"), 1.0]}, "SEGMENTER.ONNX_STD is .* three numbers above 0"),
+        (
+            {"std": [0.5, float("inf"), 1.0]},
+            r"SEGMENTER.ONNX_STD is \[0.5, inf, 1.0\]: .* three numbers above 0",
+        ),
         ({"std": [0.5, 0.0, 0.5]}, "SEGMENTER.ONNX_STD is .* three numbers above 0"),
         (
             {"rescale": ["sigmoid", "softmax"]},

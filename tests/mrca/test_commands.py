@@ -103,8 +103,8 @@ def test_a_command_is_the_tool_of_its_name_or_a_stage():
 
 
 def test_a_stage_needs_its_own_extra_and_what_shows_or_starts_all_stages_all_of_them():
-    for stage in ("generate", "segment", "train"):
-        assert COMMANDS[stage].extra == stage
+    for number, stage in enumerate(("generate", "segment", "train"), start=1):
+        assert COMMANDS[stage].extra == stage and COMMANDS[stage].summary.startswith(f"stage {number}: ")
     of_all = {name for name, command in COMMANDS.items() if command.extra == "generate,segment,train,report"}
     assert of_all == {"quickstart", "rounds", "compare", "report"}
 

@@ -226,3 +226,10 @@ def test_predictions_survive_the_way_through_bytes_and_json_boxes_to_five_decima
     np.testing.assert_allclose(read.boxes, before.boxes, rtol=0, atol=0.0000051)
     assert max(len(str(value)) for value in read.boxes.ravel().tolist()) <= 10
     assert read.counts.tolist() == before.counts.tolist()
+
+
+def test_as_many_processes_score_as_there_are_cores_to_use_and_none_where_they_share_no_memory(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 4, 7}, raising=False)
+    assert scoring._cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert scoring._cores() == 0

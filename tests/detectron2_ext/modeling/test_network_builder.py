@@ -136,7 +136,7 @@ def test_image_counts_of_other_categories_are_refused(tmp_path):
         UserError, match="the training set has 3 categories, but MODEL.ROI_HEADS.NUM_CLASSES is 5"
     ):
         build_model(small_config(), [1, 2, 3])
-    one = '[{"id": 1, "image_count": 7}]', r"CAT_FREQ_PATH .*/categories\.json has 1 categories"
+    one = '[{"id": 1, "image_count": 7}]', r"ROI_BOX_HEAD\.CAT_FREQ_PATH .*/categories\.json has 1 categories"
     for content, reason in (one, ("[1, 2]", "no JSON list"), ("{", "no JSON list"), (None, "does not exist")):
         path = tmp_path / "categories.json"
         if content is None:
