@@ -77,13 +77,12 @@ def test_the_fastest_form_of_a_step_is_told_against_float32(monkeypatch):
 
 def test_the_losses_of_a_form_are_off_by_the_largest_relative_difference(monkeypatch):
     losses = {"float32": {"a": 2.0, "b": 4.0, "c": 0.0}, "other": {"a": 2.5, "b": 4.2, "c": 1.0}}
-    form = SimpleNamespace(step=lambda batch: None)
+
+    def form(work, name, device):
+        return SimpleNamespace(first_losses=lambda batch: losses[name], step=lambda batch: None)
+
     monkeypatch.setattr(precision, "FORMS", losses)
-    monkeypatch.setattr(
-        precision,
-        "_Form",
-        lambda work, name, on: SimpleNamespace(first_losses=lambda _: losses[name], **vars(form)),
-    )
+    monkeypatch.setattr(precision, "_Form", form)
     monkeypatch.setattr(precision, "timed", lambda step, device: step() or 0.5)
     found = precision._forms(SimpleNamespace(batch=2, size=64), "cpu")
     assert found["float32"] == {"images_per_second": 4.0, "losses": 0.0}

@@ -244,6 +244,9 @@ def test_the_json_has_every_class_with_its_name() -> None:
     content = json.loads(json.dumps(as_json(evaluation, world.file, checkpoint="model.pth"), allow_nan=False))
     assert content["checkpoint"] == "model.pth"
     assert [c["id"] for c in content["classes"]] == world.category_ids.tolist()
+    assert (content["box"], content["mask"]) == (evaluation.box, evaluation.mask)
+    assert evaluation.box != evaluation.mask
+    assert [c["box_ap"] for c in content["classes"]] == evaluation.box_ap
     assert [c["mask_ap"] for c in content["classes"]] == evaluation.mask_ap
     ids = world.category_ids.tolist()
     for of_class, taken_for in zip(content["classes"], evaluation.confusions, strict=True):
