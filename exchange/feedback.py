@@ -28,8 +28,8 @@ class Feedback:
     box_ap: list[float | None]
     mask_ap: list[float | None]
     drift: list[float | None]
-    mean_box_ap: float
-    mean_mask_ap: float
+    mean_box_ap: float | None
+    mean_mask_ap: float | None
     ap_r: float | None
     ap_c: float | None
     ap_f: float | None

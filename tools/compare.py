@@ -48,7 +48,7 @@ class Point:
     An AP is None where the validation set has no such category; COCO has no groups at all.
     """
 
-    ap: float
+    ap: float | None
     ap_r: float | None
     ap_c: float | None
     ap_f: float | None

@@ -37,7 +37,7 @@ def export(feedback: Feedback, folder: str) -> None:
     save_file({name: weight.contiguous() for name, weight in halved.items()}, path)
 
 
-def measured(feedback: Feedback) -> dict[str, float]:
+def measured(feedback: Feedback) -> dict[str, float | None]:
     """Mask APs on the validation set, over all, by frequency and per class."""
     values = {
         "ap": feedback.mean_mask_ap,
