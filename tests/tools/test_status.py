@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 from fsspec.registry import get_filesystem_class
@@ -15,7 +16,7 @@ from exchange.logs import log_to_run
 from exchange.manifest import read_manifest, write_manifest
 from tests.exchange.test_s3 import root, server
 from tests.tools.made_up_run import write_made_up_run
-from tools import status
+from tools import run_status, status
 from tools.run_status import look
 
 __all__ = ["root", "server"]
@@ -243,8 +244,8 @@ def test_a_stage_that_a_signal_ended_is_said_to_be_stopped_until_it_is_started_a
     assert look(layout, NOW, 900).state == "running"
 
 
-def test_watching_ends_with_the_run(layout, monkeypatch, capsys, call):
-    slept = []
+def test_watching_looks_at_the_clock_each_time_and_ends_with_the_run(layout, monkeypatch, capsys, call):
+    slept, looked = [], []
 
     def sleep(seconds: float) -> None:
         slept.append(seconds)
@@ -252,9 +253,11 @@ def test_watching_ends_with_the_run(layout, monkeypatch, capsys, call):
         if len(slept) == 2:
             write_made_up_run(layout.root, NAMES)
 
-    monkeypatch.setattr(status.time, "sleep", sleep)
+    monkeypatch.setattr(status, "time", SimpleNamespace(time=lambda: NOW + sum(slept), sleep=sleep))
+    monkeypatch.setattr(run_status, "look", lambda *args: looked.append(args[1]) or look(*args))
     with pytest.raises(SystemExit, match="0"):
         call(status, layout.root, "--watch", "--every", 7)
+    assert looked == [NOW, NOW + 7, NOW + 14]
     assert slept == [7, 7] and capsys.readouterr().out.count("1 of 2 rounds are done") == 2
 
 
