@@ -9,7 +9,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from detectron2_ext.engine.build_selection import _build_threshold
+from detectron2_ext.engine.build_selection import _build_threshold, build_selection
 from detectron2_ext.engine.loop import TrainingStep, seed_iteration
 from detectron2_ext.engine.state import TrainingState
 from detectron2_ext.modeling import build_model
@@ -106,6 +106,21 @@ def test_what_is_learnt_from_is_learnt_as_without_a_selection_bit_for_bit(
     assert_equal_weights(weights_of(selecting[0].ema.model), weights_of(plain[0].ema.model))
     assert {d.accepted for d in selecting[0].cache.decisions} == {accepts}
     assert len(selecting[0].cache.decisions) == 2 * iterations
+
+
+def test_parts_of_a_batch_draw_one_after_the_other_and_what_is_learnt_from_draws_the_same_again() -> None:
+    cfg = selecting_config(MODEL__ACTIVE_ONCE_MODE="only_paste_0", SOLVER__ACCUMULATION_STEPS=2)
+    state, _ = start(cfg)
+    select = build_selection(cfg, state.model, state.cache, state.scaler, ALONE)
+    drawn = []
+
+    def losses(*_: Any, **options: bool) -> dict[str, torch.Tensor]:
+        drawn.append(float(torch.rand(())))
+        return {"pasted_loss": sum(parameter.square().sum() for parameter in state.model.parameters())}
+
+    select([record | {"test": None} for record in batch_of(0)], losses, 0)
+    assert len(drawn) == 2
+    assert [float(torch.rand(())) for _ in range(2)] == drawn
 
 
 @pytest.mark.bits
