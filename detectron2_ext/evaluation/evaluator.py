@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +29,7 @@ from exchange.config import choose
 from exchange.errors import UserError
 
 _log = logging.getLogger(__name__)
+_PART = re.compile(r"part\d+\.(json|npz|npy)")
 
 
 def validate(
@@ -159,8 +161,8 @@ def evaluate_model(
     predictions = Predictions.concatenate([Predictions.from_bytes(files.read_bytes(p)) for p in judged_file])
     for path in confusions_file[1:]:
         records.confusions.add_bytes(files.read_bytes(path))
-    for path in part_file[1:] + judged_file + confusions_file[1:]:
-        files.remove(path)
+    for part_of_process in files.matches(folder, _PART):  # of more processes, too, that were stopped before
+        files.remove(files.join(folder, part_of_process[0]))
     _log.info("scoring %d judged objects in %d images", len(predictions), len(truth.images))
     return dataclasses.replace(truth.score(predictions), confusions=records.confusions.by_class())
 
