@@ -69,7 +69,7 @@ def _forget_where_it_came_from(folder: str) -> None:
             path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def train_segmenter(out: str, seed: int, steps: int) -> dict[str, float]:
+def train_segmenter(out: str, seed: int, steps: int) -> dict[str, float | None]:
     from tools.digits import train_segmenter as recipe
 
     feedback = recipe.train(files.join(out, "run"), steps, seed)

@@ -17,6 +17,14 @@ def test_a_complete_round_comes_at_once(layout):
         next(follow_round(layout, 0, timeout_s=0, num_shards=1))
 
 
+def test_shards_that_have_listed_nothing_yet_are_waited_for(layout):
+    instances = generate(layout, 0, 5, 0, 2)
+    steps = follow_round(layout, 0, timeout_s=5, poll_s=0, num_shards=2)
+    assert next(steps) == (3, instances)
+    others = generate(layout, 0, 5, 1, 2)
+    assert list(steps) == [(5, others)]
+
+
 @pytest.fixture
 def four_seconds(monkeypatch):
     """What each step takes of the five in which there must be something new."""

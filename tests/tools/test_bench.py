@@ -35,14 +35,17 @@ from tools.benchmarks import (
 
 def test_the_result_names_benchmark_machine_and_versions(monkeypatch, tmp_path, capsys, call):
     monkeypatch.setattr(
-        pool, "measure", lambda _: {"ours": {"a_draw": {"seconds": 1 / 3}}, "ratio": 2.0, "met": True}
+        pool,
+        "measure",
+        lambda _: {"ours": {"a_draw": {"seconds": 1 / 3}, "draws": 1}, "ratio": 2.0, "met": True},
     )
     path = tmp_path / "result.json"
     call(bench, "pool", "--json", str(path))
     result = json.loads(path.read_text())
     table = dict(re.split(r"  +", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert table["name"] == "pool" and table["ratio"] == "2" and table["met"] == "yes"
-    assert table["ours: a draw: seconds"] == "0.3333" and "versions: torch" in table
+    assert table["ours: a draw: seconds"] == "0.3333" and table["ours: draws"] == "1"
+    assert "versions: torch" in table
     call(bench, "pool", "--json", "-")
     assert json.loads(capsys.readouterr().out) == result
     assert result["name"] == "pool" and result["ratio"] == 2.0 and result["device"].startswith("cpu")

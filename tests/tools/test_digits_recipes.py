@@ -85,6 +85,15 @@ def test_the_text_tower_learns_the_categories_codes_in_every_template():
     assert ((learnt.view(3, 3, 4) * codes).sum(2) > 0.8).all()
 
 
+def test_the_clip_s_processor_gives_the_pixels_that_it_was_trained_on(monkeypatch):
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (pictures.SIZE, pictures.SIZE, 3), np.uint8)
+    monkeypatch.setattr(pictures, "with_masks", lambda *_, **__: [(picture, np.ones(picture.shape[:2]), 1)])
+    trained_on, _ = train_clip.make_pictures({}, 1, rng)
+    images = train_clip.build()[1].image_processor(images=[picture], return_tensors="pt")
+    torch.testing.assert_close(images["pixel_values"], trained_on)
+
+
 def test_prompts_for_a_white_or_no_background_have_a_white_one_and_the_others_a_colour():
     drawn = pictures.with_prompts(samples.split()["val"], 60, np.random.default_rng(0))
     white = {}

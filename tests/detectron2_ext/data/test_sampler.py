@@ -38,6 +38,12 @@ def test_a_crowd_neither_counts_nor_repeats_its_image(small_lvis):
     np.testing.assert_allclose(factors, [2**0.5, 1.0])
 
 
+def test_an_image_without_objects_is_seen_once_an_epoch(small_lvis):
+    small_lvis.add_object(small_lvis.add_image(), 0, [1, 1, 9, 9])
+    small_lvis.add_image()
+    np.testing.assert_allclose(repeat_factors(small_lvis.read(), np.arange(2), 2.0), [2.0, 1.0])
+
+
 def test_an_epoch_holds_each_image_its_factor_rounded_up_or_down_and_right_in_the_mean():
     images = stream()
     counts = np.array([np.bincount(images.epoch(e), minlength=17)[10:] for e in range(2000)])

@@ -117,6 +117,10 @@ def test_the_configuration_s_data_sets_replace_what_has_their_names_and_built_in
     assert metadata.image_root == str(tmp_path / "now/small_val")
     assert (theirs.MODEL.DEVICE, theirs.OUTPUT_DIR) == ("cpu", str(tmp_path / "now/run/train"))
     assert not theirs.is_new_allowed()
+    DatasetCatalog.remove("lvis_digits_val")
+    MetadataCatalog.remove("lvis_digits_val")
+    register()  # of the network, too, which is known
+    assert "lvis_digits_val" in DatasetCatalog
     known = MetadataCatalog.get("lvis_v1_val").json_file
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     register()
