@@ -11,6 +11,7 @@ import torch
 
 from diSegmenter import segmentAndFilter
 from diSegmenter.annotate import MaskCleaner
+from diSegmenter.cut_out import BestOf
 from diSegmenter.filter import InstanceFilter
 from diSegmenter.onnx_network import OnnxReading
 from diSegmenter.pool.prune import prune_dropped
@@ -189,6 +190,10 @@ def test_every_key_of_the_segmenter_reaches_what_it_is_for(monkeypatch, config, 
     cfg = load_config(config, ["SEGMENTER.FOREGROUND", "alpha"])
     segmentAndFilter.build_segmenter(cfg, layout, dataset, "images", Shard(), 0)
     assert built["OneModel"].call_args.args[0] == "alpha"
+    assert built["RoundSegmenter"].call_args.args[1] == built["OneModel"].return_value
+    cfg = load_config(config, ["SEGMENTER.FOREGROUND", "[alpha, sam2]"])
+    segmentAndFilter.build_segmenter(cfg, layout, dataset, "images", Shard(), 0)
+    assert isinstance(built["RoundSegmenter"].call_args.args[1], BestOf)
 
 
 def test_of_several_models_each_gets_its_name_and_clip_chooses(call, config, layout, foreground_folder):

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pytest
@@ -52,24 +52,25 @@ class _Loader:
         return len(self._batches)
 
 
-class _OneAfterTheOther(Ranks):
-    """Processes of a group played in turn, the first one last: nobody has to wait."""
-
-    def barrier(self) -> None:
-        return
-
-
 def _evaluate(
     world: World, predictions: dict[int, Instances], folder: Path, world_size: int, limit: int = 300
 ) -> Evaluation | None:
+    """Processes of a group played in turn, the first one last: nobody has to wait where they meet."""
     model = _Oracle(predictions).train()
     evaluation = None
+    met: list[bool] = []
+
+    def meet(ranks: Ranks) -> None:
+        met.append((folder / f"part{ranks.rank}.json").exists())
+
     for rank in reversed(range(world_size)):
-        ranks = _OneAfterTheOther(rank, world_size, torch.device("cpu"))
+        ranks = Ranks(rank, world_size, torch.device("cpu"))
         loader = _Loader(list(predictions)[rank::world_size])
-        evaluation = evaluate_model(model, loader, CocoTruth(world.file), str(folder), ranks, limit)
+        with patch.object(Ranks, "barrier", meet):
+            evaluation = evaluate_model(model, loader, CocoTruth(world.file), str(folder), ranks, limit)
         assert (evaluation is None) == (rank > 0)
         assert model.training
+    assert met == [True] * (world_size - 1) + [False]  # once each; the first one has no part of its own
     return evaluation
 
 
