@@ -130,5 +130,7 @@ def test_resizing_keeps_what_one_side_has_room_for_and_interpolates():
     cutout = np.zeros((100, 100, 4), np.uint8)
     cutout[:, (np.arange(100) // 4) % 2 == 1] = 200
     assert resize_cutout(cutout, (5, 150))[2, :, 0].std() > 80  # the height shrinks, the width grows
+    turned = np.ascontiguousarray(cutout.swapaxes(0, 1))
+    np.testing.assert_array_equal(resize_cutout(turned, (100, 20))[:, 0], turned[:, 0])  # the width alone
     ramp = np.repeat(np.arange(0, 200, 20, dtype=np.uint8)[None, :, None], 10, 0).repeat(4, 2)
     assert len(set(resize_cutout(ramp, (10, 20))[0, :, 0].tolist())) == 20
