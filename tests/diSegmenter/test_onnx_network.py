@@ -177,7 +177,10 @@ def test_without_a_gpu_in_onnxruntime_the_processor_does_it_and_says_so(tmp_path
     assert size == (32, 32) and network(torch.zeros(2, 3, 32, 32)).shape == (2, 1, 32, 32)
 
 
-def test_a_gpu_that_onnxruntime_finds_computes_the_images_of_one_thread(tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("device", ["cuda:1", "cpu"])
+def test_a_gpu_that_onnxruntime_finds_computes_the_images_of_one_thread(
+    device, tmp_path, monkeypatch, caplog
+):
     gpu, processor, seen = "CUDAExecutionProvider", "CPUExecutionProvider", []
 
     class Session(onnxruntime.InferenceSession):
@@ -186,16 +189,19 @@ def test_a_gpu_that_onnxruntime_finds_computes_the_images_of_one_thread(tmp_path
             super().__init__(path, options, providers=[processor])
 
         def get_providers(self):
-            return [gpu, processor]
+            return [gpu, processor] if device != "cpu" else [processor]
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [gpu, processor])
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     path = save_dark(tmp_path / "dark.onnx", FIXED)
-    network, _ = load_onnx_network(path, "main", 0, 99, torch.device("cuda:1"))
+    network, _ = load_onnx_network(path, "main", 0, 99, torch.device(device))
     monkeypatch.undo()
-    assert seen == [[(gpu, {"device_id": 1}), processor]] and not caplog.text
-    assert network._threads._max_workers == 1
+    on_gpu = (
+        [(gpu, {"device_id": 1})] if device != "cpu" else []
+    )  # asked for nothing else where it is not wanted
+    assert seen[0] == [*on_gpu, processor] and not caplog.text
+    assert network._threads._max_workers == (1 if on_gpu else 3)
 
 
 def test_without_onnxruntime_one_sentence_says_what_to_install(tmp_path, monkeypatch):

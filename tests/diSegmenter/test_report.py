@@ -145,6 +145,14 @@ def test_a_round_without_scores_says_so(layout):
     assert "<p>Nothing was scored.</p>" in report(layout, [None, None])
 
 
+def test_a_caption_stands_below_its_picture():
+    pictures = [Image.new("RGB", (90, 90))]
+    with_it, without = (np.asarray(contact_sheet(pictures, [name], "")) for name in ("name", ""))
+    lowest_of_picture = np.flatnonzero((without == 0).all(axis=2).any(axis=1)).max()
+    written = np.flatnonzero((with_it != without).any(axis=(1, 2)))
+    assert len(written) and lowest_of_picture < written.min()
+
+
 def test_names_on_a_sheet_have_their_own_letters():
     pictures = [Image.new("RGB", (90, 90))]
     sheets = [contact_sheet(pictures, [name], name).tobytes() for name in "äÖ"]

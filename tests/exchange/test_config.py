@@ -123,6 +123,8 @@ def test_a_value_of_the_wrong_type_is_an_error_that_names_the_key(tmp_path):
         load_config(write(tmp_path / "x.yaml", {"SOLVER": {"MAX_ITER": "many"}}))
     with pytest.raises(UserError, match=r"SOLVER\.BASE_LR the value 'nan': it takes a float"):
         load_config(write(tmp_path / "x.yaml", {}), ["SOLVER.BASE_LR", "nan"])
+    with pytest.raises(UserError, match=r"GENERATOR\.MODELS the value 'a/b': it takes a list"):
+        load_config(write(tmp_path / "x.yaml", {}), ["GENERATOR.MODELS", "a/b"])
     with pytest.raises(UserError, match="'SEED' stands alone"):
         load_config(str(tmp_path / "x.yaml"), ["SEED"])
 

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import inspect
+import json
+import shutil
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -125,10 +127,12 @@ def test_each_prompt_is_encoded_once(sd3, monkeypatch):
     assert encoded == ["a cow", "a dog", "the hen"]
 
 
-def test_prompt_that_the_tokenizer_cuts_off_is_told_once(sd3, caplog):
+def test_prompt_that_a_tokenizer_cuts_off_is_told_once(sd3, tmp_path, caplog):
+    other = shutil.copytree(sd3, tmp_path / "sd3") / "tokenizer_2/tokenizer_config.json"
+    other.write_text(json.dumps(json.loads(other.read_text()) | {"model_max_length": 200}))
     fits, *long = ("cow " * 25, *(f"{'cow ' * 40}{i}" for i in range(2)))  # of three letters, with both ends
     images = [PlannedImage("x.png", 1, 0, i, i, "{}", prompt) for i, prompt in enumerate((fits, *long))]
-    make_sampler(sd3).prepare([*BATCH, *images])
+    make_sampler(tmp_path / "sd3").prepare([*BATCH, *images])
     (warning,) = [r.getMessage() for r in caplog.records if r.name == "generator.prompt_embeddings"]
     told = "2 prompts have more than 77 tokens and are cut off by a text encoder, such as"
     assert warning == f"{told} {long[0]!r}"

@@ -184,6 +184,8 @@ def test_the_time_that_is_left_is_that_of_the_rounds_before_or_at_least_that_of_
         files.write_bytes(layout.feedback_history(round_), b"{}")
     date(layout, initial=26_600, rd00=22_600, rd01=18_600, rd02=600)
     assert look(layout, NOW, 900).left == 4000 - 600  # the median
+    files.write_bytes(layout.settings_file, SETTINGS.replace(b"18", b"58"))  # six rounds
+    assert look(layout, NOW, 900).left == 3 * 4000 - 600
     files.remove(layout.feedback_history(0))
     for begun in (b'{"iteration": 18, "ti', b"[1]", b'{"iteration": 18}', b"[" * 100_000, b""):
         files.write_bytes(f"{layout.train_dir}/metrics.json", begun)

@@ -101,7 +101,14 @@ def test_no_readable_image_at_all_is_an_error(filled_lvis):
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [((64, 48), (32, 24)), ((300, 48), (60, 10)), ((48, 64), (24, 32))]
+    ("size", "expected"),
+    [
+        ((64, 48), (32, 24)),
+        ((300, 48), (60, 10)),
+        ((48, 64), (24, 32)),
+        ((50, 31), (39, 24)),
+        ((31, 50), (24, 39)),
+    ],
 )
 def test_test_images_are_resized_by_their_shorter_side(small_lvis, size, expected):
     small_lvis.add_image(*size)
