@@ -17,9 +17,9 @@ ALPHAS = [np.random.default_rng(0).integers(0, 256, image.shape[:2], dtype=np.ui
 
 def test_scores_are_100_times_the_cosine_on_white_and_on_black(clip_folder):
     model, processor = CLIPModel.from_pretrained(clip_folder), CLIPProcessor.from_pretrained(clip_folder)
-    scores = load_clip_scorer(clip_folder, "main", PROMPTS, CPU)(IMAGES, ALPHAS, [3, 7, 7])
+    scores = load_clip_scorer(clip_folder, "main", PROMPTS, CPU)(IMAGES, ALPHAS, [7, 3, 7])
     assert scores.shape == (3, 2)
-    for i, category in enumerate([3, 7, 7]):
+    for i, category in enumerate([7, 3, 7]):
         share = ALPHAS[i][..., None] / 255
         for j, paper in enumerate((255, 0)):
             picture = np.rint(share * IMAGES[i][..., :3] + (1 - share) * paper).astype(np.uint8)

@@ -123,11 +123,17 @@ def test_a_line_that_is_cut_off_is_no_answer_and_nor_is_what_is_thought_before_o
     model = LanguageModel(str(gpt2), "main", CPU)
     written = model._tokenizer("red cow box").input_ids
     monkeypatch.setattr(model._tokenizer, "decode", lambda *_, **__: "a cow?\n</think>a cow\na box in")
+    rooms = []
     for ends, expected in ((True, ["a cow", "a box in"]), (False, ["a cow"])):
         monkeypatch.setattr(sentence_writer, "_TOKENS", 2 if ends else 1)  # of 3 lines and one more
         answer = torch.tensor([[*model._tokenizer("a cow\n\n-").input_ids, *written, 1]])
-        monkeypatch.setattr(model._model, "generate", lambda answer=answer, **_: answer)
+        monkeypatch.setattr(
+            model._model,
+            "generate",
+            lambda answer=answer, **given: rooms.append(given["max_new_tokens"]) or answer,
+        )
         assert model("a cow", 3, 0) == expected
+    assert rooms == [8, 4]
 
 
 def test_the_command_writes_what_stage_1_reads_and_goes_on_where_it_was_stopped(

@@ -113,6 +113,7 @@ def test_a_file_that_is_not_there_or_holds_something_else_is_named(tmp_path):
             {"settings": "SEED: 1", "categories": '[{"id": "x", "name": "kite"}]'},
             "is damaged: of a category 'id'",
         ),
+        ({"settings": "SEED: 1", "categories": '[{"id": 1}]'}, "'name' is missing"),
         ({"settings": "SEED: 1", "categories": "[]"}, "does not say its settings"),
         (
             {"settings": "SEED: 1", "categories": KITE},
