@@ -8,7 +8,7 @@ from PIL import Image
 
 from exchange.annotations import frequency, read_annotations
 from exchange.catalog import builtin_datasets
-from tools.benchmarks.lvis_size import CLASSES, image_counts, write_split
+from tools.benchmarks.lvis_size import CLASSES, image_counts, write_lvis
 
 
 def test_classes_are_as_frequent_as_in_lvis():
@@ -20,7 +20,9 @@ def test_classes_are_as_frequent_as_in_lvis():
 def test_it_takes_the_place_of_lvis_at_a_share_of_its_size(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     path, folder = builtin_datasets()["lvis_v1_train"]
-    assert str(write_split(tmp_path, "train", 0.002)) == path
+    write_lvis(tmp_path, 0.002)
+    tested_on, _ = builtin_datasets()["lvis_v1_val"]
+    assert len(read_annotations(tested_on).image_ids) == 39
     truth = read_annotations(path)
     assert (len(truth.image_ids), len(truth.categories)) == (200, CLASSES)
     assert len(truth.object_images) == int(0.002 * 1_270_141)
