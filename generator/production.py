@@ -61,7 +61,7 @@ def produce(
             told = tqdm(read, f"round {round_}: drawn before", len(drawn), unit="image", delay=2)
             found = zip(drawn, told, strict=True)
             records = {i.file: r for i, r in found if r is not None and _as_planned(r, i, guided)}
-        if earlier and earlier.instances == [records.get(i.file) for i in images]:
+        if earlier and earlier.complete and earlier.instances == [records.get(i.file) for i in images]:
             return earlier
         seconds_before = earlier.seconds if earlier else 0.0
 

@@ -73,6 +73,13 @@ def test_only_what_is_to_be_drawn_is_prepared(tmp_path, plan):
     assert there.stat().st_mtime == 0  # and only what was missing is written
 
 
+def test_a_plan_that_shrank_to_what_was_drawn_of_the_first_one_is_complete(tmp_path, plan):
+    layout = RunLayout(str(tmp_path))
+    of_first = dataclasses.replace(make(layout, plan[:6]), complete=False)
+    write_manifest(layout, of_first)
+    assert make(layout, plan[:6]).complete and read_manifest(layout.manifest(2, 0, 1)).complete
+
+
 def test_what_is_there_is_told_of_image_by_image_while_it_is_read(tmp_path, plan, monkeypatch):
     layout, told, all_but_last = RunLayout(str(tmp_path)), [], threading.Event()
     make(layout, plan)
